@@ -1,0 +1,1 @@
+"""Hydra's groups: YAML only."""

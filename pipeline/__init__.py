@@ -1,0 +1,1 @@
+"""The composition root: configuration, plan, keys, store, engine, tracking and inspection of the stages' artifacts."""

@@ -1,0 +1,21 @@
+"""Progress of long work: one bar on standard error, with rate and time left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress(description: str, *, total: int | None, unit: str, initial: int = 0, scale: bool = False) -> tqdm[Any]:
+    """Return a progress bar; `scale` prints large units as k, M, G (bytes, tokens)."""
+    return tqdm(
+        desc=description,
+        total=total,
+        unit=unit,
+        initial=initial,
+        unit_scale=scale,
+        dynamic_ncols=True,
+        mininterval=0.5,
+        leave=False,
+    )

@@ -1,0 +1,1 @@
+"""Recovery fine-tuning: adapters, packed batches, the loop and its checkpoints."""

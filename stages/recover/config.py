@@ -1,0 +1,60 @@
+"""What decides a recovery. No torch here: a plan reads these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(kw_only=True, slots=True)
+class AdapterConfig:
+    """What is trained. `name` chooses the builder in `stages.recover.adapters.ADAPTERS`."""
+
+    name: str = "rora"
+    rank: int = 16
+    """Rank r of the update; at least 1."""
+    alpha: float = 16.0
+    """Scaling numerator: LoRA scales by alpha/r, RoRA by alpha/sqrt(r)."""
+    dropout: float = 0.0
+    """Probability of dropping an input of the adapter while training."""
+    targets: list[str] = field(default_factory=lambda: list(PROJECTIONS))
+    """Names of the linear layers that get an adapter."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RecoverConfig:
+    """How it is trained."""
+
+    tokens: int = 100_000
+    """Budget: tokens of packed sequences that pass through the model, prompts included."""
+    learning_rate: float = 1e-3
+    """Peak of the schedule."""
+    warmup: float = 0.05
+    """Fraction of the steps over which the rate rises linearly; it then falls along a cosine to `final`."""
+    final: float = 0.1
+    """Rate at the last step, as a fraction of the peak."""
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    sequence_length: int = 512
+    """Tokens in a packed sequence; longer rows are cut."""
+    batch_tokens: int = 2048
+    """Tokens in one optimizer step."""
+    loss: str = "response"
+    """Where the loss is taken: "response" or "all" tokens."""
+    validate_every: int = 20_000
+    """Tokens between two validation losses; one is always taken at the start and at the end."""
+    checkpoint_every: int = 10_000
+    """Tokens between two checkpoints, from which a killed run resumes."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RecoverStageConfig:
+    """Everything that decides the recover stage's artifact."""
+
+    adapter: AdapterConfig
+    recover: RecoverConfig
+    dtype: str
+    """Computation's precision, "float32" or "bfloat16" (the plan resolves "auto"); adapters and optimizer stay float32."""
+    seed: int

