@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,8 +29,9 @@ class PruneConfig:
     layers: str = "all"
     """Layers to prune: "all", or "4-27", "0,2,5-7" (zero-based, inclusive); the others keep their shape."""
     calibration: Calibration = field(default_factory=Calibration)
-    calibration_ids: list[list[int]] | None = None
-    """Token ids to calibrate on, one list a sequence, in place of rows from the data (the plan reads them from a file)."""
+    calibration_ids: Any = None
+    """Token ids to calibrate on, a list of lists with one list a sequence, in place of rows from the data. On the
+    command line a JSON file; the plan reads it, so that its content and not its path enters the key."""
     dtype: str = "float32"
     """Precision of the scores' forward and backward passes: float32 or bfloat16."""
     seed: int = 0

@@ -16,8 +16,6 @@ class ModelSource:
     """
 
     kind: str
-    name: str
-    """Readable name, the second part of artifact directories; it does not enter the key's meaning."""
     wheel: Wheel | None = None
     member: str | None = None
     """The GGUF file inside the wheel."""
