@@ -1,0 +1,88 @@
+"""The identity of an artifact: SHA-256 of what decides it, and nothing else.
+
+Key = SHA-256 of canonical JSON of {key schema, stage, stage version, typed config, {input: upstream key}}.
+Paths, device, workers and tracker never enter; source code does not enter (a stage's version is bumped by hand).
+What cannot be encoded without doubt raises, rather than being given some key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+SCHEMA = 1
+"""Bumped when the encoding below changes, which gives every artifact a new key."""
+
+
+def canonical(value: Any, where: str = "config") -> Any:
+    """Return `value` as JSON types only: dataclasses become {"field": …}, enums their names.
+
+    Raises:
+        TypeError: a type whose meaning is not its JSON (paths, sets, tensors, functions, …).
+        ValueError: NaN or infinity.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.name
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}, which has no place in a key")
+        return value
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise TypeError(f"{where} has the key {name!r}; only strings can be keys")
+        return {name: canonical(item, f"{where}.{name}") for name, item in sorted(value.items())}
+    if isinstance(value, (list, tuple)):
+        return [canonical(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    raise TypeError(f"{where} is a {type(value).__name__}, which cannot enter a key")
+
+
+def payload(stage: str, version: int, config: Any, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Return what is hashed: the stage, its version, its config and the keys of its inputs, as JSON types."""
+    return {
+        "schema": SCHEMA,
+        "stage": stage,
+        "version": version,
+        "config": canonical(config),
+        "inputs": {name: inputs[name] for name in sorted(inputs)},
+    }
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 (64 hex digits) of a JSON value, independent of the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def derive_seed(seed: int, stage: str) -> int:
+    """Return the seed of one stage, in [0, 2**31), so that a cache hit never shifts another stage's random numbers."""
+    return int(hashlib.sha256(f"{seed}/{stage}".encode()).hexdigest()[:8], 16) % 2**31
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as {"a.b.c": leaf}; lists are leaves."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat |= flatten(item, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return {"dotted.field": (our value, their value)} for every field in which two payloads differ."""
+    left, right = flatten(ours), flatten(theirs)
+    return {
+        name: (left.get(name), right.get(name))
+        for name in sorted(left.keys() | right.keys())
+        if left.get(name) != right.get(name) or (name in left) != (name in right)
+    }

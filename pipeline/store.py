@@ -1,0 +1,254 @@
+"""Artifacts on disk: one directory each, complete exactly when its manifest is there.
+
+    <root>/<stage>/<label>-<key, 16 digits>/            payload + manifest.json
+    <root>/<stage>/<label>-<key, 16 digits>.partial/    being built, or left by a killed run to resume from
+    <root>/.locks/                                      one file lock an artifact
+
+The manifest is written last and one rename commits. A hit is checked, not trusted: same payload, every file there with
+its recorded size, every input the one it was built from. There is no other state that could disagree with the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline import keys
+from stages.errors import UserError
+from stages.files import read_json, write_json
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+SHORT = 16
+"""Hex digits of the key in a directory's name; the manifest holds all 64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A complete artifact: its directory and the manifest that says so."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The full key, 64 hex digits."""
+        return str(self.manifest["key"])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the names and contents of the files."""
+        return str(self.manifest["digest"])
+
+    @property
+    def name(self) -> str:
+        """`<stage>/<directory>`, as users see it."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The artifacts under one root directory."""
+
+    root: Path
+
+    def prepare(self) -> None:
+        """Create the root and check that it can be written.
+
+        Raises:
+            UserError: it cannot.
+        """
+        probe = self.root / f".probe-{os.getpid()}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"\0")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"the artifact directory {self.root} can't be written ({error.strerror}). "
+                "Make room or mend its permissions, or name another: runtime.artifact_root=DIR."
+            ) from error
+
+    def directory(self, stage: str, label: str, key: str) -> Path:
+        """Return where the artifact lies: where its key already is under any label, else under this one."""
+        named = self.root / stage / f"{label}-{key[:SHORT]}"
+        if named.exists():
+            return named
+        return next(iter(sorted((self.root / stage).glob(f"*-{key[:SHORT]}"))), named)
+
+    def partial(self, stage: str, label: str, key: str) -> Path:
+        """Return the directory it is built in: the one a killed run left, else a new name."""
+        named = self.root / stage / f"{label}-{key[:SHORT]}{PARTIAL}"
+        return next(iter(sorted((self.root / stage).glob(f"*-{key[:SHORT]}{PARTIAL}"))), named)
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Yield every complete artifact whose manifest can be read, by stage and name."""
+        for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")):
+            if not manifest.parent.name.endswith(PARTIAL):
+                artifact = _read(manifest.parent)
+                if artifact is not None:
+                    yield artifact
+
+    def partials(self) -> list[Path]:
+        """Return the directories of unfinished builds."""
+        return sorted(path for path in self.root.glob(f"*/*{PARTIAL}") if path.is_dir())
+
+    def find(self, key: str) -> Artifact:
+        """Return the one artifact whose key, directory or `stage/directory` starts or ends with `key`.
+
+        Raises:
+            UserError: none, or several.
+        """
+        wanted = key.rstrip("/").removeprefix(f"{self.root}/")
+        found = [a for a in self.artifacts() if a.key.startswith(wanted) or wanted in (a.path.name, a.name)]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise UserError(f"no artifact '{key}' in {self.root}. List them: python -m pipeline.inspect ls.")
+        names = ", ".join(a.name for a in found)
+        raise UserError(f"'{key}' could be {names}. Give more digits.")
+
+    def check(self, path: Path, payload: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> tuple[Artifact | None, str]:
+        """Return (the artifact, "") for a hit, or (None, why it must be built).
+
+        `inputs` holds the upstream artifacts that are there now; one that was removed is not asked for.
+        """
+        if not path.exists():
+            return None, ""
+        if not (path / MANIFEST).is_file():
+            return None, "its manifest is missing"
+        artifact = _read(path)
+        if artifact is None:
+            return None, "its manifest is damaged"
+        if artifact.manifest["payload"] != payload:
+            return None, "its recorded configuration is another"
+        problem = missing_or_resized(artifact)
+        if problem:
+            return None, problem
+        for name, upstream in inputs.items():
+            if artifact.manifest["input_digests"].get(name) != upstream.digest:
+                return None, f"its input '{name}' was rebuilt and differs"
+        return artifact, ""
+
+    @contextmanager
+    def lock(self, stage: str, key: str, *, waiting: Any) -> Iterator[None]:
+        """Hold the artifact's lock; `waiting` is called once when another process holds it."""
+        directory = self.root / ".locks"
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / f"{stage}-{key[:SHORT]}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def commit(
+        self,
+        partial: Path,
+        final: Path,
+        *,
+        label: str,
+        payload: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        summary: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+    ) -> Artifact:
+        """Write the manifest into `partial` and rename it to `final`; an artifact already there is replaced."""
+        (partial / MANIFEST).unlink(missing_ok=True)
+        files = describe_files(partial)
+        manifest = {
+            "stage": payload["stage"],
+            "label": label,
+            "key": keys.digest(payload),
+            "payload": payload,
+            "inputs": {name: upstream.name for name, upstream in sorted(inputs.items())},
+            "input_digests": {name: upstream.digest for name, upstream in sorted(inputs.items())},
+            "digest": keys.digest(files),
+            "files": files,
+            "summary": summary,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "provenance": provenance,
+        }
+        write_json(partial / MANIFEST, manifest)
+        old = final.with_name(f"{final.name}.replaced-{os.getpid()}")
+        if final.exists():
+            os.rename(final, old)
+        os.rename(partial, final)
+        shutil.rmtree(old, ignore_errors=True)
+        return Artifact(final, manifest)
+
+
+def _read(path: Path) -> Artifact | None:
+    """Return the artifact in `path`, or None where its manifest is missing, damaged, or not one of ours."""
+    try:
+        manifest = read_json(path / MANIFEST)
+    except (UserError, OSError):
+        return None
+    needed = {"stage", "key", "payload", "digest", "files", "input_digests", "summary"}
+    if not isinstance(manifest, dict) or not needed <= manifest.keys():
+        return None
+    return Artifact(path, manifest)
+
+
+def missing_or_resized(artifact: Artifact) -> str:
+    """Return what is wrong with the files by their presence and size, or an empty string."""
+    for name, recorded in artifact.manifest["files"].items():
+        try:
+            size = (artifact.path / name).stat().st_size
+        except OSError:
+            return f"its file {name} is missing"
+        if size != recorded["bytes"]:
+            return f"its file {name} has {size} bytes and was written with {recorded['bytes']}"
+    return ""
+
+
+def damaged(artifact: Artifact) -> str:
+    """Return what is wrong with the files by their SHA-256, or an empty string."""
+    problem = missing_or_resized(artifact)
+    if problem:
+        return problem
+    for name, recorded in artifact.manifest["files"].items():
+        if sha256(artifact.path / name) != recorded["sha256"]:
+            return f"its file {name} is not what was written (SHA-256 differs)"
+    return ""
+
+
+def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return {relative path: {"bytes", "sha256"}} of every file under `directory`; links count as what they point to."""
+    return {
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def sha256(path: Path) -> str:
+    """Return the file's SHA-256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def explain_os_error(error: OSError, doing: str) -> UserError:
+    """Return a disk error in the user's words: what was being done, what failed, what to do."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"no space left on the device while {doing}{where}. What was finished is kept: free some space "
+            "(python -m pipeline.inspect gc lists what can go) or move the store with runtime.artifact_root=DIR, "
+            "then run the same command again."
+        )
+    return UserError(f"{error.strerror or error} while {doing}{where}.")
