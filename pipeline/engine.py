@@ -1,0 +1,207 @@
+"""Running a plan: what is not in the store is built, resumably, and what is there is checked and used.
+
+    hit       complete, and built from exactly these inputs
+    build     nothing there, or not to be trusted (said why)
+    resume    a killed build left its directory: the stage goes on in it
+
+A hit never runs what is upstream of it.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.plan import Graph, Node
+from pipeline.provenance import drift, provenance
+from pipeline.runtime import peak_memory_bytes, reset_peak_memory
+from pipeline.store import Artifact, Store, explain_os_error
+from stages.errors import UserError
+from stages.stage import Context
+
+log = logging.getLogger("pipeline")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What will happen to a node, and why."""
+
+    state: str
+    why: str
+    artifact: Artifact | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    """What happened to a node in this run; belongs to the run directory, never to an artifact."""
+
+    name: str
+    key: str
+    status: str
+    seconds: float
+    peak_memory_bytes: int | None
+    artifact: str
+    why: str = ""
+    drift: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+class Engine:
+    """One run over a store: remembers which artifacts are checked or built, and what each cost."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        store: Store,
+        *,
+        cache: Path,
+        force: list[str],
+        observe: Callable[[Node], Callable[[dict[str, Any]], None]] = lambda node: lambda point: None,
+        threads: int | None = None,
+    ) -> None:
+        """`observe(node)` returns the function that gets the points of that node's curve while it is built."""
+        self.graph, self.store, self.cache, self.observe, self.threads = graph, store, cache, observe, threads
+        self.done: dict[str, Artifact] = {}
+        self.runs: dict[str, StageRun] = {}
+        self.forced = _forced(graph, force)
+
+    def status(self, node: Node) -> Status:
+        """Return what running `node` would do, changing nothing."""
+        path = self.store.directory(node.stage.name, node.label, node.key)
+        if node.key in self.done:
+            return Status("hit", "", self.done[node.key])
+        if node.key in self.forced:
+            return Status("build", "forced")
+        inputs = {name: found for name, up in node.inputs.items() if (found := self._present(up)) is not None}
+        artifact, problem = self.store.check(path, node.payload, inputs)
+        if artifact is not None:
+            rebuilt = [name for name, up in node.inputs.items() if up.key in self.forced]
+            return Status("build", f"input '{rebuilt[0]}' is forced") if rebuilt else Status("hit", "", artifact)
+        if problem:
+            return Status("build", f"{path.name} can't be used: {problem}")
+        if self.store.partial(node.stage.name, node.label, node.key).exists():
+            return Status("resume", "a run was stopped in it")
+        return Status("build", "not in the store")
+
+    def run(self) -> None:
+        """Bring every target into the store; artifacts that are there but broken are rebuilt on the way."""
+        for node in self.graph:
+            if self.status(node).why not in ("", "not in the store", "a run was stopped in it"):
+                self.ensure(node)
+        for node in self.graph.targets:
+            self.ensure(node)
+
+    def ensure(self, node: Node) -> Artifact:
+        """Return the artifact of `node`, building it and what it needs."""
+        if node.key in self.done:
+            return self.done[node.key]
+        started = time.perf_counter()
+        status = self.status(node)
+        if status.artifact is not None:
+            changed = drift(status.artifact.manifest)
+            self._record(node, "hit", time.perf_counter() - started, None, status.artifact, drift=changed)
+            return self._finish(node, status.artifact)
+        inputs = {name: self.ensure(upstream) for name, upstream in node.inputs.items()}
+        waiting = lambda: log.info("%s is being built by another process; waiting for it.", node.name)  # noqa: E731
+        with self.store.lock(node.stage.name, node.key, waiting=waiting):
+            artifact = None
+            if node.key not in self.forced:
+                path = self.store.directory(node.stage.name, node.label, node.key)
+                artifact, _ = self.store.check(path, node.payload, inputs)
+            if artifact is not None:
+                self._record(node, "hit", 0.0, None, artifact, why="built by another process meanwhile")
+                return self._finish(node, artifact)
+            return self._finish(node, self._build(node, inputs, status))
+
+    def _build(self, node: Node, inputs: Mapping[str, Artifact], status: Status) -> Artifact:
+        stage = node.stage
+        partial = self.store.partial(stage.name, node.label, node.key)
+        final = self.store.directory(stage.name, node.label, node.key)
+        resumed = partial.exists() and node.key not in self.forced
+        log.info("%s %s%s", "resume" if resumed else "build ", node.name, f" ({status.why})" if status.why else "")
+        reset_peak_memory()
+        started = time.perf_counter()
+        try:
+            if not resumed:
+                shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True, exist_ok=True)
+            context = Context(
+                output=partial,
+                device=self.graph.device,
+                cache=self.cache,
+                locations=node.locations,
+                log=self.observe(node),
+            )
+            self._set_threads()
+            directories = {name: artifact.path for name, artifact in inputs.items()}
+            summary = stage.load()(node.config, directories, context)
+            _check_promises(node, partial)
+            artifact = self.store.commit(
+                partial,
+                final,
+                label=node.label,
+                payload=node.payload,
+                inputs=inputs,
+                summary=summary,
+                provenance=provenance(),
+            )
+        except OSError as error:
+            raise explain_os_error(error, f"building {node.name}") from error
+        finally:
+            gc.collect()
+        seconds = time.perf_counter() - started
+        peak = peak_memory_bytes()
+        self._record(node, "resumed" if resumed else "built", seconds, peak, artifact, why=status.why)
+        memory = f", peak {peak / 2**30:.1f} GiB" if peak else ""
+        log.info("built  %s in %.1f s%s", artifact.name, seconds, memory)
+        return artifact
+
+    def _set_threads(self) -> None:
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+
+    def _finish(self, node: Node, artifact: Artifact) -> Artifact:
+        self.done[node.key] = artifact
+        self.forced.discard(node.key)
+        return artifact
+
+    def _present(self, node: Node) -> Artifact | None:
+        """Return the artifact of `node` if it lies there whole, without looking further upstream."""
+        if node.key in self.done:
+            return self.done[node.key]
+        path = self.store.directory(node.stage.name, node.label, node.key)
+        return self.store.check(path, node.payload, {})[0]
+
+    def _record(
+        self, node: Node, status: str, seconds: float, peak: int | None, artifact: Artifact, **more: Any
+    ) -> None:
+        role = self.graph.role_of(node)
+        self.runs[node.key] = StageRun(role, node.key, status, round(seconds, 3), peak, artifact.name, **more)
+
+
+def _forced(graph: Graph, names: list[str]) -> set[str]:
+    """Return the keys of the stages (or roles) named and of everything that depends on them."""
+    known = {role for role in graph.roles} | {node.stage.name for node in graph}
+    forced: set[str] = set()
+    for name in names:
+        if name not in known:
+            raise UserError(f"force=[{name}] names no stage of this plan. Known: {', '.join(sorted(known))}.")
+        forced |= {n.key for role, n in graph.roles.items() if name in (role, n.stage.name)}
+    for node in graph:
+        if any(upstream.key in forced for upstream in node.inputs.values()):
+            forced.add(node.key)
+    return forced
+
+
+def _check_promises(node: Node, directory: Path) -> None:
+    """Raise where the stage did not write what it promises; alternatives are separated by "|"."""
+    for promise in node.stage.outputs:
+        if not any((directory / name).is_file() for name in promise.split("|")):
+            raise RuntimeError(f"stage {node.stage.name} finished without writing {promise}")

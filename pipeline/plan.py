@@ -1,0 +1,296 @@
+"""The graph of stages that one configuration describes, with every key, before anything runs.
+
+    model ─┬───────────────→ evaluate (dense) ──────┐
+           └→ prune ─┬─────→ evaluate (pruned) ─────┤
+                     └→ recover → evaluate (recovered) → report
+
+Two roles with the same key are one artifact: a sweep evaluates the dense model once. No torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline import keys
+from pipeline.config import Config, ModelEntry, Reference
+from pipeline.runtime import resolve_device, resolve_dtype
+from stages.data.config import DataConfig
+from stages.data.registry import DATASETS
+from stages.errors import UserError
+from stages.evaluate.config import EvaluateConfig
+from stages.evaluate.tasks import TASKS
+from stages.files import read_json
+from stages.methods import lookup
+from stages.prune.budget import PrunePlan, plan_shapes
+from stages.prune.config import PruneConfig
+from stages.prune.criteria import CRITERIA
+from stages.recover.adapters import check_adapter
+from stages.recover.config import RecoverConfig, RecoverStageConfig
+from stages.registry import STAGES
+from stages.report.config import ReportConfig
+from stages.shapes import DecoderShape
+from stages.source.config import ModelSource, TasksSource
+from stages.source.hub import cached_config, resolve_revision
+from stages.source.local import directory_digest
+from stages.stage import Stage
+
+UNCUT = ("none", "sheared")
+"""Values of `prune` for which there is nothing to cut."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One artifact of the plan: a stage with its config and inputs."""
+
+    stage: Stage
+    label: str
+    config: Any
+    inputs: Mapping[str, Node] = field(default_factory=dict)
+    locations: Mapping[str, Path] = field(default_factory=dict)
+
+    @cached_property
+    def payload(self) -> dict[str, Any]:
+        """What decides the artifact, as JSON types."""
+        upstream = {name: node.key for name, node in self.inputs.items()}
+        return keys.payload(self.stage.name, self.stage.version, self.config, upstream)
+
+    @cached_property
+    def key(self) -> str:
+        """The artifact's key, 64 hex digits."""
+        return keys.digest(self.payload)
+
+    @property
+    def name(self) -> str:
+        """The artifact as users see it, without its key."""
+        return f"{self.stage.name}/{self.label}"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The nodes by role, in an order in which they can be built."""
+
+    roles: Mapping[str, Node]
+    device: str
+    comparison: Mapping[str, str]
+    """What was compared, for the tracker: {"model", "prune", "adapter"}."""
+
+    def __iter__(self) -> Iterator[Node]:
+        """Yield every node once, inputs first."""
+        seen: set[str] = set()
+        for node in self.roles.values():
+            if node.key not in seen:
+                seen.add(node.key)
+                yield node
+
+    @property
+    def targets(self) -> list[Node]:
+        """What the user is after: the report, and the recovered (else the pruned, else the source) model."""
+        model = next(self.roles[role] for role in ("recover", "prune", "model") if role in self.roles)
+        return [model, self.roles["report"]]
+
+    def role_of(self, node: Node) -> str:
+        """Return the first role that `node` plays."""
+        return next(role for role, other in self.roles.items() if other.key == node.key)
+
+
+def build_graph(config: Config) -> Graph:
+    """Return the plan of `config`.
+
+    Raises:
+        UserError: the configuration names something unknown or impossible.
+    """
+    device = resolve_device(config.runtime.device)
+    cuts = config.prune.method not in UNCUT
+    recovers = config.adapter.name != "none"
+    roles: dict[str, Node] = {}
+
+    roles["model"] = model = _model(config.model, config)
+    subject = config.model.name
+    if recovers or (cuts and _reads_text(config.prune)):
+        roles["data"] = _data(config)
+    if cuts:
+        prune = dataclasses.replace(
+            config.prune,
+            calibration_ids=_calibration_ids(config.prune.calibration_ids),
+            dtype=resolve_dtype(config.prune.dtype, device),
+            seed=keys.derive_seed(config.prune.seed, "prune"),
+        )
+        inputs = {"model": model} | ({"data": roles["data"]} if _reads_text(config.prune) else {})
+        subject = f"{prune.method}-{subject}-{_amount(prune)}"
+        roles["prune"] = Node(STAGES["prune"], subject, prune, inputs)
+    pruned = roles.get("prune", model)
+    dense = _dense(config, model)
+    if dense is not None and dense is not model:
+        roles["dense"] = dense
+    if recovers:
+        check_adapter(config.adapter)
+        stage_config = RecoverStageConfig(
+            adapter=config.adapter,
+            recover=_narrow(RecoverConfig, config.recover),
+            dtype=resolve_dtype(config.recover.dtype, device),
+            seed=keys.derive_seed(config.recover.seed, "recover"),
+        )
+        label = f"{config.adapter.name}-r{config.adapter.rank}-{subject}"
+        roles["recover"] = Node(STAGES["recover"], label, stage_config, {"model": pruned, "data": roles["data"]})
+    models = {"dense": dense, "pruned": pruned, "recovered": roles.get("recover")}
+    roles |= _judge(config, {name: node for name, node in models.items() if node is not None}, device)
+    roles["report"] = _report(config, roles)
+    comparison = {"model": config.model.name, "pruned": pruned.label, "adapter": config.adapter.name}
+    return Graph(roles, device, comparison)
+
+
+def _model(entry: ModelEntry, config: Config) -> Node:
+    """Return the node that loads `entry`, with branch names and local paths turned into commits and digests."""
+    source = ModelSource(
+        kind=entry.kind,
+        wheel=entry.wheel,
+        member=entry.member,
+        member_sha256=entry.member_sha256,
+        repo=entry.repo,
+        trust_remote_code=entry.trust_remote_code,
+    )
+    locations = {}
+    if entry.kind == "hub":
+        if not entry.repo:
+            raise UserError("model.kind=hub needs model.repo=OWNER/NAME.")
+        source.revision = resolve_revision(entry.repo, entry.revision or "main")
+    if entry.kind == "local":
+        if not entry.path:
+            raise UserError("model=local needs model.path=DIR, a directory with config.json and safetensors.")
+        path = Path(entry.path).expanduser().resolve()
+        source.digest = directory_digest(path, cache_directory(config))
+        locations["model"] = path
+    return Node(STAGES["model"], entry.name or "model", source, locations=locations)
+
+
+def _dense(config: Config, model: Node) -> Node | None:
+    """Return the dense reference: what was cut, or for a model that comes pruned what its makers cut it from."""
+    if config.reference is Reference.none:
+        return None
+    if config.prune.method != "sheared":
+        return model
+    if config.model.dense is None:
+        raise UserError(
+            f"{config.model.name} comes pruned and names no dense model to compare with. Give one with model.dense.repo= "
+            "(and model.dense.name=, model.dense.revision=), or run without: reference=none."
+        )
+    return _model(config.model.dense, config)
+
+
+def _data(config: Config) -> Node:
+    lookup("data set", config.data.name, DATASETS)
+    data = dataclasses.replace(config.data, seed=keys.derive_seed(config.data.seed, "data"))
+    return Node(STAGES["data"], config.data.name, data)
+
+
+def _judge(config: Config, models: Mapping[str, Node], device: str) -> dict[str, Node]:
+    """Return the evaluation of each model and their running cost, or nothing for evaluate=none."""
+    if config.evaluate.protocol == "none":
+        return {}
+    if config.evaluate.protocol != "likelihood":
+        raise UserError(f"unknown evaluate.protocol '{config.evaluate.protocol}'. Known: likelihood, none.")
+    for task in config.evaluate.tasks:
+        lookup("task", task, TASKS)
+    if not config.evaluate.tasks:
+        raise UserError(f"evaluate.tasks is empty. Name some of: {', '.join(TASKS)}; or judge nothing: evaluate=none.")
+    rows = TasksSource(kind=config.evaluate.source, wheel=config.evaluate.wheel, tasks=sorted(config.evaluate.tasks))
+    roles = {"tasks": Node(STAGES["tasks"], config.evaluate.source, rows)}
+    evaluate = _narrow(EvaluateConfig, config.evaluate)
+    evaluate.dtype = resolve_dtype(evaluate.dtype, device)
+    for name, model in models.items():
+        inputs = {"model": model, "tasks": roles["tasks"]}
+        roles[f"evaluate-{name}"] = Node(STAGES["evaluate"], model.label, evaluate, inputs)
+    cost = dataclasses.replace(config.evaluate.cost, dtype=resolve_dtype(config.evaluate.cost.dtype, device))
+    label = models.get("recovered", models["pruned"]).label
+    roles["cost"] = Node(STAGES["cost"], label, cost, dict(models))
+    return roles
+
+
+def _report(config: Config, roles: Mapping[str, Node]) -> Node:
+    """Return the report of whatever the other roles hold."""
+    wanted = {"evaluate-dense": "dense", "evaluate-pruned": "pruned", "evaluate-recovered": "recovered"}
+    wanted |= {role: role for role in ("cost", "prune", "recover")}
+    inputs = {name: roles[role] for role, name in wanted.items() if role in roles}
+    model = roles.get("recover", roles.get("prune", roles["model"]))
+    report = ReportConfig(
+        model=config.model.name,
+        prune=config.prune.method,
+        adapter=config.adapter.name,
+        data=config.data.name if config.adapter.name != "none" else "none",
+        reference=config.reference.name,
+        ratio=config.prune.ratio,
+        channel_ratio=config.prune.channel_ratio,
+        trained_tasks=list(DATASETS[config.data.name].tasks) if config.adapter.name != "none" else [],
+        configuration={role: node.payload["config"] for role, node in roles.items()},
+    )
+    return Node(STAGES["report"], model.label, report, inputs or {"model": roles["model"]})
+
+
+def _narrow(kind: Any, options: Any) -> Any:
+    """Return the stage's own dataclass `kind` with the values of the command line's wider one."""
+    return kind(**{f.name: getattr(options, f.name) for f in dataclasses.fields(kind)})
+
+
+def _reads_text(prune: PruneConfig) -> bool:
+    return CRITERIA[prune.method].reads_text and prune.calibration_ids is None
+
+
+def _amount(prune: PruneConfig) -> str:
+    """Return how much is pruned, for a directory's name."""
+    share = f"r{prune.ratio:.2f}" if prune.channel_ratio is None else f"c{prune.channel_ratio:.2f}"
+    return share if prune.layers == "all" else f"{share}-l{re.sub('[^0-9-]', '_', prune.layers)}"
+
+
+def _calibration_ids(given: Any) -> list[list[int]] | None:
+    """Return token ids from the JSON file that `prune.calibration_ids` names, so that a key holds its content."""
+    if given is None:
+        return None
+    ids = read_json(Path(given).expanduser()) if isinstance(given, str) else given
+    rows = isinstance(ids, list) and ids and all(isinstance(row, list) and row for row in ids)
+    if not rows or not all(type(token) is int and token >= 0 for row in ids for token in row):
+        raise UserError(
+            f"prune.calibration_ids={given if isinstance(given, str) else '…'} must be a JSON list of lists of token ids "
+            "(whole numbers, not negative), one inner list a sequence."
+        )
+    return [list(row) for row in ids]
+
+
+def cache_directory(config: Config) -> Path:
+    """Return where downloads are kept."""
+    return Path(config.runtime.cache).expanduser().resolve()
+
+
+def model_shape(config: Config, node: Node, directory: Path | None) -> DecoderShape:
+    """Return the shape of the model that is pruned, from the nearest config.json: artifact, local, hub cache, conf/model.
+
+    Raises:
+        UserError: its architecture is not one this knows, or nothing tells its shape yet.
+    """
+    for place in (directory, node.locations.get("model")):
+        if place is not None and (place / "config.json").is_file():
+            return DecoderShape.from_config(read_json(place / "config.json"))
+    if config.model.repo:
+        found = cached_config(config.model.repo, node.config.revision)
+        if found is not None:
+            return DecoderShape.from_config(found)
+    if config.model.shape:
+        return DecoderShape.from_config(dict(config.model.shape))
+    raise UserError(f"the shape of {config.model.name} is known only after its download: conf/model/ gives none.")
+
+
+def preview_prune(graph: Graph, config: Config, directory: Path | None) -> PrunePlan | None:
+    """Return what pruning will cut, or None where nothing is cut.
+
+    Raises:
+        UserError: the ratio can't be reached, or the architecture is unknown.
+    """
+    if "prune" not in graph.roles:
+        return None
+    lookup("criterion", config.prune.method, CRITERIA)
+    return plan_shapes(model_shape(config, graph.roles["model"], directory), graph.roles["prune"].config)
