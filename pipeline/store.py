@@ -118,6 +118,14 @@ class Store:
         names = ", ".join(a.name for a in found)
         raise UserError(f"'{key}' could be {names}. Give more digits.")
 
+    def nearest(self, payload: Mapping[str, Any], *, but: str = "") -> tuple[Artifact, dict[str, tuple[Any, Any]]] | None:
+        """Return the artifact of the same stage that differs in the fewest fields, with those fields (ours, its)."""
+        others = [a for a in self.artifacts() if a.manifest["stage"] == payload["stage"] and a.key != but]
+        if not others:
+            return None
+        found = [(artifact, keys.differences(payload, artifact.manifest["payload"])) for artifact in others]
+        return min(found, key=lambda pair: (len(pair[1]), pair[0].name))
+
     def check(self, path: Path, payload: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> tuple[Artifact | None, str]:
         """Return (the artifact, "") for a hit, or (None, why it must be built).
 

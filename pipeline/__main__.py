@@ -1,0 +1,53 @@
+"""`python -m pipeline GROUP=OPTION KEY=VALUE …`: plan, run, report."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.config import Config, register
+from pipeline.overrides import check_arguments
+from pipeline.run import run
+from stages.errors import UserError
+
+log = logging.getLogger("pipeline")
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
+def job(composed: DictConfig) -> None:
+    """Run one configuration; errors a user can mend are printed without a traceback."""
+    try:
+        config = OmegaConf.to_object(composed)
+        assert isinstance(config, Config)
+        run(config, Path(HydraConfig.get().runtime.output_dir), shlex.join(["python", "-m", "pipeline", *sys.argv[1:]]))
+    except (UserError, OmegaConfBaseException) as error:
+        log.error("error: %s", error)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        log.error("stopped. What was finished is kept: the same command goes on from there.")
+        raise SystemExit(130) from None
+    except Exception:
+        log.exception("This is a bug, not a mistake of yours.")
+        raise SystemExit(2) from None
+
+
+def main() -> None:
+    """Check the command line, then hand it to Hydra."""
+    register()
+    try:
+        check_arguments(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    job()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""One run: print the plan, bring the targets into the store, track the curve, write the run directory's report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Action, Config
+from pipeline.engine import Engine
+from pipeline.plan import Graph, Node, build_graph, cache_directory, preview_prune
+from pipeline.provenance import commit, versions
+from pipeline.runtime import hardware
+from pipeline.show import plan_table, prune_table
+from pipeline.store import Store, explain_os_error
+from pipeline.tracking import Tracker, open_tracker
+from stages.errors import UserError
+from stages.files import read_json, read_jsonl, write_json, write_text
+from stages.report.render import render_run
+
+log = logging.getLogger("pipeline")
+
+
+def run(config: Config, directory: Path, command: str) -> None:
+    """Run `config`; `directory` is Hydra's run directory, where the report is found.
+
+    Raises:
+        UserError: something the user can mend.
+    """
+    started = datetime.now(UTC)
+    graph = build_graph(config)
+    store = Store(Path(config.runtime.artifact_root).expanduser().resolve())
+    tracker_of: dict[str, Tracker] = {}
+    engine = Engine(
+        graph,
+        store,
+        cache=cache_directory(config),
+        force=config.force,
+        observe=lambda node: tracker_of[node.key].log if node.key in tracker_of else lambda point: None,
+        threads=config.runtime.threads,
+    )
+    log.info("%s", _describe(config, graph, engine))
+    if config.action is Action.plan:
+        return
+    store.prepare()
+    try:
+        with _tracker(config, graph) as tracker:
+            if "recover" in graph.roles:
+                tracker_of[graph.roles["recover"].key] = tracker
+            engine.run()
+            report = _write_report(graph, engine, directory, command, started)
+            _track(tracker, graph, engine, report)
+    except OSError as error:
+        raise explain_os_error(error, "running the plan") from error
+    _link_latest(directory)
+    log.info("\n%s\n\nreport: %s", report["summary"], directory / "report.html")
+
+
+def _describe(config: Config, graph: Graph, engine: Engine) -> str:
+    """Return the plan as text: stages with their fate, and what pruning will cut."""
+    model = engine.store.directory("model", graph.roles["model"].label, graph.roles["model"].key) / "model"
+    preview = preview_prune(graph, config, model)
+    table = plan_table(graph, engine)
+    return table if preview is None else f"{table}\n\n{prune_table(preview)}"
+
+
+def _tracker(config: Config, graph: Graph) -> Tracker:
+    """Return the tracker of this recovery, grouped by what was pruned; one that does nothing where none is recovered."""
+    recover = graph.roles.get("recover")
+    name = recover.label if recover else "none"
+    return open_tracker(
+        config.tracker if recover else dataclasses.replace(config.tracker, name="none"),
+        name=name,
+        group=recover.inputs["model"].label if recover else "none",
+        key=recover.key if recover else "",
+        configuration={role: node.payload["config"] for role, node in graph.roles.items() if role != "report"},
+    )
+
+
+def _track(tracker: Tracker, graph: Graph, engine: Engine, report: dict[str, Any]) -> None:
+    """Replay the curve of a recovery that was a cache hit, then the report's figures."""
+    recover = graph.roles.get("recover")
+    if recover is None:
+        return
+    if engine.runs[recover.key].status != "built":
+        for point in read_jsonl(engine.done[recover.key].path / "history.jsonl"):
+            tracker.log(point)
+    tracker.summary(report)
+
+
+def _write_report(graph: Graph, engine: Engine, directory: Path, command: str, started: datetime) -> dict[str, Any]:
+    """Write the run's report (the artifact's, and what happened in this run) into `directory`; returns it."""
+    artifact = engine.done[graph.roles["report"].key]
+    runs = [dataclasses.asdict(engine.runs[node.key]) for node in graph if node.key in engine.runs]
+    facts = {
+        "stages": runs,
+        "command": command,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+        "versions": versions(),
+        "hardware": hardware(),
+        "commit": commit(),
+    }
+    report, markdown, html = render_run(artifact.path, facts)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "report.json", report)
+    write_text(directory / "report.md", markdown)
+    write_text(directory / "report.html", html)
+    return report
+
+
+def _link_latest(directory: Path) -> None:
+    """Point `outputs/latest` at the newest run under `outputs`; a run directory elsewhere leaves it alone."""
+    outputs = Path("outputs").resolve()
+    if outputs not in directory.resolve().parents:
+        return
+    beside = outputs / f".latest.{os.getpid()}"
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(directory.resolve(), target_is_directory=True)
+    os.replace(beside, outputs / "latest")
+
+
