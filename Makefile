@@ -1,0 +1,61 @@
+# Everything from nothing: `make recover` runs the main job, `make test` passes the tests; both set up first.
+SHELL := /bin/sh
+VENV := .venv
+RUN := $(VENV)/bin/python
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
+OVERRIDES = $(if $(MODEL),model=$(MODEL)) $(if $(PRUNE),prune=$(PRUNE)) $(if $(RATIO),ratio=$(RATIO)) \
+	$(if $(ADAPTER),adapter=$(ADAPTER)) $(ARGS)
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup recover plan compare test check format lint types constraints clean
+
+help: ## show this
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'recover and plan take MODEL=  PRUNE=  RATIO=  ADAPTER=  ARGS="any.hydra=override"'
+
+setup: $(INSTALLED) ## create .venv with the pinned dependencies (done once)
+
+# torch first and by pip: other packages would pull another build of it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n '$(PYTHON)' || { echo 'error: no Python 3.11-3.13 found. Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12' >&2; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo 'installing the pinned dependencies into $(VENV) (a few minutes, once)'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+recover: setup ## prune, recover, judge and report
+	@$(RUN) -m pipeline $(OVERRIDES)
+
+plan: setup ## print what a recover would do, and do nothing
+	@$(RUN) -m pipeline action=plan $(OVERRIDES)
+
+compare: setup ## lay all recoveries of the store side by side
+	@$(RUN) -m pipeline.compare $(ARGS)
+
+test: setup ## run the tests, those on the real model included
+	@$(RUN) -m pytest $(ARGS)
+
+check: lint types test ## lint, format, types and tests
+
+lint: setup
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+types: setup
+	@$(RUN) -m mypy
+
+format: setup ## rewrite the code as the linter wants it
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+constraints: setup ## write constraints.txt from what is installed
+	@{ echo '# Exact versions of everything the project installs, for Python 3.11-3.13. Made with: make constraints'; \
+	  $(RUN) -m pip freeze --exclude-editable | grep -viE '^(torch|pip|setuptools|wheel)=='; echo 'torch==2.13.0'; } \
+	  | sort -f > constraints.txt.new && mv constraints.txt.new constraints.txt
+
+clean: ## remove the virtual environment (artifacts and outputs stay)
+	@rm -rf $(VENV)
