@@ -1,0 +1,203 @@
+"""What the cache promises, one test a promise, on stages that take no time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.engine import Engine
+from pipeline.plan import Graph, Node
+from pipeline.store import MANIFEST, Store
+from stages.errors import UserError
+from stages.stage import Stage
+from tests.pipeline.toystages import Number
+
+
+def stage(function: str = "double", version: int = 1) -> Stage:
+    return Stage(name=f"toy-{function}", version=version, function=f"tests.pipeline.toystages:{function}", outputs=("number.txt",))
+
+
+def chain(*values: int, function: str = "double", version: int = 1, fail: int | None = None) -> Graph:
+    """A graph whose nodes feed each other: first → … → last."""
+    roles: dict[str, Node] = {}
+    previous: Node | None = None
+    for i, value in enumerate(values):
+        inputs = {} if previous is None else {"previous": previous}
+        config = Number(value, fail=fail == i)
+        previous = Node(stage(function, version), f"n{i}", config, inputs)
+        roles["model" if i == 0 else "report" if i == len(values) - 1 else f"middle{i}"] = previous
+    return Graph(roles, "cpu", {})
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    def go(graph: Graph, force: list[str] | None = None) -> Engine:
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        engine = Engine(graph, Store(tmp_path / "store"), cache=tmp_path / "cache", force=force or [])
+        engine.run()
+        return engine
+
+    return go
+
+
+@pytest.fixture
+def ran(tmp_path: Path):
+    """How often stages ran since the last call."""
+    path = tmp_path / "cache" / "runs.txt"
+    seen = 0
+
+    def count() -> list[int]:
+        nonlocal seen
+        values = [int(line) for line in path.read_text().split()] if path.exists() else []
+        new, seen = values[seen:], len(values)
+        return new
+
+    return count
+
+
+def number(engine: Engine, node: Node) -> int:
+    return int((engine.done[node.key].path / "number.txt").read_text())
+
+
+def test_a_second_run_runs_nothing(run, ran) -> None:
+    first = run(chain(1, 2, 3))
+    assert ran() == [1, 2, 3]
+    again = run(chain(1, 2, 3))
+    assert ran() == []
+    assert {r.status for r in again.runs.values()} == {"hit"}
+    assert number(first, chain(1, 2, 3).roles["report"]) == 2 * (3 + 2 * (2 + 2))
+
+
+def test_a_changed_config_rebuilds_only_what_depends_on_it(run, ran) -> None:
+    run(chain(1, 2, 3))
+    ran()
+    run(chain(1, 5, 3))
+    assert ran() == [5, 3]
+
+
+def test_a_downstream_hit_never_runs_upstream(run, ran, tmp_path: Path) -> None:
+    graph = chain(1, 2, 3)
+    engine = run(graph)
+    ran()
+    import shutil
+
+    shutil.rmtree(engine.done[graph.roles["middle1"].key].path)
+    run(chain(1, 2, 3))
+    assert ran() == []
+
+
+def test_a_new_version_is_another_artifact(run, ran) -> None:
+    run(chain(1, 2))
+    ran()
+    run(chain(1, 2, version=2))
+    assert ran() == [1, 2]
+
+
+def test_a_truncated_file_is_rebuilt_and_said_so(run, ran) -> None:
+    graph = chain(1, 2)
+    engine = run(graph)
+    ran()
+    (engine.done[graph.roles["model"].key].path / "number.txt").write_text("")
+    again = run(chain(1, 2))
+    assert ran() == [1], "the rebuilt input is the same, so what depends on it stays"
+    assert "0 bytes" in again.runs[graph.roles["model"].key].why
+
+
+def test_a_missing_manifest_is_no_artifact(run, ran) -> None:
+    graph = chain(1, 2)
+    engine = run(graph)
+    ran()
+    (engine.done[graph.roles["report"].key].path / MANIFEST).unlink()
+    run(chain(1, 2))
+    assert ran() == [2]
+
+
+def test_a_damaged_manifest_is_no_artifact(run, ran) -> None:
+    graph = chain(1, 2)
+    engine = run(graph)
+    ran()
+    path = engine.done[graph.roles["report"].key].path / MANIFEST
+    path.write_text(path.read_text()[:100])
+    run(chain(1, 2))
+    assert ran() == [2]
+
+
+def test_an_input_that_was_rebuilt_differently_rebuilds_what_used_it(run, ran) -> None:
+    graph = chain(1, 2)
+    engine = run(graph)
+    ran()
+    path = engine.done[graph.roles["report"].key].path / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["input_digests"]["previous"] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    again = run(chain(1, 2))
+    assert ran() == [2]
+    assert "differs" in again.runs[graph.roles["report"].key].why
+
+
+def test_forcing_a_stage_rebuilds_everything_that_depends_on_it(run, ran) -> None:
+    run(chain(1, 2, 3))
+    ran()
+    run(chain(1, 2, 3), force=["middle1"])
+    assert ran() == [2, 3]
+
+
+def test_forcing_an_unknown_stage_names_the_known(run) -> None:
+    with pytest.raises(UserError, match="middle1"):
+        run(chain(1, 2, 3), force=["middel"])
+
+
+def test_a_failed_stage_keeps_its_work_and_resumes(run, ran, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="killed"):
+        run(chain(1, 2, 3, fail=1))
+    assert ran() == [1, 2]
+    partials = Store(tmp_path / "store").partials()
+    assert [(p / "progress.txt").read_text() for p in partials] == ["half"]
+    (tmp_path / "cache" / "mended").touch()
+    engine = run(chain(1, 2, 3, fail=1))
+    assert ran() == [2, 3]
+    assert engine.runs[chain(1, 2, 3, fail=1).roles["middle1"].key].status == "resumed"
+    assert Store(tmp_path / "store").partials() == []
+
+
+def test_a_broken_promise_is_no_artifact(run, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"number\.txt"):
+        run(chain(1, 2, function="promise_breaker"))
+    assert list(Store(tmp_path / "store").artifacts()) == []
+
+
+def test_a_full_disk_is_one_clear_error_and_keeps_the_work(run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no space left.*artifact_root"):
+        run(chain(1, 2, function="full_disk"))
+    assert len(Store(tmp_path / "store").partials()) == 1
+
+
+def test_two_processes_build_an_artifact_once(tmp_path: Path, ran) -> None:
+    (tmp_path / "cache").mkdir()
+    code = (
+        "import sys; from pathlib import Path; from tests.pipeline.test_engine import chain, Engine, Store\n"
+        "root = Path(sys.argv[1])\n"
+        "e = Engine(chain(1, 2, function='slow'), Store(root / 'store'), cache=root / 'cache', force=[]); e.run()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
+    assert [p.wait(60) for p in processes] == [0, 0]
+    assert sorted(ran()) == [1, 2]
+
+
+def test_a_store_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="runtime.artifact_root"):
+        Store(tmp_path / "file" / "store").prepare()
+
+
+def test_equal_nodes_are_one_artifact(run, ran) -> None:
+    model = Node(stage(), "same", Number(1))
+    twin = Node(stage(), "same", Number(1))
+    report = Node(stage(), "report", Number(9), {"dense": model, "pruned": twin})
+    run(Graph({"model": model, "twin": twin, "report": report}, "cpu", {}))
+    assert ran() == [1, 9]
