@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan import Graph, Node
+from pipeline.graph import Graph, Node
 from pipeline.provenance import drift, provenance
 from pipeline.runtime import peak_memory_bytes, reset_peak_memory
 from pipeline.store import Artifact, Store, explain_os_error

@@ -23,10 +23,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", default=default, help=f"the store (runtime.artifact_root; here {default})")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("ls", help="every artifact, newest last, and unfinished builds")
-    for name, text in (("show", "one artifact in full"), ("why", "what sets an artifact apart from the most similar one")):
+    for name, text in (
+        ("show", "one artifact in full"),
+        ("why", "what sets an artifact apart from the most similar one"),
+    ):
         commands.add_parser(name, help=text).add_argument("key", help="the key's first digits, or the directory's name")
     verify = commands.add_parser("verify", help="check the SHA-256 of every file")
-    verify.add_argument("--discard", action="store_true", help="delete broken artifacts, so that the next run rebuilds them")
+    verify.add_argument(
+        "--discard", action="store_true", help="delete broken artifacts, so that the next run rebuilds them"
+    )
     collect = commands.add_parser("gc", help="what no report needs; a dry run unless --delete")
     collect.add_argument("--delete", action="store_true", help="delete it")
     given = parser.parse_args(arguments)
@@ -53,7 +58,9 @@ def ls(store: Store) -> int:
     rows = [("artifact", "key", "size", "created", "")]
     for artifact in sorted(store.artifacts(), key=lambda a: str(a.manifest["created"])):
         problem = missing_or_resized(artifact)
-        rows.append((artifact.name, artifact.key[:DIGITS], size(weight(artifact)), artifact.manifest["created"], problem))
+        rows.append(
+            (artifact.name, artifact.key[:DIGITS], size(weight(artifact)), artifact.manifest["created"], problem)
+        )
     for path in store.partials():
         rows.append((f"{path.parent.name}/{path.name}", "", size(bytes_under(path)), "", "unfinished"))
     print(table(rows) if len(rows) > 1 else f"{store.root} is empty.")

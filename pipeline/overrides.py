@@ -76,7 +76,9 @@ def _check_choice(override: Override, options: list[str]) -> None:
     group = override.key_or_group
     for value in _values(override):
         if value is not None and value not in options:
-            raise UserError(f"{group}={value}: unknown option{nearest(str(value), options)} Options: {', '.join(options)}.")
+            raise UserError(
+                f"{group}={value}: unknown option{nearest(str(value), options)} Options: {', '.join(options)}."
+            )
 
 
 def _check_keys(overrides: list[Override], config: DictConfig, known_groups: dict[str, list[str]]) -> None:
@@ -103,7 +105,9 @@ def _is_open(node: DictConfig) -> bool:
 
 def _unknown(key: str, walked: list[str], part: str, names: list[str], config: DictConfig) -> str:
     where = f" in {'.'.join(walked)}" if walked else ""
-    elsewhere = [f"{group}.{part}" for group in config if isinstance(config[group], DictConfig) and part in config[group]]
+    elsewhere = [
+        f"{group}.{part}" for group in config if isinstance(config[group], DictConfig) and part in config[group]
+    ]
     if elsewhere and not walked:
         return f"{key}: there is no '{part}' at the top, did you mean {elsewhere[0]}=?"
     return f"{key}: there is no '{part}'{where}{nearest(part, names)} Known{where}: {', '.join(sorted(names))}."

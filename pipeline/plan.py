@@ -11,92 +11,35 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.data.registry import DATASETS
+from stages.prune.budget import PrunePlan, plan_shapes
+from stages.prune.criteria import CRITERIA
+from stages.recover.adapters import check_adapter
+from stages.shapes import DecoderShape
+from stages.source.hub import cached_config, resolve_revision
+from stages.source.local import directory_digest
+
 from pipeline import keys
 from pipeline.config import Config, ModelEntry, Reference
+from pipeline.graph import Graph, Node
 from pipeline.runtime import resolve_device, resolve_dtype
-from stages.data.config import DataConfig
-from stages.data.registry import DATASETS
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.tasks import TASKS
 from stages.files import read_json
 from stages.methods import lookup
-from stages.prune.budget import PrunePlan, plan_shapes
 from stages.prune.config import PruneConfig
-from stages.prune.criteria import CRITERIA
-from stages.recover.adapters import check_adapter
 from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.registry import STAGES
 from stages.report.config import ReportConfig
-from stages.shapes import DecoderShape
 from stages.source.config import ModelSource, TasksSource
-from stages.source.hub import cached_config, resolve_revision
-from stages.source.local import directory_digest
-from stages.stage import Stage
 
 UNCUT = ("none", "sheared")
 """Values of `prune` for which there is nothing to cut."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One artifact of the plan: a stage with its config and inputs."""
-
-    stage: Stage
-    label: str
-    config: Any
-    inputs: Mapping[str, Node] = field(default_factory=dict)
-    locations: Mapping[str, Path] = field(default_factory=dict)
-
-    @cached_property
-    def payload(self) -> dict[str, Any]:
-        """What decides the artifact, as JSON types."""
-        upstream = {name: node.key for name, node in self.inputs.items()}
-        return keys.payload(self.stage.name, self.stage.version, self.config, upstream)
-
-    @cached_property
-    def key(self) -> str:
-        """The artifact's key, 64 hex digits."""
-        return keys.digest(self.payload)
-
-    @property
-    def name(self) -> str:
-        """The artifact as users see it, without its key."""
-        return f"{self.stage.name}/{self.label}"
-
-
-@dataclass(frozen=True)
-class Graph:
-    """The nodes by role, in an order in which they can be built."""
-
-    roles: Mapping[str, Node]
-    device: str
-    comparison: Mapping[str, str]
-    """What was compared, for the tracker: {"model", "prune", "adapter"}."""
-
-    def __iter__(self) -> Iterator[Node]:
-        """Yield every node once, inputs first."""
-        seen: set[str] = set()
-        for node in self.roles.values():
-            if node.key not in seen:
-                seen.add(node.key)
-                yield node
-
-    @property
-    def targets(self) -> list[Node]:
-        """What the user is after: the report, and the recovered (else the pruned, else the source) model."""
-        model = next(self.roles[role] for role in ("recover", "prune", "model") if role in self.roles)
-        return [model, self.roles["report"]]
-
-    def role_of(self, node: Node) -> str:
-        """Return the first role that `node` plays."""
-        return next(role for role, other in self.roles.items() if other.key == node.key)
 
 
 def build_graph(config: Config) -> Graph:
@@ -255,8 +198,8 @@ def _calibration_ids(given: Any) -> list[list[int]] | None:
     rows = isinstance(ids, list) and ids and all(isinstance(row, list) and row for row in ids)
     if not rows or not all(type(token) is int and token >= 0 for row in ids for token in row):
         raise UserError(
-            f"prune.calibration_ids={given if isinstance(given, str) else '…'} must be a JSON list of lists of token ids "
-            "(whole numbers, not negative), one inner list a sequence."
+            f"prune.calibration_ids={given if isinstance(given, str) else '…'} must be a JSON list of lists "
+            "of token ids (whole numbers, not negative), one inner list a sequence."
         )
     return [list(row) for row in ids]
 
@@ -267,7 +210,7 @@ def cache_directory(config: Config) -> Path:
 
 
 def model_shape(config: Config, node: Node, directory: Path | None) -> DecoderShape:
-    """Return the shape of the model that is pruned, from the nearest config.json: artifact, local, hub cache, conf/model.
+    """Return the shape of the model that is pruned, from the nearest config.json there is.
 
     Raises:
         UserError: its architecture is not one this knows, or nothing tells its shape yet.

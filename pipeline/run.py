@@ -11,14 +11,14 @@ from typing import Any
 
 from pipeline.config import Action, Config
 from pipeline.engine import Engine
-from pipeline.plan import Graph, Node, build_graph, cache_directory, preview_prune
+from pipeline.graph import Graph
+from pipeline.plan import build_graph, cache_directory, preview_prune
 from pipeline.provenance import commit, versions
 from pipeline.runtime import hardware
 from pipeline.show import plan_table, prune_table
 from pipeline.store import Store, explain_os_error
 from pipeline.tracking import Tracker, open_tracker
-from stages.errors import UserError
-from stages.files import read_json, read_jsonl, write_json, write_text
+from stages.files import read_jsonl, write_json, write_text
 from stages.report.render import render_run
 
 log = logging.getLogger("pipeline")
@@ -68,7 +68,7 @@ def _describe(config: Config, graph: Graph, engine: Engine) -> str:
 
 
 def _tracker(config: Config, graph: Graph) -> Tracker:
-    """Return the tracker of this recovery, grouped by what was pruned; one that does nothing where none is recovered."""
+    """Return the tracker of this recovery, grouped by what was pruned; a silent one where nothing is recovered."""
     recover = graph.roles.get("recover")
     name = recover.label if recover else "none"
     return open_tracker(
@@ -121,5 +121,3 @@ def _link_latest(directory: Path) -> None:
     beside.unlink(missing_ok=True)
     beside.symlink_to(directory.resolve(), target_is_directory=True)
     os.replace(beside, outputs / "latest")
-
-

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.engine import Engine
-from pipeline.plan import Graph, Node
 from stages.prune.budget import PrunePlan
+
+from pipeline.engine import Engine
+from pipeline.graph import Graph, Node
 
 DIGITS = 12
 """Hex digits of a key that are shown."""
@@ -34,7 +35,7 @@ def plan_table(graph: Graph, engine: Engine) -> str:
 
 
 def nearest_difference(engine: Engine, node: Node) -> str:
-    """Return what sets `node` apart from the most similar artifact in the store, as a clause; empty if none is there."""
+    """Return what sets `node` apart from the most similar artifact in the store, as a clause, or nothing."""
     found = engine.store.nearest(node.payload)
     if found is None:
         return ""

@@ -118,7 +118,9 @@ class Store:
         names = ", ".join(a.name for a in found)
         raise UserError(f"'{key}' could be {names}. Give more digits.")
 
-    def nearest(self, payload: Mapping[str, Any], *, but: str = "") -> tuple[Artifact, dict[str, tuple[Any, Any]]] | None:
+    def nearest(
+        self, payload: Mapping[str, Any], *, but: str = ""
+    ) -> tuple[Artifact, dict[str, tuple[Any, Any]]] | None:
         """Return the artifact of the same stage that differs in the fewest fields, with those fields (ours, its)."""
         others = [a for a in self.artifacts() if a.manifest["stage"] == payload["stage"] and a.key != but]
         if not others:
@@ -126,7 +128,9 @@ class Store:
         found = [(artifact, keys.differences(payload, artifact.manifest["payload"])) for artifact in others]
         return min(found, key=lambda pair: (len(pair[1]), pair[0].name))
 
-    def check(self, path: Path, payload: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> tuple[Artifact | None, str]:
+    def check(
+        self, path: Path, payload: Mapping[str, Any], inputs: Mapping[str, Artifact]
+    ) -> tuple[Artifact | None, str]:
         """Return (the artifact, "") for a hit, or (None, why it must be built).
 
         `inputs` holds the upstream artifacts that are there now; one that was removed is not asked for.
@@ -236,7 +240,7 @@ def damaged(artifact: Artifact) -> str:
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
-    """Return {relative path: {"bytes", "sha256"}} of every file under `directory`; links count as what they point to."""
+    """Return {relative path: {"bytes", "sha256"}} of every file under `directory`; links count as files."""
     return {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(directory.rglob("*"))

@@ -42,6 +42,7 @@ def test_stages_import_neither_the_pipeline_nor_each_other(path: Path) -> None:
     ["pipeline.plan", "pipeline.engine", "pipeline.run", "pipeline.inspect", "pipeline.compare", "pipeline.config"],
 )
 def test_the_pipeline_loads_no_torch(module: str) -> None:
-    code = f"import sys, {module}; sys.exit(','.join({{'torch', 'transformers', 'datasets', 'peft'}} & sys.modules.keys()))"
+    heavy = "{'torch', 'transformers', 'datasets', 'peft'}"
+    code = f"import sys, {module}; sys.exit(','.join({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine import Engine
-from pipeline.plan import Graph, Node
+from pipeline.graph import Graph, Node
 from pipeline.store import MANIFEST, Store
 from stages.errors import UserError
 from stages.stage import Stage
@@ -18,7 +18,12 @@ from tests.pipeline.toystages import Number
 
 
 def stage(function: str = "double", version: int = 1) -> Stage:
-    return Stage(name=f"toy-{function}", version=version, function=f"tests.pipeline.toystages:{function}", outputs=("number.txt",))
+    return Stage(
+        name=f"toy-{function}",
+        version=version,
+        function=f"tests.pipeline.toystages:{function}",
+        outputs=("number.txt",),
+    )
 
 
 def chain(*values: int, function: str = "double", version: int = 1, fail: int | None = None) -> Graph:
