@@ -52,7 +52,7 @@ def fetch(wheel: Wheel, cache: Path) -> Path:
     """Return the path of the wheel file, downloaded once into `cache`/wheels and checked by its hash on every call.
 
     Raises:
-        UserError: the index cannot be reached or has no such file, the hash is another, pip is missing, the disk is full.
+        UserError: the index can't be reached or has no such file, the hash is another, pip is missing, the disk is full.
     """
     folder = cache / "wheels"
     target = folder / f"{wheel.requirement.replace('==', '-')}-{wheel.sha256[:16]}.whl"
@@ -185,7 +185,7 @@ def _pip_error(wheel: Wheel, output: str, target: Path) -> UserError:
     if "DO NOT MATCH THE HASHES" in output:
         return _hash_error(wheel)
     if "No space left on device" in output or f"[Errno {errno.ENOSPC}]" in output:
-        return _disk_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), target)
+        return _full_disk(target)
     by_hand = f"or put the wheel there yourself: {target} (SHA-256 {wheel.sha256})."
     if "No module named pip" in output:
         return UserError(
@@ -208,20 +208,23 @@ def _pip_error(wheel: Wheel, output: str, target: Path) -> UserError:
 
 def _hash_error(wheel: Wheel) -> UserError:
     return UserError(
-        f"the package index serves a {wheel.requirement} whose SHA-256 is not the pinned {wheel.sha256}. "
-        "It was not used. Either the mirror is wrong (try PIP_INDEX_URL=https://pypi.org/simple) or the pin in conf/ is."
+        f"the package index serves a {wheel.requirement} whose SHA-256 is not the pinned {wheel.sha256}: "
+        "it was not used. Either the mirror is wrong (try PIP_INDEX_URL=https://pypi.org/simple) or the pin in conf/."
     )
 
 
-def _disk_error(error: OSError, target: Path) -> UserError | OSError:
+def _disk_error(error: OSError, target: Path) -> Exception:
     """Return a clear error where the disk is the cause, `error` itself otherwise."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = target.parent if target.parent.is_dir() else target.parent.parent
-        free = shutil.disk_usage(where).free / 1e6 if where.is_dir() else 0.0
-        return UserError(
-            f"the disk is full: {target} could not be written ({free:.0f} MB free). "
-            "Free some space, or keep downloads elsewhere: runtime.cache=DIR."
-        )
+        return _full_disk(target)
     if isinstance(error, PermissionError):
         return UserError(f"{target.parent} can't be written to. Keep downloads elsewhere: runtime.cache=DIR.")
     return error
+
+
+def _full_disk(target: Path) -> UserError:
+    free = shutil.disk_usage(target.parent).free / 1e6 if target.parent.is_dir() else 0.0
+    return UserError(
+        f"the disk is full: {target} could not be written ({free:.0f} MB free). "
+        "Free some space, or keep downloads elsewhere: runtime.cache=DIR."
+    )

