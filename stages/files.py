@@ -11,6 +11,20 @@ from typing import Any
 
 from stages.errors import UserError
 
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+    "pruning.json",
+)
+"""Files of a model directory that travel with the weights unchanged."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` in one rename, so that a reader sees the old file or the whole new one."""
