@@ -1,45 +1,85 @@
 """The one format models cross stages in: a Hugging Face directory with safetensors, config and tokenizer.
 
-Owns loading and saving such directories. Does not own what is in them: shapes are `stages.shapes`, pruning is `stages.prune`.
+Owns loading and saving such directories, and which architecture a pruned shape is saved as: a stock one whenever one
+takes the shape, else one whose modelling file is copied beside the weights. Code that comes with a checkpoint is never
+executed unless asked. Does not own what is in them: shapes are `stages.shapes`, pruning is `stages.prune`.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig
 
+from stages import modeling_pruned
 from stages.errors import UserError
+from stages.files import COMPANIONS, read_json
+from stages.shapes import PRUNED_PREFIX, DecoderShape
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-    "pruning.json",
-)
-"""Files that travel with the weights unchanged."""
+STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""Names of the same in a safetensors header."""
+MODELLING_FILE = Path(modeling_pruned.__file__)
+"""Copied into checkpoints whose layers differ in shape."""
+CONFIGS: dict[str, Any] = {
+    "llama": LlamaConfig,
+    "mistral": MistralConfig,
+    "pruned_llama": modeling_pruned.PrunedLlamaConfig,
+    "pruned_mistral": modeling_pruned.PrunedMistralConfig,
+}
+"""Configuration classes that a pruned model can be saved with."""
+PRUNED_MODELS: dict[str, Any] = {
+    "pruned_llama": modeling_pruned.PrunedLlamaForCausalLM,
+    "pruned_mistral": modeling_pruned.PrunedMistralForCausalLM,
+}
+LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
+"""Fields that mean nothing to a mistral; the first two are false where a llama is saved as one."""
 
 
-def load_model(
-    directory: Path, *, dtype: str, device: str = "cpu", trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """Return the causal language model in `directory`, in evaluation mode, with weights cast to `dtype`."""
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, local_files_only=True
-    )
+def load_model(directory: Path, *, dtype: str, device: str = "cpu", trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return the causal language model in `directory`, in evaluation mode, with weights cast to `dtype`.
+
+    Layers of differing shape are built by this project's own copy of their class, so nothing in `directory` is
+    executed.
+
+    Raises:
+        UserError: the directory lacks its config or some of its weights, or they are truncated or of another shape.
+    """
+    loader = PRUNED_MODELS.get(read_json(directory / "config.json").get("model_type"), AutoModelForCausalLM)
+    # Only the automatic class knows the flag; left unset it would ask on the terminal.
+    trust = {"trust_remote_code": trust_remote_code} if loader is AutoModelForCausalLM else {}
+    try:
+        model, report = loader.from_pretrained(
+            directory,
+            dtype=DTYPES[dtype],
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # it then reports them, and so do we
+            **trust,
+        )
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(
+            f"{directory} can't be loaded as a model: {error} Fetch or build the checkpoint again."
+        ) from error
+    for problem in ("missing_keys", "mismatched_keys"):
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[problem])
+        if names:
+            raise UserError(
+                f"{directory} is not a whole checkpoint: {len(names)} {problem.replace('_', ' ')}, first {names[0]}. "
+                "Fetch or build it again."
+            )
     return model.to(device).eval()  # type: ignore[no-any-return]
 
 
@@ -54,14 +94,115 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             f"{directory} has no tokenizer, and this stage reads text. Put the tokenizer's files beside the weights, "
             "or run without text: prune.calibration_ids=FILE.json adapter=none evaluate=none."
         )
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
 def save_model(model: PreTrainedModel, directory: Path, *, like: Path) -> None:
-    """Write `model` to `directory`, with the tokenizer and companion files of the model directory `like`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    copy_companions(like, directory)
-    model.save_pretrained(directory)
+    """Write `model` to `directory`, with the tokenizer and companion files of the model directory `like`.
+
+    The directory appears whole, in one rename, and replaces one that was there.
+    """
+    with _beside(directory) as beside:
+        model.save_pretrained(beside)
+        copy_companions(like, beside)
+        if model.config.model_type in PRUNED_MODELS:
+            shutil.copyfile(MODELLING_FILE, beside / MODELLING_FILE.name)
+
+
+def save_cut_model(
+    model: PreTrainedModel, shape: DecoderShape, directory: Path, *, like: Path, dtype: str, record: dict[str, Any]
+) -> None:
+    """Write `model`, whose projections have been cut in place to `shape`, as the architecture that takes this shape.
+
+    Args:
+        model: a live decoder; its class and config are still the dense model's.
+        shape: the shape its layers now have.
+        directory: where to; it appears whole, in one rename.
+        like: the model directory it was cut from, for the tokenizer and other companion files.
+        dtype: of the saved weights.
+        record: what `pruning.json` says; the architecture is added.
+    """
+    config, reason = cut_config(model.config, shape)
+    config.dtype = DTYPES[dtype]
+    weights = {
+        name: tensor.to("cpu", DTYPES[dtype])
+        for name, tensor in model.state_dict().items()
+        if not (shape.tied and name in model.all_tied_weights_keys)
+    }
+    with _beside(directory) as beside:
+        copy_companions(like, beside)
+        save_torch_state_dict(weights, beside, metadata={"format": "pt"})
+        config.save_pretrained(beside)
+        if config.model_type in PRUNED_MODELS:
+            shutil.copyfile(MODELLING_FILE, beside / MODELLING_FILE.name)
+        saved_as = {"architecture": {"model_type": config.model_type, "reason": reason}}
+        (beside / "pruning.json").write_text(json.dumps(record | saved_as) + "\n", encoding="utf-8")
+
+
+def cut_config(config: PreTrainedConfig, shape: DecoderShape) -> tuple[PreTrainedConfig, str]:
+    """Return the configuration that a model of `config`, cut to `shape`, is saved with, and why this architecture."""
+    target, reason = cut_architecture(shape)
+    drop = {"model_type", "architectures", "auto_map", "layer_shapes", "transformers_version", "_name_or_path"}
+    drop |= set(LLAMA_ONLY) if target == "mistral" else set()
+    fields = {name: value for name, value in config.to_dict().items() if name not in drop}
+    fields["head_dim"] = shape.head_dim
+    if target in PRUNED_MODELS:
+        fields["layer_shapes"] = [[layer.heads, layer.kv_heads, layer.mlp] for layer in shape.layers]
+    else:
+        layer = shape.layers[0]
+        fields["num_attention_heads"], fields["num_key_value_heads"] = layer.heads, layer.kv_heads
+        fields["intermediate_size"] = layer.mlp
+    if shape.family == "llama" and target == "mistral":
+        fields["sliding_window"] = None
+    cut = CONFIGS[target](**fields)
+    cut.architectures = [_model_class(target)]
+    if target in PRUNED_MODELS:
+        stem = MODELLING_FILE.stem
+        cut.auto_map = {
+            "AutoConfig": f"{stem}.{CONFIGS[target].__name__}",
+            "AutoModelForCausalLM": f"{stem}.{_model_class(target)}",
+        }
+    return cut, reason
+
+
+def cut_architecture(shape: DecoderShape) -> tuple[str, str]:
+    """Return the `model_type` to save a decoder of `shape` as, and why.
+
+    `LlamaConfig` refuses a hidden size that is no multiple of the number of heads, whatever head_dim says. A mistral
+    without sliding window takes any number of heads and computes bit for bit what llama does, but has no biases.
+    """
+    family = shape.family
+    if not shape.uniform:
+        return PRUNED_PREFIX + family, "layers differ in shape; loads with trust_remote_code=True"
+    if family != "llama" or shape.hidden % shape.layers[0].heads == 0:
+        return family, "the stock architecture takes this shape"
+    refused = f"LlamaConfig refuses {shape.layers[0].heads} heads at hidden size {shape.hidden}"
+    if shape.qkv_bias or shape.o_bias or shape.mlp_bias:
+        return PRUNED_PREFIX + family, f"{refused}, and mistral has no biases; loads with trust_remote_code=True"
+    return "mistral", f"{refused}; a mistral without sliding window computes the same"
+
+
+def stored_dtype(directory: Path) -> str:
+    """Return the precision in which most tensors of `directory` are stored, read from the safetensors headers.
+
+    Raises:
+        UserError: there are no safetensors, a header can't be read, or the precision is none of float32, bfloat16,
+        float16.
+    """
+    count: Counter[str] = Counter()
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            try:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            except (ValueError, OverflowError, MemoryError):
+                raise UserError(f"{path} is truncated or no safetensors file. Fetch the checkpoint again.") from None
+        count.update(tensor["dtype"] for name, tensor in header.items() if name != "__metadata__")
+    if not count:
+        raise UserError(f"{directory} has no safetensors weights. Fetch or convert the checkpoint.")
+    stored = count.most_common(1)[0][0]
+    if stored not in STORED_DTYPES:
+        raise UserError(f"{directory} stores its weights as {stored}; pruning reads {', '.join(STORED_DTYPES)}.")
+    return STORED_DTYPES[stored]
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -74,3 +215,21 @@ def copy_companions(source: Path, target: Path) -> None:
 def count_parameters(model: torch.nn.Module) -> int:
     """Return the number of parameters; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _model_class(model_type: str) -> str:
+    return str(CONFIGS[model_type].__name__).replace("Config", "ForCausalLM")
+
+
+@contextmanager
+def _beside(directory: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `directory` that takes its place if the block succeeds, and else disappears."""
+    beside = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        shutil.rmtree(directory, ignore_errors=True)
+        beside.rename(directory)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

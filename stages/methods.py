@@ -26,4 +26,4 @@ def lookup(kind: str, name: str, methods: Mapping[str, Method]) -> Method:
     if name in methods:
         return methods[name]
     known = ", ".join(sorted(methods))
-    raise UserError(f"unknown {kind} '{name}'{nearest(name, methods)} Known: {known}.")
+    raise UserError(f"unknown {kind} '{name}'{nearest(name, methods) or '.'} Known: {known}.")

@@ -25,7 +25,7 @@ class PruneConfig:
     ratio: float = 0.0
     """Share of all parameters (embeddings included) to remove, in [0, 1); hit within 0.005."""
     channel_ratio: float | None = None
-    """LLM-Pruner's own ratio: share of heads and of MLP channels to remove in each layer it touches. Replaces `ratio`."""
+    """LLM-Pruner's own ratio: share of heads and of MLP channels to remove in each pruned layer. Replaces `ratio`."""
     layers: str = "all"
     """Layers to prune: "all", or "4-27", "0,2,5-7" (zero-based, inclusive); the others keep their shape."""
     calibration: Calibration = field(default_factory=Calibration)

@@ -1,0 +1,77 @@
+"""The tokens that data-driven criteria look at: given ids, or rows of the recovery data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stages.checkpoint import load_tokenizer
+from stages.errors import UserError
+
+if TYPE_CHECKING:
+    from stages.prune.config import PruneConfig
+
+
+def calibration_ids(config: PruneConfig, *, model: Path, data: Path | None, vocabulary: int) -> Tensor:
+    """Return token ids [sequences, tokens]: `config.calibration_ids`, or rows of `data`/train.jsonl.
+
+    Raises:
+        UserError: the given ids are no rectangle of ids below `vocabulary`, or there is too little text.
+    """
+    if config.calibration_ids is not None:
+        return _given(config.calibration_ids, vocabulary)
+    if data is None:
+        raise UserError(
+            f"prune={config.method} looks at calibration text and has none. Give data, or "
+            "prune.calibration_ids=FILE.json."
+        )
+    return _from_rows(config, model, data / "train.jsonl")
+
+
+def _given(rows: Any, vocabulary: int) -> Tensor:
+    """Return the given ids as a tensor, checked."""
+    lengths = {len(row) for row in rows}
+    if len(lengths) != 1 or min(lengths) < 2:
+        raise UserError(
+            f"prune.calibration_ids: sequences have {min(lengths, default=0)} to {max(lengths, default=0)} tokens. "
+            "They must be equally long, with at least 2 tokens."
+        )
+    ids = torch.tensor([list(row) for row in rows])
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocabulary:
+        raise UserError(
+            f"prune.calibration_ids: token id {low if low < 0 else high} is outside the vocabulary of {vocabulary}."
+        )
+    return ids
+
+
+def _from_rows(config: PruneConfig, model: Path, path: Path) -> Tensor:
+    """Return sequences cut from the rows of `path` in an order that `config.seed` decides.
+
+    A row is its prompt and its response, as a model is trained on them; rows follow each other, each ended by the
+    tokenizer's end-of-text token if it has one.
+    """
+    sequences, length = config.calibration.sequences, config.calibration.length
+    if sequences < 1 or length < 2:
+        raise UserError(
+            f"prune.calibration asks for {sequences} sequences of {length} tokens: at least 1 of at least 2 are needed."
+        )
+    tokenizer = load_tokenizer(model)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    lines = path.read_bytes().splitlines()
+    Random(config.seed).shuffle(lines)
+    ids: list[int] = []
+    for line in lines:
+        row = json.loads(line)
+        ids += tokenizer(row["prompt"] + row["response"], add_special_tokens=False)["input_ids"] + end
+        if len(ids) >= sequences * length:
+            return torch.tensor(ids[: sequences * length]).view(sequences, length)
+    raise UserError(
+        f"{path} has {len(ids)} tokens in {len(lines)} rows, and prune.calibration asks for {sequences} × {length}. "
+        "Ask for less with prune.calibration.sequences= or prune.calibration.length=."
+    )

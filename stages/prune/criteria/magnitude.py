@@ -1,0 +1,60 @@
+"""Magnitude: a group matters as much as its weights are large. No data is read.
+
+The score of a group is the norm of all its weights together, Σ |w| (l1) or √(Σ w²) (l2). Groups are ranked within their
+layer. The usual baseline; LLM-Pruner (arXiv 2305.11627) reports it as L1 and L2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stages.methods import lookup
+from stages.prune.config import PruneConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from stages.anatomy import LayerAnatomy
+    from stages.prune.groups import GroupScores
+
+
+@dataclass(kw_only=True, slots=True)
+class MagnitudeConfig(PruneConfig):
+    """Options of the magnitude criterion."""
+
+    method: str = "magnitude"
+    norm: str = "l2"
+    """Norm of a group's weights: l1 or l2."""
+
+
+def check(config: MagnitudeConfig) -> None:
+    """Raise UserError for an unknown norm."""
+    lookup("prune.norm", config.norm, {"l1": 1, "l2": 2})
+
+
+def score(
+    model: PreTrainedModel, layers: Sequence[LayerAnatomy], ids: Tensor | None, config: MagnitudeConfig
+) -> list[GroupScores]:
+    """Return the norm of every group of `layers`; `ids` are not read."""
+    import torch
+
+    from stages.prune.groups import GroupScores, fold_queries, slice_sums, sum_heads
+
+    check(config)
+    power = 1 if config.norm == "l1" else 2
+    scores = []
+    with torch.no_grad():
+        for layer in layers:
+            rows = {
+                projection.name: fold_queries(
+                    projection, layer, slice_sums(projection, projection.linear.weight.float().abs() ** power)
+                )
+                for projection in layer.projections
+            }
+            heads_K = sum_heads(torch.stack([rows[p.name] for p in layer.attention]).sum(0), layer)
+            mlp_C = torch.stack([rows[p.name] for p in layer.mlp]).sum(0)
+            scores.append(GroupScores(heads_K ** (1 / power), mlp_C ** (1 / power)))
+    return scores
