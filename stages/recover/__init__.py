@@ -1,1 +1,1 @@
-"""Recovery fine-tuning: adapters, packed batches, the loop and its checkpoints."""
+"""Recovery: an adapter trained on a pruned model, and merged into it."""

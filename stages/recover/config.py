@@ -27,24 +27,29 @@ class RecoverConfig:
     """How it is trained."""
 
     tokens: int = 100_000
-    """Budget: tokens of packed sequences that pass through the model, prompts included."""
+    """Budget: tokens that pass through the model, prompts included; the last row may exceed it."""
     learning_rate: float = 1e-3
     """Peak of the schedule."""
     warmup: float = 0.05
-    """Fraction of the steps over which the rate rises linearly; it then falls along a cosine to `final`."""
+    """Fraction of the budget over which the rate rises linearly; it then falls along a cosine to `final`."""
     final: float = 0.1
     """Rate at the last step, as a fraction of the peak."""
     weight_decay: float = 0.0
+    """AdamW's decoupled weight decay of the adapter."""
     gradient_clip: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     sequence_length: int = 512
-    """Tokens in a packed sequence; longer rows are cut."""
+    """Longest row in tokens; longer ones lose the beginning of their prompt, then the end of their response."""
     batch_tokens: int = 2048
     """Tokens in one optimizer step."""
+    micro_batch_tokens: int = 1024
+    """Tokens in one forward and backward pass, rows packed without padding: memory against speed."""
     loss: str = "response"
     """Where the loss is taken: "response" or "all" tokens."""
-    validate_every: int = 20_000
+    validate_every: int = 25_000
     """Tokens between two validation losses; one is always taken at the start and at the end."""
+    validation_tokens: int = 8192
+    """Tokens of held-out rows in a validation loss (all rows where there are fewer): noise against time."""
     checkpoint_every: int = 10_000
     """Tokens between two checkpoints, from which a killed run resumes."""
 
@@ -56,5 +61,5 @@ class RecoverStageConfig:
     adapter: AdapterConfig
     recover: RecoverConfig
     dtype: str
-    """Computation's precision, "float32" or "bfloat16" (the plan resolves "auto"); adapters and optimizer stay float32."""
+    """Computation's precision, "float32" or "bfloat16"; adapter and optimizer stay float32."""
     seed: int

@@ -1,0 +1,90 @@
+"""What the adapters that PEFT implements as LoRA have in common: attaching, saving, merging.
+
+torch and PEFT are imported inside the functions, because a plan reads the dictionary of adapters.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.errors import UserError
+from stages.files import write_json
+from stages.methods import nearest
+from stages.recover.config import AdapterConfig
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedModel
+
+BASE = "pruned-model"
+"""Stands for the base in adapter_config.json: a path of the machine that trained it would mislead every other one."""
+
+
+def attach_lora(model: PreTrainedModel, config: AdapterConfig, **options: Any) -> Module:
+    """Wrap the target layers of `model` in PEFT's LoRA layers with float32 adapters; returns the `PeftModel`.
+
+    Raises:
+        UserError: a target is no linear layer of the model.
+    """
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    check_targets(model, config.targets)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=sorted(config.targets),
+        **options,
+    )
+    adapted: Module = get_peft_model(model, lora)
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            # Under autocast PEFT's own cast of each input to float32 would be undone at once.
+            module.cast_input_dtype_enabled = False
+    return adapted
+
+
+def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
+    """Raise a `UserError` unless each target names linear layers of the model's decoder."""
+    from torch.nn import Linear
+
+    decoder = model.get_decoder()
+    known = sorted({name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, Linear)})
+    for target in targets:
+        if target not in known:
+            raise UserError(
+                f"adapter.targets: '{target}' is no linear layer of this model{nearest(target, known)} "
+                f"Known: {', '.join(known)}."
+            )
+
+
+def save_lora(adapted: Module, directory: Path) -> None:
+    """Write adapter_model.safetensors and adapter_config.json in PEFT's format, with no path of this machine."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    save_file(
+        {name: tensor.contiguous().cpu() for name, tensor in sorted(tensors.items())},
+        directory / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = adapted.peft_config["default"].to_dict()  # type: ignore[union-attr, index]
+    config |= {"base_model_name_or_path": BASE, "inference_mode": True}
+    ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.items())}
+    write_json(directory / "adapter_config.json", ordered)
+
+
+def merge_lora(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    """Return `base` with the adapter saved in `directory` added to its weights.
+
+    The sum is taken in float32, which the adapter is in, and rounded once to the dtype of `base`.
+    """
+    from peft import PeftModel
+
+    merged: PreTrainedModel = PeftModel.from_pretrained(base, directory).merge_and_unload()
+    return merged

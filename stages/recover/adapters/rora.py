@@ -1,0 +1,36 @@
+"""RoRA: Efficient Fine-Tuning of LLM with Reliability Optimization for Rank Adaptation (arXiv 2501.04315).
+
+    h = W x + (alpha / sqrt(r)) B A x        A, B as in LoRA
+
+LoRA's alpha / r shrinks the gradient of B by 1/sqrt(r) as the rank grows; alpha / sqrt(r) keeps it level. The formula
+is also rsLoRA's (arXiv 2312.03732), which PEFT calls `use_rslora`, so RoRA(alpha, r) is exactly LoRA(alpha sqrt(r), r):
+whatever one of them reaches at a rate, the other reaches at another alpha.
+
+Read from the abstract alone: the paper's alpha, learning rates and ranks are not known here.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import TYPE_CHECKING
+
+from stages.recover.adapters.adapter import Adapter
+from stages.recover.adapters.low_rank import attach_lora, merge_lora, save_lora
+from stages.recover.config import AdapterConfig
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedModel
+
+
+def scaling(config: AdapterConfig) -> float:
+    """Return alpha / sqrt(r)."""
+    return config.alpha / sqrt(config.rank)
+
+
+def attach(model: PreTrainedModel, config: AdapterConfig) -> Module:
+    """Attach LoRA layers with RoRA's scaling to `model` in place."""
+    return attach_lora(model, config, use_rslora=True)
+
+
+RORA = Adapter(scaling=scaling, attach=attach, save=save_lora, merge=merge_lora)

@@ -1,0 +1,49 @@
+"""SIGTERM (a cluster's pre-emption) and SIGINT (Ctrl-C) as a question the training loop asks between micro-batches."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+Signals = tuple[signal.Signals, ...]
+DEFERRED: Signals = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def deferred_signals() -> Iterator[Callable[[], int | None]]:
+    """Hold back the first SIGTERM or SIGINT; yields a function that returns the signal's number once it has come.
+
+    A second one acts as it would have without this. Outside the main thread, which alone may handle signals, nothing
+    is held back.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    previous = {number: signal.getsignal(number) for number in DEFERRED}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    for number in DEFERRED:
+        signal.signal(number, receive)
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        restore()
+
+
+def leave(number: int) -> NoReturn:
+    """End the process as the signal asked, but by an exception, so that files are closed and trackers finish."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)

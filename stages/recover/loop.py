@@ -1,0 +1,192 @@
+"""The training loop: micro-batches, steps, schedule, validation and the curve.
+
+Owns what happens in which order. Does not own a batch's shape (`stages.data.packing`), the loss (`.loss`), what is
+trained (`.adapters`) or how a checkpoint is stored (`.checkpoints`). Notable:
+
+* the loss is divided by the labelled tokens of the whole step, so how a step is cut into micro-batches changes
+  nothing but rounding;
+* steps share the budget evenly: each draws documents until the run has reached its share;
+* dropout's random numbers come from (seed, step), so a resumed run needs no random state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stages.data.packing import Document, Stream, collate, split, take
+from stages.errors import UserError
+from stages.progress import progress as progress_bar
+from stages.recover import checkpoints
+from stages.recover.attention import hidden_states
+from stages.recover.checkpoints import Progress
+from stages.recover.config import RecoverConfig
+from stages.recover.interruption import deferred_signals, leave
+from stages.recover.loss import summed_cross_entropy
+from stages.recover.seeds import seeded
+from stages.stage import JSON, Context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Signalled = Callable[[], int | None]
+
+
+def learning_rate(config: RecoverConfig, fraction: float) -> float:
+    """Return the rate of the step that ends at `fraction` of the budget: linear warm-up, then a cosine to `final`."""
+    if fraction < config.warmup:
+        return config.learning_rate * fraction / config.warmup
+    descent = (min(fraction, 1.0) - config.warmup) / (1.0 - config.warmup)
+    return config.learning_rate * (config.final + (1.0 - config.final) * 0.5 * (1.0 + math.cos(math.pi * descent)))
+
+
+@dataclass(kw_only=True)
+class Training:
+    """One recovery in progress; `run` takes it to its end.
+
+    Attributes:
+        model: the frozen model with an adapter attached; what requires a gradient is trained.
+        stream: the documents to train on.
+        validation: the held-out documents of the validation loss.
+        config: how it is trained.
+        dtype: "float32" or "bfloat16", the computation's precision.
+        seed: of dropout.
+        context: where it runs.
+        identity: what a checkpoint must agree in to be resumed from.
+    """
+
+    model: PreTrainedModel
+    stream: Stream
+    validation: list[Document]
+    config: RecoverConfig
+    dtype: str
+    seed: int
+    context: Context
+    identity: JSON
+    parameters: dict[str, torch.nn.Parameter] = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    progress: Progress = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+        )
+
+    def run(self) -> Progress:
+        """Train to the end of the budget, from the newest checkpoint if there is one.
+
+        Raises:
+            UserError: the loss or its gradient is not finite.
+            SystemExit, KeyboardInterrupt: after SIGTERM or SIGINT, with a checkpoint of the last whole step.
+        """
+        self.progress = checkpoints.resume(self.context.output, self.parameters, self.optimizer, self.identity)
+        for point in self.progress.history:
+            self.context.log(point)
+        if not self.progress.history:
+            self._record({"step": 0, "tokens": 0, "validation_loss": self.validation_loss()})
+        bar = progress_bar("recover", total=self.config.tokens, unit="tok", initial=self.progress.tokens, scale=True)
+        with deferred_signals() as signalled, bar:
+            documents = self.stream.documents(self.progress.documents)
+            while self.progress.tokens < self.config.tokens:
+                drawn = take(documents, self._share() - self.progress.tokens)
+                loss = self._accumulate(drawn, signalled)
+                if (number := signalled()) is not None:
+                    self._checkpoint()
+                    leave(number)
+                self._finish_step(drawn, loss, bar)
+        return self.progress
+
+    def _share(self) -> int:
+        """Tokens that the run should have reached after the coming step."""
+        steps = math.ceil(self.config.tokens / self.config.batch_tokens)
+        return self.config.tokens * min(self.progress.step + 1, steps) // steps
+
+    def _accumulate(self, documents: list[Document], signalled: Signalled) -> float:
+        """Add up the gradients of one step's documents; returns their mean loss, in nats a labelled token."""
+        labels = max(sum(document.labels for document in documents), 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        total = 0.0
+        with seeded(self.seed, self.progress.step):
+            for part in split(documents, self.config.micro_batch_tokens):
+                if signalled() is not None:
+                    break
+                loss = self._summed_loss(part) / labels
+                total += loss.item()
+                self._require_finite(total, "loss")
+                loss.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    def _finish_step(self, documents: list[Document], loss: float, bar: Any) -> None:
+        """Clip, update the adapter, and record what the step did."""
+        before, tokens = self.progress.tokens, sum(len(document.ids) for document in documents)
+        rate = learning_rate(self.config, (before + tokens) / self.config.tokens)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clip or math.inf)
+        self._require_finite(norm.item(), "gradient")
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self._count(documents, tokens)
+        point = {"step": self.progress.step, "tokens": self.progress.tokens, "loss": loss, "learning_rate": rate}
+        if self._crossed(before, self.config.validate_every):
+            point["validation_loss"] = self.validation_loss()
+        self._record(point)
+        if self._crossed(before, self.config.checkpoint_every):
+            self._checkpoint()
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        bar.update(tokens)
+
+    def _count(self, documents: list[Document], tokens: int) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.tokens += tokens
+        progress.documents += len(documents)
+        for document in documents:
+            progress.labelled += document.labels
+            progress.cut += document.cut
+            progress.tasks[document.task] = progress.tasks.get(document.task, 0) + 1
+
+    def _crossed(self, before: int, every: int) -> bool:
+        """Whether the step passed a multiple of `every` tokens, or was the last."""
+        return before // every < self.progress.tokens // every or self.progress.tokens >= self.config.tokens
+
+    def _record(self, point: JSON) -> None:
+        self.progress.history.append(point)
+        self.context.log(point)
+
+    def _checkpoint(self) -> None:
+        checkpoints.save(self.context.output, self.progress, self.parameters, self.optimizer, self.identity)
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Return the mean loss of the held-out documents, in nats a labelled token."""
+        self.model.eval()
+        parts = split(self.validation, self.config.micro_batch_tokens)
+        total = sum(self._summed_loss(part).item() for part in parts)
+        loss = total / max(sum(document.labels for document in self.validation), 1)
+        self._require_finite(loss, "validation loss")
+        return loss
+
+    def _summed_loss(self, documents: list[Document]) -> torch.Tensor:
+        device = self.context.device
+        batch = collate(documents, device)
+        bfloat16 = self.dtype == "bfloat16"
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bfloat16):
+            hidden_TE = hidden_states(self.model, batch)
+        head = self.model.get_output_embeddings()
+        return summed_cross_entropy(hidden_TE[batch.predictors_N], head, batch.labels_N)
+
+    def _require_finite(self, value: float, name: str) -> None:
+        if math.isfinite(value):
+            return
+        last = checkpoints.newest(self.context.output)
+        raise UserError(
+            f"the {name} of step {self.progress.step + 1} is {value} (after {self.progress.tokens:,} tokens). Lower "
+            f"recover.learning_rate (now {self.config.learning_rate:g}) or adapter.alpha, or compute "
+            f"in float32. Last good checkpoint: {last or 'none yet'}."
+        )

@@ -1,0 +1,17 @@
+"""Torch's random numbers inside a block, from a seed of the block's own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def seeded(*seed: int | str) -> Iterator[None]:
+    """Make torch's random numbers in the block a function of `seed` alone, and leave those outside as they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(random.Random(" ".join(map(str, seed))).getrandbits(63))
+        yield
