@@ -188,7 +188,7 @@ class Engine:
 
 def _forced(graph: Graph, names: list[str]) -> set[str]:
     """Return the keys of the stages (or roles) named and of everything that depends on them."""
-    known = {role for role in graph.roles} | {node.stage.name for node in graph}
+    known = set(graph.roles) | {node.stage.name for node in graph}
     forced: set[str] = set()
     for name in names:
         if name not in known:

@@ -36,7 +36,7 @@ def check_arguments(arguments: list[str]) -> None:
         UserError: an override that can't be parsed, an unknown group option, or an unknown key.
     """
     parsed = get_args_parser().parse_args(arguments)
-    if parsed.help or parsed.hydra_help or parsed.version or parsed.shell_completion:
+    if parsed.help or parsed.hydra_help or parsed.shell_completion:
         return
     try:
         overrides = OverridesParser.create().parse_overrides(parsed.overrides)

@@ -15,28 +15,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.data.registry import DATASETS
-from stages.prune.budget import PrunePlan, plan_shapes
-from stages.prune.criteria import CRITERIA
-from stages.recover.adapters import check_adapter
-from stages.shapes import DecoderShape
-from stages.source.hub import cached_config, resolve_revision
-from stages.source.local import directory_digest
-
 from pipeline import keys
 from pipeline.config import Config, ModelEntry, Reference
 from pipeline.graph import Graph, Node
 from pipeline.runtime import resolve_device, resolve_dtype
+from stages.data.registry import DATASETS
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.tasks import TASKS
 from stages.files import read_json
 from stages.methods import lookup
+from stages.prune.budget import PrunePlan, plan_shapes
 from stages.prune.config import PruneConfig
+from stages.prune.criteria import CRITERIA
+from stages.recover.check import check as check_recovery
 from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.registry import STAGES
 from stages.report.config import ReportConfig
+from stages.shapes import DecoderShape
 from stages.source.config import ModelSource, TasksSource
+from stages.source.hub import cached_config, resolve_revision
+from stages.source.local import directory_digest
 
 UNCUT = ("none", "sheared")
 """Values of `prune` for which there is nothing to cut."""
@@ -50,6 +49,8 @@ def build_graph(config: Config) -> Graph:
     """
     device = resolve_device(config.runtime.device)
     cuts = config.prune.method not in UNCUT
+    if cuts:
+        lookup("criterion", config.prune.method, CRITERIA).check(config.prune)
     recovers = config.adapter.name != "none"
     roles: dict[str, Node] = {}
 
@@ -72,13 +73,13 @@ def build_graph(config: Config) -> Graph:
     if dense is not None and dense is not model:
         roles["dense"] = dense
     if recovers:
-        check_adapter(config.adapter)
         stage_config = RecoverStageConfig(
             adapter=config.adapter,
             recover=_narrow(RecoverConfig, config.recover),
             dtype=resolve_dtype(config.recover.dtype, device),
             seed=keys.derive_seed(config.recover.seed, "recover"),
         )
+        check_recovery(stage_config)
         label = f"{config.adapter.name}-r{config.adapter.rank}-{subject}"
         roles["recover"] = Node(STAGES["recover"], label, stage_config, {"model": pruned, "data": roles["data"]})
     models = {"dense": dense, "pruned": pruned, "recovered": roles.get("recover")}
@@ -120,8 +121,8 @@ def _dense(config: Config, model: Node) -> Node | None:
         return model
     if config.model.dense is None:
         raise UserError(
-            f"{config.model.name} comes pruned and names no dense model to compare with. Give one with model.dense.repo= "
-            "(and model.dense.name=, model.dense.revision=), or run without: reference=none."
+            f"{config.model.name} comes pruned and names no dense model to compare with. Give one with "
+            "model.dense.repo= (and model.dense.name=, model.dense.revision=), or run without: reference=none."
         )
     return _model(config.model.dense, config)
 
@@ -235,5 +236,4 @@ def preview_prune(graph: Graph, config: Config, directory: Path | None) -> Prune
     """
     if "prune" not in graph.roles:
         return None
-    lookup("criterion", config.prune.method, CRITERIA)
     return plan_shapes(model_shape(config, graph.roles["model"], directory), graph.roles["prune"].config)

@@ -18,8 +18,8 @@ from pipeline.runtime import hardware
 from pipeline.show import plan_table, prune_table
 from pipeline.store import Store, explain_os_error
 from pipeline.tracking import Tracker, open_tracker
-from stages.files import read_jsonl, write_json, write_text
-from stages.report.render import render_run
+from stages.files import read_jsonl
+from stages.report.render import write_run_report
 
 log = logging.getLogger("pipeline")
 
@@ -52,7 +52,7 @@ def run(config: Config, directory: Path, command: str) -> None:
                 tracker_of[graph.roles["recover"].key] = tracker
             engine.run()
             report = _write_report(graph, engine, directory, command, started)
-            _track(tracker, graph, engine, report)
+            _track(tracker, graph, engine, report, directory)
     except OSError as error:
         raise explain_os_error(error, "running the plan") from error
     _link_latest(directory)
@@ -80,15 +80,13 @@ def _tracker(config: Config, graph: Graph) -> Tracker:
     )
 
 
-def _track(tracker: Tracker, graph: Graph, engine: Engine, report: dict[str, Any]) -> None:
-    """Replay the curve of a recovery that was a cache hit, then the report's figures."""
+def _track(tracker: Tracker, graph: Graph, engine: Engine, report: dict[str, Any], directory: Path) -> None:
+    """Give the tracker the whole curve (what it logged live is not repeated), then the report's figures."""
     recover = graph.roles.get("recover")
     if recover is None:
         return
-    if engine.runs[recover.key].status != "built":
-        for point in read_jsonl(engine.done[recover.key].path / "history.jsonl"):
-            tracker.log(point)
-    tracker.summary(report)
+    tracker.replay(read_jsonl(engine.done[recover.key].path / "history.jsonl"))
+    tracker.summary(report, directory)
 
 
 def _write_report(graph: Graph, engine: Engine, directory: Path, command: str, started: datetime) -> dict[str, Any]:
@@ -104,12 +102,7 @@ def _write_report(graph: Graph, engine: Engine, directory: Path, command: str, s
         "hardware": hardware(),
         "commit": commit(),
     }
-    report, markdown, html = render_run(artifact.path, facts)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "report.json", report)
-    write_text(directory / "report.md", markdown)
-    write_text(directory / "report.html", html)
-    return report
+    return write_run_report(artifact.path, facts, directory)
 
 
 def _link_latest(directory: Path) -> None:

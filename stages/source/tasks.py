@@ -16,7 +16,8 @@ from stages.files import sha256_of, write_json, write_jsonl
 from stages.methods import lookup
 from stages.progress import progress
 from stages.source.config import TasksSource
-from stages.source.hub import explain_hub_errors, resolve_revision
+from stages.source.hub import resolve_revision
+from stages.source.hub_errors import explain_hub_errors
 from stages.stage import JSON, Context
 from stages.wheels import fetch
 
@@ -76,7 +77,7 @@ def held_out_passages(train: Iterator[Document], validation: Iterator[Document])
     seen: set[str] = set()
     for row in train:
         seen.update(_article(row))
-    passages = {}
+    passages: dict[str, str] = {}
     for row in validation:
         title, text = _article(row)
         if title not in seen and text not in seen:
