@@ -1,0 +1,143 @@
+"""A report as a list of blocks, and its two spellings: Markdown and one HTML page.
+
+What a report says is decided in `stages.report.content`; here is only how headings, tables and pictures are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from string import Template
+
+Cell = str | tuple[str, str]
+"""A table cell: text, or (text, a smaller remark such as an interval)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A heading: level 1 is the page's title."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    """Running text; `kind` is "", "lead" (the opening), "caution" or "note"."""
+
+    text: str
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of cells; the first column is text, the others are numbers unless listed in `words`."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    words: Sequence[int] = ()
+    last_apart: bool = False
+    """Whether a rule sets the last row (a mean) apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An SVG: inlined in a page, named as a file beside a Markdown text."""
+
+    file: str
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """Verbatim text that a reader opens when wanted."""
+
+    title: str
+    text: str
+
+
+Block = Heading | Paragraph | Table | Picture | Folded
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A title and the blocks under it."""
+
+    title: str
+    blocks: Sequence[Block] = field(default_factory=list)
+
+
+def markdown(page: Page) -> str:
+    """Return the page as Markdown; its pictures are links to files beside it."""
+    return "\n\n".join(_markdown(block) for block in page.blocks) + "\n"
+
+
+def html(page: Page) -> str:
+    """Return the page as one HTML file that needs nothing else: no script, no font, no picture from anywhere."""
+    skeleton = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    return skeleton.substitute(title=escape(page.title), body="\n".join(_html(block) for block in page.blocks))
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"{'#' * level} {text}"
+        case Paragraph(text, "caution"):
+            return f"> **Caution.** {text}"
+        case Paragraph(text, _):
+            return text
+        case Table():
+            return "\n".join(_markdown_table(block))
+        case Picture(file, _, caption):
+            return f"![{caption}]({file})\n\n*{caption}*"
+        case Folded(title, text):
+            return f"<details><summary>{escape(title)}</summary>\n\n```json\n{text}\n```\n\n</details>"
+
+
+def _markdown_table(table: Table) -> Iterable[str]:
+    yield "| " + " | ".join(table.columns) + " |"
+    yield "|" + "|".join(" --- " if _is_text(table, place) else " ---: " for place in range(len(table.columns))) + "|"
+    for row in table.rows:
+        cells = [cell if isinstance(cell, str) else " ".join(filter(None, cell)) for cell in row]
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"<h{level}>{escape(text)}</h{level}>"
+        case Paragraph(text, kind):
+            label = "<strong>Caution.</strong> " if kind == "caution" else ""
+            return f'<p class="{kind}">{label}{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+        case Table():
+            return "\n".join(_html_table(block))
+        case Picture(_, svg, caption):
+            return f"<figure>\n{svg}<figcaption>{escape(caption)}</figcaption>\n</figure>"
+        case Folded(title, text):
+            return f"<details><summary>{escape(title)}</summary>\n<pre>{escape(text)}</pre>\n</details>"
+
+
+def _html_table(table: Table) -> Iterable[str]:
+    classes = ["words" if _is_text(table, place) else "number" for place in range(len(table.columns))]
+    yield f'<div class="wide"><table{" class=apart" if table.last_apart else ""}>'
+    heads = (f'<th class="{kind}">{escape(column)}</th>' for column, kind in zip(table.columns, classes, strict=True))
+    yield f"<thead><tr>{''.join(heads)}</tr></thead>"
+    yield "<tbody>"
+    for row in table.rows:
+        cells = (f'<td class="{kind}">{_html_cell(cell)}</td>' for cell, kind in zip(row, classes, strict=True))
+        yield f"<tr>{''.join(cells)}</tr>"
+    yield "</tbody></table></div>"
+
+
+def _html_cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return escape(cell)
+    text, remark = cell
+    return f"{escape(text)} <small>{escape(remark)}</small>" if remark else escape(text)
+
+
+def _is_text(table: Table, place: int) -> bool:
+    return place == 0 or place in table.words

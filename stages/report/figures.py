@@ -1,0 +1,179 @@
+"""The pictures of a report, as SVG that follows the page's colours and is the same bytes for the same numbers.
+
+Matplotlib draws with a fixed palette; each of its colours is then replaced by a CSS variable with that colour as its
+fallback. So a picture inlined in a page turns dark with it, and the file alone still shows in any browser.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from stages.stage import JSON
+
+PALETTE = {
+    "ink": "#22272c",
+    "muted": "#6c7781",
+    "rule": "#d9dee2",
+    "page": "#fdfdfc",
+    "dense": "#76838f",
+    "pruned": "#c8642c",
+    "recovered": "#17788a",
+}
+"""CSS variable: its colour on a light page. Grey, orange and blue-green differ for every kind of colour vision."""
+
+SERIES = ("#17788b", "#c8642d", "#7a5ba8", "#4f8a3c", "#b0457a", "#8c7a1f", "#3f6fb5", "#a2543a")
+"""Colours of overlaid runs, readable on light and dark pages alike."""
+
+MARKERS = {"dense": "D", "pruned": "v", "recovered": "o"}
+"""Shapes tell the models apart where colour can't."""
+
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": PALETTE["ink"],
+    "axes.labelcolor": PALETTE["muted"],
+    "axes.edgecolor": PALETTE["rule"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": PALETTE["rule"],
+    "grid.linewidth": 0.6,
+    "xtick.color": PALETTE["rule"],
+    "ytick.color": PALETTE["rule"],
+    "xtick.labelcolor": PALETTE["muted"],
+    "ytick.labelcolor": PALETTE["muted"],
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def curve_svg(curve: Sequence[JSON]) -> str | None:
+    """Return the recovery curve, losses over tokens trained on, or None where there is no curve to draw."""
+    lines: dict[str, dict[str, Any]] = {
+        "validation_loss": {"label": "validation", "color": PALETTE["recovered"], "linewidth": 2, "marker": "o"},
+        "loss": {"label": "training", "color": PALETTE["muted"], "linewidth": 0.9, "alpha": 0.7},
+    }
+    drawn = [(points, line) for key, line in lines.items() if len(points := _points(curve, key)) > 1]
+    if not drawn:
+        return None
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(8.4, 3.3)
+        for points, line in drawn:
+            axes.plot(*zip(*points, strict=True), markersize=4, **line)
+        _over_tokens(axes, "loss (nats a token)")
+        axes.legend(loc="upper right", labelcolor="linecolor")
+        return _svg(figure, "curve")
+
+
+def curves_svg(runs: Mapping[str, Sequence[JSON]]) -> str | None:
+    """Return the validation curves of several runs in one picture, {label: curve}; None where none has a curve."""
+    drawn = {label: points for label, curve in runs.items() if (points := _points(curve, "validation_loss"))}
+    if not drawn:
+        return None
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(8.4, 3.6 + 0.18 * len(drawn))
+        for place, (label, points) in enumerate(drawn.items()):
+            style = ("-", "--", ":", "-.")[place // len(SERIES) % 4]
+            line = axes.plot(*zip(*points, strict=True), linestyle=style, linewidth=1.8, marker="o", markersize=3.5)
+            line[0].set(color=SERIES[place % len(SERIES)], label=label)
+        _over_tokens(axes, "validation loss (nats a token)")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, labelcolor="linecolor", fontsize=9)
+        return _svg(figure, "curves")
+
+
+def tasks_svg(tasks: JSON, average: JSON | None) -> str | None:
+    """Return each task's accuracy and bits per byte, dense / pruned / recovered, with 95 % intervals and chance."""
+    rows = [*tasks.values(), *([{"label": "mean", **average}] if average and len(tasks) > 1 else [])]
+    if not rows:
+        return None
+    with mpl.rc_context(STYLE | {"axes.grid.axis": "x", "axes.spines.left": False}):
+        figure = Figure(figsize=(8.4, 1.15 + 0.44 * len(rows)), layout="constrained")
+        accuracy, density = figure.subplots(1, 2, sharey=True, width_ratios=(1.35, 1))
+        _dots(accuracy, rows, "acc", scale=100)
+        chances = [(100 * row["chance"], place) for place, row in enumerate(rows) if row["chance"] is not None]
+        if chances:
+            tick = {"color": PALETTE["ink"], "marker": "|", "markersize": 17, "markeredgewidth": 1.2}
+            accuracy.plot(*zip(*chances, strict=True), linestyle="none", label="chance", **tick)
+        _dots(density, rows, "bits_per_byte", scale=1)
+        accuracy.set_xlabel("accuracy (%)")
+        density.set_xlabel("bits per byte of the right answer (less is better)")
+        accuracy.set_yticks(range(len(rows)), [row["label"] for row in rows])
+        accuracy.tick_params(axis="y", length=0, labelcolor=PALETTE["ink"])
+        density.tick_params(axis="y", length=0)
+        accuracy.set_ylim(len(rows) - 0.4, -0.6)
+        figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper left", ncols=4, handletextpad=0.4)
+        return _svg(figure, "tasks")
+
+
+def _dots(axes: Axes, rows: Sequence[JSON], key: str, *, scale: float) -> None:
+    """One dot a model and row, the models slightly apart so that their intervals don't hide each other."""
+    for shift, (model, marker) in zip((-0.2, 0.0, 0.2), MARKERS.items(), strict=True):
+        seen = [(place, row[model]) for place, row in enumerate(rows) if model in row]
+        if not seen:
+            continue
+        values = [scale * scores[key] for _, scores in seen]
+        ends = [[scale * end for end in scores[f"{key}_interval"]] for _, scores in seen]
+        axes.errorbar(
+            values,
+            [place + shift for place, _ in seen],
+            xerr=[
+                [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)],
+                [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)],
+            ],
+            fmt=marker,
+            color=PALETTE[model],
+            markersize=4.5,
+            elinewidth=1.3,
+            label=model,
+        )
+
+
+def _points(curve: Sequence[JSON], key: str) -> list[tuple[float, float]]:
+    """Return (tokens, value) where the curve has the value; a training point need not be a validation point."""
+    return [(point["tokens"], point[key]) for point in curve if point.get(key) is not None]
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _over_tokens(axes: Axes, label: str) -> None:
+    axes.set_xlim(left=0)
+    axes.set_xlabel("tokens trained on")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(7))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: _short(tokens)))
+
+
+def _short(tokens: float) -> str:
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if tokens >= unit:
+            return f"{tokens / unit:g}{name}"
+    return f"{tokens:g}"
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """Return the figure as an `<svg>` element with ids of its own, so that several share a page."""
+    stream = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :].strip() + "\n"
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
+    for variable, colour in PALETTE.items():
+        text = text.replace(colour, f"var(--{variable}, {colour})")
+    return text

@@ -1,0 +1,50 @@
+"""A report's files: the same renderer for the artifact and for the run directory.
+
+Fast on purpose: a fully cached run renders its report again (its stages and times are new) without numpy or
+matplotlib, with the pictures that the artifact holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from stages.files import read_json, write_text
+from stages.report.blocks import html, markdown
+from stages.report.content import page
+from stages.stage import JSON
+
+PICTURES = ("curve", "tasks")
+
+
+def files(report: JSON, pictures: Mapping[str, str]) -> dict[str, str]:
+    """Return the text of each file of a report by its name; equal reports and pictures give equal bytes."""
+    content = page(report, pictures)
+    return {
+        "report.json": json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.md": markdown(content),
+        "report.html": html(content),
+        **{f"{name}.svg": svg for name, svg in pictures.items()},
+    }
+
+
+def pictures(artifact: Path) -> dict[str, str]:
+    """Return the pictures that a report artifact holds."""
+    paths = {name: artifact / f"{name}.svg" for name in PICTURES}
+    return {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()}
+
+
+def write_run_report(artifact: Path, run: JSON, output: Path) -> JSON:
+    """Write the run directory's report files into `output` and return its JSON.
+
+    `run` is what depends on the run: its "stages" ([{name, key, status, seconds, peak_memory_bytes, drift}]) become
+    the report's `stages`, the rest (versions, hardware, commit, command, started, …) its `run`. The artifact is only
+    read.
+    """
+    report: JSON = read_json(artifact / "report.json")
+    report["stages"] = list(run.get("stages", []))
+    report["run"] = {name: value for name, value in run.items() if name != "stages"}
+    for name, text in files(report, pictures(artifact)).items():
+        write_text(output / name, text)
+    return report

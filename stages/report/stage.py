@@ -1,0 +1,110 @@
+"""The report stage: from evaluations, cost and recovery to one honest account, as JSON, Markdown and HTML.
+
+Inputs, each of which may be missing: the evaluations "dense", "pruned", "recovered"; "cost"; "prune"; "recover".
+What is missing is said in the report. Nothing that depends on the run (times, cache hits) is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from stages.errors import UserError
+from stages.files import read_json, read_jsonl, write_text
+from stages.report.config import ReportConfig
+from stages.report.figures import curve_svg, tasks_svg
+from stages.report.render import files
+from stages.report.scores import perplexities, task_scores
+from stages.report.summary import caution, main_figures, summary
+from stages.report.wording import MODELS
+from stages.stage import JSON, Context
+
+SCHEMA = 1
+"""Raised when a field of report.json changes its meaning."""
+
+
+def run(config: ReportConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
+    """Write report.json, report.md, report.html and the pictures; return the main figures."""
+    report = build(config, inputs)
+    drawn = {"curve": curve_svg(report["curve"]), "tasks": tasks_svg(report["tasks"], report["mean"])}
+    for name, text in files(report, {name: svg for name, svg in drawn.items() if svg}).items():
+        write_text(context.output / name, text)
+    return main_figures(report)
+
+
+def build(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
+    """Return the content of report.json."""
+    if config.resamples < 100:
+        raise UserError(f"resamples={config.resamples} is too few for a 95 % interval: give at least 100.")
+    evaluations = {model: inputs[model] for model in MODELS if model in inputs}
+    tasks, average = task_scores(evaluations, resamples=config.resamples, seed=config.seed)
+    report: JSON = {
+        "schema": SCHEMA,
+        "model": config.model,
+        "prune": config.prune,
+        "adapter": config.adapter,
+        "data": config.data,
+        "reference": config.reference,
+        "params": _params(config, inputs),
+        "tasks": tasks,
+        "mean": average,
+        "perplexity": perplexities(evaluations, resamples=config.resamples, seed=config.seed),
+        "recovery": _recovery(average),
+        "cost": read_json(inputs["cost"] / "cost.json") if "cost" in inputs else {},
+        "curve": list(read_jsonl(inputs["recover"] / "history.jsonl")) if "recover" in inputs else [],
+        "training": read_json(inputs["recover"] / "recovery.json") if "recover" in inputs else {},
+        "trained_tasks": [name for name in config.trained_tasks if name in tasks],
+        "configuration": config.configuration,
+    }
+    report["summary"] = summary(report)
+    report["caution"] = caution(report)
+    report["notes"] = _notes(config, evaluations)
+    return report
+
+
+def _params(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
+    """Return parameter counts as measured (cost) or, where nothing was measured, as pruned."""
+    counts = dict.fromkeys(MODELS)
+    if "prune" in inputs:
+        counts |= read_json(inputs["prune"] / "model" / "pruning.json")["parameters"]
+    if "cost" in inputs:
+        measured = read_json(inputs["cost"] / "cost.json")["models"]
+        counts |= {model: entry["parameters"] for model, entry in measured.items()}
+    dense, pruned = counts["dense"], counts["pruned"]
+    return {
+        **counts,
+        "ratio_requested": None if config.prune in ("none", "sheared") else config.ratio,
+        "channel_ratio": config.channel_ratio,
+        "ratio_achieved": 1 - pruned / dense if dense and pruned else None,
+    }
+
+
+def _recovery(average: JSON | None) -> JSON:
+    """Return how much of the mean accuracy came back; without a number, `reason` says why there is none."""
+    effects = (average or {}).get("accuracy", {})
+    kept, share = effects.get("retained", {}), effects.get("recovered", {})
+    missing = "not all of the dense, pruned and recovered models were evaluated"
+    return {
+        "measure": "mean accuracy",
+        "retained": kept.get("value"),
+        "retained_interval": kept.get("interval"),
+        "recovered": share.get("value"),
+        "interval": share.get("interval"),
+        "reason": share.get("reason") if share else missing,
+    }
+
+
+def _notes(config: ReportConfig, evaluations: Mapping[str, Path]) -> list[str]:
+    """Return what is missing from this report, and why."""
+    notes = []
+    if not evaluations:
+        notes.append("No model was evaluated (evaluate=none).")
+    elif "dense" not in evaluations:
+        notes.append("No dense model was evaluated (reference=none), so neither loss nor recovered share can be given.")
+    if config.adapter == "none":
+        notes.append("Nothing was recovered (adapter=none).")
+    if config.prune == "sheared":
+        notes.append("The model came pruned: nothing was cut here.")
+    if config.prune == "none":
+        notes.append("Nothing was pruned (prune=none): dense and pruned are the same model.")
+    return notes

@@ -1,0 +1,166 @@
+"""The sentences a report opens with: they claim only what lies outside its 95 % interval.
+
+What is clear comes first (as a rule the low-variance measures: perplexity, then bits per byte), what is within noise
+is named as such in one closing sentence. Where the recovery trained on the judged tasks' own train splits, a better
+score on them is not called recovery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stages.report.wording import MODELS, PERCENT, bits, listing, millions, percent, perplexity
+from stages.stage import JSON
+
+REFERENCES = {
+    "dense": "the dense model, zero-shot",
+    "none": "nothing: no dense model was evaluated",
+}
+"""What each `reference` compares with, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A score of the models at hand with its effects, and how it is written.
+
+    Attributes:
+        name: as it stands in a sentence.
+        values: {model: score}.
+        effects: as `stages.report.scores.effects` gives them.
+        write: a score as text.
+        fitted: the recovery trained on this measure's train splits.
+        scale: on what scale its shares are taken, where that is not the score itself.
+    """
+
+    name: str
+    values: Mapping[str, float]
+    effects: Mapping[str, Any]
+    write: Callable[[float | None], str]
+    fitted: bool
+    scale: str = ""
+
+
+def measures(report: JSON) -> list[Measure]:
+    """Return the measures over everything judged, those of low variance first."""
+    found = []
+    held_out, average = report["perplexity"], report["mean"]
+    fitted = bool(report["trained_tasks"])
+    if held_out and held_out["per"] == "token":
+        values = {model: held_out[model] for model in MODELS if model in held_out}
+        scale = "in log perplexity"
+        found.append(Measure("held-out perplexity", values, held_out["log"], perplexity, fitted=False, scale=scale))
+    elif held_out:
+        values = held_out["bits_per_byte"]
+        found.append(Measure("bits per byte of held-out text", values, held_out["log"], bits, fitted=False))
+    if average:
+        models = [model for model in MODELS if model in average]
+        density = {model: average[model]["bits_per_byte"] for model in models}
+        accuracy = {model: average[model]["acc"] for model in models}
+        found.append(
+            Measure("mean bits per byte of the right answers", density, average["bits_per_byte"], bits, fitted)
+        )
+        name = "mean accuracy" if len(report["tasks"]) > 1 else "accuracy"
+        found.append(Measure(name, accuracy, average["accuracy"], percent, fitted))
+    return found
+
+
+def summary(report: JSON) -> str:
+    """Return the opening sentences of a report, one a line."""
+    found = measures(report)
+    clear, noise = [], []
+    for measure in found:
+        sentence, doubtful = _sentence(measure)
+        clear += [sentence] if sentence else []
+        noise += doubtful
+    closing = [f"Within noise: {listing(noise)}."] if noise else []
+    if noise and not clear:
+        closing = [f"No difference is outside its 95 % interval: {listing(noise)}. More documents would narrow them."]
+    if not found:
+        closing = ["Nothing was evaluated, so nothing is said about quality."]
+    return "\n".join([*_opening(report["params"]), *clear, *closing])
+
+
+def caution(report: JSON) -> str | None:
+    """Return the warning that a report on tasks whose train splits were trained on must carry, or None."""
+    fitted = [report["tasks"][name]["label"] for name in report["trained_tasks"] if name in report["tasks"]]
+    if not fitted or report["adapter"] == "none":
+        return None
+    held_out = " Held-out perplexity is of text that no recovery trains on." if report["perplexity"] else ""
+    return (
+        f"The recovery trained on the train splits of judged tasks ({listing(fitted)}). Their scores mix recovery of "
+        f"what pruning lost with fitting to the tasks, which lifts scores by itself; the reference "
+        f"({REFERENCES.get(report['reference'], report['reference'])}) had no such training.{held_out}"
+    )
+
+
+def main_figures(report: JSON) -> JSON:
+    """Return the figures that a manifest, a table of runs or a tracker shows; those that were not measured are None."""
+    average, held_out = report["mean"] or {}, report["perplexity"] or {}
+    figures: JSON = {}
+    for model in MODELS:
+        figures[f"accuracy/{model}"] = average.get(model, {}).get("acc")
+        figures[f"bits_per_byte/{model}"] = average.get(model, {}).get("bits_per_byte")
+        figures[f"perplexity/{model}"] = held_out.get(model)
+        figures[f"parameters/{model}"] = report["params"].get(model)
+    figures["retained"] = report["recovery"]["retained"]
+    figures["recovered"] = report["recovery"]["recovered"]
+    figures["recovered/bits_per_byte"] = _value(average.get("bits_per_byte"), "recovered")
+    figures["recovered/perplexity"] = _value(held_out.get("log"), "recovered")
+    return figures
+
+
+def _opening(params: JSON) -> list[str]:
+    achieved = params.get("ratio_achieved")
+    if achieved is None or not params.get("dense") or not achieved:
+        return []
+    before, after = millions(params["dense"]), millions(params["pruned"])
+    return [f"Pruning removed {percent(achieved)} of the parameters ({before} to {after})."]
+
+
+def _sentence(measure: Measure) -> tuple[str, list[str]]:
+    """Return what is clear about the measure as one sentence (or ""), and what of it is within noise."""
+    lost, gained = measure.effects.get("pruned_minus_dense"), measure.effects.get("recovered_minus_pruned")
+    clauses, noise = [], []
+    if lost and lost["clear"]:
+        clauses.append(
+            f"Pruning {_moved(lost)} {measure.name} from {_at(measure, 'dense')} to {_at(measure, 'pruned')}"
+        )
+    elif lost:
+        noise.append(f"the effect of pruning on {measure.name}")
+    if gained and gained["clear"]:
+        what = "it" if clauses else f"{measure.name} from {_at(measure, 'pruned')}"
+        actor = "training" if measure.fitted else "recovery"
+        actor = actor if clauses else actor.capitalize()
+        clauses.append(f"{actor} {_moved(gained)} {what} to {_at(measure, 'recovered')}{_share(measure)}")
+    elif gained:
+        noise.append(f"the effect of recovery on {measure.name}")
+    return (f"{'; '.join(clauses)}." if clauses else ""), noise
+
+
+def _share(measure: Measure) -> str:
+    """Return how much of the loss that is, where there is such a number."""
+    share = measure.effects.get("recovered")
+    if not share or share["value"] is None or share["value"] < 0:
+        return ""
+    low, high = (percent(end, digits=0).removesuffix(PERCENT) for end in share["interval"])
+    remarks = [
+        measure.scale,
+        "recovery and task fitting mixed" if measure.fitted else "",
+        f"95 % interval {low} to {high}",
+    ]
+    return f", {percent(share['value'], digits=0)} of the loss ({'; '.join(filter(None, remarks))})"
+
+
+def _moved(change: Mapping[str, Any]) -> str:
+    return "raised" if change["value"] > 0 else "lowered"
+
+
+def _at(measure: Measure, model: str) -> str:
+    return measure.write(measure.values[model])
+
+
+def _value(effects: JSON | None, name: str) -> float | None:
+    value: float | None = (effects or {}).get(name, {}).get("value")
+    return value

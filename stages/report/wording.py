@@ -1,0 +1,99 @@
+"""Numbers and names as a report writes them. A missing number is a dash, never a zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+MODELS = ("dense", "pruned", "recovered")
+"""The places in a recovery, in the order in which a report shows them."""
+
+DASH = "–"
+PERCENT = "\u00a0%"
+"""With a no-break space, so that a line never starts with the sign."""
+
+Write = Callable[[float | None], str]
+"""How one kind of number is written."""
+
+
+def percent(value: float | None, *, digits: int = 1) -> str:
+    """Return a fraction as a percentage, "41.3 %"."""
+    return DASH if value is None else f"{_minus(value * 100, digits)}{PERCENT}"
+
+
+def points(value: float | None) -> str:
+    """Return a difference of fractions in percentage points, always with its sign, "+1.6"."""
+    return DASH if value is None else _signed(value * 100, 1)
+
+
+def bits(value: float | None) -> str:
+    """Return bits per byte, "1.234"."""
+    return DASH if value is None else _minus(value, 3)
+
+
+def signed_bits(value: float | None) -> str:
+    """Return a difference in bits per byte, always with its sign."""
+    return DASH if value is None else _signed(value, 3)
+
+
+def perplexity(value: float | None) -> str:
+    """Return a perplexity to three or four digits, "22.7", "1,234"."""
+    if value is None:
+        return DASH
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def factor(value: float | None) -> str:
+    """Return a ratio of perplexities, "×3.41"."""
+    return DASH if value is None else f"×{value:.2f}" if value < 100 else f"×{value:,.0f}"
+
+
+def millions(value: float | None) -> str:
+    """Return a count of parameters, "134.5M" or "6.74B"."""
+    if value is None:
+        return DASH
+    return f"{value / 1e9:.2f}B" if value >= 1e9 else f"{value / 1e6:.1f}M" if value >= 1e5 else f"{value:,.0f}"
+
+
+def count(value: float | None) -> str:
+    """Return a whole number with thousands separated."""
+    return DASH if value is None else f"{value:,.0f}"
+
+
+def megabytes(value: float | None) -> str:
+    """Return bytes as megabytes (10⁶ bytes)."""
+    return DASH if value is None else f"{value / 1e6:,.0f} MB"
+
+
+def milliseconds(value: float | None) -> str:
+    """Return seconds as milliseconds."""
+    return DASH if value is None else f"{value * 1e3:,.0f} ms" if value >= 0.1 else f"{value * 1e3:.1f} ms"
+
+
+def seconds(value: float | None) -> str:
+    """Return a duration, "0.4 s", "72 s", "12 min 5 s"."""
+    if value is None:
+        return DASH
+    if value < 600:
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    return f"{int(value) // 60} min {int(value) % 60} s"
+
+
+def span(interval: Sequence[float] | None, write: Write) -> str:
+    """Return an interval as "[low, high]"; the unit stands with the value it is an interval of."""
+    return "" if interval is None else f"[{', '.join(write(end).removesuffix(' %') for end in interval)}]"
+
+
+def listing(names: Sequence[str]) -> str:
+    """Return "a", "a and b", "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _minus(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    text = text.removeprefix("-") if float(text) == 0 else text
+    return text.replace("-", "−")
+
+
+def _signed(value: float, digits: int) -> str:
+    text = _minus(value, digits)
+    return text if text.startswith("−") or float(text) == 0 else f"+{text}"

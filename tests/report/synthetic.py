@@ -1,0 +1,150 @@
+"""Small artifacts of made-up models, laid out as the stages lay them out. Deterministic; no model is involved."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.files import write_json, write_jsonl
+from stages.report.config import ReportConfig
+
+TASKS = {"boolq": ("BoolQ", 0.5), "piqa": ("PIQA", 0.5), "arc_easy": ("ARC-e", 0.25)}
+
+SKILL = {
+    "dense": {"accuracy": 0.65, "bits": 1.0, "nll": 3.1},
+    "pruned": {"accuracy": 0.40, "bits": 2.0, "nll": 5.0},
+    "recovered": {"accuracy": 0.55, "bits": 1.3, "nll": 3.8},
+}
+"""A loss and a recovery that are well outside the noise of two hundred documents."""
+
+
+def evaluation(
+    directory: Path, *, accuracy: float, bits: float, nll: float, documents: int = 200, passages: int = 30
+) -> Path:
+    """Write an evaluate artifact of a model of the given skill; equal documents are equally hard for every model."""
+    results: dict[str, Any] = {}
+    for place, (name, (label, chance)) in enumerate(TASKS.items()):
+        random = np.random.default_rng(place)
+        hardness, spread, sizes = (
+            random.random(documents),
+            random.normal(0, 0.2, documents),
+            random.integers(5, 40, documents),
+        )
+        rows = [
+            {
+                "doc": index,
+                "gold": 0,
+                "acc": int(hardness[index] < accuracy),
+                "acc_norm": None if name == "boolq" else int(hardness[index] < accuracy + 0.02),
+                "bits": float(sizes[index] * (bits + spread[index])),
+                "bytes": int(sizes[index]),
+                "loglikelihoods": [-1.0, -2.0],
+            }
+            for index in range(documents)
+        ]
+        write_jsonl(directory / "documents" / f"{name}.jsonl", rows)
+        hits = [row["acc"] for row in rows]
+        results[name] = {
+            "label": label,
+            "chance": chance,
+            "acc": float(np.mean(hits)),
+            "acc_stderr": float(np.std(hits) / math.sqrt(documents)),
+            "acc_norm": None if name == "boolq" else float(np.mean([row["acc_norm"] for row in rows])),
+            "acc_norm_stderr": None if name == "boolq" else 0.03,
+            "bits_per_byte": sum(row["bits"] for row in rows) / sum(row["bytes"] for row in rows),
+            "n": documents,
+        }
+    write_json(directory / "results.json", {"tasks": results})
+    _perplexity(directory, nll, passages)
+    return directory
+
+
+def _perplexity(directory: Path, nll: float, passages: int) -> None:
+    random = np.random.default_rng(99)
+    tokens, hardness = random.integers(50, 300, passages), random.normal(0, 0.3, passages)
+    rows = [
+        {
+            "title": f"Passage {i}",
+            "nll": float(tokens[i] * (nll + hardness[i])),
+            "tokens": int(tokens[i]),
+            "bytes": int(4 * tokens[i]),
+        }
+        for i in range(passages)
+    ]
+    total = {key: sum(row[key] for row in rows) for key in ("nll", "tokens", "bytes")}
+    overall = {
+        "perplexity": math.exp(total["nll"] / total["tokens"]) if rows else None,
+        "bits_per_byte": total["nll"] / math.log(2) / total["bytes"] if rows else None,
+    }
+    write_json(directory / "perplexity.json", overall | total | {"passages": rows})
+
+
+def recovery(directory: Path, *, start: float = 5.0, end: float = 3.5, steps: int = 20) -> Path:
+    """Write a recover artifact's curve: a training loss at every step, a validation loss at every fifth."""
+    history: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "validation_loss": start}]
+    for step in range(1, steps + 1):
+        loss = end + (start - end) * math.exp(-4 * step / steps)
+        point = {"step": step, "tokens": 2048 * step, "loss": loss - 0.1 * (-1) ** step, "learning_rate": 1e-3}
+        history.append(point | ({"validation_loss": loss} if step % 5 == 0 else {}))
+    write_jsonl(directory / "history.jsonl", history)
+    write_json(
+        directory / "recovery.json",
+        {"adapter": {"name": "rora"}, "parameters": {"model": 80_000_000, "trainable": 3_000_000}},
+    )
+    return directory
+
+
+def pruning(directory: Path) -> Path:
+    """Write what the report reads of a prune artifact."""
+    write_json(directory / "model" / "pruning.json", {"parameters": {"dense": 134_515_008, "pruned": 67_300_000}})
+    return directory
+
+
+def cost(directory: Path) -> Path:
+    """Write a cost artifact."""
+    sizes = {"dense": 134_515_008, "pruned": 67_300_000, "recovered": 67_300_000}
+    models = {
+        name: {
+            "parameters": size,
+            "bytes": 4 * size,
+            "prefill_seconds": size / 1e9,
+            "decode_seconds": size / 8e9,
+            "peak_memory_bytes": 6 * size,
+        }
+        for name, size in sizes.items()
+    }
+    write_json(directory / "cost.json", {"models": models})
+    return directory
+
+
+def everything(directory: Path, **evaluate: Any) -> dict[str, Path]:
+    """Write all inputs of a report and return them by name."""
+    judged = {model: evaluation(directory / model, **skill, **evaluate) for model, skill in SKILL.items()}
+    return judged | {
+        "cost": cost(directory / "cost"),
+        "prune": pruning(directory / "prune"),
+        "recover": recovery(directory / "recover"),
+    }
+
+
+def config(**changes: Any) -> ReportConfig:
+    """Return the config of a report on all inputs."""
+    base = ReportConfig(
+        model="tiny-llama",
+        prune="llmpruner",
+        adapter="rora",
+        data="commonsense",
+        reference="dense",
+        ratio=0.5,
+        channel_ratio=None,
+        configuration={
+            "recover": {"adapter": {"name": "rora", "rank": 16, "alpha": 16.0}},
+            "evaluate-dense": {"limit": 200},
+        },
+        resamples=500,
+    )
+    return dataclasses.replace(base, **changes)
