@@ -52,7 +52,7 @@ def fetch(wheel: Wheel, cache: Path) -> Path:
     """Return the path of the wheel file, downloaded once into `cache`/wheels and checked by its hash on every call.
 
     Raises:
-        UserError: the index can't be reached or has no such file, the hash is another, pip is missing, the disk is full.
+        UserError: no index is reachable or has such a file, the hash is another, pip is missing, the disk is full.
     """
     folder = cache / "wheels"
     target = folder / f"{wheel.requirement.replace('==', '-')}-{wheel.sha256[:16]}.whl"

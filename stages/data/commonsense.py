@@ -96,7 +96,8 @@ def _hellaswag(document: Document) -> tuple[str, str]:
 def _winogrande(document: Document) -> tuple[str, str]:
     instruction = (
         "Please choose the correct answer to fill in the blank to complete the given sentence: "
-        f"{document['sentence']}\n\nOption1: {document['option1']} Option2: {document['option2']} Answer format: option1/option2"
+        f"{document['sentence']}\n\n"
+        f"Option1: {document['option1']} Option2: {document['option2']} Answer format: option1/option2"
     )
     return instruction, f"option{document['answer']}"
 

