@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandbfile
+
+from pipeline.tracking import Mode, Tracker, TrackerConfig, open_tracker
+from stages.errors import UserError
+from stages.files import read_json, read_jsonl
+from stages.report.stage import run as run_report
+from stages.stage import Context
+from tests.report.synthetic import config, everything, recovery
+
+KEY = "0123456789abcdef" * 4
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    output = tmp_path_factory.mktemp("report")
+    run_report(config(), everything(tmp_path_factory.mktemp("inputs")), Context(output=output))
+    found: dict[str, Any] = read_json(output / "report.json")
+    return found
+
+
+def tracker(directory: Path, **changes: Any) -> Tracker:
+    settings = TrackerConfig(**({"name": "wandb", "directory": str(directory)} | changes))
+    return open_tracker(
+        settings,
+        name="rora-r16-tiny",
+        group="llmpruner-tiny-r0.50",
+        key=KEY,
+        configuration={"recover": {"tokens": 40960}},
+    )
+
+
+def runs(directory: Path) -> list[Path]:
+    return [wandbfile.wait(path) for path in sorted(directory.glob("wandb/*run-*/*.wandb"))]
+
+
+def curve(path: Path) -> list[dict[str, Any]]:
+    """Return the logged points without W&B's own fields."""
+    prefix = "recover/"
+    return [
+        {name.removeprefix(prefix): value for name, value in point.items() if name.startswith(prefix)}
+        for point in wandbfile.history(path)
+    ]
+
+
+def test_an_offline_run_holds_the_curve_over_tokens_and_the_reports_figures(
+    tmp_path: Path, report: dict[str, Any]
+) -> None:
+    with tracker(tmp_path) as live:
+        for point in report["curve"]:
+            live.log(point)
+        live.replay(report["curve"])
+        live.summary(report)
+    (path,) = runs(tmp_path)
+    assert "offline-run-" in str(path)
+    assert curve(path) == report["curve"]
+    assert wandbfile.metrics(path)["recover/*"] == "recover/tokens"
+    summary = wandbfile.summary(path)
+    assert summary["recovered"] == report["recovery"]["recovered"]
+    assert summary["perplexity/pruned"] == report["perplexity"]["pruned"]
+    run = wandbfile.run(path)
+    assert (run.run_id, run.display_name) == (KEY[:16], "rora-r16-tiny")
+    assert (run.project, run.run_group) == ("prune-recover", "llmpruner-tiny-r0.50")
+    settings = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert settings["recover"] == {"tokens": 40960}
+
+
+def test_a_cached_recovery_is_replayed_as_if_it_were_live(tmp_path: Path, report: dict[str, Any]) -> None:
+    with tracker(tmp_path) as replayed:
+        replayed.replay(report["curve"])
+        replayed.summary(report)
+    (path,) = runs(tmp_path)
+    assert curve(path) == report["curve"]
+
+
+def test_a_replay_leaves_a_local_run_that_holds_it_all_and_writes_a_new_one_for_new_figures(
+    tmp_path: Path, report: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with tracker(tmp_path) as live:
+        for point in report["curve"]:
+            live.log(point)
+        live.summary(report)
+    with caplog.at_level(logging.INFO, "pipeline"), tracker(tmp_path) as again:
+        again.replay(report["curve"])
+        again.summary(report)
+    assert "already holds this recovery" in caplog.text
+    assert len(runs(tmp_path)) == 1
+    with tracker(tmp_path) as other:
+        other.replay(report["curve"])
+        other.summary(report | {"params": report["params"] | {"pruned": 1}})
+    assert len(runs(tmp_path)) == 2
+
+
+def test_a_long_curve_is_read_back_across_blocks(tmp_path: Path, report: dict[str, Any]) -> None:
+    points = list(read_jsonl(recovery(tmp_path / "recover", steps=400) / "history.jsonl"))
+    with tracker(tmp_path) as replayed:
+        replayed.replay(points)
+        replayed.summary(report)
+    (path,) = runs(tmp_path)
+    assert path.stat().st_size > 2 * wandbfile.BLOCK
+    assert curve(path) == points
+
+
+def test_a_run_that_fails_is_finished_and_keeps_what_it_had(tmp_path: Path, report: dict[str, Any]) -> None:
+    def fails() -> None:
+        with tracker(tmp_path) as live:
+            live.log(report["curve"][0])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    (path,) = runs(tmp_path)
+    assert curve(path) == report["curve"][:1]
+    exits = [r.exit.exit_code for r in wandbfile.records(path) if r.WhichOneof("record_type") == "exit"]
+    assert exits == [1]
+    assert not list(tmp_path.rglob("tracked.json"))
+
+
+def test_report_files_are_given_only_when_asked_for(tmp_path: Path, report: dict[str, Any]) -> None:
+    (tmp_path / "report.html").write_text("<p>report</p>")
+    for name, files in (("without", False), ("with", True)):
+        with tracker(tmp_path / name, files=files) as replayed:
+            replayed.replay(report["curve"])
+            replayed.summary(report, tmp_path)
+        kept = list((tmp_path / name).glob("wandb/offline-run-*/files/report.html"))
+        assert len(kept) == int(files)
+
+
+def test_offline_stays_offline_whatever_the_environment_says_and_sends_nothing(tmp_path: Path) -> None:
+    calls: list[object] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=_count, args=(server, calls), daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        surprises = {
+            "WANDB_MODE": "online",
+            "WANDB_API_KEY": "0" * 40,
+            "WANDB_BASE_URL": address,
+            "WANDB_DIR": str(tmp_path / "elsewhere"),
+            "WANDB_PROJECT": "elsewhere",
+            "WANDB_RUN_ID": "elsewhere",
+            "WANDB_RUN_GROUP": "elsewhere",
+            "WANDB_NAME": "elsewhere",
+            "WANDB_RESUME": "must",
+            "WANDB_ERROR_REPORTING": "true",
+            **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"), address),
+            "NO_PROXY": "",
+            "no_proxy": "",
+        }
+        script = (
+            "import sys; from pipeline.tracking import TrackerConfig, open_tracker\n"
+            "settings = TrackerConfig(name='wandb', directory=sys.argv[1])\n"
+            f"with open_tracker(settings, name='n', group='g', key={KEY!r}, configuration={{}}) as tracker:\n"
+            "    tracker.log({'tokens': 0, 'loss': 1.0})\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)],
+            env=os.environ | surprises,
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    assert calls == [], done.stderr
+    (path,) = runs(tmp_path)
+    assert "offline-run-" in str(path)
+    run = wandbfile.run(path)
+    assert (run.project, run.run_id, run.run_group, run.display_name) == ("prune-recover", KEY[:16], "g", "n")
+    assert not run.git.remote_url
+    assert not (tmp_path / "elsewhere").exists()
+    files = {file.name for file in path.parent.rglob("*") if file.is_file()}
+    assert {name for name in files if not name.endswith(".log")} == {path.name}
+
+
+def _count(server: socket.socket, calls: list[object]) -> None:
+    while True:
+        try:
+            connection, peer = server.accept()
+        except OSError:
+            return
+        calls.append(peer)
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "account", [{}, {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}], ids=["no login", "no network"]
+)
+def test_online_that_cannot_be_records_offline_and_says_so(tmp_path: Path, account: dict[str, str]) -> None:
+    (tmp_path / "curve.jsonl").write_text('{"tokens": 0, "loss": 2.0}\n{"tokens": 9, "loss": 1.0}\n')
+    script = (
+        "import sys; from pathlib import Path; import pipeline.tracking as t; from stages.files import read_jsonl\n"
+        "t.PATIENCE = 2\n"
+        "settings = t.TrackerConfig(name='wandb', mode=t.Mode.online, directory=sys.argv[1])\n"
+        f"with t.open_tracker(settings, name='n', group='g', key={KEY!r}, configuration={{}}) as tracker:\n"
+        "    for point in read_jsonl(Path(sys.argv[1]) / 'curve.jsonl'): tracker.log(point)\n"
+        "print('the run went on')"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        env=environment | account | {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")},
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=60,
+    )
+    assert "the run went on" in done.stdout
+    assert "recording offline instead" in done.stderr
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert curve(path) == [{"tokens": 0, "loss": 2.0}, {"tokens": 9, "loss": 1.0}]
+
+
+def test_a_directory_that_cannot_be_written_costs_a_warning(
+    tmp_path: Path, report: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    with tracker(tmp_path / "file" / "below") as live:
+        for point in report["curve"]:
+            live.log(point)
+        live.summary(report)
+    assert caplog.text.count("the run goes on without it") == 1
+
+
+@pytest.mark.parametrize("changes", [{"name": "none"}, {"mode": Mode.disabled}])
+def test_no_tracker_writes_nothing(tmp_path: Path, report: dict[str, Any], changes: dict[str, Any]) -> None:
+    with tracker(tmp_path, **changes) as silent:
+        silent.log(report["curve"][0])
+        silent.replay(report["curve"])
+        silent.summary(report)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_tracker_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'wandb'"):
+        tracker(tmp_path, name="wandbb")
