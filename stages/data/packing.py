@@ -25,7 +25,6 @@ from stages.stage import JSON
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LOSSES = ("response", "all")
 BLOCK = 64
 """Rows tokenised at a time: enough to feed a fast tokenizer's threads, few enough to waste none."""
 
@@ -61,30 +60,36 @@ class Batch:
     """The token that comes after each of them."""
 
 
-def encode(rows: Sequence[JSON], tokenizer: PreTrainedTokenizerBase, *, length: int, loss: str) -> list[Document]:
+def encode(
+    rows: Sequence[JSON], tokenizer: PreTrainedTokenizerBase, *, length: int, label_prompts: bool
+) -> list[Document]:
     """Tokenise `rows` as prompt + response + end of text, each cut to `length` tokens.
 
     Prompt and response are tokenised as one text, as the evaluation will meet them, and parted by character offsets:
     a token that holds any character of the response is labelled, so no response character escapes the loss. Where a
-    row is too long, the beginning of its prompt gives way first, then the end of its response.
+    row is too long, the beginning of its prompt gives way first, then the end of its response. With `label_prompts`
+    every token is labelled.
 
     Raises:
-        UserError: the tokenizer gives no character offsets, or `loss` is not one of `LOSSES`.
+        UserError: the tokenizer gives no character offsets.
     """
-    if loss not in LOSSES:
-        raise UserError(f"recover.loss is '{loss}'; it can be {' or '.join(LOSSES)}.")
     if not tokenizer.is_fast:
         raise UserError("the model's tokenizer gives no character offsets; put its tokenizer.json beside the weights.")
     texts = [row["prompt"] + row["response"] for row in rows]
     encoded = tokenizer(texts, return_offsets_mapping=True)
     return [
-        _document(row, ids, spans, tokenizer, length, loss)
+        _document(row, ids, spans, tokenizer, length, label_prompts)
         for row, ids, spans in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ]
 
 
 def _document(
-    row: JSON, ids: list[int], spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, length: int, loss: str
+    row: JSON,
+    ids: list[int],
+    spans: list[tuple[int, int]],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    label_prompts: bool,
 ) -> Document:
     end = tokenizer.eos_token_id
     response = next((index for index, (_, stop) in enumerate(spans) if stop > len(row["prompt"])), len(ids))
@@ -96,7 +101,7 @@ def _document(
     kept = ids[dropped : dropped + length]
     if dropped and ids[0] == tokenizer.bos_token_id:
         kept[0] = ids[0]
-    first_label = response - dropped if loss == "response" else 0
+    first_label = 0 if label_prompts else response - dropped
     return Document(kept, first_label, str(row.get("task", "")), cut=excess > 0)
 
 
@@ -113,7 +118,7 @@ class Stream:
         self._seed = seed
         self._offsets = _line_offsets(path)
         if not self._offsets:
-            raise UserError(f"{path} has no rows to train on.")
+            raise UserError(f"{path} has no rows.")
 
     def __len__(self) -> int:
         """Number of rows, which is the number of documents in an epoch."""

@@ -33,10 +33,17 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     document_lengths: tuple[int, ...] | None = None,
+    sliding_window: int | None = None,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return causal attention [B, T, H, D] within each document; without lengths the sequence is one document."""
+    """Return causal attention [B, T, H, D] within each document; without lengths the sequence is one document.
+
+    Raises:
+        UserError: a document is longer than the model's attention window.
+    """
     lengths = list(document_lengths or (query_BHTD.shape[2],))
+    if sliding_window is not None and max(lengths) > sliding_window:
+        raise UserError(f"rows may have {sliding_window} tokens: set recover.sequence_length={sliding_window} or less.")
     # `split`, not slices: its backward is one concatenation, where each slice's would be a tensor full of zeros.
     queries, keys, values = (torch.split(tensor, lengths, dim=2) for tensor in (query_BHTD, key_BKTD, value_BKTD))
     grouped = query_BHTD.shape[1] != key_BKTD.shape[1]
@@ -56,8 +63,7 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     """Make `model` attend within documents.
 
     Raises:
-        UserError: the model's own code goes round transformers' attention interface, or its attention window is
-            shorter than a document may be.
+        UserError: the model's own code goes round transformers' attention interface.
     """
     for module in model.modules():
         config = getattr(module, "config", None)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from stages.checkpoint import count_parameters, load_model, load_tokenizer, save_model
+from stages.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
 from stages.data.packing import Document, Stream, encode, one_epoch
-from stages.files import read_json, write_json, write_jsonl
+from stages.files import write_json, write_jsonl
 from stages.recover import checkpoints
 from stages.recover.adapters.adapter import Adapter
 from stages.recover.attention import use_packed_attention
@@ -37,7 +36,10 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
     adapter = check(config)
     base, data = inputs["model"] / "model", inputs["data"]
     to_documents = partial(
-        encode, tokenizer=load_tokenizer(base), length=config.recover.sequence_length, loss=config.recover.loss
+        encode,
+        tokenizer=load_tokenizer(base),
+        length=config.recover.sequence_length,
+        label_prompts=config.recover.loss == "all",
     )
     stream = Stream(data / "train.jsonl", to_documents, seed=config.seed)
     held_out = Stream(data / "validation.jsonl", to_documents, seed=config.seed)
@@ -80,10 +82,8 @@ def _save_merged(adapter: Adapter, base: Path, output: Path) -> None:
     """Fold the saved adapter into a fresh copy of the base, in the dtype it is stored in."""
     if adapter.merge is None:
         return
-    shutil.rmtree(output / "model", ignore_errors=True)
-    stored = read_json(base / "config.json")
-    dtype = stored.get("dtype") or stored.get("torch_dtype") or "float32"
-    save_model(adapter.merge(load_model(base, dtype=dtype), output / "adapter"), output / "model", like=base)
+    merged = adapter.merge(load_model(base, dtype=stored_dtype(base)), output / "adapter")
+    save_model(merged, output / "model", like=base)
 
 
 def _fingerprint(base: Path) -> str:

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from stages.data.packing import Stream, encode
+from stages.recover.adapters import ADAPTERS
+from stages.recover.config import RecoverConfig
+from stages.recover.loop import learning_rate
+from stages.recover.seeds import seeded
+from tests.recover.toy import config, recovered
+from tests.tiny_tokenizer import byte_tokenizer
+
+SCHEDULE = RecoverConfig(learning_rate=2.0, warmup=0.1, final=0.1)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "rate"), [(0.05, 1.0), (0.1, 2.0), (0.55, 2 * (0.1 + 0.9 * 0.5)), (1.0, 0.2), (1.01, 0.2)]
+)
+def test_the_rate_rises_linearly_and_falls_along_a_cosine(fraction: float, rate: float) -> None:
+    assert learning_rate(SCHEDULE, fraction) == pytest.approx(rate)
+    assert learning_rate(replace(SCHEDULE, warmup=0.0), 0.0) == 2.0
+
+
+def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
+    curves = []
+    for size in (32, 256):
+        output, _ = recovered(tmp_path, config(tokens=1000, micro_batch_tokens=size), name=str(size))
+        points = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+        curves.append([point["loss"] for point in points[1:]])
+
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_the_curve_equals_that_of_a_plain_loop_over_the_same_rows(tmp_path: Path) -> None:
+    settings = config({"name": "rora"}, tokens=1200)
+    output, _ = recovered(tmp_path, settings)
+    points = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()][1:]
+
+    # The plain way: one row at a time through the model with its head, AdamW and torch's own clipping.
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base" / "model")
+    with seeded(0, "adapter"):
+        ADAPTERS["rora"].attach(model, settings.adapter)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, weight_decay=0.0)
+    to_documents = partial(encode, tokenizer=byte_tokenizer(), length=64, label_prompts=False)
+    rows = Stream(tmp_path / "data" / "train.jsonl", to_documents, seed=0).documents()
+    tokens = 0
+    for point in points:
+        drawn = []
+        while tokens < point["tokens"]:
+            drawn.append(next(rows))
+            tokens += len(drawn[-1].ids)
+        labels = sum(document.labels for document in drawn)
+        optimizer.zero_grad()
+        total = torch.zeros(())
+        for document in drawn:
+            targets = [-100] * document.first_label + document.ids[document.first_label :]
+            loss = model(torch.tensor([document.ids]), labels=torch.tensor([targets])).loss
+            total = total + loss * document.labels / labels
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(trained, settings.recover.gradient_clip)
+        optimizer.param_groups[0]["lr"] = point["learning_rate"]
+        optimizer.step()
+        assert point["loss"] == pytest.approx(total.item(), rel=1e-3), point["step"]
+
+
+def test_steps_share_the_budget_evenly(tmp_path: Path) -> None:
+    output, _ = recovered(tmp_path, config(tokens=1300, batch_tokens=500))
+    tokens = [json.loads(line)["tokens"] for line in (output / "history.jsonl").read_text().splitlines()]
+
+    sizes = [after - before for before, after in pairwise(tokens)]
+    assert len(sizes) == 3
+    assert all(abs(size - 1300 / 3) < 64 for size in sizes)
