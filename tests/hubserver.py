@@ -1,0 +1,132 @@
+"""A stand-in for the Hugging Face hub's HTTP interface: the part that downloading a model by commit needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+TOKEN = "hf_let_me_in"
+API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+?)(?:/revision/(?P<revision>[^/?]+))?(?:\?.*)?$")
+FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)$")
+
+
+@dataclass
+class Hub:
+    """What the server serves, and what it was asked.
+
+    `gated` repositories want TOKEN. `drops` maps a file name to the number of bytes after which the connection breaks,
+    """
+
+    url: str = ""
+    repos: dict[str, dict[str, Path]] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    drops: dict[str, int] = field(default_factory=dict)
+    stalls: dict[str, int] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def add(self, repo: str, directory: Path) -> str:
+        """Serve `directory` as `repo` at a new commit, to which `main` points from now on; return the commit."""
+        commit = hashlib.sha1(f"{repo}{len(self.repos.get(repo, {}))}".encode()).hexdigest()
+        self.repos[repo] = self.repos.get(repo, {}) | {commit: directory, "main": directory}
+        return commit
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Return the variables that point huggingface_hub here, with its cache under `home` and no token."""
+        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": ""}
+
+    def commit_of(self, repo: str, revision: str) -> str | None:
+        revisions = self.repos[repo]
+        return next((name for name, at in revisions.items() if name != "main" and at == revisions.get(revision)), None)
+
+
+@contextmanager
+def serve_hub() -> Iterator[Hub]:
+    """Run the server on a free port until the block ends."""
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.closing.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.hub.requests.append(f"{self.command} {self.path}")
+        asked = API.match(self.path) or FILE.match(self.path)
+        if asked is None or asked["repo"] not in self.hub.repos:
+            self._refuse(401, "RepoNotFound")
+        elif asked["repo"] in self.hub.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._refuse(401, "GatedRepo")
+        elif (commit := self.hub.commit_of(asked["repo"], asked["revision"] or "main")) is None:
+            self._refuse(404, "RevisionNotFound")
+        elif asked.re is API:
+            self._describe(asked["repo"], commit)
+        else:
+            self._send_file(self.hub.repos[asked["repo"]][commit] / asked["name"], commit)
+
+    def _describe(self, repo: str, commit: str) -> None:
+        directory = self.hub.repos[repo][commit]
+        names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+        body = json.dumps({"id": repo, "sha": commit, "siblings": [{"rfilename": name} for name in names]}).encode()
+        self._answer(200, body, {"Content-Type": "application/json"})
+
+    def _send_file(self, path: Path, commit: str) -> None:
+        if not path.is_file():
+            self._refuse(404, "EntryNotFound")
+            return
+        content = path.read_bytes()
+        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}
+        start = 0
+        if asked := self.headers.get("Range"):
+            self.hub.ranges.append(f"{path.name} {asked}")
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self._answer(206 if asked else 200, content[start:], headers, path.name)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._answer(status, b"", {"X-Error-Code": code})
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str], name: str = "") -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if name in self.hub.drops:
+            self.wfile.write(body[: self.hub.drops.pop(name)])
+            self.close_connection = True
+        elif name in self.hub.stalls:
+            self.wfile.write(body[: self.hub.stalls.pop(name)])
+            self.wfile.flush()
+            self.hub.closing.wait()
+            self.close_connection = True
+        else:
+            self.wfile.write(body)

