@@ -6,7 +6,7 @@ What a report says is decided in `stages.report.content`; here is only how headi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
@@ -64,10 +64,11 @@ Block = Heading | Paragraph | Table | Picture | Folded
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A title and the blocks under it."""
+    """A title and the blocks under it; `wide` gives large tables room."""
 
     title: str
-    blocks: Sequence[Block] = field(default_factory=list)
+    blocks: Sequence[Block]
+    wide: bool = False
 
 
 def markdown(page: Page) -> str:
@@ -78,7 +79,8 @@ def markdown(page: Page) -> str:
 def html(page: Page) -> str:
     """Return the page as one HTML file that needs nothing else: no script, no font, no picture from anywhere."""
     skeleton = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    return skeleton.substitute(title=escape(page.title), body="\n".join(_html(block) for block in page.blocks))
+    body = "\n".join(_html(block) for block in page.blocks)
+    return skeleton.substitute(title=escape(page.title), kind="broad" if page.wide else "", body=body)
 
 
 def _markdown(block: Block) -> str:

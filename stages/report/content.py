@@ -23,10 +23,13 @@ CAPTIONS = {
 
 COSTS = (
     ("parameters", "parameters", w.count),
+    ("nonzeros", "not zero", w.count),
+    ("multiply_accumulates", "MACs a token", w.millions),
     ("bytes", "on disk", w.megabytes),
     ("prefill_seconds", "prompt", w.milliseconds),
-    ("decode_seconds", "one more token", w.milliseconds),
+    ("decode_seconds", "each new token", w.milliseconds),
     ("peak_memory_bytes", "peak memory", w.megabytes),
+    ("peak_device_memory_bytes", "peak memory of the device", w.megabytes),
 )
 """Fields of a model's entry in `cost.json`, their column and how they are written."""
 
@@ -68,6 +71,7 @@ def _blocks(report: JSON, pictures: Mapping[str, str]) -> Iterator[Block]:
     if "curve" in pictures:
         yield Heading("Recovery curve")
         yield Picture("curve.svg", pictures["curve"], CAPTIONS["curve"])
+        yield from _training(report["training"])
     if report["tasks"]:
         yield from _tasks(report, pictures)
     yield from _cost(report)
@@ -104,6 +108,18 @@ def _headline(report: JSON) -> Iterator[Block]:
     )
 
 
+def _training(training: JSON) -> Iterator[Block]:
+    """Yield what was trained on how much, as recovery.json counts it."""
+    parameters, seen = training.get("parameters"), training.get("training")
+    if parameters and seen:
+        yield Paragraph(
+            f"{w.millions(parameters['trainable'])} parameters trained beside the model's "
+            f"{w.millions(parameters['model'])}, on {w.count(seen['tokens'])} tokens of {w.count(seen['rows'])} rows "
+            f"({seen['epochs']:.2g} epochs) in {w.count(seen['steps'])} steps.",
+            "note",
+        )
+
+
 def _tasks(report: JSON, pictures: Mapping[str, str]) -> Iterator[Block]:
     tasks, average = report["tasks"], report["mean"]
     yield Heading("By task")
@@ -134,15 +150,22 @@ def _tasks(report: JSON, pictures: Mapping[str, str]) -> Iterator[Block]:
 
 
 def _cost(report: JSON) -> Iterator[Block]:
-    models = {model: entry for model in w.MODELS if (entry := report["cost"].get(model))}
-    columns = [(key, label, write) for key, label, write in COSTS if any(key in entry for entry in models.values())]
-    if not columns:
+    cost = report["cost"]
+    models = {model: cost["models"][model] for model in w.MODELS if model in cost.get("models", {})}
+    if not models:
         return
+    known = {key for entry in models.values() for key, value in entry.items() if value is not None}
+    columns = [(key, label, write) for key, label, write in COSTS if key in known]
     yield Heading("Size and running cost")
     rows = [[model, *(write(entry.get(key)) for key, _, write in columns)] for model, entry in models.items()]
     yield Table(["model", *(label for _, label, _ in columns)], rows)
-    if report["cost"].get("note"):
-        yield Paragraph(report["cost"]["note"], "note")
+    hardware = cost["hardware"]
+    yield Paragraph(
+        f"Measured on {hardware['device']} ({hardware['cores']} cores) in {cost['dtype']}, the models in turns: a prompt of "
+        f"{cost['prompt_tokens']} tokens, then {cost['new_tokens']} new ones; medians of {cost['repeats']}. "
+        f"{cost.get('note', '')}".strip(),
+        "note",
+    )
 
 
 def _run(report: JSON) -> Iterator[Block]:

@@ -80,7 +80,7 @@ def seconds(value: float | None) -> str:
 
 def span(interval: Sequence[float] | None, write: Write) -> str:
     """Return an interval as "[low, high]"; the unit stands with the value it is an interval of."""
-    return "" if interval is None else f"[{', '.join(write(end).removesuffix(' %') for end in interval)}]"
+    return "" if interval is None else f"[{', '.join(write(end).removesuffix(PERCENT) for end in interval)}]"
 
 
 def listing(names: Sequence[str]) -> str:

@@ -91,10 +91,12 @@ def recovery(directory: Path, *, start: float = 5.0, end: float = 3.5, steps: in
         point = {"step": step, "tokens": 2048 * step, "loss": loss - 0.1 * (-1) ** step, "learning_rate": 1e-3}
         history.append(point | ({"validation_loss": loss} if step % 5 == 0 else {}))
     write_jsonl(directory / "history.jsonl", history)
-    write_json(
-        directory / "recovery.json",
-        {"adapter": {"name": "rora"}, "parameters": {"model": 80_000_000, "trainable": 3_000_000}},
-    )
+    facts = {
+        "adapter": {"name": "rora"},
+        "parameters": {"model": 67_300_000, "trainable": 3_000_000},
+        "training": {"steps": steps, "tokens": 2048 * steps, "rows": 400, "epochs": 0.0027},
+    }
+    write_json(directory / "recovery.json", facts)
     return directory
 
 
@@ -110,14 +112,18 @@ def cost(directory: Path) -> Path:
     models = {
         name: {
             "parameters": size,
+            "nonzeros": size,
             "bytes": 4 * size,
+            "multiply_accumulates": size,
             "prefill_seconds": size / 1e9,
             "decode_seconds": size / 8e9,
             "peak_memory_bytes": 6 * size,
         }
         for name, size in sizes.items()
     }
-    write_json(directory / "cost.json", {"models": models})
+    facts = {"dtype": "float32", "prompt_tokens": 128, "new_tokens": 16, "repeats": 5}
+    hardware = {"device": "a processor", "cores": 2, "memory_gib": 24.0}
+    write_json(directory / "cost.json", {"models": models, "hardware": hardware} | facts)
     return directory
 
 

@@ -73,6 +73,17 @@ def test_the_report_has_the_fields_that_readers_rely_on(artifact: Path) -> None:
     assert "stages" not in report
 
 
+def test_the_running_cost_of_every_model_is_shown(artifact: Path) -> None:
+    for name in ("report.md", "report.html"):
+        text = (artifact / name).read_text()
+        for said in ("134,515,008", "67,300,000", "538 MB", "135 ms", "16.8 ms", "807 MB", "a processor (2 cores)"):
+            assert said in text, (name, said)
+
+
+def test_what_was_trained_on_how_much_is_shown(artifact: Path) -> None:
+    assert "3.0M parameters trained beside the model's 67.3M, on 40,960 tokens" in (artifact / "report.md").read_text()
+
+
 def test_what_came_back_is_computed_from_the_documents(artifact: Path) -> None:
     report = read_json(artifact / "report.json")
     accuracy = {model: report["mean"][model]["acc"] for model in SKILL}
