@@ -88,15 +88,18 @@ def commonsense_files(rows: int = 6) -> dict[str, bytes]:
 def _documents(split: str, rows: int) -> list[tuple[str, list[dict[str, Any]], int]]:
     """Return (task, documents, choices) of one split, under the columns of the wheel."""
     numbers = range(rows)
-    four = [
-        {
-            "id": f"{split}-{row}",
-            "query": f"Question: Which {split} number is {row}?\nAnswer:",
-            "choices": [f"number {choice}" for choice in range(4)],
-            "gold": row % 4,
-        }
-        for row in numbers
-    ]
+
+    def questions(task: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": f"{split}-{row}",
+                "query": f"Question: Which {split} number of {task} is {row}?\nAnswer:",
+                "choices": [f"number {choice}" for choice in range(4)],
+                "gold": row % 4,
+            }
+            for row in numbers
+        ]
+
     boolq = [
         {
             "idx": row,
@@ -136,9 +139,9 @@ def _documents(split: str, rows: int) -> list[tuple[str, list[dict[str, Any]], i
         ("socialiqa", social, 3),
         ("winogrande", winogrande, 2),
         ("hellaswag", hellaswag, 4),
-        ("arc_easy", four, 4),
-        ("arc_challenge", four, 4),
-        ("openbookqa", four, 4),
+        ("arc_easy", questions("arc_easy"), 4),
+        ("arc_challenge", questions("arc_challenge"), 4),
+        ("openbookqa", questions("openbookqa"), 4),
     ]
 
 

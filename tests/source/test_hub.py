@@ -233,3 +233,13 @@ def test_the_stage_gives_the_model_of_the_hub(hub: Hub, tmp_path: Path) -> None:
         assert (directory / "model.safetensors").is_symlink() is (name == "safe")
         assert torch.equal(load_model(directory, dtype="float32")(ids).logits, model(ids).logits)
         assert load_tokenizer(directory).decode([70, 71]) == byte_tokenizer().decode([70, 71])
+
+
+def test_evaluation_rows_that_the_hub_does_not_have_are_named(hub: Hub, tmp_path: Path) -> None:
+    code = f"""
+    from stages.source.config import TasksSource
+    from stages.source.tasks import run
+    from stages.stage import Context
+    run(TasksSource(kind="hub", tasks=["piqa"]), {{}}, Context(output=Path({str(tmp_path)!r})))
+    """
+    assert f"{hub.url}/datasets/baber/piqa does not exist" in refusal(code, hub.environment(tmp_path / "home"))

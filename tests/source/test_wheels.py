@@ -53,9 +53,7 @@ def test_another_hash_is_refused(wheel: Wheel, tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").rglob("*.whl"))
 
 
-def test_an_unreachable_index_says_what_to_check(
-    wheel: Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_index_says_what_to_check(wheel: Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
