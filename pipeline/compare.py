@@ -18,6 +18,7 @@ from stages.files import read_json, write_text
 from stages.methods import nearest
 from stages.report import wording as w
 from stages.report.blocks import Cell, Heading, Page, Paragraph, Picture, Table, html
+from stages.report.render import SCHEMA
 from stages.stage import JSON
 
 COLUMNS = (
@@ -130,7 +131,9 @@ def _reports(root: Path) -> Iterator[Recovery]:
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        if report["adapter"] != "none":
+        if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+            print(f"left out: {path} was written by another version of this project.", file=sys.stderr)
+        elif report["adapter"] != "none":
             yield Recovery(directory.name, report)
 
 

@@ -161,8 +161,8 @@ def _cost(report: JSON) -> Iterator[Block]:
     yield Table(["model", *(label for _, label, _ in columns)], rows)
     hardware = cost["hardware"]
     yield Paragraph(
-        f"Measured on {hardware['device']} ({hardware['cores']} cores) in {cost['dtype']}, the models in turns: a prompt of "
-        f"{cost['prompt_tokens']} tokens, then {cost['new_tokens']} new ones; medians of {cost['repeats']}. "
+        f"Measured on {hardware['device']} ({hardware['cores']} cores) in {cost['dtype']}, the models in turns: a "
+        f"prompt of {cost['prompt_tokens']} tokens, then {cost['new_tokens']} new ones; medians of {cost['repeats']}. "
         f"{cost.get('note', '')}".strip(),
         "note",
     )

@@ -13,14 +13,11 @@ from stages.errors import UserError
 from stages.files import read_json, read_jsonl, write_text
 from stages.report.config import ReportConfig
 from stages.report.figures import curve_svg, tasks_svg
-from stages.report.render import files
+from stages.report.render import SCHEMA, files
 from stages.report.scores import perplexities, task_scores
 from stages.report.summary import caution, main_figures, summary
 from stages.report.wording import MODELS
 from stages.stage import JSON, Context
-
-SCHEMA = 1
-"""Raised when a field of report.json changes its meaning."""
 
 
 def run(config: ReportConfig, inputs: Mapping[str, Path], context: Context) -> JSON:

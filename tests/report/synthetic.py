@@ -11,6 +11,8 @@ import numpy as np
 
 from stages.files import write_json, write_jsonl
 from stages.report.config import ReportConfig
+from stages.report.stage import run
+from stages.stage import Context
 
 TASKS = {"boolq": ("BoolQ", 0.5), "piqa": ("PIQA", 0.5), "arc_easy": ("ARC-e", 0.25)}
 
@@ -154,3 +156,19 @@ def config(**changes: Any) -> ReportConfig:
         resamples=500,
     )
     return dataclasses.replace(base, **changes)
+
+
+def store(root: Path, *, adapters: tuple[str, ...] = ("rora",), **changes: Any) -> Path:
+    """Write a store with one report artifact an adapter, all of one pruned model; manifests hold nothing."""
+    inputs = everything(root.parent / "inputs")
+    for place, adapter in enumerate(adapters):
+        recover = recovery(root.parent / "recoveries" / adapter, end=3.5 + place / 10)
+        directory = root / "report" / f"{adapter}-r16-tiny-{place:016x}"
+        settings = {"recover": {"adapter": {"name": adapter, "rank": 16, "alpha": 16.0}}}
+        run(
+            config(**({"adapter": adapter, "configuration": settings} | changes)),
+            inputs | {"recover": recover},
+            Context(output=directory),
+        )
+        write_json(directory / "manifest.json", {})
+    return root

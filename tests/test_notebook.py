@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.report.synthetic import store
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "recovery_curves.ipynb"
+
+
+def executed(artifacts: Path, monkeypatch: pytest.MonkeyPatch, directory: Path) -> list[Any]:
+    """Run the notebook on a store and return the outputs of all its cells."""
+    monkeypatch.setenv("PRUNE_RECOVER_ARTIFACTS", str(artifacts))
+    # A kernel of this interpreter, not one that the machine may have under the name python3.
+    monkeypatch.setenv("IPYTHONDIR", str(directory / "ipython"))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(directory)}})
+    client.execute(env=dict(os.environ))
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def test_the_notebook_overlays_the_curves_of_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(tmp_path / "artifacts", adapters=("rora", "lora"))
+    outputs = executed(tmp_path / "artifacts", monkeypatch, tmp_path)
+    shown = "".join(str(output) for output in outputs)
+    assert "2 recoveries in" in shown
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    table = next(output["data"]["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {}))
+    assert "tiny-llama llmpruner −50%, rora r16" in table
+    assert "23.9 → 159.9 → 48.2 | 63% [63%, 63%]" in table
+
+
+def test_the_notebook_says_what_to_do_with_an_empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = "".join(str(output) for output in executed(tmp_path / "none", monkeypatch, tmp_path))
+    assert "run `make recover` first" in shown
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
