@@ -2,11 +2,12 @@
 
 Owns the solver and the printed plan. Which heads and channels go is decided by scores (`stages.prune.criteria`).
 
-The rule of the default. Every pruned layer loses the same share of heads and the same share of MLP channels. Heads go
-in whole key/value groups, so their share moves in coarse steps; for each step the MLP channels that make up the
-remainder follow from the ratio. Of the steps that come within `TOLERANCE`, the one wins whose share of heads is nearest
-to its share of MLP channels; on a tie the one that removes fewer heads, since attention is the smaller and the dearer
-part.
+The rule of the default. Every pruned layer loses about the same share of its heads as of its MLP channels. Heads go in
+whole key/value groups, so their share moves in coarse steps; for each step the MLP channels that make up the remainder
+follow from the ratio. Of the steps that come within `TOLERANCE`, the one wins whose share of heads is nearest to its
+share of MLP channels from below: heads are rounded down, as they are fewer parameters and dearer to lose. (Measured on
+SmolLM2-135M, 3 groups a layer, nats a token of held-out rows with LLM-Pruner's scores, from 3.00: at ratio 0.2 no group
+3.64, one 5.02, two 9.70; at ratio 0.5 none 8.59, one 7.42, two 11.40.)
 """
 
 from __future__ import annotations
@@ -166,15 +167,14 @@ def _by_parameters(shape: DecoderShape, layers: list[int], ratio: float) -> Prun
     near = [step for step in steps if abs(step.achieved - ratio) <= TOLERANCE]
     if not near:
         raise UserError(_unreachable(shape, layers, ratio, steps))
-    best = min(near, key=lambda step: (abs(step.heads - step.mlp), step.heads))
-    remarks = []
-    if abs(best.heads - best.mlp) > 0.02:
-        groups = max(shape.layers[index].kv_heads for index in layers)
-        remarks.append(
-            f"heads go in whole key/value groups, {groups} a layer: {best.heads:.1%} of the heads go, "
-            f"and {best.mlp:.1%} of the MLP channels make up the remainder"
-        )
-    return PrunePlan(dense=shape, pruned=best.shape, requested=ratio, remarks=tuple(remarks))
+    best = min(near, key=lambda step: (step.heads > step.mlp, abs(step.heads - step.mlp)))
+    groups = max(shape.layers[index].kv_heads for index in layers)
+    remark = (
+        f"heads go in whole key/value groups, {groups} a layer, rounded down: {best.heads:.1%} of the heads go, and "
+        f"{best.mlp:.1%} of the MLP channels make up the remainder"
+    )
+    remarks = (remark,) if abs(best.heads - best.mlp) > 0.02 else ()
+    return PrunePlan(dense=shape, pruned=best.shape, requested=ratio, remarks=remarks)
 
 
 def _candidates(shape: DecoderShape, layers: list[int], ratio: float) -> list[_Step]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -63,15 +64,17 @@ def _from_rows(config: PruneConfig, model: Path, path: Path) -> Tensor:
         )
     tokenizer = load_tokenizer(model)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    lines = path.read_bytes().splitlines()
-    Random(config.seed).shuffle(lines)
     ids: list[int] = []
-    for line in lines:
-        row = json.loads(line)
-        ids += tokenizer(row["prompt"] + row["response"], add_special_tokens=False)["input_ids"] + end
-        if len(ids) >= sequences * length:
-            return torch.tensor(ids[: sequences * length]).view(sequences, length)
+    with path.open("rb") as rows:
+        starts = list(accumulate((len(row) for row in rows), initial=0))[:-1]
+        Random(config.seed).shuffle(starts)
+        for start in starts:
+            rows.seek(start)
+            row = json.loads(rows.readline())
+            ids += tokenizer(row["prompt"] + row["response"], add_special_tokens=False)["input_ids"] + end
+            if len(ids) >= sequences * length:
+                return torch.tensor(ids[: sequences * length]).view(sequences, length)
     raise UserError(
-        f"{path} has {len(ids)} tokens in {len(lines)} rows, and prune.calibration asks for {sequences} × {length}. "
+        f"{path} has {len(ids)} tokens in {len(starts)} rows, and prune.calibration asks for {sequences} × {length}. "
         "Ask for less with prune.calibration.sequences= or prune.calibration.length=."
     )
