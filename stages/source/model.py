@@ -8,6 +8,7 @@ from pathlib import Path
 from stages.errors import UserError
 from stages.files import read_json
 from stages.methods import lookup
+from stages.shapes import PRUNED_PREFIX
 from stages.source.config import ModelSource
 from stages.source.gguf import from_wheel
 from stages.source.hub import from_hub
@@ -38,11 +39,11 @@ def _check_readable(directory: Path, trust_remote_code: bool) -> None:
     """Raise unless this project or transformers has the code for the checkpoint, or may run what comes with it."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from stages.checkpoint import CONFIGS
-
     config = read_json(directory / "config.json")
     model_type = config.get("model_type")
-    if model_type in CONFIG_MAPPING or model_type in CONFIGS or (config.get("auto_map") and trust_remote_code):
+    # What this project pruned is read by this project's own copy of the code that lies beside it.
+    known = str(model_type).removeprefix(PRUNED_PREFIX) in CONFIG_MAPPING
+    if known or (config.get("auto_map") and trust_remote_code):
         return
     if config.get("auto_map"):
         raise UserError(
