@@ -57,7 +57,7 @@ def _composed(choices: list[Override]) -> DictConfig:
         with initialize_config_module("conf", version_base="1.3"):
             return compose("config", overrides=chosen)
     except HydraException as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"{error} {error.__cause__ or ''}".strip()) from None
 
 
 def _values(override: Override) -> list[Any]:
@@ -84,7 +84,7 @@ def _check_choice(override: Override, options: list[str]) -> None:
 def _check_keys(overrides: list[Override], config: DictConfig, known_groups: dict[str, list[str]]) -> None:
     for override in overrides:
         key = override.key_or_group
-        top = [str(name) for name in config] + list(known_groups)
+        top = sorted({str(name) for name in config} | set(known_groups))
         node: Any = config
         walked: list[str] = []
         for part in key.replace("/", ".").split("."):

@@ -1,0 +1,222 @@
+"""Whole runs over the real stages, on a tiny llama: what the commands promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from world import ROOT, World, make_world
+
+from stages.errors import UserError
+from stages.files import read_json, read_jsonl
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def statuses(report: dict) -> dict[str, str]:
+    return {stage["name"]: stage["status"] for stage in report["stages"]}
+
+
+def artifact(world: World, stage: str, store: str = "artifacts") -> Path:
+    (path,) = (world.root / store / stage).glob("*/manifest.json")
+    return path.parent
+
+
+def test_a_run_reports_every_promised_field_and_a_second_one_builds_nothing(world: World) -> None:
+    report = world.run()
+    assert set(statuses(report).values()) == {"built"}
+    assert {"model", "prune", "adapter", "reference", "params", "tasks", "perplexity", "recovery", "curve", "stages"} <= (
+        report.keys()
+    )
+    assert report["params"]["ratio_requested"] == 0.2
+    assert abs(report["params"]["ratio_achieved"] - 0.2) <= 0.005
+    assert report["params"]["recovered"] == report["params"]["pruned"] < report["params"]["dense"]
+    for task in report["tasks"].values():
+        assert {"acc", "acc_norm", "bits_per_byte", "n"} <= task["dense"].keys() & task["recovered"].keys()
+        assert task["pruned"]["n"] == 6
+    assert len(report["tasks"]) == 8
+    assert report["tasks"]["boolq"]["dense"]["acc_norm"] is None, "BoolQ has no acc_norm, and no copy of acc"
+    assert {"retained", "recovered", "interval"} <= report["recovery"].keys()
+    assert all({"name", "key", "status", "seconds", "peak_memory_bytes"} <= stage.keys() for stage in report["stages"])
+    assert len(report["curve"]) > 2
+
+    again = world.run()
+    assert set(statuses(again).values()) == {"hit"}
+    for volatile in ("stages", "run"):
+        del report[volatile], again[volatile]
+    assert report == again
+
+
+def test_a_sweep_evaluates_the_dense_model_once_and_prunes_once_a_ratio(world: World) -> None:
+    world.run()
+    lora = statuses(world.run("adapter=lora"))
+    assert lora["recover"] == "built"
+    assert {lora[role] for role in lora if role in ("evaluate-dense", "evaluate-pruned", "prune", "data")} <= {"hit"}
+    half = statuses(world.run("ratio=0.4"))
+    assert (half["prune"], half["recover"]) == ("built", "built")
+    assert half.get("evaluate-dense", "hit") == "hit"
+
+
+def test_the_merged_model_loads_in_plain_transformers_elsewhere(world: World, tmp_path: Path) -> None:
+    world.run(store="plain")
+    model = artifact(world, "recover", "plain") / "model"
+    code = (
+        "import sys, importlib.util\n"
+        "assert importlib.util.find_spec('stages') is None and importlib.util.find_spec('pipeline') is None\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "ids = AutoTokenizer.from_pretrained(sys.argv[1])('Question: why?', return_tensors='pt').input_ids\n"
+        "print(model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] - ids.shape[1])\n"
+    )
+    hide = "import sys; sys.meta_path.insert(0, type('H', (), {'find_spec': staticmethod(lambda n, p=None, t=None: None)})());"
+    hide += "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()];"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", hide + code, str(model)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "4"
+
+
+def test_a_model_that_came_pruned_is_recovered_and_nothing_is_pruned(world: World) -> None:
+    report = world.run("prune=sheared", "reference=none")
+    assert "prune" not in statuses(report)
+    assert report["params"]["dense"] is None
+    assert report["params"]["pruned"] == report["params"]["recovered"]
+    assert report["recovery"]["recovered"] is None
+
+
+def test_without_adapter_evaluation_and_tracker_the_model_is_only_pruned(world: World, tmp_path: Path) -> None:
+    golden = ROOT / "tests" / "golden" / "llmpruner"
+    report = world.run(
+        f"model.path={golden}",
+        f"prune.calibration_ids={golden / 'calibration_ids.json'}",
+        "prune.layers=1-4",
+        "prune.channel_ratio=0.25",
+        "adapter=none",
+        "evaluate=none",
+        f"runtime.artifact_root={tmp_path}",
+    )
+    assert set(statuses(report)) == {"model", "prune", "report"}
+    pruning = read_json(next((tmp_path / "prune").glob("*/model/pruning.json")))
+    selections = json.loads((golden / "selections.json").read_text())
+    kept = selections["param_first-sum-0.25"]["kept"]
+    for index, layer in enumerate(pruning["layers"]):
+        assert layer["heads"] == kept[str(index)]["heads"]
+        assert layer["mlp"] == kept[str(index)]["mlp"]
+
+
+def test_layers_of_different_shapes_go_through_every_stage(world: World) -> None:
+    report = world.run("prune.layers=1-2", "ratio=0.1")
+    assert report["params"]["recovered"] == report["params"]["pruned"]
+    assert report["tasks"]["piqa"]["recovered"]["n"] == 6
+
+
+def test_a_corrupted_artifact_is_rebuilt_and_said_so(world: World) -> None:
+    world.run(store="corrupt")
+    weights = artifact(world, "prune", "corrupt") / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    report = world.run(store="corrupt")
+    prune = next(stage for stage in report["stages"] if stage["name"] == "prune")
+    assert prune["status"] == "built"
+    assert "1000 bytes" in prune["why"]
+    assert statuses(report)["recover"] == "hit", "the rebuilt model is the same to the byte"
+
+
+STAGES = ("model/", "data/", "prune/", "recover/", "tasks/", "evaluate/local", "evaluate/llmpruner", "report/")
+
+
+def test_killed_in_every_stage_it_finishes_with_the_work_done_kept(world: World) -> None:
+    world.run(store="whole")
+    finished: set[str] = set()
+    for stage in STAGES:
+        with world.start(store="killed") as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                assert not any(line.startswith(("build  " + done, "resume " + done)) for done in finished), line
+                if line.startswith(("build  " + stage, "resume " + stage)):
+                    process.send_signal(signal.SIGKILL)
+                    break
+        finished.add(stage)
+        finished.discard(stage)
+        finished |= {f"{m.parent.parent.name}/{m.parent.name[:-17]}" for m in world.root.glob("killed/*/*/manifest.json")}
+    world.run(store="killed")
+    for stage in ("model", "data", "prune", "recover", "tasks"):
+        manifests = [read_json(artifact(world, stage, store) / "manifest.json") for store in ("whole", "killed")]
+        assert manifests[0]["digest"] == manifests[1]["digest"], stage
+
+
+def test_killed_in_the_middle_of_recovery_it_resumes_to_the_same_bytes(world: World) -> None:
+    world.run(store="whole")
+    with world.start(store="middle") as process:
+        partial = world.root / "middle" / "recover"
+        while process.poll() is None and not list(partial.glob("*.partial/checkpoint*")):
+            os.sched_yield()
+        process.send_signal(signal.SIGKILL)
+    assert list(partial.glob("*.partial/checkpoint*")), "it was killed while recovering"
+    report = world.run(store="middle")
+    assert statuses(report)["recover"] == "resumed"
+    adapters = [(artifact(world, "recover", store) / "adapter" / "adapter_model.safetensors") for store in ("whole", "middle")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    histories = [list(read_jsonl(artifact(world, "recover", store) / "history.jsonl")) for store in ("whole", "middle")]
+    assert histories[0] == histories[1]
+
+
+def test_a_full_disk_is_one_clear_error_and_the_same_command_finishes_later(world: World, tmp_path: Path) -> None:
+    """A store on a file system of a few MB, where the machine lets us mount one."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(mount)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to mount a file system")
+    try:
+        with pytest.raises(UserError, match="no space left"):
+            world.run(f"runtime.artifact_root={mount}")
+        subprocess.run(["mount", "-o", "remount,size=64m", str(mount)], check=True)
+        assert world.run(f"runtime.artifact_root={mount}")["params"]["pruned"]
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_the_command_works_from_any_directory_and_points_at_the_report(world: World) -> None:
+    world.run()
+    status, output = world.call("hydra.run.dir=here")
+    assert status == 0, output
+    assert (world.root / "here" / "report.html").is_file()
+    status, output = world.call()
+    assert status == 0, output
+    assert (world.root / "outputs" / "latest" / "report.md").is_file()
+
+
+def test_a_fully_cached_run_loads_no_torch(world: World) -> None:
+    world.run()
+    code = (
+        "import sys, runpy\n"
+        "try:\n    runpy.run_module('pipeline', run_name='__main__', alter_sys=True)\n"
+        "finally:\n    print('loaded:', sorted({'torch', 'transformers', 'lm_eval'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *world.arguments()],
+        cwd=world.root,
+        env=os.environ | world.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert "loaded: []" in done.stdout, done.stdout + done.stderr
+
+
+def test_multirun_writes_a_report_for_each_job(world: World) -> None:
+    world.run()
+    with world.start("--multirun", "adapter=rora,lora", "hydra.sweep.dir=sweep") as process:
+        output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    adapters = [read_json(world.root / "sweep" / job / "report.json")["adapter"] for job in "01"]
+    assert adapters == ["rora", "lora"]
