@@ -27,6 +27,6 @@ class CostConfig:
     """How the running cost of the models is measured, in alternation in one process."""
 
     prompt_tokens: int = 128
-    new_tokens: int = 16
+    new_tokens: int = 8
     repeats: int = 5
     dtype: str = "float32"

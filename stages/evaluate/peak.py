@@ -1,0 +1,109 @@
+"""Peak memory of loading and running a model, each model in a process of its own.
+
+A process's high-water mark never falls, and memory that one model freed would hide another's need. So one fresh
+interpreter imports the libraries once, then forks for every model: a child's mark starts at what it has inherited.
+
+    python -m stages.evaluate.peak < request.json      (what `measure_peaks` starts)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from stages.checkpoint import load_model
+from stages.errors import UserError
+from stages.evaluate.config import CostConfig
+from stages.evaluate.generation import timed_generation
+from stages.stage import JSON
+
+
+def measure_peaks(models: Mapping[str, Path], config: CostConfig, device: str) -> dict[str, JSON]:
+    """Return, for each model directory, the memory of a process that loads it and generates with it.
+
+    Keys: peak_memory_bytes, its resident high-water mark (null where the system has no /proc); libraries_bytes, the
+    part of it that was there before the model; peak_device_memory_bytes on a GPU, else null.
+
+    Raises:
+        UserError: a model could not be run alone, most likely for want of memory.
+    """
+    request = {"models": {name: str(path) for name, path in models.items()}, "config": asdict(config), "device": device}
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.evaluate.peak"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        check=False,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message; the system may have ended it for its memory"])[-1]
+        raise UserError(f"measuring peak memory failed: {reason} Free some memory, or skip the costs: evaluate=none.")
+    peaks: dict[str, JSON] = json.loads(done.stdout.splitlines()[-1])
+    return peaks
+
+
+def resident_bytes(field: str) -> int | None:
+    """Return this process's VmRSS (now) or VmHWM (highest so far), or None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def _measure(directory: Path, config: CostConfig, device: str) -> JSON:
+    libraries = resident_bytes("VmRSS")
+    model = load_model(directory, dtype=config.dtype, device=device)
+    timed_generation(model, prompt_tokens=config.prompt_tokens, new_tokens=1)  # reading the prompt is the peak
+    on_device = None
+    if model.device.type == "cuda":
+        import torch
+
+        on_device = torch.cuda.max_memory_allocated(model.device)
+    return {
+        "peak_memory_bytes": resident_bytes("VmHWM"),
+        "libraries_bytes": libraries,
+        "peak_device_memory_bytes": on_device,
+    }
+
+
+def _measure_in_fork(directory: Path, config: CostConfig, device: str) -> JSON:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.write(writer, json.dumps(_measure(directory, config, device)).encode())
+            status = 0
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(status)  # nothing of the parent's is to be cleaned up twice
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if status:
+        sys.exit(1)
+    measured: JSON = json.loads(answer)
+    return measured
+
+
+def main() -> None:
+    """Answer one request from standard input on standard output."""
+    request = json.load(sys.stdin)
+    config = CostConfig(**request["config"])
+    models = {name: Path(path) for name, path in request["models"].items()}
+    print(json.dumps({name: _measure_in_fork(path, config, request["device"]) for name, path in models.items()}))
+
+
+if __name__ == "__main__":
+    main()
