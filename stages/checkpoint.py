@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Mistr
 
 from stages import modeling_pruned
 from stages.errors import UserError
-from stages.files import COMPANIONS, read_json
+from stages.files import COMPANIONS, read_json, write_json
 from stages.shapes import PRUNED_PREFIX, DecoderShape
 
 if TYPE_CHECKING:
@@ -89,12 +89,16 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none.
     """
-    if not any((directory / name).is_file() for name in COMPANIONS[:2]):
+    if not _has_tokenizer(directory):
         raise UserError(
             f"{directory} has no tokenizer, and this stage reads text. Put the tokenizer's files beside the weights, "
             "or run without text: prune.calibration_ids=FILE.json adapter=none evaluate=none."
         )
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    config = directory / "config.json"
+    model_type = read_json(config).get("model_type") if config.is_file() else None
+    # The class of a tokenizer is chosen by the model's, and of a pruned one only its family is known there.
+    known = {"config": CONFIGS[model_type.removeprefix(PRUNED_PREFIX)]()} if model_type in PRUNED_MODELS else {}
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **known)
 
 
 def save_model(model: PreTrainedModel, directory: Path, *, like: Path) -> None:
@@ -131,6 +135,8 @@ def save_cut_model(
     }
     with _beside(directory) as beside:
         copy_companions(like, beside)
+        if config.model_type != model.config.model_type and _has_tokenizer(like):
+            _write_tokenizer(load_tokenizer(like), beside)
         save_torch_state_dict(weights, beside, metadata={"format": "pt"})
         config.save_pretrained(beside)
         if config.model_type in PRUNED_MODELS:
@@ -215,6 +221,21 @@ def copy_companions(source: Path, target: Path) -> None:
 def count_parameters(model: torch.nn.Module) -> int:
     """Return the number of parameters; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write `tokenizer` so that it splits text the same way beside a model of another architecture.
+
+    Which class reads tokenizer.json depends on the architecture too, and a class named for a family builds parts of its
+    own. What it has built is saved, under the class that takes tokenizer.json as it is.
+    """
+    tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    write_json(path, read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _model_class(model_type: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from transformers import LlamaTokenizer, PreTrainedModel
 
 from stages.anatomy import decoder_layers
 from stages.checkpoint import (
@@ -211,6 +211,32 @@ def test_peft_wraps_trains_and_merges_a_pruned_model(kept: list[Kept], options: 
     found = logits(load_model(tmp_path / "merged", dtype="float32"))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     assert (tmp_path / "merged" / "pruning.json").is_file()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("prefix_space", [True, False])
+def test_text_is_split_as_for_the_dense_model(name: str, prefix_space: bool, tmp_path: Path) -> None:
+    pieces = ["<unk>", "<s>", "</s>", "▁", "a", "b", "c", "▁a", "ab"]
+    tokenizer = LlamaTokenizer(
+        vocab={piece: index for index, piece in enumerate(pieces)},
+        merges=[("▁", "a"), ("a", "b")],
+        add_prefix_space=prefix_space,
+    )
+    source = tmp_path / "source"
+    save_model(decoder(), source, like=tmp_path)
+    tokenizer.save_pretrained(source)
+    kept, options = CASES[name]
+    save_cut(tmp_path / "cut", kept, **options)
+    dense, cut_ = load_tokenizer(source), load_tokenizer(tmp_path / "cut")
+    for text in ("ab c", " a  bc", "ab<s>c", "z"):
+        assert cut_(text)["input_ids"] == dense(text)["input_ids"]
+        assert cut_(text, add_special_tokens=False)["input_ids"] == dense(text, add_special_tokens=False)["input_ids"]
+        assert cut_.decode(cut_(text)["input_ids"]) == dense.decode(dense(text)["input_ids"])
+    assert (cut_.bos_token_id, cut_.eos_token_id, cut_.pad_token_id) == (
+        dense.bos_token_id,
+        dense.eos_token_id,
+        dense.pad_token_id,
+    )
 
 
 def test_loading_here_never_executes_the_artifacts_own_code(tmp_path: Path) -> None:
