@@ -138,7 +138,8 @@ def _html_cell(cell: Cell) -> str:
     if isinstance(cell, str):
         return escape(cell)
     text, remark = cell
-    return f"{escape(text)} <small>{escape(remark)}</small>" if remark else escape(text)
+    kind = "" if remark.startswith("[") else " class=why"
+    return f"{escape(text)} <small{kind}>{escape(remark)}</small>" if remark else escape(text)
 
 
 def _is_text(table: Table, place: int) -> bool:

@@ -108,7 +108,7 @@ def tasks_svg(tasks: JSON, average: JSON | None) -> str | None:
             accuracy.plot(*zip(*chances, strict=True), linestyle="none", label="chance", **tick)
         _dots(density, rows, "bits_per_byte", scale=1)
         accuracy.set_xlabel("accuracy (%)")
-        density.set_xlabel("bits per byte of the right answer (less is better)")
+        density.set_xlabel("bits per byte (less is better)")
         accuracy.set_yticks(range(len(rows)), [row["label"] for row in rows])
         accuracy.tick_params(axis="y", length=0, labelcolor=PALETTE["ink"])
         density.tick_params(axis="y", length=0)

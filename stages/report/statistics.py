@@ -21,8 +21,9 @@ from stages.errors import UserError
 Array = NDArray[np.float64]
 
 LEVEL = 0.95
-MINIMUM_UNITS = 10
-"""With fewer documents an interval is shown, but nothing is concluded from it: the bootstrap is too sure of itself."""
+MINIMUM_UNITS = 6
+"""With fewer documents an interval is shown but nothing is concluded from it: the bootstrap is too sure of itself, and
+even if all of five agreed, a sign test would not reach 95 %."""
 CHUNK = 4_000_000
 """Indices drawn at a time, which bounds the memory of resampling ten thousand documents."""
 
@@ -105,11 +106,11 @@ def retained(scores: Paired, *, dense: str, recovered: str) -> dict[str, Any]:
     """
     base, kept = scores.models.index(dense), scores.models.index(recovered)
     if scores.score_M[base] <= 0:
-        return _no_number(f"the {dense} model scores 0")
+        return _no_number(f"{dense} scores 0")
     with np.errstate(divide="ignore", invalid="ignore"):
         draws_B = scores.draws_MB[kept] / scores.draws_MB[base]
     if not np.isfinite(draws_B).all():
-        return _no_number(f"the {dense} model scores 0 on some resamples: too few documents")
+        return _no_number(f"{dense} near 0")
     return {"value": float(scores.score_M[kept] / scores.score_M[base]), "interval": interval(draws_B)}
 
 
@@ -123,10 +124,10 @@ def share(scores: Paired, *, dense: str, pruned: str, recovered: str, higher_is_
     sign = 1.0 if higher_is_better else -1.0
     loss = difference(scores, dense, pruned)
     if not loss["clear"]:
-        few = f" (fewer than {MINIMUM_UNITS} documents)" if scores.units < MINIMUM_UNITS else ""
-        return _no_number(f"the loss is within noise{few}")
+        few = scores.units < MINIMUM_UNITS
+        return _no_number(f"fewer than {MINIMUM_UNITS} documents" if few else "loss within noise")
     if sign * loss["value"] <= 0:
-        return _no_number(f"the {pruned} model is better than the {dense} model: there is no loss")
+        return _no_number(f"no loss: {pruned} is better than {dense}")
     gain, gain_B = _minus(scores, recovered, pruned)
     _, loss_B = _minus(scores, dense, pruned)
     with np.errstate(divide="ignore", invalid="ignore"):
