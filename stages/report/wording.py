@@ -20,19 +20,9 @@ def percent(value: float | None, *, digits: int = 1) -> str:
     return DASH if value is None else f"{_minus(value * 100, digits)}{PERCENT}"
 
 
-def points(value: float | None) -> str:
-    """Return a difference of fractions in percentage points, always with its sign, "+1.6"."""
-    return DASH if value is None else _signed(value * 100, 1)
-
-
 def bits(value: float | None) -> str:
     """Return bits per byte, "1.234"."""
     return DASH if value is None else _minus(value, 3)
-
-
-def signed_bits(value: float | None) -> str:
-    """Return a difference in bits per byte, always with its sign."""
-    return DASH if value is None else _signed(value, 3)
 
 
 def perplexity(value: float | None) -> str:
@@ -40,11 +30,6 @@ def perplexity(value: float | None) -> str:
     if value is None:
         return DASH
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
-
-
-def factor(value: float | None) -> str:
-    """Return a ratio of perplexities, "×3.41"."""
-    return DASH if value is None else f"×{value:.2f}" if value < 100 else f"×{value:,.0f}"
 
 
 def millions(value: float | None) -> str:
@@ -92,8 +77,3 @@ def _minus(value: float, digits: int) -> str:
     text = f"{value:.{digits}f}"
     text = text.removeprefix("-") if float(text) == 0 else text
     return text.replace("-", "−")
-
-
-def _signed(value: float, digits: int) -> str:
-    text = _minus(value, digits)
-    return text if text.startswith("−") or float(text) == 0 else f"+{text}"
