@@ -39,7 +39,10 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class StageRun:
-    """What happened to a node in this run; belongs to the run directory, never to an artifact."""
+    """What happened to a node in this run; belongs to the run directory, never to an artifact.
+
+    `status` is hit, built, resumed, or "not needed" for an artifact that was removed and that nothing had to read.
+    """
 
     name: str
     key: str
@@ -95,6 +98,8 @@ class Engine:
                 self.ensure(node)
         for node in self.graph.targets:
             self.ensure(node)
+        for node in self.graph:
+            self._note(node)
 
     def ensure(self, node: Node) -> Artifact:
         """Return the artifact of `node`, building it and what it needs."""
@@ -160,6 +165,16 @@ class Engine:
         memory = f", peak {peak / 2**30:.1f} GiB" if peak else ""
         log.info("built  %s in %.1f s%s", artifact.name, seconds, memory)
         return artifact
+
+    def _note(self, node: Node) -> None:
+        """Record a node that nothing asked for: there all the same, or removed and not missed."""
+        if node.key in self.runs:
+            return
+        artifact = self._present(node)
+        if artifact is not None:
+            self._record(node, "hit", 0.0, None, artifact, drift=drift(artifact.manifest))
+        else:
+            self.runs[node.key] = StageRun(self.graph.role_of(node), node.key, "not needed", 0.0, None, "")
 
     def _set_threads(self) -> None:
         if self.threads is not None:

