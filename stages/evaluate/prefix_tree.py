@@ -4,7 +4,7 @@ A tree's nodes are tokens in preorder, its branches are sequences. In that order
 nodes j+1 … end(j)−1, so "i may attend to j" is j ≤ i < end(j), and one number a node is the whole attention mask.
 Every choice of a question, and every question with the same examples before it, then shares its context.
 
-Shapes: B rows (trees) of a batch, L nodes of its longest row.
+Shapes: B rows of a batch, L nodes of its longest row.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Tree:
 
     @property
     def is_chain(self) -> bool:
-        """Whether no node branches, so that plain causal attention is the tree's own."""
+        """Whether this is one sequence and no more, so that plain causal attention is its own."""
         return self.depths[-1] + 1 == len(self)
 
     def grow(self, index: int, sequence: Ids, stem: list[int]) -> None:
@@ -88,23 +88,46 @@ def _joins(size: int, length: int, shared: int, largest: int) -> bool:
     return joined <= max(largest, 2 * length) and shared >= PAIR_COST * (joined**2 - size**2 - length**2)
 
 
-def batches(trees: Sequence[Tree], *, tokens: int) -> Iterator[list[Tree]]:
-    """Yield trees of similar length together, each batch at most `tokens` nodes with padding, or one tree.
+def batches(trees: Sequence[Tree], *, tokens: int, pack: bool = True) -> Iterator[list[Tree]]:
+    """Yield rows of about equal length, each batch at most `tokens` nodes with padding, or one row.
 
-    Chains go apart from branching trees: they need no mask. Longest first, so that memory runs out at once or never.
+    A row is as long as the longest tree left, and with `pack` on smaller trees stand side by side in it, which costs no
+    more than the padding would. Longest first, so that memory runs out at once or never.
     """
-    batch: list[Tree] = []
-    for tree in sorted(trees, key=lambda tree: (tree.is_chain, -len(tree))):
-        if batch and ((len(batch) + 1) * len(batch[0]) > tokens or tree.is_chain != batch[0].is_chain):
-            yield batch
-            batch = []
-        batch.append(tree)
-    if batch:
-        yield batch
+    left = sorted(trees, key=len, reverse=True)
+    while left:
+        length = len(left[0])
+        rows: list[list[Tree]] = []
+        room: list[int] = []
+        later: list[Tree] = []
+        for tree in left:
+            row = next((row for row, free in enumerate(room) if pack and len(tree) <= free), len(rows))
+            if row == len(rows) and rows and (row + 1) * length > tokens:
+                later.append(tree)
+                continue
+            if row == len(rows):
+                rows.append([])
+                room.append(length)
+            rows[row].append(tree)
+            room[row] -= len(tree)
+        yield [side_by_side(row) for row in rows]
+        left = later
+
+
+def side_by_side(trees: Sequence[Tree]) -> Tree:
+    """Return one row of several trees, none of which sees another."""
+    row = Tree()
+    for tree in trees:
+        offset = len(row)
+        row.tokens += tree.tokens
+        row.depths += tree.depths
+        row.ends += [end + offset for end in tree.ends]
+        row.paths |= {index: [node + offset for node in path] for index, path in tree.paths.items()}
+    return row
 
 
 def tensors(batch: Sequence[Tree], device: str) -> dict[str, Tensor]:
-    """Return a decoder's keyword arguments for `batch`: ids, and for branching trees positions and a mask.
+    """Return a decoder's keyword arguments for the rows `batch`: ids, and unless all are chains positions and a mask.
 
     Rows are padded on the right. A padding node attends to itself only, and nothing attends to it.
     """

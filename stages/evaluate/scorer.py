@@ -64,7 +64,7 @@ class Scorer:
         # A mask of ours would lift a sliding window, so where one bites every sequence keeps the model's own mask.
         share = self.window is None or max(map(len, sequences), default=0) <= self.window
         trees = plant(sequences, largest=self.batch_tokens, share=share)
-        for batch in batches(trees, tokens=self.pass_tokens):
+        for batch in batches(trees, tokens=self.pass_tokens, pack=share):
             node_T, target_T, owner_T = _predictions(batch, queries)
             logprob_T, greedy_T = self._forward(batch, node_T, target_T)
             total_Q.index_add_(0, owner_T, logprob_T.double().cpu())

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.evaluate.prefix_tree import batches, plant, tensors
+from stages.evaluate.prefix_tree import Tree, batches, plant, tensors
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=12)
 
@@ -27,13 +27,31 @@ def test_every_sequence_sees_itself_and_nothing_else(sequences: list[list[int]],
                 assert list(seen) == path[: depth + 1]
 
 
-@given(SEQUENCES, st.integers(1, 20))
-def test_batches_hold_every_tree_once_within_their_tokens(sequences: list[list[int]], tokens: int) -> None:
+@given(SEQUENCES, st.integers(1, 20), st.booleans())
+def test_batches_hold_every_sequence_once_within_their_tokens(
+    sequences: list[list[int]], tokens: int, pack: bool
+) -> None:
     trees = plant(sequences, largest=1000)
-    found = list(batches(trees, tokens=tokens))
-    assert sorted(map(id, (tree for batch in found for tree in batch))) == sorted(map(id, trees))
+    found = list(batches(trees, tokens=tokens, pack=pack))
+    rows = [row for batch in found for row in batch]
+    assert sum(map(len, rows)) == sum(map(len, trees))
+    assert pack or len(rows) == len(trees)
     for batch in found:
         assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= tokens
+    assert {index: ids for row in rows for index, ids in spelled(row).items()} == dict(enumerate(sequences))
+
+
+def spelled(row: Tree) -> dict[int, list[int]]:
+    """Read each sequence of a row back, by the nodes its last one sees."""
+    mask = tensors([row, row], "cpu").get("attention_mask")
+    seen = {i: range(p[-1] + 1) if mask is None else mask[0, 0, p[-1]].nonzero()[:, 0] for i, p in row.paths.items()}
+    return {index: [row.tokens[int(node)] for node in nodes] for index, nodes in seen.items()}
+
+
+def test_small_trees_fill_the_row_that_a_long_one_needs() -> None:
+    sequences = [[1] * 10, *([number] * 3 for number in range(2, 8))]
+    (batch,) = batches(plant(sequences, largest=1000), tokens=30)
+    assert sorted(map(len, batch)) == [9, 9, 10]
 
 
 def test_padding_sees_itself_alone_and_is_seen_by_nothing() -> None:
