@@ -11,9 +11,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from stages.checkpoint import load_model
 from stages.errors import UserError
 from stages.files import read_json, read_jsonl
+from stages.modeling_pruned import PrunedLlamaConfig, PrunedLlamaForCausalLM
 from stages.recover.adapters import ADAPTERS
+from stages.recover.seeds import seeded
 from stages.stage import Context
 from tests.decoders import decoder, token_ids
 from tests.recover.toy import config, data_artifact, model_artifact, recovered
@@ -153,6 +156,22 @@ def test_a_mistral_without_window_and_a_head_of_its_own_recovers(tmp_path: Path)
 
     assert summary["validation"]["final_loss"] < 0.75 * summary["validation"]["initial_loss"]
     assert plain(output / "model").config.model_type == "mistral"
+
+
+def test_a_model_whose_layers_differ_in_shape_recovers_and_keeps_its_shapes(tmp_path: Path) -> None:
+    shapes = [[6, 3, 40], [2, 1, 17], [4, 2, 33]]
+    fields = decoder(vocab_size=VOCABULARY, max_position_embeddings=256).config.to_dict()
+    pruned = PrunedLlamaConfig(**{name: value for name, value in fields.items() if name != "model_type"})
+    pruned.layer_shapes = shapes
+    with seeded(0):
+        model = PrunedLlamaForCausalLM(pruned)
+    output, summary = recovered(tmp_path, config(tokens=2000), model=model)
+
+    assert summary["validation"]["final_loss"] < 0.75 * summary["validation"]["initial_loss"]
+    merged = load_model(output / "model", dtype="float32")
+    assert merged.config.layer_shapes == shapes
+    unmerged = PeftModel.from_pretrained(load_model(tmp_path / "base" / "model", dtype="float32"), output / "adapter")
+    torch.testing.assert_close(logits(merged), logits(unmerged), atol=1e-4, rtol=1e-4)
 
 
 def test_rows_longer_than_the_attention_window_are_an_error(tmp_path: Path) -> None:
