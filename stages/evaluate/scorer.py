@@ -82,12 +82,12 @@ class Scorer:
         logprob_T = torch.empty(len(target_T), device=device)
         greedy_T = torch.empty(len(target_T), dtype=torch.bool, device=device)
         for start in range(0, len(node_N), CHUNK):
-            logits_CV = self._logits(hidden_NH[start : start + CHUNK])
+            # Not logits − logsumexp, which is more accurate: over a long answer `HFLM`'s rounding is a bias of 1e-3.
+            logprobs_CV = self._logits(hidden_NH[start : start + CHUNK]).log_softmax(dim=-1)
             here = (place_T >= start) & (place_T < start + CHUNK)
             row = place_T[here] - start
-            chosen = logits_CV[row, target_T[here]]
-            logprob_T[here] = chosen - torch.logsumexp(logits_CV, dim=-1)[row]
-            greedy_T[here] = chosen >= logits_CV.amax(dim=-1)[row]
+            logprob_T[here] = logprobs_CV[row, target_T[here]]
+            greedy_T[here] = logprob_T[here] >= logprobs_CV.amax(dim=-1)[row]
         return logprob_T, greedy_T
 
     def _logits(self, hidden_CH: Tensor) -> Tensor:
