@@ -105,9 +105,8 @@ def _is_open(node: DictConfig) -> bool:
 
 def _unknown(key: str, walked: list[str], part: str, names: list[str], config: DictConfig) -> str:
     where = f" in {'.'.join(walked)}" if walked else ""
-    elsewhere = [
-        f"{group}.{part}" for group in config if isinstance(config[group], DictConfig) and part in config[group]
-    ]
+    inside = {str(name): group for name, group in config.items() if isinstance(group, DictConfig)}
+    elsewhere = [f"{name}.{part}" for name, group in inside.items() if part in group]
     if elsewhere and not walked:
         return f"{key}: there is no '{part}' at the top, did you mean {elsewhere[0]}=?"
     return f"{key}: there is no '{part}'{where}{nearest(part, names)} Known{where}: {', '.join(sorted(names))}."

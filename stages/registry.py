@@ -29,7 +29,11 @@ STAGES: dict[str, Stage] = {
             name="prune",
             version=1,
             function="stages.prune.stage:run",
-            outputs=("model/config.json", "model/model.safetensors.index.json|model/model.safetensors", "model/pruning.json"),
+            outputs=(
+                "model/config.json",
+                "model/model.safetensors.index.json|model/model.safetensors",
+                "model/pruning.json",
+            ),
         ),
         Stage(
             name="recover",

@@ -33,9 +33,18 @@ def artifact(world: World, stage: str, store: str = "artifacts") -> Path:
 def test_a_run_reports_every_promised_field_and_a_second_one_builds_nothing(world: World) -> None:
     report = world.run()
     assert set(statuses(report).values()) == {"built"}
-    assert {"model", "prune", "adapter", "reference", "params", "tasks", "perplexity", "recovery", "curve", "stages"} <= (
-        report.keys()
-    )
+    assert {
+        "model",
+        "prune",
+        "adapter",
+        "reference",
+        "params",
+        "tasks",
+        "perplexity",
+        "recovery",
+        "curve",
+        "stages",
+    } <= (report.keys())
     assert report["params"]["ratio_requested"] == 0.2
     assert abs(report["params"]["ratio_achieved"] - 0.2) <= 0.005
     assert report["params"]["recovered"] == report["params"]["pruned"] < report["params"]["dense"]
@@ -76,8 +85,7 @@ def test_the_merged_model_loads_in_plain_transformers_elsewhere(world: World, tm
         "ids = AutoTokenizer.from_pretrained(sys.argv[1])('Question: why?', return_tensors='pt').input_ids\n"
         "print(model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] - ids.shape[1])\n"
     )
-    hide = "import sys; sys.meta_path.insert(0, type('H', (), {'find_spec': staticmethod(lambda n, p=None, t=None: None)})());"
-    hide += "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()];"
+    hide = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()];"
     done = subprocess.run(
         [sys.executable, "-I", "-c", hide + code, str(model)], capture_output=True, text=True, cwd=tmp_path
     )
@@ -130,6 +138,11 @@ def test_a_corrupted_artifact_is_rebuilt_and_said_so(world: World) -> None:
     assert statuses(report)["recover"] == "hit", "the rebuilt model is the same to the byte"
 
 
+def name_of(path: Path) -> str:
+    """Return `stage/label` of an artifact's directory, as the log names it: without the key."""
+    return f"{path.parent.name}/{path.name[:-17]}"
+
+
 STAGES = ("model/", "data/", "prune/", "recover/", "tasks/", "evaluate/local", "evaluate/llmpruner", "report/")
 
 
@@ -144,9 +157,7 @@ def test_killed_in_every_stage_it_finishes_with_the_work_done_kept(world: World)
                 if line.startswith(("build  " + stage, "resume " + stage)):
                     process.send_signal(signal.SIGKILL)
                     break
-        finished.add(stage)
-        finished.discard(stage)
-        finished |= {f"{m.parent.parent.name}/{m.parent.name[:-17]}" for m in world.root.glob("killed/*/*/manifest.json")}
+        finished = {name_of(manifest.parent) for manifest in world.root.glob("killed/*/*/manifest.json")}
     world.run(store="killed")
     for stage in ("model", "data", "prune", "recover", "tasks"):
         manifests = [read_json(artifact(world, stage, store) / "manifest.json") for store in ("whole", "killed")]
@@ -163,7 +174,9 @@ def test_killed_in_the_middle_of_recovery_it_resumes_to_the_same_bytes(world: Wo
     assert list(partial.glob("*.partial/checkpoint*")), "it was killed while recovering"
     report = world.run(store="middle")
     assert statuses(report)["recover"] == "resumed"
-    adapters = [(artifact(world, "recover", store) / "adapter" / "adapter_model.safetensors") for store in ("whole", "middle")]
+    adapters = [
+        (artifact(world, "recover", store) / "adapter" / "adapter_model.safetensors") for store in ("whole", "middle")
+    ]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
     histories = [list(read_jsonl(artifact(world, "recover", store) / "history.jsonl")) for store in ("whole", "middle")]
     assert histories[0] == histories[1]
@@ -174,7 +187,9 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_finishes_later(worl
     mount = tmp_path / "small"
     mount.mkdir()
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(mount)], check=True, capture_output=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(mount)], check=True, capture_output=True
+        )
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs the right to mount a file system")
     try:

@@ -28,7 +28,7 @@ class RecoverConfig:
 
     tokens: int = 100_000
     """Budget: tokens that pass through the model, prompts included; the last row may exceed it."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Peak of the schedule."""
     warmup: float = 0.05
     """Fraction of the budget over which the rate rises linearly; it then falls along a cosine to `final`."""
@@ -40,8 +40,8 @@ class RecoverConfig:
     """Largest global gradient norm; 0 turns clipping off."""
     sequence_length: int = 512
     """Longest row in tokens; longer ones lose the beginning of their prompt, then the end of their response."""
-    batch_tokens: int = 2048
-    """Tokens in one optimizer step."""
+    batch_tokens: int = 1024
+    """Tokens in one optimizer step: more steps from a small budget, against noise."""
     micro_batch_tokens: int = 1024
     """Tokens in one forward and backward pass, rows packed without padding: memory against speed."""
     loss: str = "response"

@@ -1,0 +1,158 @@
+"""Bad input gives one clear error: what, where, the remedy; and the groups compose."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from pipeline.config import Config, register
+from pipeline.overrides import check_arguments, groups
+from pipeline.plan import build_graph, preview_prune
+from stages.errors import UserError
+from stages.files import write_json
+
+GROUPS = [(group, option) for group, options in groups().items() for option in options]
+
+
+def configuration(*overrides: str) -> Config:
+    register()
+    check_arguments(list(overrides))
+    with initialize_config_module("conf", version_base="1.3"):
+        config = OmegaConf.to_object(compose("config", overrides=list(overrides)))
+    assert isinstance(config, Config)
+    return config
+
+
+def planned(*overrides: str) -> Config:
+    """Return the configuration after everything that is checked before a run starts."""
+    config = configuration(*overrides)
+    preview_prune(build_graph(config), config, None)
+    return config
+
+
+@pytest.mark.parametrize(("group", "option"), GROUPS, ids=[f"{g}={o}" for g, o in GROUPS])
+def test_every_option_composes(group: str, option: str) -> None:
+    extra = ["model.path=somewhere"] if option == "local" else []
+    assert configuration(f"{group}={option}", *extra)
+
+
+MISTAKES = {
+    "ration=0.5": ["ration", "did you mean 'ratio'"],
+    "+ration=0.5": ["ration", "did you mean 'ratio'"],
+    "++ration=0.5": ["ration", "did you mean 'ratio'"],
+    "prune=llmprunner": ["prune=llmprunner", "did you mean 'llmpruner'", "magnitude"],
+    "prun=llmpruner": ["prun", "did you mean 'prune'"],
+    "prune=llmpruner,magnitud": ["magnitud", "did you mean 'magnitude'"],
+    "prune.taylr=vectorize": ["taylr", "did you mean 'taylor'"],
+    "prune.taylor=param_frist": ["param_frist", "did you mean 'param_first'"],
+    "prune.norm=l2": ["norm"],
+    "rank=8": ["adapter.rank"],
+    "ratio=1.0": ["ratio", "less than 1"],
+    "ratio=-0.1": ["ratio", "at least 0"],
+    "ratio=0.9": ["0.9", "At most"],
+    "prune.layers=4-99": ["prune.layers", "0-29"],
+    "prune.channel_ratio=1.5": ["prune.channel_ratio"],
+    "adapter.rank=0": ["adapter.rank", "at least 1"],
+    "adapter.alpha=0": ["adapter.alpha"],
+    "recover.loss=al": ["recover.loss", "all"],
+    "recover.tokens=0": ["recover.tokens"],
+    "evaluate.tasks=[piqaa]": ["piqaa", "did you mean 'piqa'", "winogrande"],
+    "evaluate.tasks=[]": ["evaluate.tasks", "evaluate=none"],
+    "tracker.mode=onlin": ["onlin"],
+    "model=local": ["model.path"],
+    "model.path=/nowhere model=local": ["/nowhere", "config.json"],
+    "prune.calibration_ids=/nowhere.json": ["/nowhere.json"],
+    "prune=sheared": ["reference=none"],
+    "ratio=": ["ratio"],
+    "ratio": ["ratio=0.5"],
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=list(MISTAKES))
+def test_a_mistake_names_what_and_the_remedy(mistake: str) -> None:
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    with pytest.raises((UserError, HydraException, OmegaConfBaseException)) as raised:
+        planned(*mistake.split())
+    text = f"{raised.value} {raised.value.__cause__ or ''}"
+    for word in MISTAKES[mistake]:
+        assert word in text
+
+
+def test_an_unknown_architecture_is_refused_with_those_known(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"model_type": "gpt2", "n_embd": 8})
+    (tmp_path / "model.safetensors").write_bytes(b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
+    with pytest.raises(UserError, match=r"gpt2.*llama.*mistral"):
+        planned("model=local", f"model.path={tmp_path}")
+
+
+@pytest.mark.parametrize("ids", ["{}", "[]", "[1, 2]", '[["a"]]', "[[1.5]]", "[[-1]]", "[[]]", "[[true]]"])
+def test_calibration_ids_must_be_lists_of_token_ids(ids: str, tmp_path: Path) -> None:
+    (tmp_path / "ids.json").write_text(ids)
+    with pytest.raises(UserError, match="list of lists"):
+        planned(f"prune.calibration_ids={tmp_path / 'ids.json'}")
+
+
+def test_the_command_prints_one_error_and_no_traceback(tmp_path: Path) -> None:
+    for arguments in (["ratio=2"], ["prune=llmprunner"], ["ratio=abc"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert arguments[0].partition("=")[2] in done.stderr
+    assert not (tmp_path / "artifacts").exists(), "nothing half-written"
+
+
+def test_a_store_that_cannot_be_written_is_said_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", f"runtime.artifact_root={tmp_path}/file/store"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ,
+    )
+    assert done.returncode == 1
+    assert "runtime.artifact_root=DIR" in done.stderr
+
+
+def test_paths_device_and_tracker_are_in_no_key(tmp_path: Path) -> None:
+    base = build_graph(configuration())
+    other = build_graph(
+        configuration(f"runtime.artifact_root={tmp_path}", f"runtime.cache={tmp_path}", "tracker=none", "runtime=cpu")
+    )
+    assert [node.key for node in base] == [node.key for node in other]
+
+
+def test_a_local_model_is_known_by_its_content(tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "llmpruner"
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (copy / name).write_bytes((golden / name).read_bytes())
+    common = (
+        "model=local",
+        f"runtime.cache={tmp_path / 'cache'}",
+        f"prune.calibration_ids={golden}/calibration_ids.json",
+    )
+    one, two = (build_graph(configuration(*common, f"model.path={path}")).roles["model"].key for path in (golden, copy))
+    (copy / "config.json").write_text((copy / "config.json").read_text().replace("1e-06", "1e-05"))
+    changed = build_graph(configuration(*common, f"model.path={copy}")).roles["model"].key
+    assert changed != two
+    assert one == two, "where it lies does not matter"
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.2, 0.3, 0.5, 0.7])
+def test_the_ratio_is_a_share_of_all_parameters(ratio: float) -> None:
+    config = configuration(f"ratio={ratio}")
+    plan = preview_prune(build_graph(config), config, None)
+    assert plan is not None
+    assert abs(plan.achieved - ratio) <= 0.005
