@@ -9,7 +9,6 @@ A hit never runs what is upstream of it.
 
 from __future__ import annotations
 
-import gc
 import logging
 import shutil
 import time
@@ -160,8 +159,6 @@ class Engine:
             if explained is None:
                 raise
             raise explained from error
-        finally:
-            gc.collect()
         seconds = time.perf_counter() - started
         peak = peak_memory_bytes()
         self._record(node, "resumed" if resumed else "built", seconds, peak, artifact, why=status.why)

@@ -26,7 +26,7 @@ class AdapterConfig:
 class RecoverConfig:
     """How it is trained."""
 
-    tokens: int = 100_000
+    tokens: int = 60_000
     """Budget: tokens that pass through the model, prompts included; the last row may exceed it."""
     learning_rate: float = 3e-3
     """Peak of the schedule."""
@@ -44,11 +44,11 @@ class RecoverConfig:
     """Tokens in one optimizer step: more steps from a small budget, against noise."""
     micro_batch_tokens: int = 1024
     """Tokens in one forward and backward pass, rows packed without padding: memory against speed."""
-    loss: str = "response"
-    """Where the loss is taken: "response" or "all" tokens."""
-    validate_every: int = 25_000
+    loss: str = "all"
+    """Where the loss is taken: "all" tokens, or only the "response", which on short answers forgets the language."""
+    validate_every: int = 15_000
     """Tokens between two validation losses; one is always taken at the start and at the end."""
-    validation_tokens: int = 8192
+    validation_tokens: int = 4096
     """Tokens of held-out rows in a validation loss (all rows where there are fewer): noise against time."""
     checkpoint_every: int = 10_000
     """Tokens between two checkpoints, from which a killed run resumes."""
