@@ -37,7 +37,7 @@ compare: setup ## lay all recoveries of the store side by side
 	@$(RUN) -m pipeline.compare $(ARGS)
 
 test: setup ## run the tests, those on the real model included
-	@$(RUN) -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: lint types test ## lint, format, types and tests
 

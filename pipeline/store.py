@@ -11,7 +11,6 @@ its recorded size, every input the one it was built from. There is no other stat
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from pipeline import keys
 from stages.errors import UserError
-from stages.files import read_json, write_json
+from stages.files import read_json, sha256_of, write_json
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -234,7 +233,7 @@ def damaged(artifact: Artifact) -> str:
     if problem:
         return problem
     for name, recorded in artifact.manifest["files"].items():
-        if sha256(artifact.path / name) != recorded["sha256"]:
+        if sha256_of(artifact.path / name) != recorded["sha256"]:
             return f"its file {name} is not what was written (SHA-256 differs)"
     return ""
 
@@ -242,16 +241,10 @@ def damaged(artifact: Artifact) -> str:
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     """Return {relative path: {"bytes", "sha256"}} of every file under `directory`; links count as files."""
     return {
-        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
-
-
-def sha256(path: Path) -> str:
-    """Return the file's SHA-256 in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def explain_disk_error(error: Exception, doing: str) -> UserError | None:
