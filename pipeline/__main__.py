@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,18 +19,22 @@ from pipeline.run import run
 from stages.errors import UserError
 
 log = logging.getLogger("pipeline")
+FAILED: list[str] = []
+"""The overrides of jobs that ended in an error, of a sweep all of them."""
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def job(composed: DictConfig) -> None:
-    """Run one configuration; errors a user can mend are printed without a traceback."""
+    """Run one configuration; errors a user can mend are printed without a traceback, and a sweep goes on after one."""
     try:
         config = OmegaConf.to_object(composed)
         assert isinstance(config, Config)
         run(config, Path(HydraConfig.get().runtime.output_dir), shlex.join(["python", "-m", "pipeline", *sys.argv[1:]]))
     except (UserError, OmegaConfBaseException) as error:
         log.error("error: %s", error)
-        raise SystemExit(1) from None
+        FAILED.append(HydraConfig.get().job.override_dirname)
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            raise SystemExit(1) from None
     except KeyboardInterrupt:
         log.error("stopped. What was finished is kept: the same command goes on from there.")
         raise SystemExit(130) from None
@@ -47,6 +52,9 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     job()
+    if FAILED:
+        print(f"error: {len(FAILED)} of the sweep's jobs failed: {'; '.join(FAILED)}", file=sys.stderr)
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

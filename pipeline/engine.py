@@ -20,11 +20,14 @@ from typing import Any
 from pipeline.graph import Graph, Node
 from pipeline.provenance import drift, provenance
 from pipeline.runtime import peak_memory_bytes, reset_peak_memory
-from pipeline.store import Artifact, Store, explain_disk_error
+from pipeline.store import Artifact, Store, begin, discard_if_empty, explain_disk_error, resumable
 from stages.errors import UserError
 from stages.stage import Context
 
 log = logging.getLogger("pipeline")
+
+MISSING = "not in the store"
+RESUMES = "a run was stopped in it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +90,13 @@ class Engine:
         if problem:
             return Status("build", f"{path.name} can't be used: {problem}")
         if self.store.partial(node.stage.name, node.label, node.key).exists():
-            return Status("resume", "a run was stopped in it")
-        return Status("build", "not in the store")
+            return Status("resume", RESUMES)
+        return Status("build", MISSING)
 
     def run(self) -> None:
         """Bring every target into the store; artifacts that are there but broken are rebuilt on the way."""
         for node in self.graph:
-            if self.status(node).why not in ("", "not in the store", "a run was stopped in it"):
+            if self.status(node).why not in ("", MISSING, RESUMES):
                 self.ensure(node)
         for node in self.graph.targets:
             self.ensure(node)
@@ -126,14 +129,14 @@ class Engine:
         stage = node.stage
         partial = self.store.partial(stage.name, node.label, node.key)
         final = self.store.directory(stage.name, node.label, node.key)
-        resumed = partial.exists() and node.key not in self.forced
+        resumed = node.key not in self.forced and resumable(partial, inputs)
         log.info("%s %s%s", "resume" if resumed else "build ", node.name, f" ({status.why})" if status.why else "")
         reset_peak_memory()
         started = time.perf_counter()
         try:
             if not resumed:
                 shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True, exist_ok=True)
+            begin(partial, inputs)
             context = Context(
                 output=partial,
                 device=self.graph.device,
@@ -155,6 +158,8 @@ class Engine:
                 provenance=provenance(),
             )
         except Exception as error:
+            if isinstance(error, UserError):
+                discard_if_empty(partial)
             explained = explain_disk_error(error, f"building {node.name}")
             if explained is None:
                 raise

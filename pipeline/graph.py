@@ -18,6 +18,7 @@ class Node:
 
     stage: Stage
     label: str
+    """Readable part of the directory's name."""
     config: Any
     inputs: Mapping[str, Node] = field(default_factory=dict)
     locations: Mapping[str, Path] = field(default_factory=dict)

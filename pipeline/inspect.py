@@ -128,6 +128,9 @@ def garbage(store: Store, *, delete: bool) -> int:
         print("nothing to collect: every artifact belongs to a report.")
         return 0
     for path in paths:
+        if store.in_use(path):
+            print(f"in use  {path.parent.name}/{path.name}")
+            continue
         print(f"{'deleted' if delete else 'would delete'}  {path.parent.name}/{path.name}  {size(bytes_under(path))}")
         if delete:
             shutil.rmtree(path)

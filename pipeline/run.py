@@ -67,7 +67,10 @@ def _describe(config: Config, graph: Graph, engine: Engine) -> str:
     model = engine.store.directory("model", graph.roles["model"].label, graph.roles["model"].key) / "model"
     preview = preview_prune(graph, config, model)
     table = plan_table(graph, engine)
-    return table if preview is None else f"{table}\n\n{prune_table(preview)}"
+    if preview is not None:
+        return f"{table}\n\n{prune_table(preview)}"
+    later = "\n\nwhat pruning cuts is known, and printed, once the model's config.json is here"
+    return table + later if "prune" in graph.roles else table
 
 
 def _tracker(config: Config, graph: Graph) -> Tracker:

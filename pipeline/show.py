@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from stages.prune.budget import PrunePlan
-
-from pipeline.engine import Engine
+from pipeline.engine import MISSING, Engine
 from pipeline.graph import Graph, Node
+from stages.prune.budget import PrunePlan
 
 DIGITS = 12
 """Hex digits of a key that are shown."""
@@ -27,7 +26,7 @@ def plan_table(graph: Graph, engine: Engine) -> str:
     for node in graph:
         status = engine.status(node)
         why = status.why
-        if status.state == "build" and why == "not in the store":
+        if status.state == "build" and why == MISSING:
             why = f"{why}{nearest_difference(engine, node)}"
         roles = ", ".join(role for role, other in graph.roles.items() if other.key == node.key)
         rows.append((roles, node.name, node.key[:DIGITS], status.state, why))

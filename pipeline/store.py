@@ -27,6 +27,8 @@ from stages.errors import UserError
 from stages.files import read_json, sha256_of, write_json
 
 MANIFEST = "manifest.json"
+INPUTS = ".inputs.json"
+"""In an unfinished build: the digests of the inputs it was begun with."""
 PARTIAL = ".partial"
 SHORT = 16
 """Hex digits of the key in a directory's name; the manifest holds all 64."""
@@ -93,7 +95,7 @@ class Store:
     def artifacts(self) -> Iterator[Artifact]:
         """Yield every complete artifact whose manifest can be read, by stage and name."""
         for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")):
-            if not manifest.parent.name.endswith(PARTIAL):
+            if not manifest.parent.name.endswith(PARTIAL) and ".replaced-" not in manifest.parent.name:
                 artifact = _read(manifest.parent)
                 if artifact is not None:
                     yield artifact
@@ -167,6 +169,16 @@ class Store:
         finally:
             lock.release()
 
+    def in_use(self, path: Path) -> bool:
+        """Return whether a process is building the artifact (or unfinished build) at `path` right now."""
+        key = path.name.partition(PARTIAL)[0].partition(".replaced-")[0][-SHORT:]
+        lock = FileLock(self.root / ".locks" / f"{path.parent.name}-{key}.lock")
+        try:
+            with lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
     def commit(
         self,
         partial: Path,
@@ -180,6 +192,8 @@ class Store:
     ) -> Artifact:
         """Write the manifest into `partial` and rename it to `final`; an artifact already there is replaced."""
         (partial / MANIFEST).unlink(missing_ok=True)
+        clear_leftovers(partial)
+        (partial / INPUTS).unlink(missing_ok=True)
         files = describe_files(partial)
         manifest = {
             "stage": payload["stage"],
@@ -187,8 +201,8 @@ class Store:
             "key": keys.digest(payload),
             "payload": payload,
             "inputs": {name: upstream.name for name, upstream in sorted(inputs.items())},
-            "input_digests": {name: upstream.digest for name, upstream in sorted(inputs.items())},
-            "digest": keys.digest(files),
+            "input_digests": input_digests(inputs),
+            "digest": keys.digest({name: file["sha256"] for name, file in files.items()}),
             "files": files,
             "summary": summary,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -201,6 +215,43 @@ class Store:
         os.rename(partial, final)
         shutil.rmtree(old, ignore_errors=True)
         return Artifact(final, manifest)
+
+
+def input_digests(inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """Return what an artifact's content rests on: the digest of each input."""
+    return {name: upstream.digest for name, upstream in sorted(inputs.items())}
+
+
+def resumable(partial: Path, inputs: Mapping[str, Artifact]) -> bool:
+    """Return whether `partial` holds an unfinished build from exactly these inputs."""
+    try:
+        return bool(read_json(partial / INPUTS) == input_digests(inputs))
+    except UserError:
+        return False
+
+
+def begin(partial: Path, inputs: Mapping[str, Artifact]) -> None:
+    """Make `partial` ready to build in: it remembers its inputs, and a killed writer's leftovers are gone."""
+    partial.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(partial)
+    write_json(partial / INPUTS, input_digests(inputs))
+
+
+def clear_leftovers(partial: Path) -> None:
+    """Remove hidden files and directories: stages write under such names before they rename."""
+    for path in sorted(partial.rglob(".*")):
+        if path.name == INPUTS or not path.exists():
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def discard_if_empty(partial: Path) -> None:
+    """Remove an unfinished build in which nothing was built."""
+    if partial.is_dir() and not any(path.is_file() and path.name != INPUTS for path in partial.rglob("*")):
+        shutil.rmtree(partial)
 
 
 def _read(path: Path) -> Artifact | None:
@@ -219,11 +270,13 @@ def missing_or_resized(artifact: Artifact) -> str:
     """Return what is wrong with the files by their presence and size, or an empty string."""
     for name, recorded in artifact.manifest["files"].items():
         try:
-            size = (artifact.path / name).stat().st_size
+            status = (artifact.path / name).stat()
         except OSError:
             return f"its file {name} is missing"
-        if size != recorded["bytes"]:
-            return f"its file {name} has {size} bytes and was written with {recorded['bytes']}"
+        if status.st_size != recorded["bytes"]:
+            return f"its file {name} has {status.st_size} bytes and was written with {recorded['bytes']}"
+        if recorded.get("modified_ns", status.st_mtime_ns) != status.st_mtime_ns:
+            return f"what its link {name} points to was written again"
     return ""
 
 
@@ -239,12 +292,20 @@ def damaged(artifact: Artifact) -> str:
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
-    """Return {relative path: {"bytes", "sha256"}} of every file under `directory`; links count as files."""
-    return {
-        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
+    """Return {relative path: {"bytes", "sha256"}} of every file under `directory`.
+
+    A link counts as the file it points to, with the time that was last written: its owner may write it again.
+    """
+    files = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            files[path.relative_to(directory).as_posix()] = entry = {
+                "bytes": path.stat().st_size,
+                "sha256": sha256_of(path),
+            }
+            if path.is_symlink():
+                entry["modified_ns"] = path.stat().st_mtime_ns
+    return files
 
 
 def explain_disk_error(error: Exception, doing: str) -> UserError | None:

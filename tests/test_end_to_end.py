@@ -228,6 +228,14 @@ def test_a_fully_cached_run_loads_no_torch(world: World) -> None:
     assert "loaded: []" in done.stdout, done.stdout + done.stderr
 
 
+def test_a_sweep_goes_on_after_a_job_that_cannot_be_done(world: World) -> None:
+    with world.start("--multirun", "action=plan", "ratio=0.2,0.99,0.4") as process:
+        output = process.communicate(timeout=120)[0]
+    assert process.returncode == 1
+    assert output.count("artifact ") == 2, "the other two are planned"
+    assert "ratio=0.99" in output.splitlines()[-1]
+
+
 def test_multirun_writes_a_report_for_each_job(world: World) -> None:
     world.run()
     with world.start("--multirun", "adapter=rora,lora", "hydra.sweep.dir=sweep") as process:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stages.data.config import DataConfig
-from stages.data.olmo import EVALUATED, Document, read_documents
+from stages.data.olmo import Document, read_documents
 from stages.data.rows import Built, Row
 from stages.errors import UserError
 from stages.progress import progress
@@ -28,8 +28,6 @@ TEMPLATE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.  \n\n"
     f"{INDENT}### Instruction:\n{INDENT}{{instruction}}\n{INDENT}\n{INDENT}### Response:\n{INDENT}"
 )
-TASKS = tuple(EVALUATED)
-"""lm-eval's names of the tasks whose train splits these rows are."""
 
 
 def build(config: DataConfig, context: Context) -> Built:
@@ -132,3 +130,6 @@ FORMATS: dict[str, Callable[[Document], tuple[str, str]]] = {
     "arc_challenge": _arc,
     "openbookqa": _openbookqa,
 }
+
+TASKS = tuple(FORMATS)
+"""lm-eval's names of the tasks whose train splits these rows are."""

@@ -30,3 +30,8 @@ class CostConfig:
     new_tokens: int = 8
     repeats: int = 5
     dtype: str = "float32"
+    device: str = "cpu"
+    """Where it is measured; with `processor` and `threads` part of the key, because a time belongs to its machine."""
+    processor: str = ""
+    threads: int | None = None
+    """Processor threads; None is torch's own choice."""

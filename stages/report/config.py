@@ -16,7 +16,8 @@ class ReportConfig:
     data: str
     reference: str
     """What "recovered" is measured against: "dense", or "none" where no dense model can be had."""
-    ratio: float
+    ratio: float | None
+    """Share of all parameters asked for; None where `channel_ratio` rules."""
     channel_ratio: float | None
     trained_tasks: list[str] = field(default_factory=list)
     """Judged tasks whose train split is in the recovery data: their scores mix recovery with task fitting."""

@@ -49,7 +49,9 @@ def title(report: JSON) -> str:
 def settings(report: JSON) -> str:
     """Return one line of what was done: how it was pruned, recovered, and on what."""
     ratio = report["params"]["ratio_requested"]
-    parts = [f"prune={report['prune']}" + (f" ratio={ratio:g}" if ratio else "")]
+    channels = report["params"].get("channel_ratio")
+    amount = f" channel_ratio={channels:g}" if channels is not None else f" ratio={ratio:g}" if ratio else ""
+    parts = [f"prune={report['prune']}{amount}"]
     adapter = report["configuration"].get("recover", {}).get("adapter", {})
     rank = f" (rank {adapter['rank']}, alpha {adapter['alpha']:g})" if adapter else ""
     parts.append(f"adapter={report['adapter']}{rank}")

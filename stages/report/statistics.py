@@ -70,12 +70,15 @@ def paired(models: Sequence[str], totals_MN: Array, weights_N: Array, *, resampl
 
 
 def mean(groups: Sequence[Paired]) -> Paired:
-    """Return the unweighted mean over tasks, as the papers average; resamples of different tasks are independent."""
+    """Return the unweighted mean over tasks, as the papers average; resamples of different tasks are independent.
+
+    It claims no more documents than its smallest task has: a bootstrap of one document has no width.
+    """
     return Paired(
         groups[0].models,
         np.mean([group.score_M for group in groups], axis=0),
         np.mean([group.draws_MB for group in groups], axis=0),
-        sum(group.units for group in groups),
+        min(group.units for group in groups),
     )
 
 

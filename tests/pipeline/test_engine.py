@@ -169,6 +169,46 @@ def test_a_failed_stage_keeps_its_work_and_resumes(run, ran, tmp_path: Path) -> 
     assert Store(tmp_path / "store").partials() == []
 
 
+def test_an_unfinished_build_from_other_inputs_is_not_resumed(run, ran, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="killed"):
+        run(chain(1, 2, 3, fail=1))
+    (partial,) = Store(tmp_path / "store").partials()
+    (partial / ".inputs.json").write_text(json.dumps({"previous": "0" * 64}))
+    (tmp_path / "cache" / "mended").touch()
+    engine = run(chain(1, 2, 3, fail=1))
+    assert engine.runs[chain(1, 2, 3, fail=1).roles["middle1"].key].status == "built"
+
+
+def test_what_a_killed_writer_left_is_not_part_of_the_artifact(run, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="killed"):
+        run(chain(1, 2, 3, fail=1))
+    (partial,) = Store(tmp_path / "store").partials()
+    (partial / ".unpacked-x").mkdir()
+    (partial / ".unpacked-x" / "big").write_text("x")
+    (partial / ".number.txt.17.tmp").write_text("x")
+    (tmp_path / "cache" / "mended").touch()
+    engine = run(chain(1, 2, 3, fail=1))
+    artifact = engine.done[chain(1, 2, 3, fail=1).roles["middle1"].key]
+    assert set(artifact.manifest["files"]) == {"number.txt"}
+    assert {path.name for path in artifact.path.iterdir()} == {"number.txt", MANIFEST}
+
+
+def test_a_link_whose_target_was_written_again_is_no_hit(run, ran, tmp_path: Path) -> None:
+    graph = chain(1, 2)
+    engine = run(graph)
+    ran()
+    path = engine.done[graph.roles["model"].key].path / "number.txt"
+    target = tmp_path / "target.txt"
+    target.write_text(path.read_text())
+    path.unlink()
+    path.symlink_to(target)
+    manifest = json.loads((path.parent / MANIFEST).read_text())
+    manifest["files"]["number.txt"]["modified_ns"] = target.stat().st_mtime_ns - 1
+    (path.parent / MANIFEST).write_text(json.dumps(manifest))
+    run(chain(1, 2))
+    assert ran() == [1]
+
+
 def test_a_broken_promise_is_no_artifact(run, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"number\.txt"):
         run(chain(1, 2, function="promise_breaker"))

@@ -68,6 +68,16 @@ def test_gc_deletes_only_when_told(store: Store, capsys: pytest.CaptureFixture[s
     assert list(store.artifacts()) == [], "no report rests on toy artifacts"
 
 
+def test_gc_leaves_a_running_build_alone(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    partial = store.root / "toy-double" / "n0-0123456789abcdef.partial"
+    partial.mkdir()
+    with store.lock("toy-double", "0123456789abcdef", waiting=lambda: None):
+        inspect(store, "gc", "--delete")
+        assert partial.exists()
+    inspect(store, "gc", "--delete")
+    assert not partial.exists()
+
+
 def test_a_missing_store_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", str(tmp_path / "none"), "ls"]) == 1
     assert "--root" in capsys.readouterr().err

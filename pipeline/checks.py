@@ -1,0 +1,66 @@
+"""What the values of a configuration may be, checked before anything runs: a mistake costs seconds, not a recovery."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.config import Config
+from stages.errors import UserError
+from stages.evaluate.tasks import TASKS
+from stages.methods import lookup
+from stages.prune.criteria import CRITERIA
+
+UNCUT = ("none", "sheared")
+"""Values of `prune` for which there is nothing to cut."""
+PRECISIONS = {"auto": None, "float32": None, "bfloat16": None}
+PROTOCOLS = {"likelihood": None, "none": None}
+ROWS = {"wheel": None, "hub": None}
+
+
+def check_values(config: Config) -> None:
+    """Check what the schema's types leave open.
+
+    Raises:
+        UserError: a value is outside its range, or a name is unknown.
+    """
+    prune, evaluate = config.prune, config.evaluate
+    for where, ratio in (("ratio", config.ratio), ("prune.ratio", prune.ratio)):
+        require(math.isfinite(ratio), where, "a share in [0, 1)", ratio)
+    if prune.method not in UNCUT:
+        lookup("criterion", prune.method, CRITERIA).check(prune)
+    for where, dtype in (
+        ("prune.dtype", prune.dtype),
+        ("recover.dtype", config.recover.dtype),
+        ("evaluate.dtype", evaluate.dtype),
+        ("evaluate.cost.dtype", evaluate.cost.dtype),
+    ):
+        lookup(where, dtype, PRECISIONS)
+    device = config.runtime.device
+    require(device in ("auto", "cpu", "cuda"), "runtime.device", "auto, cpu or cuda", device)
+    lookup("evaluate.protocol", evaluate.protocol, PROTOCOLS)
+    lookup("evaluate.source", evaluate.source, ROWS)
+    if config.model.path is not None:
+        require(config.model.kind == "local", "model.path", "given together with model=local", config.model.path)
+    for where, count in (
+        ("data.validation_rows", config.data.validation_rows),
+        ("prune.calibration.sequences", prune.calibration.sequences),
+        ("prune.calibration.length", prune.calibration.length),
+        ("evaluate.limit", evaluate.limit),
+        ("evaluate.batch_tokens", evaluate.batch_tokens),
+        ("evaluate.cost.repeats", evaluate.cost.repeats),
+        ("evaluate.cost.prompt_tokens", evaluate.cost.prompt_tokens),
+        ("evaluate.cost.new_tokens", evaluate.cost.new_tokens),
+        ("runtime.threads", config.runtime.threads),
+    ):
+        require(count is None or count >= 1, where, "at least 1", count)
+    require(evaluate.passages >= 0, "evaluate.passages", "at least 0", evaluate.passages)
+    for task in evaluate.tasks:
+        lookup("task", task, TASKS)
+    if not evaluate.tasks:
+        raise UserError(f"evaluate.tasks is empty. Name some of: {', '.join(TASKS)}; or judge nothing: evaluate=none.")
+
+
+def require(fulfilled: bool, field: str, rule: str, value: object) -> None:
+    """Raise a `UserError` that names the field, the rule and the value, unless the rule is fulfilled."""
+    if not fulfilled:
+        raise UserError(f"{field} must be {rule}, and is {value!r}.")
