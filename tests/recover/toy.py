@@ -48,6 +48,7 @@ def config(
 ) -> RecoverStageConfig:
     """Return a short recovery: about a dozen steps of 256 tokens."""
     defaults = RecoverConfig(
+        loss="response",
         tokens=3000,
         learning_rate=2e-2,
         batch_tokens=256,
