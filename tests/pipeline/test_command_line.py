@@ -163,3 +163,15 @@ def test_the_ratio_is_a_share_of_all_parameters(ratio: float) -> None:
     plan = preview_prune(build_graph(config), config, None)
     assert plan is not None
     assert abs(plan.achieved - ratio) <= 0.005
+
+
+def test_the_order_in_which_tasks_are_asked_for_makes_no_other_artifact() -> None:
+    one = build_graph(configuration("evaluate.tasks=[piqa,boolq]"))
+    other = build_graph(configuration("evaluate.tasks=[boolq,piqa,piqa]"))
+    assert [node.key for node in one] == [node.key for node in other]
+
+
+def test_beside_a_channel_ratio_the_ratio_decides_nothing() -> None:
+    one = build_graph(configuration("prune.channel_ratio=0.5", "ratio=0.2"))
+    other = build_graph(configuration("prune.channel_ratio=0.5", "ratio=0.4"))
+    assert [node.key for node in one] == [node.key for node in other]
