@@ -23,6 +23,7 @@ from pipeline.runtime import processor, resolve_device, resolve_dtype
 from stages.data.registry import DATASETS
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
+from stages.evaluate.tasks import TASKS
 from stages.files import read_json
 from stages.methods import lookup
 from stages.prune.budget import PrunePlan, plan_shapes
