@@ -19,9 +19,10 @@ from typing import Any
 
 from pipeline.graph import Graph, Node
 from pipeline.provenance import drift, provenance
-from pipeline.runtime import peak_memory_bytes, reset_peak_memory
+from pipeline.runtime import reset_peak_memory
 from pipeline.store import Artifact, Store, begin, discard_if_empty, explain_disk_error, resumable
 from stages.errors import UserError
+from stages.machine import resident_bytes
 from stages.stage import Context
 
 log = logging.getLogger("pipeline")
@@ -165,7 +166,7 @@ class Engine:
                 raise
             raise explained from error
         seconds = time.perf_counter() - started
-        peak = peak_memory_bytes()
+        peak = resident_bytes("VmHWM")
         self._record(node, "resumed" if resumed else "built", seconds, peak, artifact, why=status.why)
         memory = f", peak {peak / 2**30:.1f} GiB" if peak else ""
         log.info("built  %s in %.1f s%s", artifact.name, seconds, memory)

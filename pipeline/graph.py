@@ -46,8 +46,6 @@ class Graph:
 
     roles: Mapping[str, Node]
     device: str
-    comparison: Mapping[str, str]
-    """What was compared, for the tracker: {"model", "prune", "adapter"}."""
 
     def __iter__(self) -> Iterator[Node]:
         """Yield every node once, inputs first."""

@@ -99,8 +99,7 @@ def _check_keys(overrides: list[Override], config: DictConfig, known_groups: dic
 
 def _is_open(node: DictConfig) -> bool:
     """Return whether `node` is a mapping that takes any key, rather than one with a schema."""
-    kind = OmegaConf.get_type(node)
-    return kind is dict and node._get_full_key(None) != ""
+    return OmegaConf.get_type(node) is dict
 
 
 def _unknown(key: str, walked: list[str], part: str, names: list[str], config: DictConfig) -> str:

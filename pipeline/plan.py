@@ -19,12 +19,13 @@ from pipeline import keys
 from pipeline.checks import UNCUT, check_values
 from pipeline.config import Config, ModelEntry, Reference
 from pipeline.graph import Graph, Node
-from pipeline.runtime import processor, resolve_device, resolve_dtype
+from pipeline.runtime import resolve_device, resolve_dtype
 from stages.data.registry import DATASETS
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.tasks import TASKS
 from stages.files import read_json
+from stages.machine import processor
 from stages.methods import lookup
 from stages.prune.budget import PrunePlan, plan_shapes
 from stages.prune.config import PruneConfig
@@ -83,8 +84,7 @@ def build_graph(config: Config) -> Graph:
     models = {"dense": dense, "pruned": pruned, "recovered": roles.get("recover")}
     roles |= _judge(config, {name: node for name, node in models.items() if node is not None}, device)
     roles["report"] = _report(config, roles)
-    comparison = {"model": config.model.name, "pruned": pruned.label, "adapter": config.adapter.name}
-    return Graph(roles, device, comparison)
+    return Graph(roles, device)
 
 
 def _model(entry: ModelEntry, config: Config) -> Node:

@@ -14,11 +14,11 @@ from pipeline.engine import Engine
 from pipeline.graph import Graph
 from pipeline.plan import build_graph, cache_directory, preview_prune
 from pipeline.provenance import commit, versions
-from pipeline.runtime import hardware
 from pipeline.show import plan_table, prune_table
 from pipeline.store import Store, explain_disk_error
 from pipeline.tracking import Tracker, open_tracker
 from stages.files import read_jsonl
+from stages.machine import hardware
 from stages.report.render import write_run_report
 
 log = logging.getLogger("pipeline")

@@ -1,11 +1,10 @@
-"""What this machine has, found without importing torch: device, precision, memory."""
+"""What a run gets from this machine, found without importing torch: device, precision, a fresh memory mark."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import os
-import platform
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -22,18 +21,6 @@ def cpu_flags() -> frozenset[str]:
         if line.startswith(("flags", "Features")):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
-
-
-@cache
-def processor() -> str:
-    """Return the processor's model name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return platform.processor() or platform.machine()
 
 
 def resolve_device(device: str) -> str:
@@ -55,19 +42,6 @@ def resolve_dtype(dtype: str, device: str) -> str:
     return "bfloat16" if device == "cuda" or native & cpu_flags() else "float32"
 
 
-def hardware() -> dict[str, str | int | float]:
-    """Return what a reader needs to judge timings: processor, cores, memory in GiB, system."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {
-        "processor": processor(),
-        "cores": cores,
-        "memory_gib": round(memory, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
-
-
 def reset_peak_memory() -> None:
     """Start a new measurement of this process's peak resident memory, where the system can (Linux).
 
@@ -80,17 +54,3 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return
-
-
-def peak_memory_bytes() -> int | None:
-    """Return the peak resident memory since the last reset, or None where the system does not tell.
-
-    `getrusage` is no stand-in: its maximum never falls, so it would charge one stage for another's memory.
-    """
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        return None
-    return None

@@ -92,9 +92,9 @@ class Store:
         named = self.root / stage / f"{label}-{key[:SHORT]}{PARTIAL}"
         return next(iter(sorted((self.root / stage).glob(f"*-{key[:SHORT]}{PARTIAL}"))), named)
 
-    def artifacts(self) -> Iterator[Artifact]:
-        """Yield every complete artifact whose manifest can be read, by stage and name."""
-        for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")):
+    def artifacts(self, stage: str = "*") -> Iterator[Artifact]:
+        """Yield every complete artifact (of one stage) whose manifest can be read, by stage and name."""
+        for manifest in sorted(self.root.glob(f"{stage}/*/{MANIFEST}")):
             if not manifest.parent.name.endswith(PARTIAL) and ".replaced-" not in manifest.parent.name:
                 artifact = _read(manifest.parent)
                 if artifact is not None:
@@ -123,7 +123,7 @@ class Store:
         self, payload: Mapping[str, Any], *, but: str = ""
     ) -> tuple[Artifact, dict[str, tuple[Any, Any]]] | None:
         """Return the artifact of the same stage that differs in the fewest fields, with those fields (ours, its)."""
-        others = [a for a in self.artifacts() if a.manifest["stage"] == payload["stage"] and a.key != but]
+        others = [artifact for artifact in self.artifacts(payload["stage"]) if artifact.key != but]
         if not others:
             return None
         found = [(artifact, keys.differences(payload, artifact.manifest["payload"])) for artifact in others]

@@ -6,8 +6,6 @@ them alike and their ratio holds. Peak memory is each model's own, in a process 
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
@@ -22,6 +20,7 @@ from stages.evaluate.config import CostConfig
 from stages.evaluate.generation import timed_generation
 from stages.evaluate.peak import measure_peaks
 from stages.files import read_json, write_json
+from stages.machine import hardware
 from stages.progress import progress
 from stages.shapes import DecoderShape
 from stages.stage import JSON, Context
@@ -118,22 +117,13 @@ def _fit(models: Mapping[str, Path], config: CostConfig, device: str) -> bool:
 
 
 def _hardware(device: str) -> JSON:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = hardware()
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     return {
-        "device": gpu or _processor(),
-        "cores": cores,
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "device": gpu or machine["processor"],
+        "cores": machine["cores"],
+        "memory_gib": machine["memory_gib"],
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _check(config: CostConfig) -> None:

@@ -20,6 +20,7 @@ from stages.checkpoint import load_model
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig
 from stages.evaluate.generation import timed_generation
+from stages.machine import resident_bytes
 from stages.stage import JSON
 
 
@@ -48,15 +49,6 @@ def measure_peaks(models: Mapping[str, Path], config: CostConfig, device: str) -
         raise UserError(f"measuring peak memory failed: {reason} Free some memory, or skip the costs: evaluate=none.")
     peaks: dict[str, JSON] = json.loads(done.stdout.splitlines()[-1])
     return peaks
-
-
-def resident_bytes(field: str) -> int | None:
-    """Return this process's VmRSS (now) or VmHWM (highest so far), or None where the system does not tell."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
 
 
 def _measure(directory: Path, config: CostConfig, device: str) -> JSON:

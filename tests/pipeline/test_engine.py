@@ -35,7 +35,7 @@ def chain(*values: int, function: str = "double", version: int = 1, fail: int | 
         config = Number(value, fail=fail == i)
         previous = Node(stage(function, version), f"n{i}", config, inputs)
         roles["model" if i == 0 else "report" if i == len(values) - 1 else f"middle{i}"] = previous
-    return Graph(roles, "cpu", {})
+    return Graph(roles, "cpu")
 
 
 @pytest.fixture
@@ -244,5 +244,5 @@ def test_equal_nodes_are_one_artifact(run, ran) -> None:
     model = Node(stage(), "same", Number(1))
     twin = Node(stage(), "same", Number(1))
     report = Node(stage(), "report", Number(9), {"dense": model, "pruned": twin})
-    run(Graph({"model": model, "twin": twin, "report": report}, "cpu", {}))
+    run(Graph({"model": model, "twin": twin, "report": report}, "cpu"))
     assert ran() == [1, 9]
