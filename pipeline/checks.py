@@ -6,7 +6,7 @@ import math
 
 from pipeline.config import Config
 from stages.errors import UserError
-from stages.evaluate.tasks import TASKS
+from stages.tasks.definitions import TASKS
 from stages.methods import lookup
 from stages.prune.criteria import CRITERIA
 

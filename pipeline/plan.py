@@ -23,7 +23,7 @@ from pipeline.runtime import resolve_device, resolve_dtype
 from stages.data.registry import DATASETS
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
-from stages.evaluate.tasks import TASKS
+from stages.tasks.definitions import TASKS
 from stages.files import read_json
 from stages.machine import processor
 from stages.methods import lookup

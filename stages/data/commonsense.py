@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stages.data.config import DataConfig
-from stages.data.olmo import Document, read_documents
+from stages.tasks.olmo import Document, read_documents
 from stages.data.rows import Built, Row
 from stages.errors import UserError
 from stages.progress import progress

@@ -7,15 +7,29 @@ from dataclasses import dataclass, field
 
 @dataclass(kw_only=True, slots=True)
 class EvaluateConfig:
-    """The likelihood protocol: zero-shot multiple choice as lm-eval defines it, and perplexity of held-out passages."""
+    """What a model is asked, and by which protocol. Scores of different protocols are never averaged."""
 
     protocol: str = "likelihood"
+    """"likelihood": the choice with the highest log-likelihood, as lm-eval defines each task; "generation": the model
+    writes an answer that LLM-Adapters' patterns read (arXiv 2304.01933); "none": nothing is judged."""
     tasks: list[str] = field(default_factory=list)
-    """lm-eval's task names."""
-    limit: int | None = 100
+    """Tasks by name, in one order, suites and groups as they were asked for."""
+    limit: int | None = 200
     """Documents a task (the first ones, as lm-eval's --limit takes them); null takes all."""
+    num_fewshot: int | None = 0
+    """Examples before each question (likelihood only); null takes lm-eval's own number for each task."""
+    new_tokens: int = 32
+    """Generation: most tokens of an answer."""
+    beams: int = 1
+    """Generation: beams of the search; 1 is greedy. LLM-Adapters uses 4, for four times the work."""
     passages: int = 64
     """Held-out Wikipedia passages whose perplexity is taken; 0 takes none."""
+    corpora: list[str] = field(default_factory=list)
+    """Texts whose perplexity is taken in windows, joined as the papers do: wikitext2, ptb, c4 (hub), or a text file."""
+    corpus_lengths: list[int] = field(default_factory=lambda: [1024])
+    """Tokens of a window: 128 is LLM-Pruner's, 2048 the sparsity papers'. One perplexity for each."""
+    corpus_windows: int | None = None
+    """Windows of each corpus and length (the first ones); null takes all."""
     dtype: str = "float32"
     """Precision of the forward passes, "float32" or "bfloat16" (the plan resolves "auto")."""
     batch_tokens: int = 4096
@@ -27,8 +41,13 @@ class CostConfig:
     """How the running cost of the models is measured, in alternation in one process."""
 
     prompt_tokens: int = 128
+    """Tokens of a prompt."""
     new_tokens: int = 8
+    """Tokens written after it, one forward pass each."""
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8])
+    """Prompts at once: 1 is latency, more is throughput."""
     repeats: int = 5
+    """Turns that each model takes at each batch size, after one to warm up."""
     dtype: str = "float32"
     device: str = "cpu"
     """Where it is measured; with `processor` and `threads` part of the key, because a time belongs to its machine."""

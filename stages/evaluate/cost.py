@@ -17,7 +17,7 @@ import torch
 from stages.checkpoint import DTYPES, count_parameters, load_model
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig
-from stages.evaluate.generation import timed_generation
+from stages.evaluate.timing import timed_generation
 from stages.evaluate.peak import measure_peaks
 from stages.files import read_json, write_json
 from stages.machine import hardware

@@ -8,9 +8,9 @@ from math import isfinite, log
 from typing import TYPE_CHECKING
 
 from stages.errors import UserError
-from stages.evaluate.encoding import Query
-from stages.evaluate.scorer import Scorer
-from stages.evaluate.tasks import Document
+from stages.scoring.encoding import Query
+from stages.scoring.scorer import Scorer
+from stages.tasks.definitions import Document
 from stages.stage import JSON
 
 if TYPE_CHECKING:

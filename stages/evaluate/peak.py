@@ -19,7 +19,7 @@ from pathlib import Path
 from stages.checkpoint import load_model
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig
-from stages.evaluate.generation import timed_generation
+from stages.evaluate.timing import timed_generation
 from stages.machine import resident_bytes
 from stages.stage import JSON
 

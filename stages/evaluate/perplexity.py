@@ -12,7 +12,7 @@ from stages.progress import progress
 from stages.stage import JSON
 
 if TYPE_CHECKING:
-    from stages.evaluate.scorer import Scorer
+    from stages.scoring.scorer import Scorer
 
 LARGEST = 700.0
 """Nats a token beyond which a perplexity is no longer a float."""

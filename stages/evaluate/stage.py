@@ -21,8 +21,8 @@ from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.judge import judge
 from stages.evaluate.metrics import average, summarise
 from stages.evaluate.perplexity import passage_rows, select, totals
-from stages.evaluate.scorer import Scorer
-from stages.evaluate.tasks import TASKS, documents, load_task
+from stages.scoring.scorer import Scorer
+from stages.tasks.definitions import TASKS, documents, load_task
 from stages.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.methods import lookup
 from stages.progress import progress

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.data.olmo import EVALUATED, Document, read_documents
+from stages.tasks.olmo import EVALUATED, Document, read_documents
 from stages.errors import UserError
 from stages.files import sha256_of, write_json, write_jsonl
 from stages.methods import lookup

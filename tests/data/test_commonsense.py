@@ -11,7 +11,7 @@ import pytest
 
 from stages.data.commonsense import FORMATS, TASKS, TEMPLATE, instruct, respond
 from stages.data.config import DataConfig
-from stages.data.olmo import EVALUATED, read_documents
+from stages.tasks.olmo import EVALUATED, read_documents
 from stages.data.stage import run
 from stages.errors import UserError
 from stages.stage import Context

@@ -16,7 +16,7 @@ from tiny_wheels import commonsense_files, pip_environment, write_wheel
 
 from stages.data.commonsense import TASKS
 from stages.data.config import DataConfig
-from stages.data.olmo import EVALUATED
+from stages.tasks.olmo import EVALUATED
 from stages.data.registry import DATASETS
 from stages.data.rows import Row
 from stages.data.stage import run, split

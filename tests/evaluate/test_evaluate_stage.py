@@ -14,7 +14,7 @@ from stages.checkpoint import load_model
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.stage import run
-from stages.evaluate.tasks import TASKS, load_task
+from stages.tasks.definitions import TASKS, load_task
 from stages.files import read_json, read_jsonl, write_jsonl
 from stages.stage import Context
 from tests.evaluate.questions import PASSAGES, ROWS, model_artifact, reader, stock, tasks_artifact

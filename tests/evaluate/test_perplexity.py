@@ -9,7 +9,7 @@ import torch
 
 from stages.errors import UserError
 from stages.evaluate.perplexity import passage_rows, select, totals
-from stages.evaluate.scorer import Scorer
+from stages.scoring.scorer import Scorer
 from tests.evaluate.questions import PASSAGES, reader, stock
 from tests.tiny_tokenizer import byte_tokenizer
 

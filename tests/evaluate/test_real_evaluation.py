@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from stages.checkpoint import load_model, load_tokenizer
-from stages.evaluate.scorer import Scorer
-from stages.evaluate.tasks import TASKS, documents, load_task
+from stages.scoring.scorer import Scorer
+from stages.tasks.definitions import TASKS, documents, load_task
 from stages.files import read_jsonl
 from stages.source import model, tasks
 from stages.source.config import ModelSource, TasksSource

@@ -13,7 +13,7 @@ from lm_eval.tasks import __file__ as lm_eval_tasks
 from lm_eval.utils import apply_template
 from tiny_wheels import commonsense_files, pip_environment, write_wheel
 
-from stages.data.olmo import EVALUATED
+from stages.tasks.olmo import EVALUATED
 from stages.errors import UserError
 from stages.files import read_json, read_jsonl
 from stages.source.config import TasksSource

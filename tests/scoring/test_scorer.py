@@ -12,9 +12,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
 from stages.errors import UserError
-from stages.evaluate.encoding import Query
-from stages.evaluate.scorer import Scorer
-from stages.evaluate.tasks import TASKS, documents, load_task
+from stages.scoring.encoding import Query
+from stages.scoring.scorer import Scorer
+from stages.tasks.definitions import TASKS, documents, load_task
 from stages.modeling_pruned import PrunedLlamaConfig, PrunedLlamaForCausalLM
 from tests.evaluate.questions import ROWS, reader, stock, stock_loglikelihoods
 from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from stages.errors import UserError
-from stages.evaluate.encoding import Encoder, Query
-from stages.evaluate.prefix_tree import Tree, batches, plant, tensors
+from stages.scoring.encoding import Encoder, Query
+from stages.scoring.prefix_tree import Tree, batches, plant, tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from stages.errors import UserError
-from stages.evaluate.tasks import TASKS, documents, load_task
+from stages.tasks.definitions import TASKS, documents, load_task
 from tests.evaluate.questions import ROWS
 
 
 def test_a_plan_reads_the_tasks_without_torch_or_lm_eval() -> None:
-    code = "import sys, stages.evaluate.tasks; sys.exit(bool({'torch', 'lm_eval', 'datasets'} & sys.modules.keys()))"
+    code = "import sys, stages.tasks.definitions; sys.exit(bool({'torch', 'lm_eval', 'datasets'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
