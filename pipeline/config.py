@@ -11,12 +11,12 @@ from enum import Enum
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from stages.prune.criteria import CRITERIA
 
 from pipeline.tracking import TrackerConfig
 from stages.data.config import DataConfig
 from stages.evaluate.config import CostConfig, EvaluateConfig
 from stages.prune.config import PruneConfig
+from stages.prune.criteria import CRITERIA
 from stages.recover.config import AdapterConfig, RecoverConfig
 from stages.wheels import Wheel
 
@@ -32,6 +32,9 @@ class Reference(Enum):
     """What "recovered" is measured against."""
 
     dense = "dense"
+    """The dense model as it is: how much of its score is back."""
+    dense_recovered = "dense_recovered"
+    """The dense model after the same recovery: how much of what the training gives an unpruned model is reached."""
     none = "none"
 
 

@@ -4,6 +4,7 @@
            └→ prune ─┬─────→ evaluate (pruned) ─────┤
                      └→ recover → evaluate (recovered) → report
 
+With `reference=dense_recovered` the dense model takes the same recovery: one more branch, evaluated like the others.
 Two roles with the same key are one artifact: a sweep evaluates the dense model once. No torch here.
 """
 
@@ -23,7 +24,6 @@ from pipeline.runtime import resolve_device, resolve_dtype
 from stages.data.registry import DATASETS
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
-from stages.tasks.definitions import TASKS
 from stages.files import read_json
 from stages.machine import processor
 from stages.methods import lookup
@@ -38,6 +38,7 @@ from stages.shapes import DecoderShape
 from stages.source.config import ModelSource, TasksSource
 from stages.source.hub import cached_config, resolve_revision
 from stages.source.local import directory_digest
+from stages.tasks.definitions import TASKS
 
 
 def build_graph(config: Config) -> Graph:
@@ -79,9 +80,11 @@ def build_graph(config: Config) -> Graph:
             seed=keys.derive_seed(config.recover.seed, "recover"),
         )
         check_recovery(stage_config)
-        label = f"{config.adapter.name}-r{config.adapter.rank}-{subject}"
-        roles["recover"] = Node(STAGES["recover"], label, stage_config, {"model": pruned, "data": roles["data"]})
-    models = {"dense": dense, "pruned": pruned, "recovered": roles.get("recover")}
+        roles["recover"] = _recover(stage_config, pruned, roles["data"])
+        if config.reference is Reference.dense_recovered and dense is not None and config.evaluate.protocol != "none":
+            roles["recover-dense"] = _recover(stage_config, dense, roles["data"])
+    models = {"dense": dense, "dense_recovered": roles.get("recover-dense")}
+    models |= {"pruned": pruned, "recovered": roles.get("recover")}
     roles |= _judge(config, {name: node for name, node in models.items() if node is not None}, device)
     roles["report"] = _report(config, roles)
     return Graph(roles, device)
@@ -115,6 +118,11 @@ def _dense(config: Config, model: Node) -> Node | None:
     """Return the dense reference: what was cut, or for a model that comes pruned what its makers cut it from."""
     if config.reference is Reference.none:
         return None
+    if config.reference is Reference.dense_recovered and config.adapter.name == "none":
+        raise UserError(
+            "reference=dense_recovered gives the dense model the same recovery, and adapter=none recovers nothing. "
+            "Choose an adapter (adapter=rora), or compare with the dense model as it is: reference=dense."
+        )
     if config.prune.method != "sheared":
         return model
     if config.model.dense is None:
@@ -123,6 +131,11 @@ def _dense(config: Config, model: Node) -> Node | None:
             "model.dense.repo= (and model.dense.name=, model.dense.revision=), or run without: reference=none."
         )
     return _model(config.model.dense, config)
+
+
+def _recover(config: RecoverStageConfig, model: Node, data: Node) -> Node:
+    label = f"{config.adapter.name}-r{config.adapter.rank}-{model.label}"
+    return Node(STAGES["recover"], label, config, {"model": model, "data": data})
 
 
 def _data(config: Config) -> Node:
@@ -153,13 +166,15 @@ def _judge(config: Config, models: Mapping[str, Node], device: str) -> dict[str,
         processor=processor(),
     )
     label = models.get("recovered", models["pruned"]).label
-    roles["cost"] = Node(STAGES["cost"], label, cost, dict(models))
+    # The dense model with an adapter merged into it costs what the dense model costs.
+    measured = {name: model for name, model in models.items() if name != "dense_recovered"}
+    roles["cost"] = Node(STAGES["cost"], label, cost, measured)
     return roles
 
 
 def _report(config: Config, roles: Mapping[str, Node]) -> Node:
     """Return the report of whatever the other roles hold."""
-    wanted = {"evaluate-dense": "dense", "evaluate-pruned": "pruned", "evaluate-recovered": "recovered"}
+    wanted = {f"evaluate-{model}": model for model in ("dense", "dense_recovered", "pruned", "recovered")}
     wanted |= {role: role for role in ("cost", "prune", "recover")}
     inputs = {name: roles[role] for role, name in wanted.items() if role in roles}
     model = roles.get("recover", roles.get("prune", roles["model"]))

@@ -69,6 +69,7 @@ MISTAKES = {
     "model.path=/nowhere model=local": ["/nowhere", "config.json"],
     "prune.calibration_ids=/nowhere.json": ["/nowhere.json"],
     "prune=sheared": ["reference=none"],
+    "reference=dense_recovered adapter=none": ["adapter=rora", "reference=dense."],
     "ratio=": ["ratio"],
     "ratio=nan": ["ratio"],
     "prune=null": ["prune=null", "magnitude"],
