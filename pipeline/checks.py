@@ -6,6 +6,7 @@ import math
 
 from pipeline.config import Config
 from stages.errors import UserError
+from stages.evaluate.check import check_cost
 from stages.tasks.definitions import TASKS
 from stages.methods import lookup
 from stages.prune.criteria import CRITERIA
@@ -47,12 +48,10 @@ def check_values(config: Config) -> None:
         ("prune.calibration.length", prune.calibration.length),
         ("evaluate.limit", evaluate.limit),
         ("evaluate.batch_tokens", evaluate.batch_tokens),
-        ("evaluate.cost.repeats", evaluate.cost.repeats),
-        ("evaluate.cost.prompt_tokens", evaluate.cost.prompt_tokens),
-        ("evaluate.cost.new_tokens", evaluate.cost.new_tokens),
         ("runtime.threads", config.runtime.threads),
     ):
         require(count is None or count >= 1, where, "at least 1", count)
+    check_cost(evaluate.cost)
     require(evaluate.passages >= 0, "evaluate.passages", "at least 0", evaluate.passages)
     for task in evaluate.tasks:
         lookup("task", task, TASKS)

@@ -49,7 +49,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="cost",
-            version=1,
+            version=2,
             function="stages.evaluate.cost:run",
             outputs=("cost.json",),
         ),

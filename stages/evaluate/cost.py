@@ -1,12 +1,14 @@
 """The cost stage: what each model of a recovery weighs and how fast it runs.
 
 Latencies are taken in alternation, all models loaded in one process, so that the machine's other work falls on all of
-them alike and their ratio holds. Peak memory is each model's own, in a process of its own (`peak`).
+them alike and their ratio holds: a ratio is taken within one turn, and another model goes first in the next. Peak
+memory is each model's own, in a process of its own (`peak`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -16,9 +18,10 @@ import torch
 
 from stages.checkpoint import DTYPES, count_parameters, load_model
 from stages.errors import UserError
+from stages.evaluate.check import check_cost
 from stages.evaluate.config import CostConfig
-from stages.evaluate.timing import timed_generation
 from stages.evaluate.peak import measure_peaks
+from stages.evaluate.timing import timed_generation
 from stages.files import read_json, write_json
 from stages.machine import hardware
 from stages.progress import progress
@@ -29,20 +32,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 HEADROOM = 1.3
-"""Memory to hold free for loading and running, over the weights."""
-ONE_BY_ONE = "The models do not fit in memory together, so each was timed alone: compare their times with care."
+"""Memory to hold free for loading and running, over the weights and the longest cache."""
+ONE_BY_ONE = (
+    "The models do not fit in memory together, so each was timed alone: compare their times with care, and no ratio "
+    "was taken."
+)
+Times = Mapping[str, Sequence[tuple[float, float]]]
+"""By model: the seconds of (prefill, one decoding step) of each turn."""
 
 
 def run(config: CostConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Measure the models of `inputs` ("dense", "pruned", "recovered", those that are there) and write `cost.json`.
 
-    For each: parameters, nonzeros, bytes (of the weight files), multiply_accumulates (a token of the prompt),
-    prefill_seconds and decode_seconds (a new token), both medians with a range over the repeats, and peak memory.
+    For each: parameters, nonzeros, bytes (of the weight files), multiply_accumulates (a token of the prompt), peak
+    memory, and latency: one entry a batch size, with prefill_seconds and decode_seconds (one step of the whole batch),
+    tokens_per_second (new tokens of all prompts, while decoding), and both seconds over the dense model's in the same
+    turn, as prefill_ratio and decode_ratio (below 1 is faster; null for the dense model, without one, and where models
+    were timed alone). All are medians, with a `…_range` of lowest and highest.
 
     Raises:
         UserError: an option is out of range, or a model does not fit in memory even alone.
     """
-    _check(config)
+    check_cost(config)
     models = {name: inputs[name] / "model" for name in ("dense", "pruned", "recovered") if name in inputs}
     peaks = measure_peaks(models, config, context.device)
     measured, note = measure(models, config, context.device)
@@ -50,7 +61,7 @@ def run(config: CostConfig, inputs: Mapping[str, Path], context: Context) -> JSO
         "models": {name: _size(path, config) | measured[name] | peaks[name] for name, path in models.items()},
         "hardware": _hardware(context.device),
         "threads": torch.get_num_threads(),
-        **{key: getattr(config, key) for key in ("dtype", "prompt_tokens", "new_tokens", "repeats")},
+        **{key: getattr(config, key) for key in ("dtype", "prompt_tokens", "new_tokens", "repeats", "batch_sizes")},
     }
     if note:
         cost["note"] = note
@@ -62,30 +73,67 @@ def measure(models: Mapping[str, Path], config: CostConfig, device: str) -> tupl
     """Return each model's parameters, nonzeros and latencies, and what a reader must know about these, if anything.
 
     All models are loaded at once and take turns, where they fit; else each is loaded and timed alone.
+
+    Raises:
+        UserError: the device has too little memory.
     """
     together = _fit(models, config, device)
+    turns = {batch: _turns(config, batch) for batch in config.batch_sizes}
     measured: dict[str, JSON] = {}
-    with progress("latency", total=len(models) * (config.repeats + 1), unit="run") as bar:
+    with progress("latency", total=len(models) * sum(map(len, turns.values())), unit="run") as bar, _memory(device):
         for group in [models] if together else [{name: path} for name, path in models.items()]:
             loaded = {name: load_model(path, dtype=config.dtype, device=device) for name, path in group.items()}
-            times = _in_turns(loaded, config, bar.update)
-            measured |= {name: _weight(model) | _latency(times[name]) for name, model in loaded.items()}
-            del loaded
+            times = {batch: _in_turns(loaded, config, batch, turns[batch], bar.update) for batch in turns}
+            for name, model in loaded.items():
+                latency = [_latency(name, batch, times[batch]) for batch in turns]
+                measured[name] = _weight(model) | {"latency": latency}
+            del loaded, model
     return measured, "" if together else ONE_BY_ONE
 
 
+def _turns(config: CostConfig, batch: int) -> range:
+    """Return the turns at batch size `batch`; in turn 0 the models only warm up."""
+    return range(1 + (config.repeats if batch == 1 else (config.repeats + 1) // 2))
+
+
 def _in_turns(
-    models: Mapping[str, PreTrainedModel], config: CostConfig, advance: Callable[[], object]
-) -> dict[str, list[tuple[float, float]]]:
-    """Return each model's (prefill, decode) seconds of every repeat, after a turn each to warm up."""
+    models: Mapping[str, PreTrainedModel],
+    config: CostConfig,
+    batch: int,
+    turns: range,
+    advance: Callable[[], object],
+) -> Times:
+    """Return each model's times at batch size `batch`; each turn begins with another model."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    for repeat in range(config.repeats + 1):
-        for name, model in models.items():
-            new_tokens = config.new_tokens if repeat else 1
-            found = timed_generation(model, prompt_tokens=config.prompt_tokens, new_tokens=new_tokens)
-            times[name] += [found] if repeat else []
+    names = list(models)
+    for turn in turns:
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            new_tokens = config.new_tokens if turn else 1
+            found = timed_generation(
+                models[name], batch=batch, prompt_tokens=config.prompt_tokens, new_tokens=new_tokens
+            )
+            times[name] += [found] if turn else []
             advance()
     return times
+
+
+def _latency(name: str, batch: int, times: Times) -> JSON:
+    """Return the entry of model `name` at one batch size, with its ratio to the dense model if that took turns too."""
+    dense = times.get("dense") if name != "dense" else None
+    entry: JSON = {"batch": batch}
+    for index, phase in enumerate(("prefill", "decode")):
+        seconds = [turn[index] for turn in times[name]]
+        entry |= _median(f"{phase}_seconds", seconds)
+        ratios = [own / turn[index] for own, turn in zip(seconds, dense, strict=True)] if dense else None
+        entry |= _median(f"{phase}_ratio", ratios)
+    return entry | {"tokens_per_second": batch / entry["decode_seconds"]}
+
+
+def _median(name: str, values: Sequence[float] | None) -> JSON:
+    if values is None:
+        return {name: None, f"{name}_range": None}
+    return {name: median(values), f"{name}_range": [min(values), max(values)]}
 
 
 def _size(directory: Path, config: CostConfig) -> JSON:
@@ -101,19 +149,26 @@ def _weight(model: PreTrainedModel) -> JSON:
     return {"parameters": count_parameters(model), "nonzeros": nonzeros}
 
 
-def _latency(times: list[tuple[float, float]]) -> JSON:
-    entry: JSON = {}
-    for name, seconds in zip(("prefill_seconds", "decode_seconds"), zip(*times, strict=True), strict=True):
-        entry |= {name: median(seconds), f"{name}_range": [min(seconds), max(seconds)]}
-    return entry
-
-
 def _fit(models: Mapping[str, Path], config: CostConfig, device: str) -> bool:
-    """Return whether all models fit at once into the memory that is free now."""
-    width = torch.finfo(DTYPES[config.dtype]).bits // 8
+    """Return whether all models fit at once into the memory that is free now, with the largest batch in one of them."""
     shapes = [DecoderShape.from_config(read_json(path / "config.json")) for path in models.values()]
+    tokens = max(config.batch_sizes) * (config.prompt_tokens + config.new_tokens)
+    cached = max(2 * shape.head_dim * sum(layer.kv_heads for layer in shape.layers) for shape in shapes)
+    numbers = sum(shape.parameters() for shape in shapes) + tokens * cached
     free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
-    return bool(HEADROOM * width * sum(shape.parameters() for shape in shapes) <= free)
+    return bool(HEADROOM * numbers * DTYPES[config.dtype].itemsize <= free)
+
+
+@contextmanager
+def _memory(device: str) -> Iterator[None]:
+    """Turn a GPU's running out of memory into an error with its remedy."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"{device} has too little memory to time the models ({str(error).splitlines()[0]}) Give smaller "
+            "evaluate.cost.batch_sizes, free the device, or skip the costs: evaluate=none."
+        ) from error
 
 
 def _hardware(device: str) -> JSON:
@@ -124,9 +179,3 @@ def _hardware(device: str) -> JSON:
         "cores": machine["cores"],
         "memory_gib": machine["memory_gib"],
     }
-
-
-def _check(config: CostConfig) -> None:
-    for name in ("prompt_tokens", "new_tokens", "repeats"):
-        if getattr(config, name) < 1:
-            raise UserError(f"evaluate.cost.{name} is {getattr(config, name)}: give at least 1.")

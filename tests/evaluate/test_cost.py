@@ -9,14 +9,15 @@ import psutil
 import pytest
 import torch
 
+from stages.checkpoint import load_model
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig
-from stages.evaluate.cost import ONE_BY_ONE, measure, run
+from stages.evaluate.cost import ONE_BY_ONE, _in_turns, _turns, measure, run
 from stages.files import read_json
 from stages.stage import JSON, Context
 from tests.decoders import decoder, saved
 
-CONFIG = CostConfig(prompt_tokens=8, new_tokens=2, repeats=3)
+CONFIG = CostConfig(prompt_tokens=8, new_tokens=2, repeats=3, batch_sizes=[1, 4])
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +51,40 @@ def test_sizes_are_counted(cost: JSON, inputs: dict[str, Path]) -> None:
     assert pruned["multiply_accumulates"] < cost["models"]["dense"]["multiply_accumulates"]
 
 
-def test_latency_is_a_median_within_its_range(cost: JSON) -> None:
+def test_latency_is_a_median_within_its_range_at_each_batch_size(cost: JSON) -> None:
     for entry in cost["models"].values():
-        for name in ("prefill_seconds", "decode_seconds"):
-            low, high = entry[f"{name}_range"]
-            assert 0 < low <= entry[name] <= high
+        assert [latency["batch"] for latency in entry["latency"]] == [1, 4]
+        for latency in entry["latency"]:
+            for name in ("prefill_seconds", "decode_seconds"):
+                low, high = latency[f"{name}_range"]
+                assert 0 < low <= latency[name] <= high
+            assert latency["tokens_per_second"] == pytest.approx(latency["batch"] / latency["decode_seconds"])
     assert cost["threads"] >= 1
     assert cost["hardware"]["device"]
+
+
+def test_a_smaller_model_takes_a_smaller_share_of_the_dense_ones_time(cost: JSON) -> None:
+    dense, pruned = (cost["models"][name]["latency"] for name in ("dense", "pruned"))
+    for latency in pruned:
+        # 400,000 columns of logits against 96: no noise of a busy machine hides that.
+        low, high = latency["decode_ratio_range"]
+        assert 0 < low <= latency["decode_ratio"] <= high < 1
+        assert 0 < latency["prefill_ratio_range"][0] <= latency["prefill_ratio"] <= latency["prefill_ratio_range"][1]
+    assert {latency["decode_ratio"] for latency in dense} == {None}
+
+
+def test_every_turn_begins_with_another_model_and_all_read_the_same_prompts(inputs: dict[str, Path]) -> None:
+    read: list[tuple[str, list[int]]] = []
+    models = {name: load_model(path / "model", dtype="float32") for name, path in inputs.items()}
+    for name, model in models.items():
+        model.register_forward_pre_hook(
+            lambda _module, _args, kwargs, name=name: read.append((name, list(kwargs["input_ids"].shape))),
+            with_kwargs=True,
+        )
+    _in_turns(models, CONFIG, 4, _turns(CONFIG, 4), lambda: None)
+    prompts = [name for name, shape in read if shape == [4, 8]]
+    assert prompts == ["dense", "pruned", "pruned", "dense", "dense", "pruned"]
+    assert [shape for _, shape in read].count([4, 1]) == 2 * (1 + 2 * CONFIG.new_tokens)
 
 
 def test_each_model_has_the_peak_memory_of_its_own_process(cost: JSON) -> None:
@@ -77,6 +105,9 @@ def test_models_that_do_not_fit_together_are_timed_alone(
     measured, note = measure(models, CONFIG, "cpu")
     assert note == ONE_BY_ONE
     assert measured.keys() == models.keys()
+    latencies = [latency for entry in measured.values() for latency in entry["latency"]]
+    assert [latency["batch"] for latency in latencies] == [1, 4, 1, 4]
+    assert {latency["prefill_ratio"] for latency in latencies} == {None}
 
 
 def test_a_model_that_can_not_be_run_is_one_error(tmp_path: Path) -> None:
@@ -87,6 +118,17 @@ def test_a_model_that_can_not_be_run_is_one_error(tmp_path: Path) -> None:
     assert not (tmp_path / "cost.json").exists()
 
 
-def test_nothing_to_measure_is_an_error(inputs: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"evaluate\.cost\.repeats is 0"):
-        run(CostConfig(repeats=0), inputs, Context(output=tmp_path))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repeats": 0}, r"evaluate\.cost\.repeats must be at least 1, and is 0"),
+        ({"batch_sizes": []}, r"evaluate\.cost\.batch_sizes must be .*, and is \[\]"),
+        ({"batch_sizes": [8, 0]}, r"and is \[8, 0\]"),
+        ({"batch_sizes": [1, 8, 1]}, r"each once, and is \[1, 8, 1\]"),
+    ],
+)
+def test_options_out_of_range_are_an_error(
+    options: JSON, message: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(CostConfig(**options), inputs, Context(output=tmp_path))
