@@ -12,6 +12,7 @@ from stages.data import commonsense
 from stages.data.config import DataConfig
 from stages.data.rows import Built
 from stages.stage import Context
+from stages.tasks.instructions import FORMATS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,5 +29,5 @@ class DataSet:
 
 
 DATASETS: dict[str, DataSet] = {
-    "commonsense": DataSet(build=commonsense.build, tasks=commonsense.TASKS),
+    "commonsense": DataSet(build=commonsense.build, tasks=tuple(FORMATS)),
 }

