@@ -1,8 +1,8 @@
 """The cost stage: what each model of a recovery weighs and how fast it runs.
 
-Latencies are taken in alternation, all models loaded in one process, so that the machine's other work falls on all of
-them alike and their ratio holds: a ratio is taken within one turn, and another model goes first in the next. Peak
-memory is each model's own, in a process of its own (`peak`).
+Latencies are taken in alternation, all models loaded in one process and one forward pass of each at a time, so that the
+machine's other work falls on all of them alike and their ratio holds: it is taken within one turn, and another model
+goes first in the next. Peak memory is each model's own, in a process of its own (`peak`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stages.errors import UserError
 from stages.evaluate.check import check_cost
 from stages.evaluate.config import CostConfig
 from stages.evaluate.peak import measure_peaks
-from stages.evaluate.timing import timed_generation
+from stages.evaluate.timing import timed_passes
 from stages.files import read_json, write_json
 from stages.machine import hardware
 from stages.progress import progress
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 HEADROOM = 1.3
-"""Memory to hold free for loading and running, over the weights and the longest cache."""
+"""Memory to hold free for loading and running, over the weights and the caches."""
 ONE_BY_ONE = (
     "The models do not fit in memory together, so each was timed alone: compare their times with care, and no ratio "
     "was taken."
@@ -80,7 +80,8 @@ def measure(models: Mapping[str, Path], config: CostConfig, device: str) -> tupl
     together = _fit(models, config, device)
     turns = {batch: _turns(config, batch) for batch in config.batch_sizes}
     measured: dict[str, JSON] = {}
-    with progress("latency", total=len(models) * sum(map(len, turns.values())), unit="run") as bar, _memory(device):
+    passes = len(models) * sum(1 + new_tokens for turn in turns.values() for new_tokens in turn)
+    with progress("latency", total=passes, unit="pass") as bar, _memory(device):
         for group in [models] if together else [{name: path} for name, path in models.items()]:
             loaded = {name: load_model(path, dtype=config.dtype, device=device) for name, path in group.items()}
             times = {batch: _in_turns(loaded, config, batch, turns[batch], bar.update) for batch in turns}
@@ -91,30 +92,31 @@ def measure(models: Mapping[str, Path], config: CostConfig, device: str) -> tupl
     return measured, "" if together else ONE_BY_ONE
 
 
-def _turns(config: CostConfig, batch: int) -> range:
-    """Return the turns at batch size `batch`; in turn 0 the models only warm up."""
-    return range(1 + (config.repeats if batch == 1 else (config.repeats + 1) // 2))
+def _turns(config: CostConfig, batch: int) -> list[int]:
+    """Return the new tokens of each turn at batch size `batch`; in the first the models only warm up."""
+    return [1] + [config.new_tokens] * (config.repeats if batch == 1 else (config.repeats + 1) // 2)
 
 
 def _in_turns(
     models: Mapping[str, PreTrainedModel],
     config: CostConfig,
     batch: int,
-    turns: range,
-    advance: Callable[[], object],
+    turns: Sequence[int],
+    advance: Callable[[int], object],
 ) -> Times:
-    """Return each model's times at batch size `batch`; each turn begins with another model."""
+    """Return each model's times at batch size `batch`, of the turns after the first; a step's is the turn's median."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     names = list(models)
-    for turn in turns:
+    for turn, new_tokens in enumerate(turns):
         first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            new_tokens = config.new_tokens if turn else 1
-            found = timed_generation(
-                models[name], batch=batch, prompt_tokens=config.prompt_tokens, new_tokens=new_tokens
-            )
-            times[name] += [found] if turn else []
-            advance()
+        order = names[first:] + names[:first]
+        options = {"batch": batch, "prompt_tokens": config.prompt_tokens, "new_tokens": new_tokens}
+        passes = []
+        for seconds in zip(*(timed_passes(models[name], **options) for name in order), strict=True):
+            passes.append(seconds)
+            advance(len(order))
+        for name, (prefill, *steps) in zip(order, zip(*passes, strict=True), strict=True):
+            times[name] += [(prefill, median(steps))] if turn else []
     return times
 
 
@@ -150,10 +152,10 @@ def _weight(model: PreTrainedModel) -> JSON:
 
 
 def _fit(models: Mapping[str, Path], config: CostConfig, device: str) -> bool:
-    """Return whether all models fit at once into the memory that is free now, with the largest batch in one of them."""
+    """Return whether all models fit at once into the memory that is free now, each with the largest batch."""
     shapes = [DecoderShape.from_config(read_json(path / "config.json")) for path in models.values()]
     tokens = max(config.batch_sizes) * (config.prompt_tokens + config.new_tokens)
-    cached = max(2 * shape.head_dim * sum(layer.kv_heads for layer in shape.layers) for shape in shapes)
+    cached = sum(2 * shape.head_dim * sum(layer.kv_heads for layer in shape.layers) for shape in shapes)
     numbers = sum(shape.parameters() for shape in shapes) + tokens * cached
     free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
     return bool(HEADROOM * numbers * DTYPES[config.dtype].itemsize <= free)

@@ -19,7 +19,7 @@ from pathlib import Path
 from stages.checkpoint import load_model
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig
-from stages.evaluate.timing import timed_generation
+from stages.evaluate.timing import timed_passes
 from stages.machine import resident_bytes
 from stages.stage import JSON
 
@@ -54,7 +54,7 @@ def measure_peaks(models: Mapping[str, Path], config: CostConfig, device: str) -
 def _measure(directory: Path, config: CostConfig, device: str) -> JSON:
     libraries = resident_bytes("VmRSS")
     model = load_model(directory, dtype=config.dtype, device=device)
-    timed_generation(model, prompt_tokens=config.prompt_tokens, new_tokens=1)  # reading the prompt is the peak
+    list(timed_passes(model, prompt_tokens=config.prompt_tokens, new_tokens=1))  # reading the prompt is the peak
     on_device = None
     if model.device.type == "cuda":
         import torch

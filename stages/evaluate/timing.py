@@ -1,8 +1,9 @@
-"""One model writing a few tokens after a batch of prompts, timed: what its running cost is measured on."""
+"""One model writing a few tokens after a batch of prompts, each pass timed: what its running cost is measured on."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,22 +19,21 @@ def prompt_ids(vocabulary: int, *, batch: int, tokens: int) -> Tensor:
 
 
 @torch.inference_mode()
-def timed_generation(
-    model: PreTrainedModel, *, prompt_tokens: int, new_tokens: int, batch: int = 1
-) -> tuple[float, float]:
-    """Return (seconds to read the prompts, seconds of each step that then gives every prompt a token), with a cache.
+def timed_passes(model: PreTrainedModel, *, prompt_tokens: int, new_tokens: int, batch: int = 1) -> Iterator[float]:
+    """Yield the seconds of each forward pass: that reads the prompts, then those that give every prompt a token.
 
-    Greedy, and never stopping early, so that every model does the same number of steps.
+    Greedy, with a cache, and never stopping early, so that every model takes the same number of passes. What happens
+    between two passes is not timed: another model may take its own.
     """
     vocabulary = model.config.get_text_config().vocab_size
     ids = prompt_ids(vocabulary, batch=batch, tokens=prompt_tokens).to(model.device)
-    started = _now(model)
-    output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-    prefilled = _now(model)
-    for _ in range(new_tokens):
-        ids = output.logits[:, -1:].argmax(-1)
-        output = model(input_ids=ids, past_key_values=output.past_key_values, use_cache=True)
-    return prefilled - started, (_now(model) - prefilled) / new_tokens
+    cache = None
+    for _ in range(1 + new_tokens):
+        started = _now(model)
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        ids = output.logits.argmax(-1)
+        cache = output.past_key_values
+        yield _now(model) - started
 
 
 def _now(model: PreTrainedModel) -> float:

@@ -12,7 +12,7 @@ import torch
 from stages.checkpoint import load_model
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig
-from stages.evaluate.cost import ONE_BY_ONE, _in_turns, _turns, measure, run
+from stages.evaluate.cost import ONE_BY_ONE, _in_turns, measure, run
 from stages.files import read_json
 from stages.stage import JSON, Context
 from tests.decoders import decoder, saved
@@ -73,18 +73,18 @@ def test_a_smaller_model_takes_a_smaller_share_of_the_dense_ones_time(cost: JSON
     assert {latency["decode_ratio"] for latency in dense} == {None}
 
 
-def test_every_turn_begins_with_another_model_and_all_read_the_same_prompts(inputs: dict[str, Path]) -> None:
-    read: list[tuple[str, list[int]]] = []
+def test_models_take_turns_pass_by_pass_and_another_begins_each_time(inputs: dict[str, Path]) -> None:
+    passes: list[tuple[str, int, int]] = []
     models = {name: load_model(path / "model", dtype="float32") for name, path in inputs.items()}
     for name, model in models.items():
         model.register_forward_pre_hook(
-            lambda _module, _args, kwargs, name=name: read.append((name, list(kwargs["input_ids"].shape))),
+            lambda _module, _args, kwargs, name=name: passes.append((name, *kwargs["input_ids"].shape)),
             with_kwargs=True,
         )
-    _in_turns(models, CONFIG, 4, _turns(CONFIG, 4), lambda: None)
-    prompts = [name for name, shape in read if shape == [4, 8]]
-    assert prompts == ["dense", "pruned", "pruned", "dense", "dense", "pruned"]
-    assert [shape for _, shape in read].count([4, 1]) == 2 * (1 + 2 * CONFIG.new_tokens)
+    times = _in_turns(models, CONFIG, 4, [1, 2], int)
+    assert {name: len(turns) for name, turns in times.items()} == {"dense": 1, "pruned": 1}
+    warming = [("dense", 4, 8), ("pruned", 4, 8), ("dense", 4, 1), ("pruned", 4, 1)]
+    assert passes == warming + [("pruned", 4, 8), ("dense", 4, 8)] + 2 * [("pruned", 4, 1), ("dense", 4, 1)]
 
 
 def test_each_model_has_the_peak_memory_of_its_own_process(cost: JSON) -> None:
