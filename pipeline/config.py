@@ -18,6 +18,7 @@ from stages.evaluate.config import CostConfig, EvaluateConfig
 from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA
 from stages.recover.config import AdapterConfig, RecoverConfig
+from stages.stage import CHECKPOINT_SECONDS
 from stages.wheels import Wheel
 
 
@@ -95,6 +96,8 @@ class RuntimeConfig:
     """cpu, cuda, or auto (cuda where its driver is loaded)."""
     threads: int | None = None
     """Processor threads for torch; null leaves torch's own choice."""
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    """Seconds between two checkpoints of a recovery, from which a killed run resumes; what a kill may cost."""
     artifact_root: str = "artifacts"
     """Where artifacts are kept, relative to the working directory."""
     cache: str = "~/.cache/prune-recover"

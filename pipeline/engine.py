@@ -23,7 +23,7 @@ from pipeline.runtime import reset_peak_memory
 from pipeline.store import Artifact, Store, begin, discard_if_empty, explain_disk_error, resumable
 from stages.errors import UserError
 from stages.machine import resident_bytes
-from stages.stage import Context
+from stages.stage import CHECKPOINT_SECONDS, Context
 
 log = logging.getLogger("pipeline")
 
@@ -69,9 +69,11 @@ class Engine:
         force: list[str],
         observe: Callable[[Node], Callable[[dict[str, Any]], None]] = lambda node: lambda point: None,
         threads: int | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
         """`observe(node)` returns the function that gets the points of that node's curve while it is built."""
         self.graph, self.store, self.cache, self.observe, self.threads = graph, store, cache, observe, threads
+        self.checkpoint_seconds = checkpoint_seconds
         self.done: dict[str, Artifact] = {}
         self.runs: dict[str, StageRun] = {}
         self.forced = _forced(graph, force)
@@ -143,6 +145,7 @@ class Engine:
                 device=self.graph.device,
                 cache=self.cache,
                 locations=node.locations,
+                checkpoint_seconds=self.checkpoint_seconds,
                 log=self.observe(node),
             )
             self._set_threads()

@@ -41,6 +41,7 @@ def run(config: Config, directory: Path, command: str) -> None:
         force=config.force,
         observe=lambda node: tracker_of[node.key].log if node.key in tracker_of else lambda point: None,
         threads=config.runtime.threads,
+        checkpoint_seconds=config.runtime.checkpoint_seconds,
     )
     log.info("%s", _describe(config, graph, engine))
     if config.action is Action.plan:

@@ -21,7 +21,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="data",
-            version=1,
+            version=2,
             function="stages.data.stage:run",
             outputs=("train.jsonl", "validation.jsonl", "data.json"),
         ),
@@ -37,7 +37,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="recover",
-            version=1,
+            version=2,
             function="stages.recover.stage:run",
             outputs=("model/config.json", "history.jsonl", "recovery.json"),
         ),

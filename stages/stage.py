@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 JSON = dict[str, Any]
+CHECKPOINT_SECONDS = 60.0
+"""Seconds of work that a killed stage loses at most, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,7 @@ class Context:
         device: torch's name of the device, "cpu" or "cuda".
         cache: a directory shared by all runs for downloads, safe to delete.
         locations: for inputs the config names by digest (a local model): where they lie on this machine.
+        checkpoint_seconds: a long stage leaves what it can resume from about this often; 0 is as often as it can.
         log: called with one point of a curve (a flat dictionary of numbers) as it appears.
     """
 
@@ -31,6 +34,7 @@ class Context:
     device: str = "cpu"
     cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "prune-recover")
     locations: Mapping[str, Path] = field(default_factory=dict)
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     log: Callable[[JSON], None] = lambda point: None
 
 

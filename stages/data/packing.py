@@ -13,7 +13,6 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,11 +150,6 @@ def _line_offsets(path: Path) -> list[int]:
                 offsets.append(position)
             position += len(line)
     return offsets
-
-
-def one_epoch(stream: Stream, *, tokens: int) -> list[Document]:
-    """Return the stream's first documents that together reach `tokens`, or all of one epoch where they are fewer."""
-    return take(islice(stream.documents(), len(stream)), tokens)
 
 
 def take(documents: Iterable[Document], tokens: int) -> list[Document]:

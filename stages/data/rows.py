@@ -7,11 +7,20 @@ from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """One text to train on: `prompt` + `response`. `task` is what kind of row it is, for fair mixtures."""
+    """One text to train on: `prompt` + `response`.
+
+    Attributes:
+        prompt: what a model reads.
+        response: what it is to give.
+        task: what kind of row it is, for fair mixtures.
+        choices: the responses that could have been given, `response` among them and none empty, where the row is a
+            question with such; what a recovery's curve takes its accuracy from.
+    """
 
     prompt: str
     response: str
     task: str
+    choices: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""The `data` stage: rows to recover on, some of them set aside for the validation loss."""
+"""The `data` stage: rows to recover on, some of them set aside for the recovery's curve."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from stages.stage import JSON, Context
 def run(config: DataConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Write `train.jsonl`, `validation.jsonl` and `data.json`; return the counts of rows.
 
+    A line has prompt, response and task; one that is held out has its choices too, where the data set gives them.
+
     Raises:
         UserError: the data set is unknown, its source can't be had, or it has too few rows to set so many aside.
     """
@@ -28,7 +30,7 @@ def run(config: DataConfig, inputs: Mapping[str, Path], context: Context) -> JSO
     parts = {"train": train, "validation": validation}
     files = {name: context.output / f"{name}.jsonl" for name in parts}
     for name, rows in parts.items():
-        write_jsonl(files[name], (row._asdict() for row in rows))
+        write_jsonl(files[name], (_line(row, choices=name == "validation") for row in rows))
     record = {
         "name": config.name,
         "source": built.source,
@@ -40,6 +42,18 @@ def run(config: DataConfig, inputs: Mapping[str, Path], context: Context) -> JSO
     }
     write_json(context.output / "data.json", record)
     return {"name": config.name, "rows": record["rows"], "tasks": record["tasks"]}
+
+
+def _line(row: Row, *, choices: bool) -> JSON:
+    """Return `row` as it is written; only questions that are held out are ever asked, so only they keep their choices.
+
+    Raises:
+        ValueError: the data set gave choices without the response among them, or an empty one.
+    """
+    if row.choices and (row.response not in row.choices or "" in row.choices):
+        raise ValueError(f"the choices {row.choices} of a row must hold its response, {row.response!r}, and none empty")
+    line = row._asdict()
+    return line if choices and row.choices else {name: line[name] for name in ("prompt", "response", "task")}
 
 
 def split(rows: Sequence[Row], held_out: int, seed: int) -> tuple[list[Row], list[Row]]:

@@ -8,6 +8,8 @@ Shapes: B batch (1), H query heads, K key/value heads, T tokens, D head dimensio
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "packed_documents"
+STOCK = "sdpa"
+"""transformers' own; every model that lets its attention be replaced has it."""
 
 
 def packed_attention(
@@ -65,11 +69,25 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     Raises:
         UserError: the model's own code goes round transformers' attention interface.
     """
+    _set_attention(model, NAME)
+    _check_isolation(model)
+
+
+@contextmanager
+def stock_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Give a model that attends within documents transformers' own attention, masks and all, while the block runs."""
+    _set_attention(model, STOCK)
+    try:
+        yield
+    finally:
+        _set_attention(model, NAME)
+
+
+def _set_attention(model: PreTrainedModel, name: str) -> None:
     for module in model.modules():
         config = getattr(module, "config", None)
         if config is not None and hasattr(config, "_attn_implementation"):
-            config._attn_implementation = NAME
-    _check_isolation(model)
+            config._attn_implementation = name
 
 
 @torch.no_grad()

@@ -36,9 +36,7 @@ def check_adapter(config: AdapterConfig) -> Adapter:
 
 def check_recover(config: RecoverConfig) -> None:
     """Raise a `UserError` for a field outside its range."""
-    for name in ("tokens", "batch_tokens", "micro_batch_tokens", "validation_tokens"):
-        _require(getattr(config, name) >= 1, f"recover.{name}", "at least 1 token", getattr(config, name))
-    for name in ("validate_every", "checkpoint_every"):
+    for name in ("tokens", "batch_tokens", "micro_batch_tokens", "curve_every", "validation_tokens"):
         _require(getattr(config, name) >= 1, f"recover.{name}", "at least 1 token", getattr(config, name))
     _require(config.sequence_length >= 2, "recover.sequence_length", "at least 2 tokens", config.sequence_length)
     _require(config.learning_rate > 0, "recover.learning_rate", "above 0", config.learning_rate)

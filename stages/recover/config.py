@@ -46,12 +46,12 @@ class RecoverConfig:
     """Tokens in one forward and backward pass, rows packed without padding: memory against speed."""
     loss: str = "all"
     """Where the loss is taken: "all" tokens, or only the "response", which on short answers forgets the language."""
-    validate_every: int = 15_000
-    """Tokens between two validation losses; one is always taken at the start and at the end."""
-    validation_tokens: int = 4096
-    """Tokens of held-out rows in a validation loss (all rows where there are fewer): noise against time."""
-    checkpoint_every: int = 10_000
-    """Tokens between two checkpoints, from which a killed run resumes."""
+    curve_every: int = 20_000
+    """Tokens trained on between two points of the curve at which held-out rows are scored; the first point is before
+    training and the last after it."""
+    validation_tokens: int = 2048
+    """Tokens of held-out rows scored at a point (all rows where there are fewer): noise against time. Where the data
+    has choices, these rows are the questions of the curve's accuracy too."""
 
 
 @dataclass(kw_only=True, slots=True)

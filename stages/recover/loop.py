@@ -1,7 +1,8 @@
-"""The training loop: micro-batches, steps, schedule, validation and the curve.
+"""The training loop: micro-batches, steps, schedule and the curve.
 
 Owns what happens in which order. Does not own a batch's shape (`stages.data.packing`), the loss (`.loss`), what is
-trained (`.adapters`) or how a checkpoint is stored (`.checkpoints`). Notable:
+trained (`.adapters`), what a point of the curve measures (`.curve`) or how a checkpoint is stored (`.checkpoints`).
+Notable:
 
 * the loss is divided by the labelled tokens of the whole step, so how a step is cut into micro-batches changes
   nothing but rounding;
@@ -12,6 +13,7 @@ trained (`.adapters`) or how a checkpoint is stored (`.checkpoints`). Notable:
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -51,7 +53,7 @@ class Training:
     Attributes:
         model: the frozen model with an adapter attached; what requires a gradient is trained.
         stream: the documents to train on.
-        validation: the held-out documents of the validation loss.
+        measure: scores held-out rows for a point of the curve; has no effect on the training.
         config: how it is trained.
         dtype: "float32" or "bfloat16", the computation's precision.
         seed: of dropout.
@@ -61,7 +63,7 @@ class Training:
 
     model: PreTrainedModel
     stream: Stream
-    validation: list[Document]
+    measure: Callable[[], JSON]
     config: RecoverConfig
     dtype: str
     seed: int
@@ -70,6 +72,7 @@ class Training:
     parameters: dict[str, torch.nn.Parameter] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     progress: Progress = field(init=False)
+    saved_at: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
@@ -88,7 +91,7 @@ class Training:
         for point in self.progress.history:
             self.context.log(point)
         if not self.progress.history:
-            self._record({"step": 0, "tokens": 0, "validation_loss": self.validation_loss()})
+            self._record({"step": 0, "tokens": 0} | self._measured())
         bar = progress_bar("recover", total=self.config.tokens, unit="tok", initial=self.progress.tokens, scale=True)
         with deferred_signals() as signalled, bar:
             documents = self.stream.documents(self.progress.documents)
@@ -133,10 +136,11 @@ class Training:
         self.optimizer.step()
         self._count(documents, tokens)
         point = {"step": self.progress.step, "tokens": self.progress.tokens, "loss": loss, "learning_rate": rate}
-        if self._crossed(before, self.config.validate_every):
-            point["validation_loss"] = self.validation_loss()
+        finished = self.progress.tokens >= self.config.tokens
+        if finished or before // self.config.curve_every < self.progress.tokens // self.config.curve_every:
+            point |= self._measured()
         self._record(point)
-        if self._crossed(before, self.config.checkpoint_every):
+        if finished or time.monotonic() - self.saved_at >= self.context.checkpoint_seconds:
             self._checkpoint()
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         bar.update(tokens)
@@ -151,26 +155,18 @@ class Training:
             progress.cut += document.cut
             progress.tasks[document.task] = progress.tasks.get(document.task, 0) + 1
 
-    def _crossed(self, before: int, every: int) -> bool:
-        """Whether the step passed a multiple of `every` tokens, or was the last."""
-        return before // every < self.progress.tokens // every or self.progress.tokens >= self.config.tokens
-
     def _record(self, point: JSON) -> None:
         self.progress.history.append(point)
         self.context.log(point)
 
     def _checkpoint(self) -> None:
         checkpoints.save(self.context.output, self.progress, self.parameters, self.optimizer, self.identity)
+        self.saved_at = time.monotonic()
 
-    @torch.no_grad()
-    def validation_loss(self) -> float:
-        """Return the mean loss of the held-out documents, in nats a labelled token."""
-        self.model.eval()
-        parts = split(self.validation, self.config.micro_batch_tokens)
-        total = sum(self._summed_loss(part).item() for part in parts)
-        loss = total / max(sum(document.labels for document in self.validation), 1)
-        self._require_finite(loss, "validation loss")
-        return loss
+    def _measured(self) -> JSON:
+        measured = self.measure()
+        self._require_finite(measured["validation_loss"], "validation loss")
+        return measured
 
     def _summed_loss(self, documents: list[Document]) -> torch.Tensor:
         device = self.context.device

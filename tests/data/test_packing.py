@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from stages.data.packing import Batch, Document, Stream, collate, encode, one_epoch, split, take
+from stages.data.packing import Batch, Document, Stream, collate, encode, split, take
 from stages.errors import UserError
 from tests.tiny_tokenizer import byte_tokenizer
 
@@ -140,13 +140,6 @@ def test_an_empty_file_is_an_error_that_names_it(tmp_path: Path, tokenizer: PreT
 
     with pytest.raises(UserError, match=r"rows\.jsonl has no rows"):
         stream(tmp_path / "rows.jsonl", tokenizer)
-
-
-def test_one_epoch_never_repeats_a_row(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    few = stream(write_rows(tmp_path / "rows.jsonl", 5), tokenizer)
-
-    assert len(one_epoch(few, tokens=10**6)) == 5
-    assert len(one_epoch(few, tokens=1)) == 1
 
 
 def test_taking_stops_once_the_tokens_are_reached() -> None:

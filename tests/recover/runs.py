@@ -26,7 +26,8 @@ def recover(root: Path, output: Path, settings: dict[str, Any], strike: str | No
             os.kill(os.getpid(), getattr(signal, strike))
 
     try:
-        run(config(**settings), {"model": root / "base", "data": root / "data"}, Context(output=output, log=log))
+        context = Context(output=output, checkpoint_seconds=0, log=log)
+        run(config(**settings), {"model": root / "base", "data": root / "data"}, context)
     except SystemExit as error:
         return int(error.code or 0)
     return 0

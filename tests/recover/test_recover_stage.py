@@ -70,7 +70,7 @@ def test_nothing_in_the_artifact_names_where_it_was_made(tmp_path: Path) -> None
         assert str(tmp_path) not in file.read_text(), file
 
 
-def test_the_curve_begins_and_ends_with_a_validation_loss_and_was_logged_as_it_appeared(tmp_path: Path) -> None:
+def test_the_curve_begins_and_ends_with_a_measured_point_and_was_logged_as_it_appeared(tmp_path: Path) -> None:
     logged: list[dict[str, Any]] = []
     inputs = {"model": model_artifact(tmp_path / "base"), "data": data_artifact(tmp_path / "data")}
     from stages.recover.stage import run
@@ -79,11 +79,15 @@ def test_the_curve_begins_and_ends_with_a_validation_loss_and_was_logged_as_it_a
     history = list(read_jsonl(tmp_path / "history.jsonl"))
 
     assert history == logged
-    assert history[0] == {"step": 0, "tokens": 0, "validation_loss": summary["validation"]["initial_loss"]}
-    assert history[-1]["validation_loss"] == summary["validation"]["final_loss"]
+    validation = summary["validation"]
+    names = ("validation_loss", "validation_perplexity", "curve_accuracy", "curve_bits_per_byte")
+    facts = ("loss", "perplexity", "accuracy", "bits_per_byte")
+    first = {name: validation[f"initial_{fact}"] for name, fact in zip(names, facts, strict=True)}
+    assert history[0] == {"step": 0, "tokens": 0} | first
+    assert [history[-1][name] for name in names] == [validation[f"final_{fact}"] for fact in facts]
     assert [point["step"] for point in history] == list(range(13))
     assert 3000 <= history[-1]["tokens"] < 3000 + 64
-    assert len([point for point in history if "validation_loss" in point]) == 4
+    assert [point["step"] for point in history if names[0] in point] == [0, 4, 8, 12]
     assert read_json(tmp_path / "recovery.json") == summary
 
 
@@ -182,7 +186,7 @@ def test_rows_longer_than_the_attention_window_are_an_error(tmp_path: Path) -> N
 
 
 def test_a_rate_that_blows_up_names_the_step_and_the_last_good_checkpoint(tmp_path: Path) -> None:
-    blowing_up = config({"alpha": 1e6}, learning_rate=1e6, checkpoint_every=1, gradient_clip=0.0)
+    blowing_up = config({"alpha": 1e6}, learning_rate=1e6, gradient_clip=0.0)
 
     with pytest.raises(UserError, match=r"of step \d+ is (nan|inf).*Last good checkpoint: .*step-0"):
         recovered(tmp_path, blowing_up)
@@ -199,6 +203,7 @@ def test_a_rate_that_blows_up_names_the_step_and_the_last_good_checkpoint(tmp_pa
         ({"adapter": {"targets": []}}, r"adapter\.targets must be"),
         ({"adapter": {"targets": ["q_prj"]}}, r"'q_prj' is no linear layer of this model, did you mean 'q_proj'\?"),
         ({"adapter": {"targets": ["lm_head"]}}, r"'lm_head' is no linear layer"),
+        ({"curve_every": 0}, r"recover\.curve_every must be at least 1 token, and is 0"),
         ({"tokens": 0}, r"recover\.tokens must be at least 1 token"),
         ({"warmup": 1.0}, r"recover\.warmup must be in \[0, 1\)"),
         ({"loss": "prompt"}, r"recover\.loss must be one of response, all, and is 'prompt'"),

@@ -23,8 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {
     "adapter": {"dropout": 0.1},
     "tokens": 2500,
-    "validate_every": 700,
-    "checkpoint_every": 500,
+    "curve_every": 700,
 }
 ARTIFACT = (
     "adapter/adapter_model.safetensors",
@@ -33,8 +32,8 @@ ARTIFACT = (
     "history.jsonl",
     "recovery.json",
 )
-# Before the first checkpoint, between two, at a validation, before one is written, and with all but the last step done.
-KILLED_AT = (1, 4, 7, 8, 9)
+# Before the first checkpoint, between two points at which the curve is measured, at one, and at the last.
+KILLED_AT = (1, 4, 6, 10)
 STRIKES = {
     "whole": [(None, 0)],
     "killed": [*(("SIGKILL", step) for step in KILLED_AT), (None, 0)],
@@ -83,10 +82,9 @@ def test_a_run_killed_at_any_step_and_run_again_ends_in_the_same_bytes(recoverie
     killed = -signal.SIGKILL
     assert recoveries.runs["killed"] == [
         (killed, []),
-        (killed, ["step-00000002"]),
-        (killed, ["step-00000006"]),
-        (killed, ["step-00000006"]),
-        (killed, ["step-00000008"]),
+        (killed, ["step-00000003"]),
+        (killed, ["step-00000005"]),
+        (killed, ["step-00000009"]),
         (0, []),
     ]
     recoveries.assert_as_if_never_struck("killed")

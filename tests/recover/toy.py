@@ -26,7 +26,7 @@ def model_artifact(directory: Path, model: PreTrainedModel | None = None) -> Pat
     return directory
 
 
-def data_artifact(directory: Path, rows: int = 120) -> Path:
+def data_artifact(directory: Path, rows: int = 120, *, choices: bool = True) -> Path:
     """Write rows that ask what an animal says: seven facts to learn, in sentences of differing length."""
     directory.mkdir(parents=True, exist_ok=True)
     names = list(ANIMALS)
@@ -39,7 +39,8 @@ def data_artifact(directory: Path, rows: int = 120) -> Path:
         for index in range(rows)
     ]
     write_jsonl(directory / "train.jsonl", texts)
-    write_jsonl(directory / "validation.jsonl", texts[:14])
+    said = {"choices": list(ANIMALS.values())} if choices else {}
+    write_jsonl(directory / "validation.jsonl", [row | said for row in texts[:14]])
     return directory
 
 
@@ -54,9 +55,8 @@ def config(
         batch_tokens=256,
         micro_batch_tokens=128,
         sequence_length=64,
-        validate_every=1000,
+        curve_every=1000,
         validation_tokens=300,
-        checkpoint_every=500,
     )
     return RecoverStageConfig(
         adapter=AdapterConfig(**{"rank": 4, "alpha": 8.0} | (adapter or {})),
@@ -76,4 +76,4 @@ def recovered(
         data_artifact(inputs["data"])
     output = root / name
     output.mkdir()
-    return output, run(settings, inputs, Context(output=output))
+    return output, run(settings, inputs, Context(output=output, checkpoint_seconds=0))

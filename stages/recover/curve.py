@@ -1,0 +1,145 @@
+"""What a point of the recovery curve measures: a few held-out rows, the same ones in every recovery on this data.
+
+Each row is asked for whole, which gives the validation loss. A row that carries the responses that could have been
+given is a question as well: its choices branch off from it in one prefix tree, so each costs the few tokens of its own.
+When a point is due is the training loop's business; measuring one leaves random numbers, gradients and weights alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+
+from stages.data.packing import Document, encode, take
+from stages.errors import UserError
+from stages.recover.attention import stock_attention
+from stages.recover.config import RecoverConfig
+from stages.scoring.encoding import Query
+from stages.scoring.scorer import Scorer
+from stages.stage import JSON
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The responses that could have been given to a row, the right one's index, and a query for each."""
+
+    choices: list[str]
+    gold: int
+    queries: list[Query]
+
+
+class Curve:
+    """Held-out rows, and the model that is asked for them time and again while it is trained.
+
+    Attributes:
+        documents: the first rows that together reach `config.validation_tokens`, or all where they are fewer.
+        questions: those of them that have choices.
+        labels: tokens of the documents that the validation loss is taken on.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[JSON],
+        *,
+        config: RecoverConfig,
+        dtype: str,
+    ) -> None:
+        """Take what is scored from the beginning of `rows`, which are a fair mixture in any prefix.
+
+        Args:
+            model: attends within documents (`use_packed_attention`) and has its adapter.
+            tokenizer: the model's.
+            rows: prompt, response, task and where there are any choices, as the data stage writes them.
+            config: how much is scored, and where the loss is taken.
+            dtype: "float32" or "bfloat16", the computation's precision.
+
+        Raises:
+            UserError: there are no rows, or no likelihood can be taken from this model.
+        """
+        if not rows:
+            raise UserError("the recovery data holds no validation rows. Set data.validation_rows above 0.")
+        tokenise = partial(encode, tokenizer=tokenizer, length=config.sequence_length)
+        everything = config.loss == "all"
+        self.documents = take((tokenise([row], label_prompts=everything)[0] for row in rows), config.validation_tokens)
+        self.questions = [
+            _question(row, tokenise(_branches(row), label_prompts=False), tokenizer.eos_token_id)
+            for row in rows[: len(self.documents)]
+            if row.get("choices")
+        ]
+        self.labels = sum(document.labels for document in self.documents)
+        self._queries = [_query(document) for document in self.documents if document.labels]
+        self._asked = [*self._queries, *(query for question in self.questions for query in question.queries)]
+        self._model, self._bfloat16 = model, dtype == "bfloat16"
+        with self._scoring():
+            self._scorer = Scorer(model, tokenizer, batch_tokens=config.micro_batch_tokens)
+
+    def point(self) -> JSON:
+        """Return the validation loss in nats a labelled token, its perplexity, and what the questions give.
+
+        curve_accuracy is the share of questions whose likeliest choice is the response; curve_bits_per_byte is the bits
+        of all responses over their bytes in UTF-8. Both are left out where no row has choices.
+        """
+        with self._scoring():
+            nats = iter([nats for nats, _ in self._scorer.score(self._asked)])
+        loss = -math.fsum(islice(nats, len(self._queries))) / max(self.labels, 1)
+        point = {"validation_loss": loss, "validation_perplexity": math.exp(min(loss, 700.0))}
+        if not self.questions:
+            return point
+        answered = [(question, list(islice(nats, len(question.choices)))) for question in self.questions]
+        return point | {"curve_accuracy": _accuracy(answered), "curve_bits_per_byte": _bits_per_byte(answered)}
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """Dropout off, the attention that the scorer's masks are made for, and training's precision."""
+        self._model.eval()
+        autocast = torch.autocast(self._model.device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
+        with stock_attention(self._model), autocast:
+            yield
+
+
+Answered = Sequence[tuple[Question, list[float]]]
+"""Questions with the log-likelihood of each choice, in nats."""
+
+
+def _accuracy(answered: Answered) -> float:
+    # By text, not by index: choices that read the same have the same likelihood.
+    right = [
+        question.choices[max(range(len(nats)), key=nats.__getitem__)] == question.choices[question.gold]
+        for question, nats in answered
+    ]
+    return sum(right) / len(right)
+
+
+def _bits_per_byte(answered: Answered) -> float:
+    size = sum(len(question.choices[question.gold].encode()) for question, _ in answered)
+    return -math.fsum(nats[question.gold] for question, nats in answered) / math.log(2) / size
+
+
+def _branches(row: JSON) -> list[JSON]:
+    return [{**row, "response": choice} for choice in row["choices"]]
+
+
+def _question(row: JSON, branches: Sequence[Document], end: int | None) -> Question:
+    queries = []
+    for branch in branches:
+        # The end of text says nothing about which response is right, and its bits are no response's.
+        ids = branch.ids[:-1] if branch.ids[-1] == end else branch.ids
+        queries.append(Query(inputs=ids[:-1], targets=ids[branch.first_label :], truncated=branch.cut))
+    return Question(row["choices"], row["choices"].index(row["response"]), queries)
+
+
+def _query(document: Document) -> Query:
+    first = max(document.first_label, 1)
+    return Query(inputs=document.ids[:-1], targets=document.ids[first:], truncated=document.cut)
