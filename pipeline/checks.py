@@ -52,6 +52,8 @@ def check_values(config: Config) -> None:
     ):
         require(count is None or count >= 1, where, "at least 1", count)
     check_cost(evaluate.cost)
+    seconds = config.runtime.checkpoint_seconds
+    require(seconds >= 0, "runtime.checkpoint_seconds", "at least 0", seconds)
     require(evaluate.passages >= 0, "evaluate.passages", "at least 0", evaluate.passages)
     for task in evaluate.tasks:
         lookup("task", task, TASKS)
