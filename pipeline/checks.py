@@ -14,7 +14,7 @@ from stages.prune.criteria import CRITERIA
 UNCUT = ("none", "sheared")
 """Values of `prune` for which there is nothing to cut."""
 PRECISIONS = {"auto": None, "float32": None, "bfloat16": None}
-PROTOCOLS = {"likelihood": None, "none": None}
+PROTOCOLS = {"likelihood": None, "generation": None, "none": None}
 ROWS = {"wheel": None, "hub": None}
 
 
@@ -46,15 +46,12 @@ def check_values(config: Config) -> None:
         ("data.validation_rows", config.data.validation_rows),
         ("prune.calibration.sequences", prune.calibration.sequences),
         ("prune.calibration.length", prune.calibration.length),
-        ("evaluate.limit", evaluate.limit),
-        ("evaluate.batch_tokens", evaluate.batch_tokens),
         ("runtime.threads", config.runtime.threads),
     ):
         require(count is None or count >= 1, where, "at least 1", count)
     check_cost(evaluate.cost)
     seconds = config.runtime.checkpoint_seconds
     require(seconds >= 0, "runtime.checkpoint_seconds", "at least 0", seconds)
-    require(evaluate.passages >= 0, "evaluate.passages", "at least 0", evaluate.passages)
     for task in evaluate.tasks:
         lookup("task", task, TASKS)
     if not evaluate.tasks:

@@ -23,6 +23,7 @@ from pipeline.graph import Graph, Node
 from pipeline.runtime import resolve_device, resolve_dtype
 from stages.data.registry import DATASETS
 from stages.errors import UserError
+from stages.evaluate.check import check_evaluation
 from stages.evaluate.config import EvaluateConfig
 from stages.files import read_json
 from stages.machine import processor
@@ -155,6 +156,7 @@ def _judge(config: Config, models: Mapping[str, Node], device: str) -> dict[str,
     evaluate = _narrow(EvaluateConfig, config.evaluate)
     evaluate.dtype = resolve_dtype(evaluate.dtype, device)
     evaluate.tasks = tasks
+    check_evaluation(evaluate)
     for name, model in models.items():
         inputs = {"model": model, "tasks": roles["tasks"]}
         roles[f"evaluate-{name}"] = Node(STAGES["evaluate"], model.label, evaluate, inputs)

@@ -3,7 +3,44 @@
 from __future__ import annotations
 
 from stages.errors import UserError
-from stages.evaluate.config import CostConfig
+from stages.evaluate.config import CostConfig, EvaluateConfig
+from stages.methods import lookup
+from stages.tasks.instructions import FORMATS
+
+
+def check_evaluation(config: EvaluateConfig) -> None:
+    """Check the options of the evaluate stage, whose tasks stand there by their own names: no suites.
+
+    Raises:
+        UserError: an option is outside its range, a task has no form under the protocol, or nothing is asked.
+    """
+    for name in ("limit", "corpus_windows", "new_tokens", "beams", "batch_tokens"):
+        _require_at_least(1, name, getattr(config, name))
+    for name in ("num_fewshot", "passages"):
+        _require_at_least(0, name, getattr(config, name))
+    for length in config.corpus_lengths:
+        _require_at_least(2, "corpus_lengths", length)
+    if config.corpora and not config.corpus_lengths:
+        raise UserError("evaluate.corpora names texts, and evaluate.corpus_lengths is empty: give tokens a window.")
+    if not (config.tasks or config.passages or config.corpora):
+        raise UserError("nothing to evaluate: no evaluate.tasks, passages or corpora. To skip it: evaluate=none.")
+    if config.protocol == "generation":
+        _check_generation(config)
+
+
+def _check_generation(config: EvaluateConfig) -> None:
+    if config.num_fewshot:
+        raise UserError(
+            f"evaluate.num_fewshot is {config.num_fewshot}, and evaluate=generation asks without examples: give 0. "
+            "Examples go with evaluate=likelihood."
+        )
+    for task in config.tasks:
+        lookup("task of evaluate=generation", task, FORMATS)
+
+
+def _require_at_least(least: int, name: str, value: int | None) -> None:
+    if value is not None and value < least:
+        raise UserError(f"evaluate.{name} must be at least {least}, and is {value}.")
 
 
 def check_cost(config: CostConfig) -> None:

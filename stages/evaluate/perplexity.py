@@ -1,17 +1,22 @@
-"""Perplexity of held-out passages, each read alone."""
+"""Perplexity: of held-out passages, each read alone, and of long texts in windows, joined as the pruning papers do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from math import exp, fsum, isfinite, log
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.errors import UserError
+from stages.evaluate.config import EvaluateConfig
 from stages.progress import progress
+from stages.scoring.encoding import Query
 from stages.stage import JSON
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from stages.scoring.scorer import Scorer
 
 LARGEST = 700.0
@@ -65,3 +70,80 @@ def totals(rows: Sequence[JSON]) -> JSON:
         "tokens": tokens,
         "passages": list(rows),
     }
+
+
+def corpora(scorer: Scorer, artifact: Path, config: EvaluateConfig) -> JSON:
+    """Return {corpus: {length: its `corpus_perplexity`}} of `config.corpora`, from `corpora/NAME.txt` in `artifact`.
+
+    Raises:
+        UserError: a text is missing or too short, or a length is more than the model reads.
+    """
+    asked: dict[str, dict[str, list[Query]]] = {}
+    for name in config.corpora:
+        ids = joined_ids(scorer.encoder.tokenizer, _corpus(artifact, name))
+        asked[name] = {
+            str(length): corpus_windows(scorer, ids, name=name, length=length, windows=config.corpus_windows)
+            for length in config.corpus_lengths
+        }
+    total = sum(len(windows) for lengths in asked.values() for windows in lengths.values())
+    with progress("perplexity", total=total, unit="window") as bar:
+        return {
+            name: {length: corpus_perplexity(scorer, windows, bar.update) for length, windows in lengths.items()}
+            for name, lengths in asked.items()
+        }
+
+
+def joined_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the ids of a whole text, with the special tokens that the tokenizer itself adds, once.
+
+    So do LLM-Pruner (arXiv 2305.11627), SparseGPT (arXiv 2301.00774) and Wanda (arXiv 2306.11695): a llama tokenizer
+    puts one beginning-of-text before all of the text, and the windows cut from it later begin in mid-sentence.
+    """
+    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+    return ids
+
+
+def corpus_windows(
+    scorer: Scorer, ids: Sequence[int], *, name: str, length: int, windows: int | None = None
+) -> list[Query]:
+    """Return consecutive windows of `length` tokens, the first `windows` of them or all; what is left over is dropped.
+
+    A window asks for all of its tokens but the first.
+
+    Raises:
+        UserError: the corpus `name` is shorter than one window, or `length` is more than the model reads.
+    """
+    if length > scorer.encoder.max_length:
+        raise UserError(
+            f"evaluate.corpus_lengths has {length}, and the model reads {scorer.encoder.max_length} tokens at once."
+        )
+    count = len(ids) // length if windows is None else min(windows, len(ids) // length)
+    if not count:
+        raise UserError(
+            f"corpus '{name}' has {len(ids)} tokens, fewer than one window of {length}. Lower evaluate.corpus_lengths."
+        )
+    cut = (list(ids[index * length : (index + 1) * length]) for index in range(count))
+    return [Query(inputs=window[:-1], targets=window[1:], truncated=False) for window in cut]
+
+
+def corpus_perplexity(scorer: Scorer, windows: Sequence[Query], advance: Callable[[int], object] = int) -> JSON:
+    """Return perplexity = exp(nll / tokens) over `windows`, these, and each window's nll in nats.
+
+    tokens counts predictions, one fewer than a window has tokens. (SparseGPT and Wanda multiply a window's mean by its
+    length before they divide by it again, which gives the same.)
+
+    Raises:
+        UserError: a likelihood is not finite.
+    """
+    nlls = [-loglikelihood for loglikelihood, _ in scorer.score(windows, advance)]
+    if not all(map(isfinite, nlls)):
+        raise UserError("the likelihood of a window of text is not finite. Check the weights.")
+    nll, tokens = fsum(nlls), sum(len(window.targets) for window in windows)
+    return {"perplexity": exp(min(nll / tokens, LARGEST)), "nll": nll, "tokens": tokens, "windows": nlls}
+
+
+def _corpus(artifact: Path, name: str) -> str:
+    path = artifact / "corpora" / f"{name}.txt"
+    if not path.is_file():
+        raise UserError(f"{artifact} has no corpus '{name}'. Add it to evaluate.corpora, so that it is fetched.")
+    return path.read_bytes().decode("utf-8")  # as it is: reading as text would turn "\r\n" into "\n"

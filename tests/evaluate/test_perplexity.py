@@ -1,14 +1,17 @@
-"""Perplexity of passages, against a plain loop and against lm-eval's rolling windows."""
+"""Perplexity, against plain loops over the model's own forward pass and against lm-eval's rolling windows."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from stages.errors import UserError
-from stages.evaluate.perplexity import passage_rows, select, totals
+from stages.evaluate.config import EvaluateConfig
+from stages.evaluate.perplexity import corpora, joined_ids, passage_rows, select, totals
 from stages.scoring.scorer import Scorer
 from tests.evaluate.questions import PASSAGES, reader, stock
 from tests.tiny_tokenizer import byte_tokenizer
@@ -61,3 +64,72 @@ def test_passages_that_are_wanted_and_missing_are_an_error() -> None:
 
 def test_a_hopeless_model_still_has_a_finite_perplexity() -> None:
     assert math.isfinite(totals([{"title": "", "nll": 1e9, "tokens": 3, "bytes": 9}])["perplexity"])
+
+
+TEXT = "the correct answer is one. " * 40 + "Smørrebrød,\r\nquestion and answer. " * 30
+"""Windows that begin alike, as in a text that repeats itself, and windows that do not."""
+
+
+def corpus_artifact(directory: Path, **texts: str) -> Path:
+    (directory / "corpora").mkdir()
+    for name, text in texts.items():
+        (directory / "corpora" / f"{name}.txt").write_bytes(text.encode())
+    return directory
+
+
+def papers_perplexity(length: int) -> tuple[float, int]:
+    """Return what LLM-Pruner's way of chunking and averaging gives for `TEXT`, and how many windows it takes."""
+    ids = torch.tensor(byte_tokenizer()(TEXT, verbose=False)["input_ids"])
+    windows_NL = torch.stack([ids[index * length : (index + 1) * length] for index in range(len(ids) // length)])
+    with torch.no_grad():
+        logits_NLV = reader()(windows_NL).logits
+    loss = torch.nn.CrossEntropyLoss(reduction="none")
+    losses = loss(logits_NLV[:, :-1].reshape(-1, logits_NLV.shape[-1]), windows_NL[:, 1:].reshape(-1))
+    return math.exp(losses.mean()), len(windows_NL)
+
+
+def test_a_corpus_has_the_perplexity_that_the_papers_code_gives(tmp_path: Path) -> None:
+    artifact = corpus_artifact(tmp_path, wiki=TEXT)
+    config = EvaluateConfig(corpora=["wiki"], corpus_lengths=[16, 64])
+    found = corpora(Scorer(reader(), byte_tokenizer()), artifact, config)["wiki"]
+    for length in (16, 64):
+        wanted, windows = papers_perplexity(length)
+        assert found[str(length)]["perplexity"] == pytest.approx(wanted, rel=1e-5)
+        assert len(found[str(length)]["windows"]) == windows
+        assert found[str(length)]["tokens"] == windows * (length - 1)
+        assert found[str(length)]["nll"] == pytest.approx(math.fsum(found[str(length)]["windows"]))
+
+
+def test_the_tokenizers_own_first_token_stands_once_before_the_whole_text() -> None:
+    tokenizer = byte_tokenizer()
+    plain = tokenizer.encode("tea\n\ntea")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", tokenizer.eos_token_id)]
+    )
+    assert joined_ids(tokenizer, "tea\n\ntea") == [tokenizer.eos_token_id, *plain]
+
+
+def test_fewer_windows_are_the_first_ones(tmp_path: Path) -> None:
+    artifact, scorer = corpus_artifact(tmp_path, wiki=TEXT), Scorer(reader(), byte_tokenizer())
+    few, many = (
+        corpora(scorer, artifact, EvaluateConfig(corpora=["wiki"], corpus_lengths=[16], corpus_windows=windows))
+        for windows in (3, 10_000)
+    )
+    assert few["wiki"]["16"]["windows"] == pytest.approx(many["wiki"]["16"]["windows"][:3], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "length", "message"),
+    [
+        ("wiki", "short", 64, r"'wiki' has \d+ tokens, fewer than one window of 64"),
+        ("wiki", "", 2, "'wiki' has 0 tokens"),
+        ("wiki", TEXT, 513, "513, and the model reads 512"),
+        ("ptb", TEXT, 64, "no corpus 'ptb'"),
+    ],
+)
+def test_a_corpus_that_fills_no_window_is_one_clear_error(
+    tmp_path: Path, name: str, text: str, length: int, message: str
+) -> None:
+    artifact = corpus_artifact(tmp_path, wiki=text)
+    with pytest.raises(UserError, match=message):
+        corpora(Scorer(reader(), byte_tokenizer()), artifact, EvaluateConfig(corpora=[name], corpus_lengths=[length]))

@@ -77,6 +77,11 @@ MISTAKES = {
     "runtime.device=gpu": ["runtime.device", "cuda"],
     "data.validation_rows=0": ["data.validation_rows", "at least 1"],
     "evaluate.limit=0": ["evaluate.limit", "at least 1"],
+    "evaluate.new_tokens=0": ["evaluate.new_tokens", "at least 1"],
+    "evaluate.beams=0": ["evaluate.beams", "at least 1"],
+    "evaluate.corpus_lengths=[128,1]": ["evaluate.corpus_lengths", "at least 2"],
+    "evaluate.corpus_windows=0": ["evaluate.corpus_windows", "at least 1"],
+    "evaluate=generation evaluate.num_fewshot=5": ["evaluate.num_fewshot", "likelihood"],
     "model.path=somewhere": ["model.path", "model=local"],
     "ratio": ["ratio=0.5"],
 }
