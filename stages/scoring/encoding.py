@@ -61,15 +61,29 @@ class Encoder:
         self._encode({text for context, continuation in pairs if context for text in (context, context + continuation)})
         return [self._query(*self._split(context, continuation)) for context, continuation in pairs]
 
-    def passage(self, text: str) -> list[Query]:
+    def prompts(self, texts: Sequence[str], *, room: int) -> list[Ids]:
+        """Return the ids of prompts, cut from the left so that `room` more tokens fit the model.
+
+        An empty prompt is the prefix token.
+
+        Raises:
+            UserError: nothing of a prompt would be left.
+        """
+        if room >= self.max_length:
+            raise UserError(f"{room} new tokens leave no room for a prompt: the model reads {self.max_length} at once.")
+        self._encode(texts)
+        return [(self._seen[text] or [self.prefix])[room - self.max_length :] for text in texts]
+
+    def passage(self, text: str, *, special_tokens: bool = False) -> list[Query]:
         """Return the queries that together ask for every token of `text` once: lm-eval's rolling windows.
 
         The first token is predicted from the prefix token. Special tokens that the tokenizer itself would add are left
-        out (lm-eval leaves them in, and so counts the probability of a beginning-of-text after a beginning-of-text).
+        out unless asked for (lm-eval asks, and so counts the probability of a beginning-of-text after a
+        beginning-of-text).
         """
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-        ids = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        ids = self.tokenizer.encode(text, add_special_tokens=special_tokens, verbose=False)
         windows = get_rolling_token_windows(ids, self.prefix, max_seq_len=self.max_length, context_len=1)
         return [self._query(*make_disjoint_window(window)) for window in windows]
 

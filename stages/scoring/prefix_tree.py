@@ -4,7 +4,7 @@ A tree's nodes are tokens in preorder, its branches are sequences. In that order
 nodes j+1 … end(j)−1, so "i may attend to j" is j ≤ i < end(j), and one number a node is the whole attention mask.
 Every choice of a question, and every question with the same examples before it, then shares its context.
 
-Shapes: B rows of a batch, L nodes of its longest row.
+Shapes: L nodes of a tree.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 Ids = list[int]
-PAIR_COST = 1 / 3000
-"""Cost of one attended pair of tokens over the cost of one token's matrix products: about 1 / (6 × hidden size)."""
+PAIR_COST = 1 / 2000
+"""Cost of one attended pair of tokens over the cost of one token's matrix products: about 1 / (3 × hidden size)."""
 
 
 @dataclass(slots=True)
@@ -88,30 +88,33 @@ def _joins(size: int, length: int, shared: int, largest: int) -> bool:
     return joined <= max(largest, 2 * length) and shared >= PAIR_COST * (joined**2 - size**2 - length**2)
 
 
-def batches(trees: Sequence[Tree], *, tokens: int, pack: bool = True) -> Iterator[list[Tree]]:
-    """Yield rows of about equal length, each batch at most `tokens` nodes with padding, or one row.
+def passes(trees: Sequence[Tree], *, tokens: int, segment: int) -> Iterator[list[Tree]]:
+    """Yield what goes through the model at once: segments of together at most `tokens` nodes, or a single one.
 
-    A row is as long as the longest tree left, and with `pack` on smaller trees stand side by side in it, which costs no
-    more than the padding would. Longest first, so that memory runs out at once or never.
+    A segment is one tree, or several small ones side by side with together at most `segment` nodes: attention over
+    nodes that do not see each other costs less than one more call. Longest first, so that memory runs out at once or
+    never.
     """
-    left = sorted(trees, key=len, reverse=True)
-    while left:
-        length = len(left[0])
-        rows: list[list[Tree]] = []
-        room: list[int] = []
-        later: list[Tree] = []
-        for tree in left:
-            row = next((row for row, free in enumerate(room) if pack and len(tree) <= free), len(rows))
-            if row == len(rows) and rows and (row + 1) * length > tokens:
-                later.append(tree)
-                continue
-            if row == len(rows):
-                rows.append([])
-                room.append(length)
-            rows[row].append(tree)
-            room[row] -= len(tree)
-        yield [side_by_side(row) for row in rows]
-        left = later
+    batch: list[Tree] = []
+    for piece in _segments(trees, segment):
+        if batch and sum(map(len, batch)) + len(piece) > tokens:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def _segments(trees: Sequence[Tree], segment: int) -> list[Tree]:
+    found: list[list[Tree]] = []
+    room = 0
+    for tree in sorted(trees, key=len, reverse=True):
+        if len(tree) > room:
+            found.append([])
+            room = max(segment, len(tree))
+        found[-1].append(tree)
+        room -= len(tree)
+    return [side_by_side(group) for group in found]
 
 
 def side_by_side(trees: Sequence[Tree]) -> Tree:
@@ -126,23 +129,8 @@ def side_by_side(trees: Sequence[Tree]) -> Tree:
     return row
 
 
-def tensors(batch: Sequence[Tree], device: str) -> dict[str, Tensor]:
-    """Return a decoder's keyword arguments for the rows `batch`: ids, and unless all are chains positions and a mask.
-
-    Rows are padded on the right. A padding node attends to itself only, and nothing attends to it.
-    """
-    length = max(map(len, batch))
-    ids_BL = _padded([tree.tokens for tree in batch], length).to(device)
-    if all(tree.is_chain for tree in batch):
-        return {"input_ids": ids_BL}
-    ends_BL = torch.arange(1, length + 1).repeat(len(batch), 1)
-    for row, tree in enumerate(batch):
-        ends_BL[row, : len(tree)] = torch.tensor(tree.ends)
-    node_L = torch.arange(length, device=device)
-    sees_BLL = (node_L <= node_L[:, None]) & (node_L[:, None] < ends_BL.to(device)[:, None])
-    depths_BL = _padded([tree.depths for tree in batch], length).to(device)
-    return {"input_ids": ids_BL, "position_ids": depths_BL, "attention_mask": sees_BLL[:, None]}
-
-
-def _padded(rows: Sequence[list[int]], length: int) -> Tensor:
-    return torch.tensor([row + [0] * (length - len(row)) for row in rows])
+def mask(tree: Tree, device: str | torch.device) -> Tensor:
+    """Return which nodes each node attends to, [L, L]: the nodes before it in its own sequences, and itself."""
+    node_L = torch.arange(len(tree), device=device)
+    ends_L = torch.tensor(tree.ends, device=device)
+    return (node_L <= node_L[:, None]) & (node_L[:, None] < ends_L)

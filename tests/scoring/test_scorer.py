@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from stages.errors import UserError
 from stages.scoring.encoding import Query
 from stages.scoring.scorer import Scorer
-from stages.tasks.definitions import TASKS, documents, load_task
-from stages.modeling_pruned import PrunedLlamaConfig, PrunedLlamaForCausalLM
+from stages.tasks.definitions import documents, load_task
 from tests.evaluate.questions import ROWS, reader, stock, stock_loglikelihoods
-from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
+from tests.scoring.models import MODELS
+from tests.tiny_tokenizer import byte_tokenizer
 
 Requests = list[tuple[str, str]]
 TOLERANCE = 1e-3
@@ -33,52 +32,6 @@ QUESTIONS: Requests = [
 ]
 
 
-def per_layer_llama() -> PrunedLlamaForCausalLM:
-    shapes = [[6, 3, 40], [2, 1, 16], [4, 2, 24]]
-    fields = reader().config.to_dict()
-    fields = {key: value for key, value in fields.items() if key not in ("model_type", "architectures")}
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return PrunedLlamaForCausalLM(PrunedLlamaConfig(**fields, layer_shapes=shapes)).eval()
-
-
-def adapted_llama() -> Any:
-    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        return get_peft_model(reader(), config).eval()
-
-
-def gemma2() -> Gemma2ForCausalLM:
-    config = Gemma2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        final_logit_softcapping=0.5,
-        sliding_window=512,
-        initializer_range=0.3,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        return Gemma2ForCausalLM(config).eval()
-
-
-MODELS = {
-    "llama": reader,
-    "mistral with a head count that does not divide": lambda: reader(
-        "mistral", num_attention_heads=5, num_key_value_heads=5, head_dim=8
-    ),
-    "mistral whose sliding window bites": lambda: reader("mistral", sliding_window=6),
-    "one shape a layer": per_layer_llama,
-    "with an adapter": adapted_llama,
-    "soft-capped logits": gemma2,
-}
-
-
 def assert_equal_to_stock(model: Any, requests: Requests, tokenizer: Any = None, **options: Any) -> None:
     wanted = stock_loglikelihoods(stock(model, tokenizer), requests)
     found = Scorer(model, tokenizer or byte_tokenizer(), **options).loglikelihoods(requests)
@@ -91,9 +44,30 @@ def questions(name: str) -> Requests:
     return [request for document in documents(load_task(name, ROWS[name])) for request in document.requests]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", ROWS)
 def test_every_task_scores_as_hflm_scores_it(name: str) -> None:
     assert_equal_to_stock(reader(), questions(name))
+
+
+FAST = ["llama", "one shape a layer", "biases on q, k and v", "norms on q and k"]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_built_as_llama_takes_the_fast_way(kind: str) -> None:
+    flat = Scorer(MODELS[kind](), byte_tokenizer()).flat
+    assert (flat is not None) == (kind in FAST or kind.startswith("mistral"))
+
+
+def test_joining_weights_changes_no_weight_and_costs_no_memory() -> None:
+    model, untouched = reader(), reader()
+    storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    size = sum(parameter.numel() for parameter in untouched.parameters())
+    Scorer(model, byte_tokenizer())
+    for one, other in zip(model.parameters(), untouched.parameters(), strict=True):
+        assert torch.equal(one, other)
+    held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    assert sum(held.values()) <= 4 * size
+    assert len(held) < len(storages)
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -1,0 +1,137 @@
+"""A llama-like decoder's forward pass over many sequences laid end to end, without padding, where no gradient is wanted.
+
+Matrix products see one stream of tokens; only attention sees where a sequence begins, through a function that is handed
+in (`Attend`). So a sequence costs what it holds, whatever its neighbours' lengths. q, k and v are one product, and so are
+gate and up: their weights are joined once, and the model's own modules become views of the joined ones, which costs no
+memory. Norms, activation and rotary angles are the model's own modules.
+
+Shapes: T tokens of the stream, H hidden size, Q query heads, K key/value heads, D head size, E MLP channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
+"""(layer, q [T, Q, D], k [T, K, D], v [T, K, D], scaling) to what attention gives each token, [T, Q, D]."""
+STATIC_ROTARY = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary embedding whose angles depend on a token's position alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Linear maps of one input as a single product."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, maps: Sequence[nn.Linear]) -> _Joined:
+        """Join `maps`, whose weights become rows of the joined one."""
+        weight = torch.cat([linear.weight.detach() for linear in maps])
+        bias = None if maps[0].bias is None else torch.cat([linear.bias.detach() for linear in maps])
+        for linear, rows in zip(maps, weight.split([linear.out_features for linear in maps]), strict=True):
+            linear.weight.data = rows
+        return cls(weight, bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class _Layer:
+    """One decoder layer: its own modules, with the products of one input joined."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.before_attention, self.before_mlp = layer.input_layernorm, layer.post_attention_layernorm
+        self.head_dim, self.scaling = int(attention.head_dim), float(attention.scaling)
+        self.heads = attention.q_proj.out_features // self.head_dim
+        self.key_heads = attention.k_proj.out_features // self.head_dim
+        self.qkv = _Joined.of([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
+        self.output = attention.o_proj
+        self.gate_up, self.activation, self.down = _Joined.of([mlp.gate_proj, mlp.up_proj]), mlp.act_fn, mlp.down_proj
+
+    def __call__(self, index: int, hidden_TH: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, attend: Attend) -> Tensor:
+        heads_TND = self.qkv(self.before_attention(hidden_TH)).unflatten(-1, (-1, self.head_dim))
+        qk_TND, v_TKD = heads_TND.split([self.heads + self.key_heads, self.key_heads], dim=1)
+        if self.head_norms[0] is not None:
+            parts = qk_TND.split([self.heads, self.key_heads], dim=1)
+            qk_TND = torch.cat([norm(part) for norm, part in zip(self.head_norms, parts, strict=True)], dim=1)
+        q_TQD, k_TKD = _rotated(qk_TND, cos_T1D, sin_T1D).split([self.heads, self.key_heads], dim=1)
+        hidden_TH = hidden_TH + self.output(attend(index, q_TQD, k_TKD, v_TKD, self.scaling).flatten(1))
+        gate_TE, up_TE = self.gate_up(self.before_mlp(hidden_TH)).chunk(2, dim=-1)
+        return hidden_TH.add_(self.down(self.activation(gate_TE).mul_(up_TE)))
+
+
+class FlatDecoder:
+    """The decoder of `model` on a stream of tokens.
+
+    Raises:
+        UnknownDecoder: the model is not built as llama is. Computing something else between the same modules is not
+            seen here: whoever builds one compares it with the model's own forward pass.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        decoder = model.get_decoder()
+        _check(decoder)
+        self.embed, self.rotary, self.norm = decoder.embed_tokens, decoder.rotary_emb, decoder.norm
+        self.layers = [_Layer(layer) for layer in decoder.layers]
+
+    def __call__(self, tokens_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
+        """Return the last hidden states, [T, H], after the final norm."""
+        hidden_TH = self.embed(tokens_T)
+        cos_1TD, sin_1TD = self.rotary(hidden_TH, position_ids=positions_T[None])
+        cos_T1D, sin_T1D = cos_1TD[0, :, None], sin_1TD[0, :, None]
+        for index, layer in enumerate(self.layers):
+            hidden_TH = layer(index, hidden_TH, cos_T1D, sin_T1D, attend)
+        normed: Tensor = self.norm(hidden_TH)
+        return normed
+
+
+class UnknownDecoder(Exception):
+    """A decoder that is not built as `FlatDecoder` expects."""
+
+
+def _rotated(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+    """Return the heads turned by their positions' angles (RoFormer, arXiv 2104.09864, in llama's half-split layout)."""
+    half = x_TND.shape[-1] // 2
+    rotated = x_TND * cos_T1D
+    rotated[..., :half].addcmul_(x_TND[..., half:], sin_T1D[..., :half], value=-1)
+    rotated[..., half:].addcmul_(x_TND[..., :half], sin_T1D[..., half:])
+    return rotated
+
+
+def _check(decoder: Any) -> None:
+    """Raise unless `decoder` consists of the modules that a llama has, and of nothing else."""
+    _require(_children(decoder) == {"embed_tokens", "layers", "norm", "rotary_emb"}, decoder)
+    _require(type(decoder.embed_tokens) is nn.Embedding, decoder)
+    _require(getattr(decoder.rotary_emb, "rope_type", None) in STATIC_ROTARY, decoder.rotary_emb)
+    for layer in decoder.layers:
+        attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
+        _require(_children(layer) == {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}, layer)
+        projections = {"q_proj", "k_proj", "v_proj", "o_proj"}
+        _require(_children(attention) - {"q_norm", "k_norm"} == projections, attention)
+        _require(_children(mlp) == {"gate_proj", "up_proj", "down_proj", "act_fn"}, mlp)
+        linears = [getattr(attention, name) for name in sorted(projections)]
+        linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+        _require(all(type(linear) is nn.Linear and not linear._forward_hooks for linear in linears), layer)
+        _require(decoder.rotary_emb.inv_freq.numel() * 2 == attention.head_dim, attention)
+
+
+def _children(module: Any) -> set[str]:
+    return {name for name, _ in module.named_children()} if module is not None else set()
+
+
+def _require(fulfilled: bool, module: Any) -> None:
+    if not fulfilled:
+        raise UnknownDecoder(f"{type(module).__name__} is not built as llama's")
