@@ -49,7 +49,7 @@ class RecoverConfig:
     curve_every: int = 20_000
     """Tokens trained on between two points of the curve at which held-out rows are scored; the first point is before
     training and the last after it."""
-    validation_tokens: int = 2048
+    validation_tokens: int = 1536
     """Tokens of held-out rows scored at a point (all rows where there are fewer): noise against time. Where the data
     has choices, these rows are the questions of the curve's accuracy too."""
 
