@@ -1,7 +1,7 @@
-"""Continuations by beam search, through transformers' own `generate`: for protocols that ask for beams.
+"""Continuations by transformers' own `generate`: beam search, and decoders that `generator` does not know.
 
-Owns batching, and that a checkpoint's own generation settings have no say. Greedy continuations are `generator`'s,
-which is several times faster.
+Owns batching, what ends a text, and that a checkpoint's own generation settings have no say in how one is searched.
+Greedy continuations are `generator`'s, which is several times faster.
 """
 
 from __future__ import annotations
@@ -11,98 +11,81 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from stages.errors import UserError
-from stages.scoring.scorer import context_length
+from stages.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 Ids = list[int]
 
 
 @torch.inference_mode()
 def beam_search(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
     prompts: Sequence[str],
     *,
     beams: int,
     new_tokens: int,
-    batch_tokens: int = 4096,
     advance: Callable[[int], object] = int,
 ) -> list[str]:
-    """Return the likeliest continuation of each prompt that a search with so many beams finds, without special tokens.
+    """Return the likeliest continuation of each prompt that a search with so many beams finds, special tokens left out.
 
-    Prompts begin with the special tokens that the tokenizer itself adds; one that leaves no room for `new_tokens` is
-    cut from the left. A continuation ends at end-of-text; candidates are compared by log-probability over length.
-    A batch holds at most `batch_tokens` tokens, all beams and padding counted, or one prompt. `advance` is told how
-    many more prompts are done.
+    Candidates are compared by log-probability over length. A continuation ends with an end-of-text token or after
+    `new_tokens` tokens; a prompt that leaves no room for them is cut from the left. A batch holds at most the scorer's
+    `batch_tokens`, all beams and padding counted, or one prompt. `advance` is told how many more are done.
 
     Raises:
         UserError: the model's context has no room for `new_tokens`.
     """
-    if not prompts:
-        return []
-    room = prompt_room(model, tokenizer, new_tokens)
-    ids = [row[-room:] for row in tokenizer(list(prompts), verbose=False)["input_ids"]]
-    found = [""] * len(ids)
-    settings = _settings(tokenizer, beams=beams, new_tokens=new_tokens)
-    with _no_settings_of_its_own(model):
-        for batch in _batches([len(row) for row in ids], room=new_tokens, tokens=batch_tokens // beams):
-            written = _continued(model, [ids[index] for index in batch], settings)
-            for index, text in zip(batch, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
-                found[index] = text
-            advance(len(batch))
+    contexts = scorer.encoder.prompts(prompts, room=new_tokens)
+    ends = end_tokens(scorer)
+    found = [""] * len(contexts)
+    for batch in _batches([len(ids) + new_tokens for ids in contexts], tokens=scorer.batch_tokens // beams):
+        rows = [contexts[index] for index in batch]
+        written_BW = generated(scorer.model, rows, ends=ends, new_tokens=new_tokens, beams=beams)
+        for index, ids in zip(batch, written_BW.tolist(), strict=True):
+            found[index] = scorer.encoder.tokenizer.decode(_before_end(ids, ends), skip_special_tokens=True)
+        advance(len(batch))
     return found
 
 
-def prompt_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new_tokens: int) -> int:
-    """Return the most tokens a prompt may have for `new_tokens` to fit the model's context after it.
-
-    Raises:
-        UserError: there is no room for a prompt at all.
-    """
-    context = context_length(model, tokenizer)
-    if new_tokens >= context:
-        raise UserError(f"{new_tokens} new tokens leave no room for a prompt: the model reads {context} tokens.")
-    return context - new_tokens
-
-
-def _continued(model: PreTrainedModel, rows: Sequence[Ids], settings: GenerationConfig) -> list[Ids]:
-    """Return the ids written after each of `rows`, up to the first end-of-text."""
-    length = max(map(len, rows))
-    padding = [length - len(row) for row in rows]
-    ids_BL = torch.tensor([[settings.pad_token_id] * pad + row for pad, row in zip(padding, rows, strict=True)])
-    seen_BL = torch.tensor([[0] * pad + [1] * (length - pad) for pad in padding])
-    written_BL = model.generate(
-        ids_BL.to(model.device), attention_mask=seen_BL.to(model.device), generation_config=settings
-    )
-    return [_before(row, settings.eos_token_id) for row in written_BL[:, length:].tolist()]
-
-
-def _before(row: Ids, end: int | None) -> Ids:
-    return row[: row.index(end)] if end in row else row
-
-
-def _settings(tokenizer: PreTrainedTokenizerBase, *, beams: int, new_tokens: int) -> GenerationConfig:
+def generated(
+    model: PreTrainedModel, rows: Sequence[Ids], *, ends: frozenset[int], new_tokens: int, beams: int = 1
+) -> Tensor:
+    """Return the ids that `generate` writes after each of `rows`, [B, W]; past a row's first end they mean nothing."""
     from transformers import GenerationConfig
 
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return GenerationConfig(
+    length = max(map(len, rows))
+    pad = min(ends, default=0)  # masked before a prompt, and not read after an end: any id would do
+    ids_BL = torch.tensor([[pad] * (length - len(ids)) + ids for ids in rows], device=model.device)
+    seen_BL = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in rows], device=model.device)
+    settings = GenerationConfig(
         num_beams=beams,
         max_new_tokens=new_tokens,
         do_sample=False,
         early_stopping=False,
         length_penalty=1.0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=pad or 0,  # masked before a prompt, and cut off after end-of-text: any id will do
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad,
     )
+    with _without_settings(model):
+        written_BL: Tensor = model.generate(ids_BL, attention_mask=seen_BL, generation_config=settings)
+    return written_BL[:, length:]
+
+
+def end_tokens(scorer: Scorer) -> frozenset[int]:
+    """Return the tokens that end a text: the tokenizer's, and those of the checkpoint's generation configuration."""
+    found = {scorer.encoder.tokenizer.eos_token_id}
+    configured = getattr(scorer.model.generation_config, "eos_token_id", None)
+    found |= set(configured) if isinstance(configured, list) else {configured}
+    return frozenset(token for token in found if token is not None)
 
 
 @contextmanager
-def _no_settings_of_its_own(model: PreTrainedModel) -> Iterator[None]:
-    """Take away the checkpoint's generation settings, which would fill in whatever a given config leaves open."""
+def _without_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Take away the checkpoint's generation settings, which would fill in whatever the given ones leave open."""
     from transformers import GenerationConfig
 
     own = model.generation_config
@@ -113,11 +96,15 @@ def _no_settings_of_its_own(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
-def _batches(lengths: Sequence[int], *, room: int, tokens: int) -> Iterator[list[int]]:
-    """Yield indices of about equal length, longest first, each batch with `room` more a row within `tokens`."""
+def _before_end(ids: Ids, ends: frozenset[int]) -> Ids:
+    return ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def _batches(lengths: Sequence[int], *, tokens: int) -> Iterator[list[int]]:
+    """Yield indices of about equal length, longest first, each batch within `tokens` or a single one."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) + 1) * (lengths[batch[0]] + room) > tokens:
+        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:
             yield batch
             batch = []
         batch.append(index)

@@ -1,4 +1,4 @@
-"""Greedy continuations of many prompts at once: what `transformers`' `generate` writes, without its padding and waiting.
+"""Greedy continuations of many prompts at once: what transformers' `generate` writes, without its padding and waiting.
 
 What prompts have in common (an instruction's template, examples) is read once for a whole batch; keys and values are
 written in place into one allocation; a sequence that has ended leaves the batch, and it may end as soon as the caller
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.scoring.beam_search import end_tokens, generated
 from stages.scoring.decoder import Attend, FlatDecoder
 from stages.scoring.prefix_tree import Tree, passes, plant, side_by_side
 from stages.scoring.scorer import Scorer, segment_attention
@@ -41,7 +42,7 @@ class Generator:
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self.tokenizer = scorer.encoder.tokenizer
-        self.ends = _end_tokens(scorer)
+        self.ends = end_tokens(scorer)
 
     @torch.inference_mode()
     def generate(
@@ -102,17 +103,8 @@ class Generator:
 
     def _write_by_transformers(self, contexts: list[Ids], writing: _Writing) -> None:
         """Let the model's own `generate` write all tokens, and take from them what is wanted."""
-        from transformers import GenerationConfig
-
-        model = self.scorer.model
-        length = max(map(len, contexts))
-        pad = next(iter(sorted(writing.ends)), 0)
-        ids_BL = torch.tensor([[pad] * (length - len(ids)) + ids for ids in contexts], device=model.device)
-        mask_BL = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in contexts], device=model.device)
-        options = {"max_new_tokens": writing.new_tokens, "do_sample": False, "pad_token_id": pad}
-        config = GenerationConfig(**options, eos_token_id=sorted(writing.ends) or None)
-        output_BL = model.generate(ids_BL, attention_mask=mask_BL, generation_config=config)
-        for token_B in output_BL[:, length:].T.tolist():
+        ends, new_tokens = writing.ends, writing.new_tokens
+        for token_B in generated(self.scorer.model, contexts, ends=ends, new_tokens=new_tokens).T.tolist():
             if not writing.take(token_B):
                 return
 
@@ -238,11 +230,3 @@ def _groups(contexts: Sequence[Ids], new_tokens: int) -> Iterator[list[int]]:
         group.append(index)
     if group:
         yield group
-
-
-def _end_tokens(scorer: Scorer) -> frozenset[int]:
-    """Return the tokens that end a text: the tokenizer's, and those of the checkpoint's generation configuration."""
-    found = {scorer.encoder.tokenizer.eos_token_id}
-    configured = getattr(scorer.model.generation_config, "eos_token_id", None)
-    found |= set(configured) if isinstance(configured, list) else {configured}
-    return frozenset(token for token in found if token is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.generation import PATTERNS, finished, judge_generation, parse, response, unparsed
 from stages.files import read_jsonl
 from stages.scoring.beam_search import beam_search
+from stages.scoring.scorer import Scorer
 from stages.tasks.instructions import FORMATS, instruct, respond
 from tests.evaluate.questions import ROWS, reader
 from tests.tiny_tokenizer import byte_tokenizer
@@ -142,13 +144,15 @@ def test_cut_prompts_are_counted_and_documents_keep_their_numbers() -> None:
 
 
 def test_a_model_writes_with_beams_and_is_judged() -> None:
-    model, tokenizer = reader(), byte_tokenizer()
+    scorer = Scorer(reader(), byte_tokenizer())
     done: list[int] = []
 
     def write(prompts: Any, advance: Any) -> list[str]:
-        return beam_search(model, tokenizer, prompts, beams=2, new_tokens=3, advance=advance)
+        return beam_search(scorer, prompts, beams=2, new_tokens=3, advance=advance)
 
-    judged = judge_generation(write, "winogrande", ROWS["winogrande"], fits=lambda _: True, advance=done.append)
+    judged = judge_generation(
+        write, "winogrande", ROWS["winogrande"], fits=partial(scorer.encoder.fits, room=3), advance=done.append
+    )
     assert sum(done) == len(judged) == len(ROWS["winogrande"])
     assert all(row["output"] == row["output"].strip() for row in judged)
 

@@ -42,7 +42,8 @@ def parsed(task: str, instruction: str, answer: str) -> dict[str, Any]:
         first, rest = blocks[0].removeprefix("Option1: ").split(" Option2: ")
         second = rest.removesuffix(" Answer format: option1/option2")
         return {"sentence": question, "option1": first, "option2": second, "answer": str(number + 1)}
-    choices, rest = [], blocks[0]
+    choices: list[str] = []
+    rest = blocks[0]
     for index in range(5, 0, -1):
         head, mark, choice = rest.rpartition(f"{'Ending' if task == 'hellaswag' else 'Answer'}{index}: ")
         if mark:
@@ -103,7 +104,8 @@ def test_the_evaluation_template_is_that_of_commonsense_evaluate_py() -> None:
 
 
 def test_all_eight_tasks_have_a_format() -> None:
-    assert set(FORMATS) == set(ROWS)
+    assert len(FORMATS) == 8
+    assert set(FORMATS) <= set(ROWS)
 
 
 @pytest.mark.parametrize(
