@@ -1,73 +1,59 @@
 """`python -m pipeline.compare [artifact_root=DIR] [output=FILE.html]`: all recoveries of a store side by side.
 
-A table on the terminal, and the same table under the overlaid recovery curves in one HTML file that opens offline.
-Reads report artifacts only: their `report.json`.
+Tables on the terminal, one for what was judged alike, and the same tables under the overlaid recovery curves in one
+HTML file that opens offline. Runs that differ in nothing but their seeds are summed up besides.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 
-from pipeline.store import MANIFEST, PARTIAL
+from pipeline.recoveries import Recovery, recoveries, seeds_apart
 from stages.errors import UserError
-from stages.files import read_json, write_text
+from stages.files import write_text
 from stages.methods import nearest
 from stages.report import wording as w
-from stages.report.blocks import Cell, Heading, Page, Paragraph, Picture, Table, html
-from stages.report.render import SCHEMA
+from stages.report.blocks import Block, Cell, Heading, Page, Paragraph, Picture, Table, html
+from stages.report.sections.cells import share
+from stages.report.sections.protocol import brief
+from stages.report.summary import main_figures
 from stages.stage import JSON
 
-COLUMNS = (
-    "run",
-    "model",
-    "pruned by",
-    "removed",
-    "adapter",
-    "data",
-    "tokens",
-    "accuracy",
-    "bits per byte",
-    "perplexity",
-    "recovered: accuracy",
-    "recovered: bits per byte",
-    "recovered: perplexity",
-    "parameters",
+SETTING = ("model", "pruned by", "removed", "adapter", "data")
+JUDGED = ("protocol", "tasks", "shots", "reference")
+SCORES = (
+    ("accuracy", "accuracy/recovered", w.percent),
+    ("bits per byte", "bits_per_byte/recovered", w.bits),
+    ("perplexity", "perplexity/recovered", w.perplexity),
 )
-WORDS = (1, 2, 4, 5)
+"""Scores of the recovered model: their column, and the figure of the report with how it is written."""
+SHARES = (
+    ("retained: accuracy", "retained", "accuracy", "retained"),
+    ("recovered: accuracy", "recovered", "accuracy", "recovered"),
+    ("recovered: bits per byte", "recovered/bits_per_byte", "bits_per_byte", "recovered"),
+    ("recovered: perplexity", "recovered/perplexity", "perplexity", "recovered"),
+)
+"""Shares of the reference: their column, the figure of the report, and where its interval stands."""
+COLUMNS = ("run", *SETTING, "tokens", "reference", *(name for name, *_ in (*SCORES, *SHARES)), "parameters")
+WORDS = ("model", "pruned by", "adapter", "data", *JUDGED)
 CURVES = 24
 """At most this many curves in one picture; the table has every run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """One report of the store: its artifact's name and what report.json says."""
-
-    name: str
-    report: JSON
-
-
-def recoveries(root: Path) -> list[Recovery]:
-    """Return the complete reports in which something was recovered, those of one pruned model together.
-
-    Raises:
-        UserError: the store is missing or holds none; the message says how to make one.
-    """
-    found = sorted(_reports(root), key=lambda recovery: _order(recovery.report))
-    if not found:
-        raise UserError(
-            f"no recoveries in {root}. Make one with: make recover (or python -m pipeline ratio=0.5 adapter=rora); "
-            "if they are kept elsewhere, name the store: artifact_root=DIR."
-        )
-    return found
-
-
-def table(found: Sequence[Recovery]) -> Table:
+def table(group: Sequence[Recovery]) -> Table:
     """Return one row a recovery, with 95 % intervals where a share has one."""
-    return Table(COLUMNS, [_row(number, one.report) for number, one in enumerate(found, start=1)], words=WORDS)
+    return Table(COLUMNS, [_row(one) for one in group], words=_words(COLUMNS))
+
+
+def seeds_table(found: Sequence[Sequence[Recovery]]) -> Table | None:
+    """Return one row for all runs that differ in nothing but seeds: mean ± standard deviation; None without any."""
+    rows = [_over_seeds(runs) for group in found for runs in seeds_apart(group)]
+    columns = ("runs", *SETTING, *JUDGED, "seeds", *(name for name, *_ in (*SCORES, *SHARES)))
+    return Table(columns, rows, words=_words(columns)) if rows else None
 
 
 def text(table: Table) -> str:
@@ -80,104 +66,123 @@ def text(table: Table) -> str:
     return "\n".join("  ".join(map(str.format, formats, row)).rstrip() for row in rows)
 
 
-def page(found: Sequence[Recovery], root: Path) -> Page:
+def page(found: Sequence[Sequence[Recovery]], root: Path) -> Page:
     """Return the comparison page."""
     from stages.report.figures import curves_svg  # matplotlib, only where a picture is drawn
 
-    blocks: list[Heading | Paragraph | Picture | Table] = [Heading("Recoveries side by side", 1)]
-    blocks.append(Paragraph(f"{len(found)} in {root}", "note"))
-    curves = {label(number, one.report): one.report["curve"] for number, one in enumerate(found, start=1)}
-    drawn = dict(list(curves.items())[:CURVES])
+    everything = [one for group in found for one in group]
+    blocks: list[Block] = [Heading("Recoveries side by side", 1), Paragraph(f"{len(everything)} in {root}", "note")]
+    drawn = {label(one): one.report["curve"] for one in everything[:CURVES]}
     svg = curves_svg(drawn)
     if svg:
-        more = f" The first {CURVES} of {len(curves)} runs." if len(curves) > CURVES else ""
+        more = f" The first {CURVES} of {len(everything)} runs." if len(everything) > CURVES else ""
         caption = f"Loss of rows held out from the recovery data, over tokens trained on.{more}"
         blocks += [Heading("Recovery curves"), Picture("curves.svg", svg, caption)]
-    blocks += [Heading("Results"), table(found)]
+    blocks.append(Heading("Results"))
+    for group in found:
+        blocks += [Heading(heading(group), 3), table(group)]
     blocks.append(
         Paragraph(
-            "Accuracy, bits per byte and perplexity are the recovered model's. Recovered is the share of what pruning "
-            "lost, with its 95 % interval; where the loss is within noise there is no such number. Runs judged on "
-            "other tasks or documents can't be compared: each run's report lists its own.",
+            "Accuracy, bits per byte and perplexity are the recovered model's. Retained and recovered are measured "
+            "against the reference in their row, with 95 % intervals over documents; where the loss is within noise "
+            "there is no recovered share. Runs of different tables were judged differently and can't be compared.",
             "note",
         )
     )
-    warned = [number for number, one in enumerate(found, start=1) if one.report["caution"]]
-    if warned:
-        runs = f"Run{'s' if len(warned) > 1 else ''} {w.listing([str(number) for number in warned])}"
-        fitted = (
-            "trained on train splits of judged tasks: their accuracy and bits per byte mix recovery with task fitting."
-        )
-        blocks.append(Paragraph(f"{runs} {fitted}", "caution"))
+    blocks += _warning(everything)
+    seeds = seeds_table(found)
+    if seeds:
+        note = "Runs that differ in nothing but their seeds: mean ± standard deviation between the runs."
+        blocks += [Heading("Over seeds"), seeds, Paragraph(note, "note")]
     return Page("Recoveries side by side", blocks, wide=True)
 
 
-def label(number: int, report: JSON) -> str:
+def heading(group: Sequence[Recovery]) -> str:
+    """Return how a group was judged: protocol, tasks with their names, examples."""
+    report = group[0].report
+    protocol, tasks, shots = brief(report)
+    if not report["protocol"]:
+        return "Not judged"
+    labels = [task["label"] for task in report["tasks"].values()]
+    named = f" ({', '.join(labels)})" if len(labels) > 1 else ""
+    examples = "" if shots == w.DASH else f", {shots} shots"
+    return f"Judged by {protocol}, {tasks}{named}{examples}"
+
+
+def label(one: Recovery) -> str:
     """Return a run's name in the picture: its row in the table, how it was pruned and recovered."""
-    adapter = report["configuration"].get("recover", {}).get("adapter", {})
-    rank = f" r{adapter['rank']}" if "rank" in adapter else ""
+    report = one.report
     achieved = report["params"]["ratio_achieved"]
     removed = "" if achieved is None else f" −{w.percent(achieved, digits=0)}"
-    return f"{number}  {report['model']}, {report['prune']}{removed}, {report['adapter']}{rank}"
+    return f"{one.number}  {report['model']}, {report['prune']}{removed}, {_adapter(report)}"
 
 
-def _reports(root: Path) -> Iterator[Recovery]:
-    for path in sorted((root / "report").glob("*/report.json")):
-        directory = path.parent
-        if directory.name.endswith(PARTIAL) or not (directory / MANIFEST).is_file():
-            continue
-        try:
-            report = read_json(path)
-        except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            continue
-        if not isinstance(report, dict) or report.get("schema") != SCHEMA:
-            print(f"left out: {path} was written by another version of this project.", file=sys.stderr)
-        elif report["adapter"] != "none":
-            yield Recovery(directory.name, report)
+def _warning(everything: Iterable[Recovery]) -> list[Block]:
+    """Say which runs trained on judged tasks."""
+    warned = [str(one.number) for one in everything if one.report["caution"]]
+    if not warned:
+        return []
+    fitted = "trained on train splits of judged tasks: their accuracy and bits per byte mix recovery with task fitting."
+    return [Paragraph(f"Run{'s' if len(warned) > 1 else ''} {w.listing(warned)} {fitted}", "caution")]
 
 
-def _order(report: JSON) -> tuple[str, str, float, str, int, str]:
-    settings = report["configuration"].get("recover", {})
-    rank = settings.get("adapter", {}).get("rank", 0)
-    removed = report["params"]["ratio_achieved"] or 0.0
-    return (report["model"], report["prune"], removed, report["adapter"], rank, str(settings))
+def _row(one: Recovery) -> list[Cell]:
+    report, figures = one.report, main_figures(one.report)
+    parameters = w.millions(report["params"]["recovered"] or report["params"]["pruned"])
+    tokens = w.count(report["curve"][-1]["tokens"] if report["curve"] else None)
+    scores: list[Cell] = [write(figures[figure]) for _, figure, write in SCORES]
+    effects = {"perplexity": (report["perplexity"] or {}).get("log"), **(report["mean"] or {})}
+    shares = [_share((effects.get(measure) or {}).get(effect)) for _, _, measure, effect in SHARES]
+    return [str(one.number), *_setting(report), tokens, _reference(report), *scores, *shares, parameters]
 
 
-def _row(number: int, report: JSON) -> list[Cell]:
-    settings = report["configuration"].get("recover", {})
-    adapter = settings.get("adapter", {})
-    average, held_out = report["mean"] or {}, report["perplexity"] or {}
-    scores = average.get("recovered", {})
-    parameters: Cell = w.millions(report["params"]["recovered"] or report["params"]["pruned"])
-    return [
-        str(number),
-        report["model"],
-        report["prune"],
-        w.percent(report["params"]["ratio_achieved"]),
-        f"{report['adapter']} r{adapter['rank']}" if "rank" in adapter else report["adapter"],
-        report["data"],
-        w.count(report["curve"][-1]["tokens"] if report["curve"] else None),
-        w.percent(scores.get("acc")),
-        w.bits(scores.get("bits_per_byte")),
-        w.perplexity(held_out.get("recovered")),
-        _part(average.get("accuracy")),
-        _part(average.get("bits_per_byte")),
-        _part(held_out.get("log")),
-        parameters,
-    ]
+def _over_seeds(runs: Sequence[Recovery]) -> list[Cell]:
+    figures = [main_figures(one.report) for one in runs]
+    columns = [*((figure, write) for _, figure, write in SCORES), *((figure, _whole) for _, figure, _, _ in SHARES)]
+    numbers = w.listing([str(one.number) for one in runs])
+    report = runs[0].report
+    spread = [_spread([own[figure] for own in figures], write) for figure, write in columns]
+    return [numbers, *_setting(report), *brief(report), _reference(report), str(len(runs)), *spread]
 
 
-def _part(effects: JSON | None) -> Cell:
-    """Return the recovered share with its interval, or a dash."""
-    share = (effects or {}).get("recovered") or {}
-    if share.get("value") is None:
-        return w.DASH
-    return (w.percent(share["value"], digits=0), w.span(share["interval"], lambda end: w.percent(end, digits=0)))
+def _spread(values: Sequence[float | None], write: w.Write) -> Cell:
+    """Return mean ± standard deviation, or how many of the runs have such a number where not all have."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return (w.DASH, f"{len(known)} of {len(values)} runs") if known else w.DASH
+    return f"{write(mean(known))} ± {w.bare(write(stdev(known)))}"
+
+
+def _setting(report: JSON) -> list[str]:
+    achieved = w.percent(report["params"]["ratio_achieved"])
+    return [report["model"], report["prune"], achieved, _adapter(report), report["data"]]
+
+
+def _reference(report: JSON) -> str:
+    reference: str = report["reference"]
+    return w.NAMES.get(reference, reference)
+
+
+def _adapter(report: JSON) -> str:
+    adapter = report["configuration"].get("recover", {}).get("adapter", {})
+    return f"{report['adapter']} r{adapter['rank']}" if "rank" in adapter else str(report["adapter"])
+
+
+def _words(columns: Sequence[str]) -> list[int]:
+    return [place for place, name in enumerate(columns) if name in WORDS]
+
+
+def _share(effect: JSON | None) -> Cell:
+    """Return a share with its interval; why there is none stands in the run's own report."""
+    return share(effect) if effect and effect["value"] is not None else w.DASH
+
+
+def _whole(value: float | None) -> str:
+    return w.percent(value, digits=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table and write the page."""
+    """Print the tables and write the page."""
     options = {
         "artifact_root": os.environ.get("PRUNE_RECOVER_ARTIFACTS", "artifacts"),
         "output": "outputs/compare.html",
@@ -186,7 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options |= _parse(sys.argv[1:] if arguments is None else arguments, options)
         root, output = (Path(options[name]).expanduser().resolve() for name in ("artifact_root", "output"))
         found = recoveries(root)
-        print(text(table(found)))
+        print("\n\n".join(f"{heading(group)}\n{text(table(group))}" for group in found))
+        seeds = seeds_table(found)
+        if seeds:
+            print(f"\nOver seeds: mean ± standard deviation\n{text(seeds)}")
         write_text(output, html(page(found, root)))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

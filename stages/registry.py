@@ -55,7 +55,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="report",
-            version=1,
+            version=2,
             function="stages.report.stage:run",
             outputs=("report.json", "report.md", "report.html"),
         ),

@@ -53,10 +53,10 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """Verbatim text that a reader opens when wanted."""
+    """Verbatim text, or a table, that a reader opens when wanted."""
 
     title: str
-    text: str
+    content: str | Table
 
 
 Block = Heading | Paragraph | Table | Picture | Folded
@@ -95,8 +95,9 @@ def _markdown(block: Block) -> str:
             return "\n".join(_markdown_table(block))
         case Picture(file, _, caption):
             return f"![{caption}]({file})\n\n*{caption}*"
-        case Folded(title, text):
-            return f"<details><summary>{escape(title)}</summary>\n\n```json\n{text}\n```\n\n</details>"
+        case Folded(title, content):
+            inner = f"```json\n{content}\n```" if isinstance(content, str) else _markdown(content)
+            return f"<details><summary>{escape(title)}</summary>\n\n{inner}\n\n</details>"
 
 
 def _markdown_table(table: Table) -> Iterable[str]:
@@ -118,8 +119,9 @@ def _html(block: Block) -> str:
             return "\n".join(_html_table(block))
         case Picture(_, svg, caption):
             return f"<figure>\n{svg}<figcaption>{escape(caption)}</figcaption>\n</figure>"
-        case Folded(title, text):
-            return f"<details><summary>{escape(title)}</summary>\n<pre>{escape(text)}</pre>\n</details>"
+        case Folded(title, content):
+            inner = f"<pre>{escape(content)}</pre>" if isinstance(content, str) else _html(content)
+            return f"<details><summary>{escape(title)}</summary>\n{inner}\n</details>"
 
 
 def _html_table(table: Table) -> Iterable[str]:
@@ -138,7 +140,7 @@ def _html_cell(cell: Cell) -> str:
     if isinstance(cell, str):
         return escape(cell)
     text, remark = cell
-    kind = "" if remark.startswith("[") else " class=why"
+    kind = "" if remark.startswith(("[", "±")) else " class=why"
     return f"{escape(text)} <small{kind}>{escape(remark)}</small>" if remark else escape(text)
 
 

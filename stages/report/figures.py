@@ -17,6 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from stages.report.wording import NAMES
 from stages.stage import JSON
 
 PALETTE = {
@@ -25,15 +26,23 @@ PALETTE = {
     "rule": "#d9dee2",
     "page": "#fdfdfc",
     "dense": "#76838f",
+    "dense_recovered": "#7a5ba7",
     "pruned": "#c8642c",
     "recovered": "#17788a",
 }
 """CSS variable: its colour on a light page. Grey, orange and blue-green differ for every kind of colour vision."""
 
+LOSSES: dict[str, dict[str, Any]] = {
+    "validation_loss": {"label": "validation", "color": PALETTE["recovered"], "linewidth": 2, "marker": "o"},
+    "loss": {"label": "training", "color": PALETTE["muted"], "linewidth": 0.9, "alpha": 0.7},
+}
+FOLLOWED = {"curve_bits_per_byte": ("bits per byte", 1), "curve_accuracy": ("accuracy (%)", 100)}
+"""What a recovery's points may hold besides losses: {field: (label of the axis, scale)}."""
+
 SERIES = ("#17788b", "#c8642d", "#7a5ba8", "#4f8a3c", "#b0457a", "#8c7a1f", "#3f6fb5", "#a2543a")
 """Colours of overlaid runs, readable on light and dark pages alike."""
 
-MARKERS = {"dense": "D", "pruned": "v", "recovered": "o"}
+MARKERS = {"dense": "D", "dense_recovered": "s", "pruned": "v", "recovered": "o"}
 """Shapes tell the models apart where colour can't."""
 
 STYLE: dict[str, Any] = {
@@ -60,20 +69,29 @@ STYLE: dict[str, Any] = {
 
 
 def curve_svg(curve: Sequence[JSON]) -> str | None:
-    """Return the recovery curve, losses over tokens trained on, or None where there is no curve to draw."""
-    lines: dict[str, dict[str, Any]] = {
-        "validation_loss": {"label": "validation", "color": PALETTE["recovered"], "linewidth": 2, "marker": "o"},
-        "loss": {"label": "training", "color": PALETTE["muted"], "linewidth": 0.9, "alpha": 0.7},
-    }
-    drawn = [(points, line) for key, line in lines.items() if len(points := _points(curve, key)) > 1]
-    if not drawn:
+    """Return the recovery curve over tokens trained on, or None where there is no curve to draw.
+
+    Losses, and beside them in panels of their own the scores that were followed during the recovery.
+    """
+    losses = {key: points for key in LOSSES if len(points := _points(curve, key)) > 1}
+    followed = {key: points for key in FOLLOWED if len(points := _points(curve, key)) > 1}
+    panels = bool(losses) + len(followed)
+    if not panels:
         return None
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(8.4, 3.3)
-        for points, line in drawn:
-            axes.plot(*zip(*points, strict=True), markersize=4, **line)
-        _over_tokens(axes, "loss (nats a token)")
-        axes.legend(loc="upper right", labelcolor="linecolor")
+        figure = Figure(figsize=(8.4, 3.3), layout="constrained")
+        widths = [1.7] * bool(losses) + [1.0] * len(followed)
+        axes = list(figure.subplots(1, panels, squeeze=False, width_ratios=widths)[0])
+        if losses:
+            for key, points in losses.items():
+                axes[0].plot(*zip(*points, strict=True), markersize=4, **LOSSES[key])
+            _over_tokens(axes[0], "loss (nats a token)")
+            axes.pop(0).legend(loc="upper right", labelcolor="linecolor")
+        for panel, (key, points) in zip(axes, followed.items(), strict=True):
+            label, scale = FOLLOWED[key]
+            values = [(tokens, scale * value) for tokens, value in points]
+            panel.plot(*zip(*values, strict=True), color=PALETTE["recovered"], linewidth=1.6, marker="o", markersize=4)
+            _over_tokens(panel, label, ticks=4)
         return _svg(figure, "curve")
 
 
@@ -94,49 +112,61 @@ def curves_svg(runs: Mapping[str, Sequence[JSON]]) -> str | None:
 
 
 def tasks_svg(tasks: JSON, average: JSON | None) -> str | None:
-    """Return each task's accuracy and bits per byte, dense / pruned / recovered, with 95 % intervals and chance."""
+    """Return each task's accuracy and bits per byte by model, with 95 % intervals and chance.
+
+    Where no task has bits per byte, its panel is left out.
+    """
     rows = [*tasks.values(), *([{"label": "mean", **average}] if average and len(tasks) > 1 else [])]
     if not rows:
         return None
+    models = [model for model in MARKERS if model in rows[0]]
+    dense_bits = any(row[model]["bits_per_byte"] is not None for row in rows for model in models)
     with mpl.rc_context(STYLE | {"axes.grid.axis": "x", "axes.spines.left": False}):
-        figure = Figure(figsize=(8.4, 1.15 + 0.44 * len(rows)), layout="constrained")
-        accuracy, density = figure.subplots(1, 2, sharey=True, width_ratios=(1.35, 1))
-        _dots(accuracy, rows, "acc", scale=100)
+        height = 1.15 + (0.24 + 0.07 * len(models)) * len(rows)
+        figure = Figure(figsize=(8.4, height), layout="constrained")
+        panels = figure.subplots(
+            1, 1 + dense_bits, sharey=True, squeeze=False, width_ratios=(1.35, 1)[: 1 + dense_bits]
+        )
+        accuracy = panels[0, 0]
+        _dots(accuracy, rows, models, "acc", scale=100)
         chances = [(100 * row["chance"], place) for place, row in enumerate(rows) if row["chance"] is not None]
         if chances:
             tick = {"color": PALETTE["ink"], "marker": "|", "markersize": 17, "markeredgewidth": 1.2}
             accuracy.plot(*zip(*chances, strict=True), linestyle="none", label="chance", **tick)
-        _dots(density, rows, "bits_per_byte", scale=1)
-        accuracy.set_xlabel("accuracy (%)")
-        density.set_xlabel("bits per byte (less is better)")
+        named = average and average["metric"] != "acc"
+        accuracy.set_xlabel("score of the task (%)" if named else "accuracy (%)")
         accuracy.set_yticks(range(len(rows)), [row["label"] for row in rows])
         accuracy.tick_params(axis="y", length=0, labelcolor=PALETTE["ink"])
-        density.tick_params(axis="y", length=0)
         accuracy.set_ylim(len(rows) - 0.4, -0.6)
-        figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper left", ncols=4, handletextpad=0.4)
+        if dense_bits:
+            _dots(panels[0, 1], rows, models, "bits_per_byte", scale=1)
+            panels[0, 1].set_xlabel("bits per byte (less is better)")
+            panels[0, 1].tick_params(axis="y", length=0)
+        figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper left", ncols=5, handletextpad=0.4)
         return _svg(figure, "tasks")
 
 
-def _dots(axes: Axes, rows: Sequence[JSON], key: str, *, scale: float) -> None:
+def _dots(axes: Axes, rows: Sequence[JSON], models: Sequence[str], key: str, *, scale: float) -> None:
     """One dot a model and row, the models slightly apart so that their intervals don't hide each other."""
-    for shift, (model, marker) in zip((-0.2, 0.0, 0.2), MARKERS.items(), strict=True):
-        seen = [(place, row[model]) for place, row in enumerate(rows) if model in row]
+    for turn, model in enumerate(models):
+        shift = 0.2 * (turn - (len(models) - 1) / 2)
+        seen = [(place + shift, row[model]) for place, row in enumerate(rows) if row[model][key] is not None]
         if not seen:
             continue
         values = [scale * scores[key] for _, scores in seen]
         ends = [[scale * end for end in scores[f"{key}_interval"]] for _, scores in seen]
         axes.errorbar(
             values,
-            [place + shift for place, _ in seen],
+            [place for place, _ in seen],
             xerr=[
                 [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)],
                 [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)],
             ],
-            fmt=marker,
+            fmt=MARKERS[model],
             color=PALETTE[model],
             markersize=4.5,
             elinewidth=1.3,
-            label=model,
+            label=NAMES.get(model, model),
         )
 
 
@@ -150,11 +180,11 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _over_tokens(axes: Axes, label: str) -> None:
+def _over_tokens(axes: Axes, label: str, *, ticks: int = 7) -> None:
     axes.set_xlim(left=0)
     axes.set_xlabel("tokens trained on")
     axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(7))
+    axes.xaxis.set_major_locator(MaxNLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: _short(tokens)))
 
 

@@ -1,6 +1,7 @@
 """The report stage: from evaluations, cost and recovery to one honest account, as JSON, Markdown and HTML.
 
-Inputs, each of which may be missing: the evaluations "dense", "pruned", "recovered"; "cost"; "prune"; "recover".
+Inputs, each of which may be missing: the evaluations "dense", "dense_recovered", "pruned", "recovered"; "cost";
+"prune"; "recover".
 What is missing is said in the report. Nothing that depends on the run (times, cache hits) is written here.
 """
 
@@ -13,9 +14,11 @@ from stages.errors import UserError
 from stages.files import read_json, read_jsonl, write_text
 from stages.report.config import ReportConfig
 from stages.report.figures import curve_svg, tasks_svg
+from stages.report.inputs import protocol
+from stages.report.perplexity import corpora, perplexities
 from stages.report.render import SCHEMA, files
-from stages.report.scores import perplexities, task_scores
-from stages.report.summary import caution, main_figures, summary
+from stages.report.scores import task_scores
+from stages.report.summary import accuracy_name, caution, main_figures, summary
 from stages.report.wording import MODELS
 from stages.stage import JSON, Context
 
@@ -34,6 +37,7 @@ def build(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
     if config.resamples < 100:
         raise UserError(f"resamples={config.resamples} is too few for a 95 % interval: give at least 100.")
     evaluations = {model: inputs[model] for model in MODELS if model in inputs}
+    judged = protocol(evaluations)
     tasks, average = task_scores(evaluations, resamples=config.resamples, seed=config.seed)
     report: JSON = {
         "schema": SCHEMA,
@@ -43,16 +47,18 @@ def build(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
         "data": config.data,
         "reference": config.reference,
         "params": _params(config, inputs),
+        "protocol": judged,
         "tasks": tasks,
         "mean": average,
         "perplexity": perplexities(evaluations, resamples=config.resamples, seed=config.seed),
-        "recovery": _recovery(average),
+        "corpora": corpora(evaluations, resamples=config.resamples, seed=config.seed),
         "cost": read_json(inputs["cost"] / "cost.json") if "cost" in inputs else {},
         "curve": list(read_jsonl(inputs["recover"] / "history.jsonl")) if "recover" in inputs else [],
         "training": read_json(inputs["recover"] / "recovery.json") if "recover" in inputs else {},
         "trained_tasks": [name for name in config.trained_tasks if name in tasks],
         "configuration": config.configuration,
     }
+    report["recovery"] = _recovery(report)
     report["summary"] = summary(report)
     report["caution"] = caution(report)
     report["notes"] = _notes(config, evaluations)
@@ -61,7 +67,7 @@ def build(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
 
 def _params(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
     """Return parameter counts as measured (cost) or, where nothing was measured, as pruned."""
-    counts = dict.fromkeys(MODELS)
+    counts = dict.fromkeys(("dense", "pruned", "recovered"))
     if "prune" in inputs:
         counts |= read_json(inputs["prune"] / "model" / "pruning.json")["parameters"]
     if "cost" in inputs:
@@ -76,13 +82,14 @@ def _params(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
     }
 
 
-def _recovery(average: JSON | None) -> JSON:
+def _recovery(report: JSON) -> JSON:
     """Return how much of the mean accuracy came back; without a number, `reason` says why there is none."""
-    effects = (average or {}).get("accuracy", {})
+    effects = (report["mean"] or {}).get("accuracy", {})
     kept, share = effects.get("retained", {}), effects.get("recovered", {})
-    missing = "not all of the dense, pruned and recovered models were evaluated"
+    missing = "not all of the reference, the pruned and the recovered model were evaluated"
     return {
-        "measure": "mean accuracy",
+        "measure": accuracy_name(report) if report["mean"] else None,
+        "reference": report["reference"],
         "retained": kept.get("value"),
         "retained_interval": kept.get("interval"),
         "recovered": share.get("value"),

@@ -1,9 +1,10 @@
-"""Paired bootstrap over documents: what pruning lost, what recovery brought back, and how sure that is.
+"""Paired bootstrap over documents and McNemar's exact test: how far models differ, and how sure that is.
 
 Every model is judged on the same documents, so a resample draws documents (within their task) and takes all models'
-scores on that draw: what is hard for every model cancels out of a difference. Percentile intervals at 95 %.
+scores on that draw: what is hard for every model cancels out of a difference. Intervals are central 95 % of the draws,
+widened for few documents.
 
-Shapes: M models, N units (documents of one task, or passages), B resamples.
+Shapes: M models, N units (documents of one task, passages, or windows), B resamples.
 Nothing here knows of files, tasks or reports.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -35,12 +37,14 @@ class Paired:
     Attributes:
         models: the models' names, in the order of the first axis.
         score_M: the scores on the units themselves.
+        error_M: their standard errors; not a number where one unit is all there is.
         draws_MB: the scores on each resample; column b is one draw of units for all models.
         units: how many units the scores rest on.
     """
 
     models: tuple[str, ...]
     score_M: Array
+    error_M: Array
     draws_MB: Array
     units: int
 
@@ -48,7 +52,8 @@ class Paired:
 def paired(models: Sequence[str], totals_MN: Array, weights_N: Array, *, resamples: int, seed: Sequence[int]) -> Paired:
     """Return the scores Σ totals / Σ weights of each model, on the units and on `resamples` draws of them.
 
-    Accuracy is hits over ones, bits per byte is bits over bytes, log perplexity is nats over tokens.
+    Accuracy is hits over ones, bits per byte is bits over bytes, log perplexity is nats over tokens. The standard error
+    is that of a ratio of sums, linearised; for hits over ones it is lm-eval's, from the sample variance.
 
     Raises:
         UserError: there are no units, or the shapes do not match.
@@ -59,6 +64,9 @@ def paired(models: Sequence[str], totals_MN: Array, weights_N: Array, *, resampl
             f"cannot compare {len(models)} models on scores of shape {totals_MN.shape} with {count} weights: "
             "each model needs one score for each of at least one document."
         )
+    score_M = totals_MN.sum(axis=1) / weights_N.sum()
+    squares_M = ((totals_MN - score_M[:, None] * weights_N) ** 2).sum(axis=1)
+    error_M = np.sqrt(squares_M * count / (count - 1)) / weights_N.sum() if count > 1 else np.full(len(models), np.nan)
     generator = np.random.default_rng(list(seed))
     draws_MB = np.empty((len(models), resamples))
     step = max(1, CHUNK // count)
@@ -66,7 +74,7 @@ def paired(models: Sequence[str], totals_MN: Array, weights_N: Array, *, resampl
         stop = min(start + step, resamples)
         chosen_BN = generator.integers(count, size=(stop - start, count))
         draws_MB[:, start:stop] = totals_MN[:, chosen_BN].sum(axis=2) / weights_N[chosen_BN].sum(axis=1)
-    return Paired(tuple(models), totals_MN.sum(axis=1) / weights_N.sum(), draws_MB, count)
+    return Paired(tuple(models), score_M, error_M, draws_MB, count)
 
 
 def mean(groups: Sequence[Paired]) -> Paired:
@@ -77,65 +85,132 @@ def mean(groups: Sequence[Paired]) -> Paired:
     return Paired(
         groups[0].models,
         np.mean([group.score_M for group in groups], axis=0),
+        np.sqrt(np.sum([group.error_M**2 for group in groups], axis=0)) / len(groups),
         np.mean([group.draws_MB for group in groups], axis=0),
         min(group.units for group in groups),
     )
 
 
-def interval(draws_B: Array) -> list[float]:
-    """Return the central 95 % of the draws as [low, high]; both ends are draws, so infinite tails stay outside."""
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(draws_B, [tail, 1 - tail], method="nearest")
-    return [float(low), float(high)]
+def above_chance(scores: Paired, chance: float) -> Paired:
+    """Return (score − chance) / (1 − chance): 0 is guessing, 1 is all right; `chance` is below 1."""
+    room = 1 - chance
+    shifted_M, shifted_MB = (scores.score_M - chance) / room, (scores.draws_MB - chance) / room
+    return Paired(scores.models, shifted_M, scores.error_M / room, shifted_MB, scores.units)
+
+
+def interval(draws_B: Array, units: int) -> list[float]:
+    """Return the central 95 % of the draws as [low, high], widened for few units.
+
+    Both ends are draws, as many from below as from above: infinite tails stay outside, and the interval of the
+    negative is the interval mirrored. A plain percentile interval of n units is too narrow by √((n − 1)/n) and by
+    taking the normal's quantile for t's; the tails are cut by that much less (the expanded percentile interval of
+    Hesterberg, The American Statistician 69:371, 2015).
+    """
+    ordered_B = np.sort(draws_B)
+    cut = round(_tail(units) * (len(ordered_B) - 1))
+    return [float(ordered_B[cut]), float(ordered_B[len(ordered_B) - 1 - cut])]
+
+
+def _tail(units: int) -> float:
+    """Return Φ(−t √(n/(n−1))), t the quantile of Student's t with n − 1 degrees of freedom, as a series in 1/(n−1)."""
+    if units < 2:
+        return 0.0
+    normal, free = NormalDist(), units - 1
+    z = normal.inv_cdf((1 + LEVEL) / 2)
+    t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * free**3)
+    return normal.cdf(-t * (units / free) ** 0.5)
 
 
 def score_intervals(scores: Paired) -> dict[str, list[float]]:
     """Return each model's own interval, {model: [low, high]}."""
-    return {model: interval(draws_B) for model, draws_B in zip(scores.models, scores.draws_MB, strict=True)}
+    return {
+        model: interval(draws_B, scores.units) for model, draws_B in zip(scores.models, scores.draws_MB, strict=True)
+    }
 
 
-def difference(scores: Paired, one: str, other: str) -> dict[str, Any]:
-    """Return {"value", "interval", "clear"} of one − other; clear when the interval leaves 0 out."""
-    value, draws_B = _minus(scores, one, other)
-    low, high = interval(draws_B)
-    enough = scores.units >= MINIMUM_UNITS
-    return {"value": value, "interval": [low, high], "clear": enough and (low > 0 or high < 0)}
+def mcnemar(one_N: Array, other_N: Array) -> dict[str, Any] | None:
+    """Return McNemar's exact test of two models on the same documents, or None where a score is not right or wrong.
 
-
-def retained(scores: Paired, *, dense: str, recovered: str) -> dict[str, Any]:
-    """Return {"value", "interval"} of recovered / dense, for scores where more is better and 0 is nothing.
-
-    Where the dense model scores nothing there is no number: {"value": None, "interval": None, "reason": why}.
+    {"only_one", "only_other", "p"}: the documents that only one of the two has right, and the two-sided probability of
+    a split at least as uneven when each of these falls to either side like a fair coin: 2 · P(X ≤ min) for the
+    binomial, at most 1.
     """
-    base, kept = scores.models.index(dense), scores.models.index(recovered)
-    if scores.score_M[base] <= 0:
-        return _no_number(f"{dense} scores 0")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        draws_B = scores.draws_MB[kept] / scores.draws_MB[base]
-    if not np.isfinite(draws_B).all():
-        return _no_number(f"{dense} near 0")
-    return {"value": float(scores.score_M[kept] / scores.score_M[base]), "interval": interval(draws_B)}
+    if not (np.isin(one_N, (0, 1)).all() and np.isin(other_N, (0, 1)).all()):
+        return None
+    only_one, only_other = int((one_N > other_N).sum()), int((other_N > one_N).sum())
+    discordant = only_one + only_other
+    term = ways = 1
+    for right in range(min(only_one, only_other)):
+        term = term * (discordant - right) // (right + 1)
+        ways += term
+    return {"only_one": only_one, "only_other": only_other, "p": min(1.0, 2 * ways / 2**discordant)}
 
 
-def share(scores: Paired, *, dense: str, pruned: str, recovered: str, higher_is_better: bool) -> dict[str, Any]:
-    """Return {"value", "interval"} of (recovered − pruned) / (dense − pruned), the part of the loss that came back.
+def difference(scores: Paired, one: str, other: str, hits_MN: Array | None = None) -> dict[str, Any]:
+    """Return {"value", "interval", "clear"} of one − other; clear when the interval leaves 0 out.
 
-    No number, with the reason, where the loss is within noise: a ratio to nothing means nothing. Resamples without a
-    loss count as an infinite share of their gain's sign; a clear loss leaves fewer of them than a tail holds, so
-    the interval is finite exactly where a number is given.
+    With `hits_MN`, the documents' scores behind an accuracy, also {"mcnemar"}; then only what the exact test finds too,
+    at the same level and in the same direction, is clear.
+    """
+    value, draws_B = _minus(scores, one, other)
+    low, high = interval(draws_B, scores.units)
+    clear = scores.units >= MINIMUM_UNITS and (low > 0 or high < 0)
+    found: dict[str, Any] = {"value": value, "interval": [low, high], "clear": clear}
+    if hits_MN is None:
+        return found
+    test = mcnemar(hits_MN[scores.models.index(one)], hits_MN[scores.models.index(other)])
+    if test is not None:
+        ahead = test["only_one"] - test["only_other"]
+        found["clear"] = clear and test["p"] < 1 - LEVEL and ahead * value > 0
+    return found | {"mcnemar": test}
+
+
+def retained(scores: Paired, *, reference: str, recovered: str, floor: str = "0") -> dict[str, Any]:
+    """Return {"value", "interval"} of recovered / reference, for scores where more is better and 0 is nothing.
+
+    Where the reference can't be told from 0 (in words: `floor`) there is no number:
+    {"value": None, "interval": None, "reason": why}.
+    """
+    base, kept = scores.models.index(reference), scores.models.index(recovered)
+    if interval(scores.draws_MB[base], scores.units)[0] <= 0:
+        return _no_number(f"the reference is within noise of {floor}")
+    ratio_B = _ratio(scores.draws_MB[kept], scores.draws_MB[base])
+    return {"value": float(scores.score_M[kept] / scores.score_M[base]), "interval": interval(ratio_B, scores.units)}
+
+
+def share(
+    scores: Paired,
+    *,
+    reference: str,
+    pruned: str,
+    recovered: str,
+    higher_is_better: bool,
+    hits_MN: Array | None = None,
+) -> dict[str, Any]:
+    """Return {"value", "interval"} of (recovered − pruned) / (reference − pruned), the part of the loss that came back.
+
+    No number, with the reason, where the loss is within noise: a ratio to nothing means nothing.
     """
     sign = 1.0 if higher_is_better else -1.0
-    loss = difference(scores, dense, pruned)
+    loss = difference(scores, reference, pruned, hits_MN)
     if not loss["clear"]:
         few = scores.units < MINIMUM_UNITS
         return _no_number(f"fewer than {MINIMUM_UNITS} documents" if few else "loss within noise")
     if sign * loss["value"] <= 0:
-        return _no_number(f"no loss: {pruned} is better than {dense}")
+        return _no_number("no loss: the pruned model is the better one")
     gain, gain_B = _minus(scores, recovered, pruned)
-    _, loss_B = _minus(scores, dense, pruned)
+    _, loss_B = _minus(scores, reference, pruned)
+    return {"value": gain / loss["value"], "interval": interval(_ratio(sign * gain_B, sign * loss_B), scores.units)}
+
+
+def _ratio(part_B: Array, whole_B: Array) -> Array:
+    """Return part / whole, infinite with the part's sign on draws where the whole is not above 0.
+
+    A whole whose interval lies above 0 leaves fewer of those than a tail holds, so the ratio's interval is finite.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
-        share_B = np.where(sign * loss_B > 0, gain_B / loss_B, np.copysign(np.inf, sign * gain_B))
-    return {"value": gain / loss["value"], "interval": interval(share_B)}
+        return np.where(whole_B > 0, part_B / whole_B, np.copysign(np.inf, part_B))
 
 
 def _minus(scores: Paired, one: str, other: str) -> tuple[float, Array]:

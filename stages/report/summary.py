@@ -11,14 +11,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.report.wording import MODELS, PERCENT, bits, listing, millions, percent, perplexity
+from stages.report.wording import MODELS, bare, bits, listing, millions, percent, perplexity
 from stages.stage import JSON
 
 REFERENCES = {
-    "dense": "the dense model, zero-shot",
+    "dense": "the dense model, as it is",
+    "dense_recovered": "the dense model after the same recovery",
     "none": "nothing: no dense model was evaluated",
 }
 """What each `reference` compares with, in words."""
+
+QUESTIONS = {
+    "dense": "The reference is the dense model as it is, without further training. So these shares answer: how much of "
+    "its score is back?",
+    "dense_recovered": "The reference is the dense model after the same recovery: the same data, adapter and number of "
+    "tokens. So these shares answer: how much of what this training gives an unpruned model does the pruned one reach?",
+}
+"""Which question the shares of the loss answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +67,23 @@ def measures(report: JSON) -> list[Measure]:
         models = [model for model in MODELS if model in average]
         density = {model: average[model]["bits_per_byte"] for model in models}
         accuracy = {model: average[model]["acc"] for model in models}
-        found.append(
-            Measure("mean bits per byte of the right answers", density, average["bits_per_byte"], bits, fitted)
-        )
-        name = "mean accuracy" if len(report["tasks"]) > 1 else "accuracy"
-        found.append(Measure(name, accuracy, average["accuracy"], percent, fitted))
+        if None not in density.values():
+            name = "mean bits per byte of the right answers"
+            found.append(Measure(name, density, average["bits_per_byte"], bits, fitted))
+        found.append(Measure(accuracy_name(report), accuracy, average["accuracy"], percent, fitted))
     return found
+
+
+def accuracy_name(report: JSON) -> str:
+    """Return what the accuracy is called, with what sets it apart: "mean 5-shot accuracy of generated answers"."""
+    shots, generated = report["protocol"]["num_fewshot"], report["protocol"]["name"] == "generation"
+    words = [
+        "mean" if len(report["tasks"]) > 1 else "",
+        f"{shots}-shot" if shots else "",
+        "accuracy" if report["mean"]["metric"] == "acc" else "score",
+        "of generated answers" if generated else "",
+    ]
+    return " ".join(filter(None, words))
 
 
 def summary(report: JSON) -> str:
@@ -88,10 +108,17 @@ def caution(report: JSON) -> str | None:
     if not fitted or report["adapter"] == "none":
         return None
     held_out = " Held-out perplexity is of text that no recovery trains on." if report["perplexity"] else ""
+    trained = f"The recovery trained on the train splits of judged tasks ({listing(fitted)})"
+    if report["reference"] == "dense_recovered":
+        return (
+            f"{trained}, which lifts scores by itself. The reference had the same training, so retained compares like "
+            "with like; the recovered share still counts the fitting on both sides, in what came back and in what was "
+            f"to be reached.{held_out}"
+        )
     return (
-        f"The recovery trained on the train splits of judged tasks ({listing(fitted)}). Their scores mix recovery of "
-        f"what pruning lost with fitting to the tasks, which lifts scores by itself; the reference "
-        f"({REFERENCES.get(report['reference'], report['reference'])}) had no such training.{held_out}"
+        f"{trained}. Their scores mix recovery of what pruning lost with fitting to the tasks, which lifts scores by "
+        f"itself; the reference ({REFERENCES.get(report['reference'], report['reference'])}) had no such training."
+        f"{held_out}"
     )
 
 
@@ -104,6 +131,8 @@ def main_figures(report: JSON) -> JSON:
         figures[f"bits_per_byte/{model}"] = average.get(model, {}).get("bits_per_byte")
         figures[f"perplexity/{model}"] = held_out.get(model)
         figures[f"parameters/{model}"] = report["params"].get(model)
+        for corpus in report["corpora"]:
+            figures[f"perplexity/{corpus['corpus']}@{corpus['length']}/{model}"] = corpus.get(model)
     figures["retained"] = report["recovery"]["retained"]
     figures["recovered"] = report["recovery"]["recovered"]
     figures["recovered/bits_per_byte"] = _value(average.get("bits_per_byte"), "recovered")
@@ -121,22 +150,40 @@ def _opening(params: JSON) -> list[str]:
 
 def _sentence(measure: Measure) -> tuple[str, list[str]]:
     """Return what is clear about the measure as one sentence (or ""), and what of it is within noise."""
-    lost, gained = measure.effects.get("pruned_minus_dense"), measure.effects.get("recovered_minus_pruned")
-    clauses, noise = [], []
-    if lost and lost["clear"]:
-        clauses.append(
-            f"Pruning {_moved(lost)} {measure.name} from {_at(measure, 'dense')} to {_at(measure, 'pruned')}"
-        )
-    elif lost:
-        noise.append(f"the effect of pruning on {measure.name}")
-    if gained and gained["clear"]:
-        what = "it" if clauses else f"{measure.name} from {_at(measure, 'pruned')}"
-        actor = "training" if measure.fitted else "recovery"
-        actor = actor if clauses else actor.capitalize()
-        clauses.append(f"{actor} {_moved(gained)} {what} to {_at(measure, 'recovered')}{_share(measure)}")
-    elif gained:
-        noise.append(f"the effect of recovery on {measure.name}")
+    clauses: list[str] = []
+    noise: list[str] = []
+    for key, clause, doubt in (
+        ("pruned_minus_dense", _lost, f"the effect of pruning on {measure.name}"),
+        ("recovered_minus_pruned", _gained, f"the effect of recovery on {measure.name}"),
+        ("recovered_minus_dense_recovered", _missing, f"the gap to the recovered dense model in {measure.name}"),
+    ):
+        effect = measure.effects.get(key)
+        if effect and effect["clear"]:
+            clauses += filter(None, [clause(measure, effect, first=not clauses)])
+        elif effect:
+            noise.append(doubt)
     return (f"{'; '.join(clauses)}." if clauses else ""), noise
+
+
+def _lost(measure: Measure, effect: JSON, *, first: bool) -> str:
+    return f"Pruning {_moved(effect)} {measure.name} from {_at(measure, 'dense')} to {_at(measure, 'pruned')}"
+
+
+def _gained(measure: Measure, effect: JSON, *, first: bool) -> str:
+    actor = "training" if measure.fitted else "recovery"
+    what = f"{measure.name} from {_at(measure, 'pruned')}" if first else "it"
+    actor = actor.capitalize() if first else actor
+    return f"{actor} {_moved(effect)} {what} to {_at(measure, 'recovered')}{_share(measure)}"
+
+
+def _missing(measure: Measure, effect: JSON, *, first: bool) -> str:
+    """Say which side of the recovered dense model it is, unless the share of the way to it has said so."""
+    if _share(measure) and measure.effects["recovered_minus_pruned"]["clear"]:
+        return ""
+    where = f"In {measure.name} the" if first else "the"
+    side = "above" if effect["value"] > 0 else "below"
+    dense, recovered = _at(measure, "dense_recovered"), _at(measure, "recovered")
+    return f"{where} recovered model, at {recovered}, is {side} the recovered dense one, at {dense}"
 
 
 def _share(measure: Measure) -> str:
@@ -144,13 +191,16 @@ def _share(measure: Measure) -> str:
     share = measure.effects.get("recovered")
     if not share or share["value"] is None or share["value"] < 0:
         return ""
-    low, high = (percent(end, digits=0).removesuffix(PERCENT) for end in share["interval"])
+    low, high = (bare(percent(end, digits=0)) for end in share["interval"])
     remarks = [
         measure.scale,
         "recovery and task fitting mixed" if measure.fitted else "",
         f"95 % interval {low} to {high}",
     ]
-    return f", {percent(share['value'], digits=0)} of the loss ({'; '.join(filter(None, remarks))})"
+    whole = "of the loss"
+    if "dense_recovered" in measure.values:
+        whole = f"of the way to the recovered dense model's {_at(measure, 'dense_recovered')}"
+    return f", {percent(share['value'], digits=0)} {whole} ({'; '.join(filter(None, remarks))})"
 
 
 def _moved(change: Mapping[str, Any]) -> str:

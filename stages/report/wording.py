@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-MODELS = ("dense", "pruned", "recovered")
+MODELS = ("dense", "dense_recovered", "pruned", "recovered")
 """The places in a recovery, in the order in which a report shows them."""
+
+NAMES = {"dense_recovered": "recovered dense"}
+"""What a place is called where its key is not a word."""
 
 DASH = "–"
 PERCENT = "\u00a0%"
@@ -63,9 +66,44 @@ def seconds(value: float | None) -> str:
     return f"{int(value) // 60} min {int(value) % 60} s"
 
 
+def signed(value: float | None, write: Write) -> str:
+    """Return a difference with its sign, "+1.2"; a missing one is a dash."""
+    text = write(value)
+    return text if value is None or value <= 0 or not text.strip("0.") else f"+{text}"
+
+
+def points(value: float | None) -> str:
+    """Return a difference of fractions in percentage points, "−3.1"."""
+    return bare(percent(value))
+
+
+def chances(p: float) -> str:
+    """Return a probability of chance alone, "p = 0.034", "p < 0.001"."""
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.3f}" if p < 0.9995 else "p = 1"
+
+
+def plusminus(error: float | None, write: Write) -> str:
+    """Return a standard error, "± 1.2"; the unit stands with the value it belongs to."""
+    return "" if error is None else f"± {bare(write(error))}"
+
+
+def times(value: float | None) -> str:
+    """Return a ratio, "0.83×"."""
+    return DASH if value is None else f"{value:.2f}×"
+
+
 def span(interval: Sequence[float] | None, write: Write) -> str:
     """Return an interval as "[low, high]"; the unit stands with the value it is an interval of."""
-    return "" if interval is None else f"[{', '.join(write(end).removesuffix(PERCENT) for end in interval)}]"
+    return "" if interval is None else f"[{', '.join(bare(write(end)) for end in interval)}]"
+
+
+def bare(number: str) -> str:
+    """Return a written number without its unit."""
+    for unit in (PERCENT, " ms", "×"):
+        number = number.removesuffix(unit)
+    return number
 
 
 def listing(names: Sequence[str]) -> str:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline.compare import main, recoveries
+from pipeline.compare import main
+from pipeline.recoveries import recoveries
 from stages.errors import UserError
-from tests.report.synthetic import store
+from tests.report.synthetic import FAIR, SKILL, add, evaluation, everything, store
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,10 +57,59 @@ def test_what_is_not_a_complete_recovery_is_left_out(
         (root / "report" / name).mkdir()
         (root / "report" / name / "manifest.json").write_text("{}")
         (root / "report" / name / "report.json").write_text(content)
-    assert [one.report["adapter"] for one in recoveries(root)] == ["rora"]
+    assert [one.report["adapter"] for (one,) in recoveries(root)] == ["rora"]
     said = capsys.readouterr().err
     assert "broken-1" in said
     assert "old-2" in said
+
+
+def test_what_was_judged_differently_stands_in_another_table(
+    artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = everything(tmp_path / "inputs")
+    root = tmp_path / "artifacts"
+    add(root, 0, inputs)
+    for place, changes in enumerate(({"protocol": "generation", "passages": 0}, {"documents": 150}), start=1):
+        judged = {
+            model: evaluation(tmp_path / f"{place}" / model, **skill, **changes) for model, skill in SKILL.items()
+        }
+        add(root, place, inputs | judged)
+    fair = evaluation(tmp_path / "fair", **FAIR)
+    add(root, 3, inputs | {"dense_recovered": fair}, reference="dense_recovered")
+    main([f"artifact_root={root}", f"output={tmp_path / 'compare.html'}"])
+    tables = capsys.readouterr().out.split("\n\n")
+    assert [table.splitlines()[0] for table in tables[:3]] == [
+        "Judged by generation, 3 tasks × 200 (BoolQ, PIQA, ARC-e)",
+        "Judged by likelihood, 3 tasks × 150 (BoolQ, PIQA, ARC-e), 0 shots",
+        "Judged by likelihood, 3 tasks × 200 (BoolQ, PIQA, ARC-e), 0 shots",
+    ]
+    assert [len(table.splitlines()) - 2 for table in tables[:3]] == [1, 1, 2]
+    assert sum("recovered dense" in row for row in tables[2].splitlines()) == 1
+    html = (tmp_path / "compare.html").read_text()
+    assert html.count("<table") == 3
+    assert "Over seeds" not in html
+
+
+def test_runs_that_differ_in_nothing_but_seeds_are_summed_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs, root = everything(tmp_path / "inputs"), tmp_path / "artifacts"
+    for seed, accuracy in enumerate((0.45, 0.5, 0.55)):
+        skill = SKILL["recovered"] | {"accuracy": accuracy, "bits": 1.2 + seed / 10}
+        judged = inputs | {"recovered": evaluation(tmp_path / f"{seed}", **skill)}
+        add(root, seed, judged, seed=seed)
+    add(root, 3, judged, seed=2, resamples=200)
+    add(root, 4, inputs, adapter="lora", seed=3)
+    found = [one for group in recoveries(root) for one in group]
+    hits = sorted({one.report["mean"]["recovered"]["acc"] for one in found if one.report["adapter"] == "rora"})
+    main([f"artifact_root={root}", f"output={tmp_path / 'compare.html'}"])
+    row = capsys.readouterr().out.split("Over seeds")[1].splitlines()[2]
+    assert "rora r16" in row
+    assert len(hits) == 3, "a run reported twice counts once"
+    assert f"{100 * statistics.mean(hits):.1f}\u00a0% ± {100 * statistics.stdev(hits):.1f}" in row
+    assert re.search(r"1\.28\d ± 0\.100", row)
+    assert row.split("likelihood")[1].split()[:6] == ["3", "tasks", "×", "200", "0", "dense"]
+    assert "Over seeds" in (tmp_path / "compare.html").read_text()
 
 
 def test_runs_trained_on_judged_tasks_are_marked(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""What can be said of the models of one recovery: which differ, how much was lost, how much came back.
+
+Models are named by their place: "dense", "dense_recovered" (the dense model after the same recovery), "pruned",
+"recovered"; any may be absent. What is lost and kept is measured against the dense model after the same recovery
+where there is one, else against the dense model as it is.
+"""
+
+from __future__ import annotations
+
+from stages.report.statistics import Array, Paired, difference, retained, share
+from stages.stage import JSON
+
+PAIRS = (
+    ("pruned", "dense"),
+    ("recovered", "pruned"),
+    ("recovered", "dense"),
+    ("dense_recovered", "dense"),
+    ("recovered", "dense_recovered"),
+)
+"""The differences a report gives, first minus second."""
+
+
+def effects(scores: Paired, *, higher_is_better: bool, hits_MN: Array | None = None, floor: str = "0") -> JSON:
+    """Return {"ONE_minus_OTHER": difference, "retained": …, "recovered": …} of the models at hand.
+
+    `retained` is given only where higher is better. `hits_MN` are the documents' scores behind an accuracy, for
+    McNemar's test; `floor` says in words what a score of 0 is. A key is absent where one of its models is.
+    """
+    present = set(scores.models)
+    found: JSON = {
+        f"{one}_minus_{other}": difference(scores, one, other, hits_MN)
+        for one, other in PAIRS
+        if {one, other} <= present
+    }
+    reference = "dense_recovered" if "dense_recovered" in present else "dense"
+    if higher_is_better and {"recovered", reference} <= present:
+        found["retained"] = retained(scores, reference=reference, recovered="recovered", floor=floor)
+    if {reference, "pruned", "recovered"} <= present:
+        found["recovered"] = share(
+            scores,
+            reference=reference,
+            pruned="pruned",
+            recovered="recovered",
+            higher_is_better=higher_is_better,
+            hits_MN=hits_MN,
+        )
+    return found

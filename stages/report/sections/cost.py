@@ -1,0 +1,55 @@
+"""The section on size and running cost, as the cost stage measured them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stages.report import wording as w
+from stages.report.blocks import Block, Cell, Heading, Paragraph, Table
+from stages.report.sections.cells import valued
+from stages.stage import JSON
+
+SIZES = (
+    ("parameters", "parameters", w.count),
+    ("nonzeros", "not zero", w.count),
+    ("multiply_accumulates", "MACs a token", w.millions),
+    ("bytes", "on disk", w.megabytes),
+    ("peak_memory_bytes", "peak memory", w.megabytes),
+    ("peak_device_memory_bytes", "peak memory of the device", w.megabytes),
+)
+"""Fields of a model's entry in `cost.json`, their column and how they are written."""
+
+
+def cost(report: JSON) -> Iterator[Block]:
+    """Yield the sizes of the models and how fast they read and write."""
+    measured = report["cost"]
+    models = {model: measured["models"][model] for model in w.MODELS if model in measured.get("models", {})}
+    if not models:
+        return
+    known = {key for entry in models.values() for key, value in entry.items() if value is not None}
+    columns = [(key, label, write) for key, label, write in SIZES if key in known]
+    yield Heading("Size and running cost")
+    sizes = [[model, *(write(entry.get(key)) for key, _, write in columns)] for model, entry in models.items()]
+    yield Table(["model", *(label for _, label, _ in columns)], sizes)
+    rows = [_latency(model, timing) for model, entry in models.items() for timing in entry.get("latency") or []]
+    if rows:
+        yield Heading("Time", 3)
+        heads = ["model", "prompts at once", "prompt", "× dense", "each step", "× dense", "new tokens a second"]
+        yield Table(heads, sorted(rows, key=lambda row: int(str(row[1]))))
+    hardware, note = measured["hardware"], measured.get("note")
+    turns = note or "Ratios are taken within a turn, so what slows the machine for a while cancels out."
+    yield Paragraph(
+        f"Measured on {hardware['device']} ({hardware['cores']} cores) in {measured['dtype']}, the models in turns: "
+        f"a prompt is {measured['prompt_tokens']} tokens, a step one new token of every prompt, of which "
+        f"{measured['new_tokens']} are taken; medians of {measured['repeats']} turns with their range. {turns}",
+        "note",
+    )
+
+
+def _latency(model: str, timing: JSON) -> list[Cell]:
+    row: list[Cell] = [model, str(timing["batch"])]
+    for phase in ("prefill", "decode"):
+        seconds, ratio = f"{phase}_seconds", f"{phase}_ratio"
+        row.append(valued(timing.get(seconds), timing.get(f"{seconds}_range"), w.milliseconds))
+        row.append(valued(timing.get(ratio), timing.get(f"{ratio}_range"), w.times))
+    return [*row, w.count(timing.get("tokens_per_second"))]

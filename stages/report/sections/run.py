@@ -1,0 +1,52 @@
+"""The section on one run: what belongs to the run directory's report and not to the artifact's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from stages.report import wording as w
+from stages.report.blocks import Block, Folded, Heading, Paragraph, Table
+from stages.stage import JSON
+
+
+def this_run(report: JSON) -> Iterator[Block]:
+    """Yield stages, versions, hardware and commit, where the report is a run's."""
+    if "stages" not in report:
+        return
+    yield Heading("This run")
+    rows = [
+        [
+            stage["name"],
+            str(stage["key"])[:16],
+            stage["status"],
+            w.seconds(stage.get("seconds")),
+            w.megabytes(stage.get("peak_memory_bytes")),
+        ]
+        for stage in report["stages"]
+    ]
+    yield Table(["stage", "key", "status", "time", "peak memory of the stage alone"], rows, words=(1, 2))
+    facts = report.get("run", {})
+    named = (("command", "Command"), ("started", "Started"), ("commit", "Commit"))
+    lines = [f"{label}: {facts[name]}" for name, label in named if facts.get(name)]
+    if facts.get("hardware"):
+        lines.append("Hardware: " + ", ".join(f"{name} {value}" for name, value in facts["hardware"].items()))
+    for line in lines:
+        yield Paragraph(line, "note")
+    drift = {name: change for stage in report["stages"] for name, change in (stage.get("drift") or {}).items()}
+    if drift:
+        changes = "; ".join(f"{name} {then}, now {now}" for name, (then, now) in sorted(drift.items()))
+        yield Paragraph(f"Parts from the store were built by other versions than this run's: {changes}.", "note")
+    if facts.get("versions"):
+        yield Folded("Package versions", verbatim(facts["versions"]))
+
+
+def configuration(report: JSON) -> Iterator[Block]:
+    """Yield the configuration of every stage, folded."""
+    yield Heading("Configuration")
+    yield Folded("The configuration of every stage", verbatim(report["configuration"]))
+
+
+def verbatim(value: object) -> str:
+    """Return a value as JSON that a reader reads."""
+    return json.dumps(value, indent=1, ensure_ascii=False)

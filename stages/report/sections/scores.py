@@ -1,0 +1,175 @@
+"""The sections on quality: what was lost and what came back, over everything and by task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+from stages.report import wording as w
+from stages.report.blocks import Block, Cell, Folded, Heading, Paragraph, Picture, Table
+from stages.report.sections.cells import difference, names, score, share, valued
+from stages.report.summary import QUESTIONS
+from stages.stage import JSON
+
+CAPTION = (
+    "By task, with 95 % intervals: accuracy (the dark tick is chance), and where the task has it bits per byte of the "
+    "right answer."
+)
+
+
+def headline(report: JSON) -> Iterator[Block]:
+    """Yield the table over everything that was judged, and which question its shares answer."""
+    held_out, average = report["perplexity"], report["mean"]
+    models = [model for model in w.MODELS if model != "dense_recovered" or _is_judged(report, model)]
+    rows: list[list[Cell]] = []
+    if held_out:
+        per_token = held_out["per"] == "token"
+        name = "held-out perplexity" if per_token else "bits per byte, held-out text"
+        write: w.Write = w.perplexity if per_token else w.bits
+        values, ends = (held_out, held_out["intervals"]) if per_token else (held_out["bits_per_byte"], {})
+        cells = [valued(values.get(model), ends.get(model), write) for model in models]
+        rows.append([name, *cells, w.DASH, share(held_out["log"].get("recovered"))])
+    for label, key, effects, write in _means(average) if average else ():
+        cells = [score(average, model, key, write) for model in models]
+        changes = average[effects]
+        rows.append([label, *cells, share(changes.get("retained")), share(changes.get("recovered"))])
+    if not rows:
+        return
+    reference = w.NAMES.get(report["reference"], "dense")
+    yield Heading("What was lost, and what came back")
+    yield Table(["", *names(models), "retained", "recovered share"], rows)
+    yield Paragraph(
+        f"In brackets 95 % intervals from a paired bootstrap over documents. Retained is recovered ÷ {reference}. The "
+        f"recovered share is (recovered − pruned) ÷ ({reference} − pruned), of perplexity in its logarithm; where the "
+        "loss is within noise there is no such number.",
+        "note",
+    )
+    if report["reference"] in QUESTIONS:
+        yield Paragraph(QUESTIONS[report["reference"]], "note")
+
+
+def by_task(report: JSON, pictures: Mapping[str, str]) -> Iterator[Block]:
+    """Yield the picture and the tables of every score by task, and of the differences between the models."""
+    tasks, average = report["tasks"], report["mean"]
+    if not tasks:
+        return
+    yield Heading("By task")
+    if "tasks" in pictures:
+        yield Picture("tasks.svg", pictures["tasks"], CAPTION)
+    models = [model for model in w.MODELS if model in average]
+    yield Heading("Accuracy" if average["metric"] == "acc" else "Score of each task", 3)
+    yield _score_table(report, models, "acc", "accuracy", w.percent)
+    yield Paragraph(
+        "± is the standard error. The mean is over tasks, each counting once, and its interval that of the mean.",
+        "note",
+    )
+    yield from _unparsed(report, models)
+    yield Heading("Differences in accuracy, in points", 3)
+    yield _difference_table(report, "accuracy", w.points)
+    yield Paragraph(
+        "p is McNemar's exact test on the documents that one model has right and the other wrong; for the mean, on the "
+        "documents of all tasks. A star marks what both p < 0.05 and the 95 % interval of the difference find. Each "
+        "row is another chance of a false star: the sentences at the top rest on the means alone.",
+        "note",
+    )
+    for title, key, effects, write in (
+        ("Accuracy above chance, (accuracy − chance) ÷ (1 − chance)", "above_chance", "above_chance", w.percent),
+        ("Accuracy by length-normalised likelihood (acc_norm)", "acc_norm", "accuracy_norm", w.percent),
+        ("Bits per byte of the right answer", "bits_per_byte", "bits_per_byte", w.bits),
+    ):
+        if average["counts"][key]:
+            yield Heading(title, 3)
+            yield _score_table(report, models, key, effects, write)
+    for title, effects, write in (
+        ("Differences in acc_norm, in points", "accuracy_norm", w.points),
+        ("Differences in bits per byte", "bits_per_byte", w.bits),
+    ):
+        if average[effects]:
+            yield Folded(title, _difference_table(report, effects, write))
+
+
+def corpora(report: JSON) -> Iterator[Block]:
+    """Yield the perplexities of corpora, where any was asked for."""
+    if not report["corpora"]:
+        return
+    models = [model for model in w.MODELS if model in report["corpora"][0]]
+    rows: list[list[Cell]] = []
+    for entry in report["corpora"]:
+        cells = [valued(entry[model], entry["intervals"].get(model), w.perplexity) for model in models]
+        windows = w.count(entry["windows"])
+        rows.append([entry["corpus"], w.count(entry["length"]), windows, *cells, share(entry["log"].get("recovered"))])
+    yield Heading("Perplexity of corpora")
+    yield Table(["corpus", "tokens a window", "windows", *names(models), "recovered share"], rows)
+    yield Paragraph(
+        "Perplexity a token, the text joined and cut into windows that are read alone. Intervals from a paired "
+        "bootstrap over windows, of the logarithm; windows of one article are alike, which makes them a little narrow.",
+        "note",
+    )
+
+
+def _means(average: JSON) -> Iterator[tuple[Cell, str, str, w.Write]]:
+    """Yield the rows of the headline that average over tasks: label, score, effects, and how it is written."""
+    name = "accuracy" if average["metric"] == "acc" else "score"
+    if average["counts"]["bits_per_byte"]:
+        yield _partly("bits per byte, mean", "", average, "bits_per_byte"), "bits_per_byte", "bits_per_byte", w.bits
+    chance = f"chance {w.percent(average['chance'])}" if average["chance"] is not None else ""
+    yield (f"{name}, mean", chance), "acc", "accuracy", w.percent
+    if average["counts"]["above_chance"]:
+        label = _partly(f"{name} above chance, mean", "", average, "above_chance")
+        yield label, "above_chance", "above_chance", w.percent
+
+
+def _partly(label: str, remark: str, average: JSON, key: str) -> Cell:
+    """Say over how many tasks a mean is, where that is not all of them."""
+    having, all_of_them = average["counts"][key], average["counts"]["acc"]
+    return (label, remark if having == all_of_them else f"{having} of {all_of_them} tasks")
+
+
+def _score_table(report: JSON, models: list[str], key: str, effects: str, write: w.Write) -> Table:
+    """One row a task that has the score, then their mean."""
+    entries = [entry for entry in report["tasks"].values() if entry[effects]]
+    plain = key == "acc"
+    shares = ["retained"] * (key != "bits_per_byte") + ["recovered"]
+    several = len(entries) > 1
+    rows: list[list[Cell]] = []
+    for entry in [*entries, *([report["mean"]] if several else [])]:
+        about: list[Cell] = [entry.get("label") or f"mean of {len(entries)}"]
+        if plain:
+            metric = entry["metric"] if entry.get("label") and entry["metric"] not in ("acc", None) else ""
+            about = [(str(about[0]), metric), w.count(entry[models[0]]["n"]), w.percent(entry["chance"])]
+        cells = [score(entry, model, key, write, error=True) for model in models]
+        rows.append([*about, *cells, *(share(entry[effects].get(name)) for name in shares)])
+    columns = ["task", *(["documents", "chance"] if plain else []), *names(models)]
+    heads = {"retained": "retained", "recovered": "recovered share"}
+    return Table([*columns, *(heads[name] for name in shares)], rows, last_apart=several)
+
+
+def _difference_table(report: JSON, effects: str, write: w.Write) -> Table:
+    entries = [entry for entry in report["tasks"].values() if entry[effects]]
+    several = len(entries) > 1
+    shown = [*entries, *([{"label": f"mean of {len(entries)}", **report["mean"]}] if several else [])]
+    pairs = [key for key in report["mean"][effects] if "_minus_" in key]
+    rows: list[list[Cell]] = [
+        [entry["label"], *(difference(entry[effects].get(pair), write) for pair in pairs)] for entry in shown
+    ]
+    heads = [" − ".join(names(pair.split("_minus_"))) for pair in pairs]
+    return Table(["task", *heads], rows, last_apart=several)
+
+
+def _unparsed(report: JSON, models: list[str]) -> Iterator[Block]:
+    """Yield the share of generated answers that no pattern read."""
+    tasks = [entry for entry in report["tasks"].values() if entry[models[0]]["unparsed"] is not None]
+    if not tasks:
+        return
+    shown = [*tasks, *([{"label": f"mean of {len(tasks)}", **report["mean"]}] if len(tasks) > 1 else [])]
+    write = partial(w.percent, digits=1)
+    rows: list[list[Cell]] = [
+        [entry["label"], *(write(entry[model]["unparsed"]) for model in models)] for entry in shown
+    ]
+    yield Heading("Answers that could not be read", 3)
+    yield Table(["task", *names(models)], rows, last_apart=len(tasks) > 1)
+    yield Paragraph("No pattern of the protocol matches them; they count as wrong above.", "note")
+
+
+def _is_judged(report: JSON, model: str) -> bool:
+    return model in (report["mean"] or {}) or model in (report["perplexity"] or {})

@@ -1,0 +1,216 @@
+"""What a report says of protocols, references, tests and corpora."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import report_of
+
+from stages.errors import UserError
+from stages.files import read_json, read_jsonl, write_json, write_jsonl
+from stages.report.stage import run
+from stages.stage import Context
+from tests.report.synthetic import FAIR, SKILL, config, cost, evaluation, everything, recovery
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All inputs, with a corpus, the recovered dense model and scores followed during the recovery."""
+    root = tmp_path_factory.mktemp("inputs")
+    fair = evaluation(root / "dense_recovered", **FAIR, windows=40)
+    recover = recovery(root / "followed", followed=True)
+    return everything(root, windows=40) | {"dense_recovered": fair, "recover": recover}
+
+
+@pytest.fixture(scope="module")
+def fair(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report against the recovered dense model."""
+    output = tmp_path_factory.mktemp("fair")
+    run(config(reference="dense_recovered", trained_tasks=["piqa"]), inputs, Context(output=output))
+    return output
+
+
+def generated(directory: Path) -> dict[str, Path]:
+    return {
+        model: evaluation(directory / model, **skill, protocol="generation", passages=0)
+        for model, skill in SKILL.items()
+    }
+
+
+def line(report: dict[str, Any], word: str) -> str:
+    return next(line for line in report["summary"].splitlines() if word in line)
+
+
+def test_against_the_recovered_dense_model_the_shares_are_of_what_it_reaches(fair: Path) -> None:
+    report = read_json(fair / "report.json")
+    accuracy = {model: report["mean"][model]["acc"] for model in (*SKILL, "dense_recovered")}
+    gap = accuracy["dense_recovered"] - accuracy["pruned"]
+    assert report["recovery"]["retained"] == pytest.approx(accuracy["recovered"] / accuracy["dense_recovered"])
+    assert report["recovery"]["recovered"] == pytest.approx((accuracy["recovered"] - accuracy["pruned"]) / gap)
+    assert report["perplexity"]["log"]["recovered"]["value"] == pytest.approx((5.0 - 3.8) / (5.0 - 3.0))
+    assert "of the way to the recovered dense model's 21.6" in line(report, "perplexity")
+    text = (fair / "report.md").read_text()
+    assert "| dense | recovered dense | pruned | recovered | retained |" in text
+    assert "how much of what this training gives an unpruned model does the pruned one reach?" in text
+    assert "The reference had the same training" in report["caution"]
+
+
+def test_the_question_that_a_reference_answers_is_said(inputs: dict[str, Path], tmp_path: Path) -> None:
+    given = {name: path for name, path in inputs.items() if name != "dense_recovered"}
+    run(config(), given, Context(output=tmp_path))
+    assert "how much of its score is back?" in (tmp_path / "report.md").read_text()
+    run(config(reference="none"), given, Context(output=tmp_path))
+    assert "these shares answer" not in (tmp_path / "report.md").read_text()
+
+
+def test_every_score_has_its_standard_error_and_interval_and_chance_taken_off(fair: Path) -> None:
+    report = read_json(fair / "report.json")
+    for entry in (*report["tasks"].values(), report["mean"]):
+        for model in SKILL:
+            for key in ("acc", "above_chance", "bits_per_byte"):
+                low, high = entry[model][f"{key}_interval"]
+                assert low < entry[model][key] < high
+                assert high - low == pytest.approx(2 * 1.96 * entry[model][f"{key}_stderr"], rel=0.25)
+    task = report["tasks"]["arc_easy"]
+    assert task["dense"]["above_chance"] == pytest.approx((task["dense"]["acc"] - 0.25) / 0.75)
+    above = [report["tasks"][name]["dense"]["above_chance"] for name in report["tasks"]]
+    assert report["mean"]["dense"]["above_chance"] == pytest.approx(sum(above) / len(above))
+
+
+def test_mcnemar_counts_the_documents_of_a_task_and_of_all_tasks(inputs: dict[str, Path], fair: Path) -> None:
+    report, pooled = read_json(fair / "report.json"), 0
+    for name, task in report["tasks"].items():
+        one, other = (
+            [row["acc"] for row in read_jsonl(inputs[model] / "documents" / f"{name}.jsonl")]
+            for model in ("recovered", "pruned")
+        )
+        gained = sum(a > b for a, b in zip(one, other, strict=True))
+        pooled += gained
+        assert task["accuracy"]["recovered_minus_pruned"]["mcnemar"]["only_one"] == gained
+    assert report["mean"]["accuracy"]["recovered_minus_pruned"]["mcnemar"]["only_one"] == pooled
+    assert "p < 0.001" in (fair / "report.md").read_text()
+
+
+def test_an_accuracy_that_mcnemar_does_not_find_is_not_claimed(tmp_path: Path) -> None:
+    """One task of 200 documents where pruning lost five and gained none: the bootstrap alone would claim it."""
+    judged = {model: evaluation(tmp_path / model, accuracy=0.6, bits=1.0, nll=3.0) for model in ("dense", "pruned")}
+    for model, path in judged.items():
+        results = read_json(path / "results.json")
+        results["tasks"] = {"piqa": results["tasks"]["piqa"]}
+        write_json(path / "results.json", results)
+        rows = list(read_jsonl(path / "documents" / "piqa.jsonl"))
+        right = [row for row in rows if row["acc"]][:5]
+        for row in right:
+            row["acc"] = int(model == "dense")
+        write_jsonl(path / "documents" / "piqa.jsonl", rows)
+    report = report_of(tmp_path / "report", config(adapter="none"), judged)
+    found = report["mean"]["accuracy"]["pruned_minus_dense"]
+    assert found["interval"][1] < 0
+    assert found["mcnemar"]["p"] == pytest.approx(1 / 16)
+    assert not found["clear"]
+    assert report["summary"].startswith("No difference is outside")
+
+
+def test_generated_answers_have_accuracy_only_and_the_unread_ones_are_shown(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    given = {name: inputs[name] for name in ("cost", "prune", "recover")} | generated(tmp_path)
+    report = report_of(tmp_path / "report", config(), given)
+    assert report["mean"]["dense"]["bits_per_byte"] is None
+    assert report["mean"]["chance"] is None
+    assert report["mean"]["above_chance"] == {}
+    assert report["tasks"]["piqa"]["pruned"]["unparsed"] == pytest.approx(0.3, abs=0.06)
+    assert line(report, "accuracy").startswith("Pruning lowered mean accuracy of generated answers from")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "Answers that could not be read" in text
+    assert "at most 32 new tokens (greedy)" in text
+    assert "one that no pattern reads counts as wrong" in text
+    for absent in ("Bits per byte", "above chance", "acc_norm"):
+        assert absent not in text
+
+
+def test_protocols_are_never_compared(inputs: dict[str, Path], tmp_path: Path) -> None:
+    mixed = inputs | {"pruned": generated(tmp_path)["pruned"]}
+    with pytest.raises(UserError, match="not judged on the same protocol"):
+        run(config(), mixed, Context(output=tmp_path / "report"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda results: results | {"num_fewshot": 5}, "num_fewshot"),
+        (lambda results: json.loads(json.dumps(results).replace(f"{10:064x}", f"{77:064x}")), "rows"),
+    ],
+)
+def test_models_judged_with_other_examples_or_rows_are_not_compared(tmp_path: Path, change: Any, said: str) -> None:
+    judged = {model: evaluation(tmp_path / model, **skill, passages=0) for model, skill in SKILL.items()}
+    path = judged["pruned"] / "results.json"
+    write_json(path, change(read_json(path)))
+    with pytest.raises(UserError, match=f"not judged on the same {said}"):
+        run(config(), judged, Context(output=tmp_path / "report"))
+
+
+def test_where_the_rows_came_from_is_shown(fair: Path) -> None:
+    for name in ("report.md", "report.html"):
+        text = (fair / name).read_text()
+        for said in ("tinyrows==1.0", "sha256 c0ffeec0ffee", f"{10:064x}"[:12], "200 of 1,000", "lm-eval 0.4.13"):
+            assert said in text, (name, said)
+
+
+def test_other_metrics_are_named_and_a_task_without_choices_stands_beside_the_others(tmp_path: Path) -> None:
+    judged = {model: evaluation(tmp_path / model, **skill, passages=0) for model, skill in SKILL.items()}
+    for path in judged.values():
+        results = read_json(path / "results.json")
+        results["tasks"]["piqa"] |= {"label": "A task by F1", "metric": "f1", "chance": None}
+        write_json(path / "results.json", results)
+        rows = list(read_jsonl(path / "documents" / "piqa.jsonl"))
+        empty = {"bits": None, "bytes": None, "acc_norm": None}
+        write_jsonl(path / "documents" / "piqa.jsonl", [row | empty | {"acc": row["acc"] * 0.7} for row in rows])
+    report = report_of(tmp_path / "report", config(), judged)
+    task, average = report["tasks"]["piqa"], report["mean"]
+    assert task["accuracy"]["pruned_minus_dense"]["mcnemar"] is None
+    assert task["accuracy"]["pruned_minus_dense"]["clear"], "the interval decides where there is no right and wrong"
+    assert average["counts"] == {"acc": 3, "above_chance": 2, "acc_norm": 1, "bits_per_byte": 2}
+    assert average["metric"] == "score"
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "A task by F1 f1" in text
+    assert "2 of 3 tasks" in text
+    assert "mean score" in report["summary"]
+
+
+def test_corpora_have_a_table_with_the_share_of_the_log_perplexity(fair: Path) -> None:
+    (corpus,) = read_json(fair / "report.json")["corpora"]
+    assert (corpus["corpus"], corpus["length"], corpus["windows"]) == ("wikitext2", 1024, 40)
+    assert corpus["log"]["recovered"]["value"] == pytest.approx((5.0 - 3.8) / (5.0 - 3.0))
+    low, high = corpus["intervals"]["pruned"]
+    assert low < corpus["pruned"] < high
+    assert "| wikitext2 | 1,024 | 40 |" in (fair / "report.md").read_text()
+
+
+def test_windows_cut_by_another_tokenizer_are_shown_and_not_compared(tmp_path: Path) -> None:
+    judged = {
+        model: evaluation(tmp_path / model, **SKILL[model], windows=count)
+        for model, count in (("dense", 30), ("pruned", 31))
+    }
+    report = report_of(tmp_path / "report", config(adapter="none"), judged)
+    (corpus,) = report["corpora"]
+    assert corpus["log"] == {}
+    assert corpus["dense"] < corpus["pruned"]
+
+
+def test_scores_followed_during_the_recovery_are_drawn_beside_the_loss(fair: Path) -> None:
+    svg = (fair / "curve.svg").read_text()
+    for label in ("loss (nats a token)", "bits per byte", "accuracy (%)"):
+        assert label in svg
+
+
+def test_a_cost_without_latencies_is_still_shown(inputs: dict[str, Path], tmp_path: Path) -> None:
+    measured = read_json(cost(tmp_path / "cost") / "cost.json")
+    for entry in measured["models"].values():
+        del entry["latency"]
+    write_json(tmp_path / "cost" / "cost.json", measured)
+    report_of(tmp_path / "report", config(reference="dense_recovered"), inputs | {"cost": tmp_path / "cost"})
+    assert "134,515,008" in (tmp_path / "report" / "report.md").read_text()
