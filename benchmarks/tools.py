@@ -1,0 +1,87 @@
+"""The two tools under one interface: lm-eval's `HFLM` and ours. Each takes the time of its own call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from stages.checkpoint import load_model, load_tokenizer
+from stages.evaluate.generation import finished
+from stages.scoring.generator import Generator
+from stages.scoring.scorer import Scorer
+
+Result = TypeVar("Result")
+Request = tuple[str, str]
+"""A context and the continuation whose log-likelihood is asked for."""
+Answer = tuple[float, bool]
+"""Log-likelihood in nats, and whether greedy decoding would give the continuation."""
+
+
+class Tool(Protocol):
+    """What is compared. Both methods return the seconds they took first."""
+
+    def loglikelihoods(self, requests: Sequence[Request]) -> tuple[float, list[Answer]]:
+        """Score (context, continuation) pairs, tokenisation included."""
+        ...
+
+    def generate(self, prompts: Sequence[str], new_tokens: int, task: str | None) -> tuple[float, list[str]]:
+        """Continue prompts greedily; given a task, only up to its answer where the tool can stop there."""
+        ...
+
+
+class Stock:
+    """lm-eval's `HFLM`."""
+
+    def __init__(self, model: Path, dtype: str, device: str) -> None:
+        self.lm = HFLM(
+            pretrained=load_model(model, dtype=dtype, device=device), tokenizer=load_tokenizer(model), batch_size=1
+        )
+
+    def set_batch_size(self, size: int) -> None:
+        """Take `size` requests a batch from now on."""
+        self.lm.batch_size_per_gpu = size
+
+    def loglikelihoods(self, requests: Sequence[Request]) -> tuple[float, list[Answer]]:
+        """Return what `HFLM.loglikelihood` answers."""
+        instances = [Instance("loglikelihood", {}, request, index) for index, request in enumerate(requests)]
+        return _timed(lambda: self.lm.loglikelihood(instances, disable_tqdm=True))
+
+    def generate(self, prompts: Sequence[str], new_tokens: int, task: str | None = None) -> tuple[float, list[str]]:
+        """Return what `HFLM.generate_until` writes; it ends at end-of-text or at `new_tokens`, whatever the task."""
+        options = {"until": [], "max_gen_toks": new_tokens, "do_sample": False}
+        instances = [
+            Instance("generate_until", {}, (prompt, dict(options)), index) for index, prompt in enumerate(prompts)
+        ]
+        return _timed(lambda: self.lm.generate_until(instances, disable_tqdm=True))
+
+
+class Ours:
+    """`Scorer` and `Generator` at their defaults."""
+
+    def __init__(self, model: Path, dtype: str, device: str) -> None:
+        self.scorer = Scorer(load_model(model, dtype=dtype, device=device), load_tokenizer(model))
+        self.generator = Generator(self.scorer)
+
+    def loglikelihoods(self, requests: Sequence[Request]) -> tuple[float, list[Answer]]:
+        """Return what `Scorer.loglikelihoods` answers, with none of the requests' strings seen before."""
+        return _timed(lambda: self.scorer.loglikelihoods(requests))
+
+    def generate(self, prompts: Sequence[str], new_tokens: int, task: str | None = None) -> tuple[float, list[str]]:
+        """Return what `Generator.generate` writes."""
+        stop = None if task is None else finished(task)
+        return _timed(lambda: self.generator.generate(prompts, new_tokens=new_tokens, stop=stop))
+
+
+def _timed(work: Callable[[], Result]) -> tuple[float, Result]:
+    started = time.perf_counter()
+    result = work()  # both tools hand back Python values, so a GPU has finished too
+    return time.perf_counter() - started, result
+
+
+TOOLS: dict[str, Callable[[Path, str, str], Tool]] = {"stock": Stock, "ours": Ours}
+"""By name: (model directory, precision, device) to the tool."""

@@ -1,0 +1,82 @@
+"""A tool in a process of its own, so that it has its own peak memory, and can be timed in turn with another.
+
+A fresh interpreter imports the libraries of all tools once and is forked for every process (`multiprocessing`'s fork
+server), so all begin with the same memory. No torch here: it is the processes that import the tools.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from stages.machine import resident_bytes
+
+if TYPE_CHECKING:
+    from benchmarks.tools import Tool
+
+
+class Worker:
+    """A process that has loaded a model into the tool of that name.
+
+    Attributes:
+        load_seconds: how long it took the tool to be ready.
+        libraries_bytes: what the process held before; None where the system does not tell.
+        threads: the processor threads it runs on.
+    """
+
+    def __init__(self, tool: str, model: Path, *, dtype: str, device: str, threads: int | None) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["benchmarks.tools"])
+        self.pool = ProcessPoolExecutor(1, mp_context=context)
+        starting = self.pool.submit(_start, tool, model, dtype, device, threads)
+        self.load_seconds, self.libraries_bytes, self.threads = starting.result()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.pool.shutdown()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Return what the tool's `method` returns."""
+        return self.pool.submit(_call, method, *arguments).result()
+
+    def peak_memory(self) -> int | None:
+        """Return the most memory in bytes it has held: the GPU's, or the process's where the system tells it."""
+        return self.pool.submit(_peak_memory).result()
+
+
+_tool: Tool
+"""The one tool of a worker's process."""
+
+
+def _start(name: str, model: Path, dtype: str, device: str, threads: int | None) -> tuple[float, int | None, int]:
+    global _tool
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from benchmarks.tools import TOOLS
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    disable_progress_bar()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    libraries = resident_bytes("VmRSS")
+    started = time.perf_counter()
+    _tool = TOOLS[name](model, dtype, device)
+    return time.perf_counter() - started, libraries, torch.get_num_threads()
+
+
+def _call(method: str, *arguments: Any) -> Any:
+    return getattr(_tool, method)(*arguments)
+
+
+def _peak_memory() -> int | None:
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident_bytes("VmHWM")
