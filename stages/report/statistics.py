@@ -169,12 +169,12 @@ def difference(scores: Paired, one: str, other: str, hits_MN: Array | None = Non
 def retained(scores: Paired, *, reference: str, recovered: str, floor: str = "0") -> dict[str, Any]:
     """Return {"value", "interval"} of recovered / reference, for scores where more is better and 0 is nothing.
 
-    Where the reference can't be told from 0 (in words: `floor`) there is no number:
+    Where the reference is not clearly above 0 (in words: `floor`) there is no number:
     {"value": None, "interval": None, "reason": why}.
     """
     base, kept = scores.models.index(reference), scores.models.index(recovered)
     if interval(scores.draws_MB[base], scores.units)[0] <= 0:
-        return _no_number(f"the reference is within noise of {floor}")
+        return _no_number(f"reference not above {floor}")
     ratio_B = _ratio(scores.draws_MB[kept], scores.draws_MB[base])
     return {"value": float(scores.score_M[kept] / scores.score_M[base]), "interval": interval(ratio_B, scores.units)}
 

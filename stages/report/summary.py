@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.report.wording import MODELS, bare, bits, listing, millions, percent, perplexity
+from stages.report.wording import MODELS, NAMES, bare, bits, listing, millions, percent, perplexity
 from stages.stage import JSON
 
 REFERENCES = {
@@ -152,15 +152,17 @@ def _sentence(measure: Measure) -> tuple[str, list[str]]:
     """Return what is clear about the measure as one sentence (or ""), and what of it is within noise."""
     clauses: list[str] = []
     noise: list[str] = []
+    reference = _reference(measure)
+    gap = f"the gap to the recovered dense model in {measure.name}" if reference == "dense_recovered" else ""
     for key, clause, doubt in (
         ("pruned_minus_dense", _lost, f"the effect of pruning on {measure.name}"),
         ("recovered_minus_pruned", _gained, f"the effect of recovery on {measure.name}"),
-        ("recovered_minus_dense_recovered", _missing, f"the gap to the recovered dense model in {measure.name}"),
+        (f"recovered_minus_{reference}", _missing, gap),
     ):
         effect = measure.effects.get(key)
         if effect and effect["clear"]:
             clauses += filter(None, [clause(measure, effect, first=not clauses)])
-        elif effect:
+        elif effect and doubt:
             noise.append(doubt)
     return (f"{'; '.join(clauses)}." if clauses else ""), noise
 
@@ -177,13 +179,15 @@ def _gained(measure: Measure, effect: JSON, *, first: bool) -> str:
 
 
 def _missing(measure: Measure, effect: JSON, *, first: bool) -> str:
-    """Say which side of the recovered dense model it is, unless the share of the way to it has said so."""
-    if _share(measure) and measure.effects["recovered_minus_pruned"]["clear"]:
+    """Say on which side of the reference it is, unless the other clauses have said so."""
+    reference = _reference(measure)
+    told = bool(_share(measure)) and measure.effects["recovered_minus_pruned"]["clear"]
+    if told or measure.values[reference] == measure.values.get("pruned"):
         return ""
     where = f"In {measure.name} the" if first else "the"
     side = "above" if effect["value"] > 0 else "below"
-    dense, recovered = _at(measure, "dense_recovered"), _at(measure, "recovered")
-    return f"{where} recovered model, at {recovered}, is {side} the recovered dense one, at {dense}"
+    other = f"the {NAMES.get(reference, reference)} one, at {_at(measure, reference)}"
+    return f"{where} recovered model, at {_at(measure, 'recovered')}, is {side} {other}"
 
 
 def _share(measure: Measure) -> str:
@@ -198,9 +202,13 @@ def _share(measure: Measure) -> str:
         f"95 % interval {low} to {high}",
     ]
     whole = "of the loss"
-    if "dense_recovered" in measure.values:
+    if _reference(measure) == "dense_recovered":
         whole = f"of the way to the recovered dense model's {_at(measure, 'dense_recovered')}"
     return f", {percent(share['value'], digits=0)} {whole} ({'; '.join(filter(None, remarks))})"
+
+
+def _reference(measure: Measure) -> str:
+    return "dense_recovered" if "dense_recovered" in measure.values else "dense"
 
 
 def _moved(change: Mapping[str, Any]) -> str:

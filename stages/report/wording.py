@@ -81,7 +81,8 @@ def chances(p: float) -> str:
     """Return a probability of chance alone, "p = 0.034", "p < 0.001"."""
     if p < 0.001:
         return "p < 0.001"
-    return f"p = {p:.3f}" if p < 0.9995 else "p = 1"
+    digits = 4 if abs(p - 0.05) < 0.001 else 3  # which side of the level it is stays visible
+    return f"p = {p:.{digits}f}" if p < 0.9995 else "p = 1"
 
 
 def plusminus(error: float | None, write: Write) -> str:

@@ -114,6 +114,21 @@ def test_an_accuracy_that_mcnemar_does_not_find_is_not_claimed(tmp_path: Path) -
     assert report["summary"].startswith("No difference is outside")
 
 
+def test_a_clear_gap_to_the_dense_model_is_said_where_neither_step_alone_is_clear(tmp_path: Path) -> None:
+    skills = {"dense": 0.60, "pruned": 0.585, "recovered": 0.57}
+    judged = {
+        model: evaluation(tmp_path / model, accuracy=accuracy, bits=1.0, nll=3.0, documents=100)
+        for model, accuracy in skills.items()
+    }
+    report = report_of(tmp_path / "report", config(), judged)
+    steps = [
+        report["mean"]["accuracy"][f"{step}"]["clear"] for step in ("pruned_minus_dense", "recovered_minus_pruned")
+    ]
+    assert steps == [False, False]
+    assert line(report, "recovered model").startswith("In mean accuracy the recovered model, at ")
+    assert "is below the dense one" in line(report, "recovered model")
+
+
 def test_generated_answers_have_accuracy_only_and_the_unread_ones_are_shown(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:

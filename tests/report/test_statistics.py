@@ -230,7 +230,7 @@ def test_above_chance_is_nothing_at_chance_and_one_at_all_right() -> None:
     assert retained(above, reference="guessing", recovered="sure", floor="chance") == {
         "value": None,
         "interval": None,
-        "reason": "the reference is within noise of chance",
+        "reason": "reference not above chance",
     }
 
 
