@@ -7,10 +7,13 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress(description: str, *, total: int | None, unit: str, initial: int = 0, scale: bool = False) -> tqdm[Any]:
-    """Return a progress bar; `scale` prints large units as k, M, G (bytes, tokens)."""
+def progress(
+    description: str, *, total: int | None, unit: str, initial: int = 0, scale: bool = False, silent: bool = False
+) -> tqdm[Any]:
+    """Return a progress bar; `scale` prints large units as k, M, G (bytes, tokens), `silent` shows nothing."""
     return tqdm(
         desc=description,
+        disable=silent,
         total=total,
         unit=unit,
         initial=initial,

@@ -43,7 +43,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="evaluate",
-            version=1,
+            version=2,
             function="stages.evaluate.stage:run",
             outputs=("results.json", "perplexity.json"),
         ),

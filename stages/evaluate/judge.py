@@ -1,61 +1,166 @@
-"""Asking a model the questions of a task, and keeping what each answer was worth."""
+"""Asking a model what a protocol asks, document by document, and keeping what each answer was worth.
+
+A protocol turns a task's name into `Paper`s, one for each task of a group: the documents in order, and a function that
+judges any run of them. Documents that follow one another are judged together, and an interrupted evaluation goes on
+with the next.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from math import isfinite, log
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
-from stages.scoring.encoding import Query
-from stages.scoring.scorer import Scorer
-from stages.tasks.definitions import Document
+from stages.evaluate.config import EvaluateConfig
+from stages.evaluate.generation import finished, judge_generation
+from stages.evaluate.lm import FastLM
+from stages.files import read_json, read_jsonl
+from stages.scoring.beam_search import beam_search
 from stages.stage import JSON
+from stages.tasks.definitions import Document, documents, leaf_folder, load, metrics
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
-Answer = tuple[float, bool]
-"""Log-likelihood of a choice in nats, and whether greedy decoding would give it."""
+Model = Callable[[], FastLM]
+"""Loads the model when the first answer is wanted: an evaluation that only needs its sums done loads none."""
+Advance = Callable[[int], object]
 
 
-def judge(
-    scorer: Scorer, task: ConfigurableTask, asked: Sequence[Document], advance: Callable[[int], object] = int
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """The questions of one task.
+
+    Attributes:
+        leaf: the task's name.
+        metric: what `acc` of its rows is.
+        questions: its documents, in order.
+        judge: returns one row for each of some questions, given the first one's number; told how many more answers
+            there are.
+        size: how many answers some questions want.
+    """
+
+    leaf: str
+    metric: str
+    questions: Sequence[Any]
+    judge: Callable[[Sequence[Any], int, Advance], list[JSON]]
+    size: Callable[[Sequence[Any]], int] = len
+
+
+def likelihood_papers(name: str, artifact: Path, config: EvaluateConfig, model: Model) -> Iterator[Paper]:
+    """Yield the papers of task or group `name` as lm-eval's definition asks it.
+
+    Raises:
+        UserError: the artifact has no rows of it, or no metric of it is a mean over documents.
+    """
+    for leaf, task in load(name, artifact, limit=config.limit).items():
+        metric = _main_metric(leaf, metrics(task))
+        asked = documents(task, config.num_fewshot, config.limit)
+        yield Paper(leaf, metric, asked, partial(judge_by_definition, model, task, metric), _requests)
+
+
+def generation_papers(name: str, artifact: Path, config: EvaluateConfig, model: Model) -> Iterator[Paper]:
+    """Yield the paper of task `name` as LLM-Adapters' instruction asks it."""
+    (leaf, found), *_ = read_json(artifact / "tasks.json")[name]["leaves"].items()
+    rows = list(islice(read_jsonl(leaf_folder(artifact, leaf) / f"{found['split']}.jsonl"), config.limit))
+
+    def write(prompts: Sequence[str], done: Advance) -> list[str]:
+        new_tokens = config.new_tokens
+        if config.beams > 1:
+            return beam_search(model().scorer, prompts, beams=config.beams, new_tokens=new_tokens, advance=done)
+        return model().generator.generate(prompts, new_tokens=new_tokens, stop=finished(name), advance=done)
+
+    def judge(some: Sequence[JSON], first: int, advance: Advance) -> list[JSON]:
+        fits = partial(model().scorer.encoder.fits, room=config.new_tokens)
+        return judge_generation(write, name, some, fits=fits, advance=advance, first=first)
+
+    yield Paper(leaf, "acc", rows, judge)
+
+
+PROTOCOLS: dict[str, Callable[[str, Path, EvaluateConfig, Model], Iterator[Paper]]] = {
+    "likelihood": likelihood_papers,
+    "generation": generation_papers,
+}
+
+
+def judge_by_definition(
+    model: Model, task: ConfigurableTask, metric: str, asked: Sequence[Document], first: int, advance: Advance
 ) -> list[JSON]:
     """Return one row a document, enough for paired statistics between models.
 
-    Keys: doc (its index), gold, loglikelihoods and lengths (UTF-8 bytes) of the choices, acc and acc_norm as lm-eval
-    scores them (acc_norm null where its task has none), bits (−log2 of the right answer's probability) and bytes
-    (the right answer's length), truncated (whether a context was cut to fit the model).
+    Keys: doc (its number), acc (the task's `metric`) and acc_norm as lm-eval scores them (acc_norm null where the task
+    has none), truncated (whether a context was cut to fit the model). Where choices are weighed also gold,
+    loglikelihoods and lengths (UTF-8 bytes) of the choices; bits (−log2 of the right answer's probability) and bytes
+    (the right answer's length), null where there is no one right answer. Where an answer is written, output.
 
     Raises:
         UserError: a log-likelihood is not finite.
     """
-    queries = scorer.encoder.queries([request for document in asked for request in document.requests])
-    answered = iter(zip(queries, scorer.score(queries, advance), strict=True))
+    requests = [request for document in asked for request in document.requests]
+    answers: Iterator[Any]
+    if task.OUTPUT_TYPE == "generate_until":
+        answers = iter(model().write(requests, advance))
+        cut = iter([not model().scorer.encoder.fits(context, room=0) for context, _ in requests])
+    else:
+        queries = model().scorer.encoder.queries(requests)
+        answers = iter(model().scorer.score(queries, advance))
+        cut = iter([query.truncated for query in queries])
     return [
-        _row(task, index, document, list(islice(answered, len(document.requests))))
-        for index, document in enumerate(asked)
+        _row(task, metric, number, document, list(islice(answers, len(document.requests))))
+        | {"truncated": any(list(islice(cut, len(document.requests))))}
+        for number, document in enumerate(asked, first)
     ]
 
 
-def _row(task: ConfigurableTask, index: int, document: Document, answered: Sequence[tuple[Query, Answer]]) -> JSON:
-    loglikelihoods = [loglikelihood for _, (loglikelihood, _) in answered]
-    if not all(map(isfinite, loglikelihoods)):
+def _row(task: ConfigurableTask, metric: str, number: int, document: Document, answers: list[Any]) -> JSON:
+    written = task.OUTPUT_TYPE == "generate_until"
+    if not written and not all(isfinite(loglikelihood) for loglikelihood, _ in answers):
         raise UserError(
-            f"document {index} of task '{task.config.task}' has a log-likelihood that is not finite. "
+            f"document {number} of task '{task.config.task}' has a log-likelihood that is not finite. "
             "Check the weights, or evaluate with evaluate.dtype=float32."
         )
-    scores = task.process_results(document.doc, [answer for _, answer in answered])
-    return {
-        "doc": index,
-        "gold": document.gold,
+    scores = _scores(task, number, document, answers)
+    row: JSON = {"doc": number, "acc": float(scores[metric]), "acc_norm": scores.get("acc_norm")}
+    if written:
+        return row | {"output": answers[0], "bits": None, "bytes": None}
+    loglikelihoods = [loglikelihood for loglikelihood, _ in answers[: len(document.lengths)]]
+    gold = document.gold
+    return row | {
+        "gold": gold,
         "loglikelihoods": loglikelihoods,
         "lengths": document.lengths,
-        "acc": scores["acc"],
-        "acc_norm": scores.get("acc_norm"),
-        "bits": -loglikelihoods[document.gold] / log(2),
-        "bytes": document.lengths[document.gold],
-        "truncated": any(query.truncated for query, _ in answered),
+        "bits": None if gold is None else -loglikelihoods[gold] / log(2),
+        "bytes": None if gold is None else document.lengths[gold],
     }
+
+
+def _scores(task: ConfigurableTask, number: int, document: Document, answers: list[Any]) -> JSON:
+    """Return lm-eval's metrics of one document: its filters on the answers (the first, where there are several)."""
+    from lm_eval.api.instance import Instance
+
+    about = (task.config.task, number, 1)
+    kind = "generate_until" if task.OUTPUT_TYPE == "generate_until" else "loglikelihood"
+    instances = [
+        Instance(kind, document.doc, request, place, metadata=about, resps=[answer])
+        for place, (request, answer) in enumerate(zip(document.requests, answers, strict=True))
+    ]
+    task._instances = instances
+    task.apply_filters()
+    first = next(iter(instances[0].filtered_resps))
+    scores: JSON = task.process_results(document.doc, [instance.filtered_resps[first] for instance in instances])
+    return scores
+
+
+def _requests(asked: Sequence[Document]) -> int:
+    return sum(len(document.requests) for document in asked)
+
+
+def _main_metric(leaf: str, means: Sequence[str]) -> str:
+    if not means:
+        raise UserError(f"no metric of task '{leaf}' is a mean over its documents. Leave it out of evaluate.tasks.")
+    return "acc" if "acc" in means else means[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import fsum, sqrt
 from typing import Any
 
@@ -12,33 +12,49 @@ from stages.stage import JSON
 def summarise(rows: Sequence[JSON]) -> JSON:
     """Return the scores of one task from its documents.
 
-    chance is the mean over documents of one over the number of choices; bits_per_byte is the bits of all right answers
-    over their bytes (null where they have none); acc_norm and its error are null where lm-eval defines none; truncated
-    counts the documents whose context was cut.
+    chance is the mean over documents of one over the number of choices, null where an answer is free; bits_per_byte is
+    the bits of all right answers over their bytes; acc_norm and its error stand where every document has one; unparsed
+    is the share of the written answers that nothing could be read in (counted as wrong), null where choices are
+    weighed; truncated counts the documents whose context was cut.
     """
-    normalised = None not in (row["acc_norm"] for row in rows)
-    size = sum(row["bytes"] for row in rows)
-    scores: JSON = {"chance": mean([1 / len(row["loglikelihoods"]) for row in rows])}
+    scores: JSON = {"chance": _chance(rows), "unparsed": _unparsed(rows)}
     for metric in ("acc", "acc_norm"):
-        values = [row[metric] for row in rows] if normalised or metric == "acc" else None
+        values = _known(row[metric] for row in rows)
         scores[metric] = mean(values) if values else None
         scores[f"{metric}_stderr"] = standard_error(values) if values else None
-    scores["bits_per_byte"] = fsum(row["bits"] for row in rows) / size if size else None
+    bits, size = _known(row["bits"] for row in rows), sum(_known(row["bytes"] for row in rows) or [])
+    scores["bits_per_byte"] = fsum(bits) / size if bits and size else None
     return scores | {"n": len(rows), "truncated": sum(row["truncated"] for row in rows)}
 
 
 def average(tasks: Sequence[JSON]) -> JSON:
-    """Return the unweighted mean over tasks of each score; for acc_norm over the tasks that have it.
+    """Return the unweighted mean over tasks of each score, over the tasks that have it.
 
     acc_stderr is that of the mean of independent tasks.
     """
     scores: JSON = {"tasks": len(tasks)}
     for metric in ("acc", "acc_norm", "bits_per_byte", "chance"):
         scores[metric] = mean([task[metric] for task in tasks if task[metric] is not None])
-    errors: list[Any] = [task["acc_stderr"] for task in tasks]
-    known = errors and None not in errors
-    scores["acc_stderr"] = sqrt(fsum(error**2 for error in errors)) / len(errors) if known else None
+    errors = _known(task["acc_stderr"] for task in tasks)
+    scores["acc_stderr"] = sqrt(fsum(error**2 for error in errors)) / len(errors) if errors else None
     return scores | {"acc_norm_tasks": sum(task["acc_norm"] is not None for task in tasks)}
+
+
+def _chance(rows: Sequence[JSON]) -> float | None:
+    """Return what guessing would score: a row has its number of choices, or a log-likelihood for each."""
+    choices = _known(row.get("choices") or len(row.get("loglikelihoods") or ()) or None for row in rows)
+    return mean([1 / count for count in choices]) if choices and min(choices) > 1 else None
+
+
+def _unparsed(rows: Sequence[JSON]) -> float | None:
+    answers = _known(row.get("answer") for row in rows)
+    return mean([float(not answer) for answer in answers]) if answers else None
+
+
+def _known(values: Iterable[Any]) -> list[Any] | None:
+    """Return the values, or None where one is missing."""
+    found = list(values)
+    return None if None in found else found
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -1,88 +1,99 @@
-"""The evaluate stage: a model's accuracy on multiple-choice tasks and its perplexity on held-out passages.
+"""The evaluate stage: what a model scores on tasks, by one protocol, and its perplexity on text that was held out.
 
-The likelihood protocol: each choice is scored by its log-likelihood after the question, without examples; accuracy and
-length-normalised accuracy are lm-eval's own metrics on them. Bits per byte of the right answer and perplexity move
-before accuracy does, and with far less noise.
+`likelihood` asks as lm-eval's definitions do: a choice is worth its log-likelihood after the question, and the metrics
+are lm-eval's own. `generation` lets the model write an answer, as LLM-Adapters does. Bits per byte of the right answer
+and perplexity move before accuracy does, and with far less noise.
 
-A task's documents are written when the task is done, so a killed evaluation goes on at the task it was in.
+Rows are written as documents are judged, so a killed evaluation goes on at the document it was at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from stages.checkpoint import load_model, load_tokenizer
-from stages.errors import UserError
+from stages.evaluate.check import check_evaluation
 from stages.evaluate.config import EvaluateConfig
-from stages.evaluate.judge import judge
+from stages.evaluate.journal import Journal
+from stages.evaluate.judge import PROTOCOLS, Model, Paper
+from stages.evaluate.lm import FastLM
 from stages.evaluate.metrics import average, summarise
-from stages.evaluate.perplexity import passage_rows, select, totals
-from stages.scoring.scorer import Scorer
-from stages.tasks.definitions import documents, load
-from stages.files import read_json, read_jsonl, write_json, write_jsonl
+from stages.evaluate.perplexity import corpora, passage_rows, select, totals
+from stages.files import read_json, read_jsonl, write_json
+from stages.methods import lookup
 from stages.progress import progress
+from stages.scoring.scorer import Scorer
 from stages.stage import JSON, Context
+
+BLOCK = 100
+"""Documents judged together: what a kill may cost, against what sorting them by length saves."""
 
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Evaluate the model of artifact `inputs["model"]` on the rows of artifact `inputs["tasks"]`.
 
-    Writes `documents/TASK.jsonl` (one line a document, `judge` says what), `results.json` and `perplexity.json`;
-    returns the means and the perplexity.
+    Writes `documents/TASK.jsonl` (one line a document, `judge` and `generation` say what), `results.json` and
+    `perplexity.json`; returns the means and the perplexity.
 
     Raises:
-        UserError: nothing to evaluate, an unknown task or one without rows, or likelihoods that are not finite.
+        UserError: an option is out of range, a task can't be asked, or a likelihood is not finite.
     """
-    _check(config)
+    check_evaluation(config)
 
     @cache
-    def scorer() -> Scorer:
+    def model() -> FastLM:
         directory = inputs["model"] / "model"
-        model = load_model(directory, dtype=config.dtype, device=context.device)
-        return Scorer(model, load_tokenizer(directory), batch_tokens=config.batch_tokens)
+        loaded = load_model(directory, dtype=config.dtype, device=context.device)
+        return FastLM(Scorer(loaded, load_tokenizer(directory), batch_tokens=config.batch_tokens))
 
-    rows = _answered(config, inputs["tasks"], context.output, scorer)
-    labels = {name: task["label"] for name, task in read_json(inputs["tasks"] / "tasks.json").items()}
-    tasks = {name: {"label": labels[name]} | summarise(rows[name]) for name in config.tasks}
+    tasks = _tasks(config, inputs["tasks"], context.output, model)
     results: JSON = {"tasks": tasks, "mean": average(list(tasks.values()))}
-    results |= {"protocol": config.protocol, "examples": 0, "limit": config.limit, "dtype": config.dtype}
+    results |= {"protocol": config.protocol, "num_fewshot": config.num_fewshot, "limit": config.limit}
+    results |= {"beams": config.beams, "new_tokens": config.new_tokens} if config.protocol == "generation" else {}
+    results |= {"dtype": config.dtype, "rows": read_json(inputs["tasks"] / "tasks.json")}
     results["versions"] = {name: version(name) for name in ("lm-eval", "transformers", "torch")}
-    if not (context.output / "perplexity.json").is_file():
+    held_out = context.output / "perplexity.json"
+    if not held_out.is_file():
         passages = select(read_jsonl(inputs["tasks"] / "passages.jsonl"), config.passages)
-        write_json(context.output / "perplexity.json", totals(passage_rows(scorer(), passages) if passages else []))
+        found = totals(passage_rows(model().scorer, passages) if passages else [])
+        found["corpora"] = corpora(model().scorer, inputs["tasks"], config) if config.corpora else {}
+        write_json(held_out, found)
     write_json(context.output / "results.json", results)
-    return {"mean": results["mean"], "perplexity": read_json(context.output / "perplexity.json")["perplexity"]}
+    return {"mean": results["mean"], "perplexity": read_json(held_out)["perplexity"]}
 
 
-def _answered(
-    config: EvaluateConfig, source: Path, output: Path, scorer: Callable[[], Scorer]
-) -> dict[str, list[JSON]]:
-    """Return each task's documents, scored now or by the run that was killed here."""
-    files = {name: output / "documents" / f"{name}.jsonl" for name in config.tasks}
-    done = {name: list(read_jsonl(path)) for name, path in files.items() if path.is_file()}
-    tasks = {name: task for name in config.tasks for task in load(name, source, limit=config.limit).values()}
-    asked = {name: documents(task, limit=config.limit) for name, task in tasks.items()}
-    done = {name: rows for name, rows in done.items() if rows and len(rows) == len(asked[name])}
-    tasks, asked = ({name: part[name] for name in part if name not in done} for part in (tasks, asked))
-    choices = sum(len(document.requests) for questions in asked.values() for document in questions)
-    with progress("evaluate", total=choices, unit="choice") as bar:
-        for name, task in tasks.items():
-            bar.set_description(f"evaluate {name}")
-            done[name] = judge(scorer(), task, asked[name], bar.update)
-            write_jsonl(files[name], done[name])
-    return done
+def _tasks(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -> JSON:
+    """Return the scores of each task that was asked for, from rows judged now or by the run that was killed here."""
+    papers_of = lookup("protocol", config.protocol, PROTOCOLS)
+    papers = {name: list(papers_of(name, artifact, config, model)) for name in config.tasks}
+    journals = {
+        name: Journal(output / "documents" / f"{name}.jsonl", sum(len(paper.questions) for paper in of_task))
+        for name, of_task in papers.items()
+    }
+    record = read_json(artifact / "tasks.json")
+    to_do = {name: list(_blocks(papers[name], len(journals[name].rows))) for name in papers}
+    total = sum(paper.size(block) for blocks in to_do.values() for paper, _, block in blocks)
+    with progress("evaluate", total=total, unit="answer") as bar:
+        for name, blocks in to_do.items():
+            bar.set_description(f"evaluate {record[name]['label']}")
+            for paper, first, block in blocks:
+                rows = paper.judge(block, first, bar.update)
+                several = len(papers[name]) > 1
+                journals[name].extend([row | {"doc": f"{paper.leaf}/{row['doc']}"} if several else row for row in rows])
+    return {
+        name: {"label": record[name]["label"], "metric": papers[name][0].metric, "leaves": len(papers[name])}
+        | summarise(journals[name].rows)
+        for name in config.tasks
+    }
 
 
-def _check(config: EvaluateConfig) -> None:
-    if config.limit is not None and config.limit < 1:
-        raise UserError(f"evaluate.limit is {config.limit}: give at least 1 document a task, or null for all of them.")
-    if config.passages < 0:
-        raise UserError(f"evaluate.passages is {config.passages}: give 0 (no perplexity) or more.")
-    if config.batch_tokens < 1:
-        raise UserError(f"evaluate.batch_tokens is {config.batch_tokens}: give at least 1 token a forward pass.")
-    if not config.tasks and not config.passages:
-        raise UserError("nothing to evaluate: no evaluate.tasks and evaluate.passages=0. To skip it: evaluate=none.")
-
+def _blocks(papers: Sequence[Paper], judged: int) -> Iterator[tuple[Paper, int, Sequence[Any]]]:
+    """Yield (paper, number of the first, questions) of what is still to be judged after the first `judged` of all."""
+    for paper in papers:
+        for first in range(min(judged, len(paper.questions)), len(paper.questions), BLOCK):
+            yield paper, first, paper.questions[first : first + BLOCK]
+        judged = max(judged - len(paper.questions), 0)

@@ -1,1 +1,1 @@
-"""Asking a model: log-likelihoods of continuations and greedy continuations, fast. Shared by evaluation and recovery."""
+"""Asking a model: log-likelihoods and continuations, fast. Shared by evaluation and recovery."""

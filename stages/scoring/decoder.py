@@ -1,9 +1,9 @@
-"""A llama-like decoder's forward pass over many sequences laid end to end, without padding, where no gradient is wanted.
+"""A llama-like decoder's forward pass over many sequences laid end to end, without padding and without gradients.
 
-Matrix products see one stream of tokens; only attention sees where a sequence begins, through a function that is handed
-in (`Attend`). So a sequence costs what it holds, whatever its neighbours' lengths. q, k and v are one product, and so are
-gate and up: their weights are joined once, and the model's own modules become views of the joined ones, which costs no
-memory. Norms, activation and rotary angles are the model's own modules.
+Matrix products see one stream of tokens; only attention sees where a sequence begins, through a function that is
+handed in (`Attend`). So a sequence costs what it holds, whatever its neighbours' lengths. q, k and v are one product,
+and so are gate and up: their weights are joined once, and the model's own modules become views of the joined ones,
+which costs no memory. Norms, activation and rotary angles are the model's own modules.
 
 Shapes: T tokens of the stream, H hidden size, Q query heads, K key/value heads, D head size, E MLP channels.
 """
@@ -39,7 +39,7 @@ class _Joined:
         """Join `maps`, whose weights become rows of the joined one."""
         weight = torch.cat([linear.weight.detach() for linear in maps])
         bias = None if maps[0].bias is None else torch.cat([linear.bias.detach() for linear in maps])
-        for linear, rows in zip(maps, weight.split([linear.out_features for linear in maps]), strict=True):
+        for linear, rows in zip(maps, torch.split(weight, [linear.out_features for linear in maps]), strict=True):
             linear.weight.data = rows
         return cls(weight, bias)
 
@@ -57,17 +57,18 @@ class _Layer:
         self.heads = attention.q_proj.out_features // self.head_dim
         self.key_heads = attention.k_proj.out_features // self.head_dim
         self.qkv = _Joined.of([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
+        self.head_norms = [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
         self.output = attention.o_proj
         self.gate_up, self.activation, self.down = _Joined.of([mlp.gate_proj, mlp.up_proj]), mlp.act_fn, mlp.down_proj
 
     def __call__(self, index: int, hidden_TH: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, attend: Attend) -> Tensor:
-        heads_TND = self.qkv(self.before_attention(hidden_TH)).unflatten(-1, (-1, self.head_dim))
-        qk_TND, v_TKD = heads_TND.split([self.heads + self.key_heads, self.key_heads], dim=1)
-        if self.head_norms[0] is not None:
-            parts = qk_TND.split([self.heads, self.key_heads], dim=1)
+        heads_TND = torch.unflatten(self.qkv(self.before_attention(hidden_TH)), -1, (-1, self.head_dim))
+        qk_TND, v_TKD = torch.split(heads_TND, [self.heads + self.key_heads, self.key_heads], dim=1)
+        if self.head_norms:
+            parts = torch.split(qk_TND, [self.heads, self.key_heads], dim=1)
             qk_TND = torch.cat([norm(part) for norm, part in zip(self.head_norms, parts, strict=True)], dim=1)
-        q_TQD, k_TKD = _rotated(qk_TND, cos_T1D, sin_T1D).split([self.heads, self.key_heads], dim=1)
+        rotated_TND = _rotated(qk_TND, cos_T1D, sin_T1D)
+        q_TQD, k_TKD = torch.split(rotated_TND, [self.heads, self.key_heads], dim=1)
         hidden_TH = hidden_TH + self.output(attend(index, q_TQD, k_TKD, v_TKD, self.scaling).flatten(1))
         gate_TE, up_TE = self.gate_up(self.before_mlp(hidden_TH)).chunk(2, dim=-1)
         return hidden_TH.add_(self.down(self.activation(gate_TE).mul_(up_TE)))
@@ -117,19 +118,19 @@ def _check(decoder: Any) -> None:
     _require(type(decoder.embed_tokens) is nn.Embedding, decoder)
     _require(getattr(decoder.rotary_emb, "rope_type", None) in STATIC_ROTARY, decoder.rotary_emb)
     for layer in decoder.layers:
-        attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
         _require(_children(layer) == {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}, layer)
+        attention, mlp = layer.self_attn, layer.mlp
         projections = {"q_proj", "k_proj", "v_proj", "o_proj"}
-        _require(_children(attention) - {"q_norm", "k_norm"} == projections, attention)
+        _require(_children(attention) - projections in (set(), {"q_norm", "k_norm"}), attention)
         _require(_children(mlp) == {"gate_proj", "up_proj", "down_proj", "act_fn"}, mlp)
-        linears = [getattr(attention, name) for name in sorted(projections)]
+        linears = [getattr(attention, name, None) for name in sorted(projections)]
         linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
         _require(all(type(linear) is nn.Linear and not linear._forward_hooks for linear in linears), layer)
         _require(decoder.rotary_emb.inv_freq.numel() * 2 == attention.head_dim, attention)
 
 
 def _children(module: Any) -> set[str]:
-    return {name for name, _ in module.named_children()} if module is not None else set()
+    return {name for name, _ in module.named_children()}
 
 
 def _require(fulfilled: bool, module: Any) -> None:

@@ -79,11 +79,6 @@ class Encoder:
         self._encode([text])
         return len(self._seen[text]) + room <= self.max_length
 
-    def fits(self, text: str, *, room: int) -> bool:
-        """Return whether a prompt is read whole, with `room` tokens to come after it."""
-        self._encode([text])
-        return len(self._seen[text]) + room <= self.max_length
-
     def passage(self, text: str, *, special_tokens: bool = False) -> list[Query]:
         """Return the queries that together ask for every token of `text` once: lm-eval's rolling windows.
 

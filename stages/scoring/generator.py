@@ -196,7 +196,7 @@ class _Cache:
         keys_BSKD[:, stop - 1], values_BSKD[:, stop - 1] = k_BKD, v_BKD
         # The query heads of a group stand where a sequence's queries would: keys and values are read once for all.
         out_BKGD = F.scaled_dot_product_attention(
-            q_BQD.unflatten(1, (k_BKD.shape[1], -1)),
+            torch.unflatten(q_BQD, 1, (k_BKD.shape[1], -1)),
             keys_BSKD[:, :stop].transpose(1, 2),
             values_BSKD[:, :stop].transpose(1, 2),
             attn_mask=self.sees_BS[:, None, None, :stop].to(q_BQD.device),

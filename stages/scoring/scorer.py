@@ -42,7 +42,8 @@ class Scorer:
     """A causal language model asked for log-likelihoods, in nats.
 
     A model built as llama is runs through `FlatDecoder`, any other (one that carries an adapter, say) through its own
-    forward pass, if it takes a four-dimensional attention mask. On construction both are compared with the model's plain forward pass.
+    forward pass, if that takes a four-dimensional attention mask. On construction the way that is chosen is compared
+    with the model's plain forward pass.
 
     Raises:
         UserError: they differ (an architecture whose attention or output layer this does not know), or are not finite.
@@ -147,8 +148,8 @@ def segment_attention(batch: Sequence[Tree], device: str | torch.device) -> Atte
     masks = [None if tree.is_chain else mask(tree, device) for tree in batch]
 
     def attend(layer: int, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, scaling: float) -> Tensor:
-        parts = zip(q_TQD.split(sizes), k_TKD.split(sizes), v_TKD.split(sizes), masks, strict=True)
-        return torch.cat([_attention(*part, scaling) for part in parts])
+        q, k, v = (torch.split(x, sizes) for x in (q_TQD, k_TKD, v_TKD))
+        return torch.cat([_attention(*part, scaling) for part in zip(q, k, v, masks, strict=True)])
 
     return attend
 

@@ -14,10 +14,11 @@ from stages.checkpoint import load_model
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.stage import run
-from stages.files import read_json, read_jsonl, write_jsonl
+from stages.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.stage import Context
-from stages.tasks.definitions import load_task
+from stages.tasks.definitions import leaf_folder, load, load_task
 from stages.tasks.registry import TASKS
+from stages.tasks.yaml_definition import write_definition
 from tests.evaluate.questions import PASSAGES, ROWS, model_artifact, reader, stock, tasks_artifact
 
 
@@ -53,6 +54,88 @@ def test_scores_are_those_of_lm_eval_with_its_own_model_class(inputs: dict[str, 
                 assert task[f"{metric}_stderr"] == pytest.approx(wanted[name][f"{metric}_stderr,none"])
 
 
+def test_scores_after_examples_are_those_of_lm_eval(inputs: dict[str, Path], tmp_path: Path) -> None:
+    from lm_eval.evaluator import evaluate
+
+    names = ["piqa", "arc_challenge", "commonsense_qa", "mmlu_anatomy"]
+    evaluated(inputs, tmp_path, tasks=names, num_fewshot=1)
+    found = {name: list(read_jsonl(tmp_path / "documents" / f"{name}.jsonl")) for name in names}
+    tasks = {name: task for name in names for task in load(name, inputs["tasks"]).values()}
+    for task in tasks.values():
+        task.set_config(key="num_fewshot", value=1)
+        task.set_fewshot_seed(1234)
+    wanted = evaluate(stock(reader()), {"tasks": tasks, "groups": {}, "group_map": {}})["samples"]
+    for name in names:
+        for row, sample in zip(found[name], sorted(wanted[name], key=lambda one: one["doc_id"]), strict=True):
+            assert row["loglikelihoods"] == pytest.approx([answer[0] for answer in sample["filtered_resps"]], abs=1e-3)
+            assert row["acc"] == sample["acc"]
+
+
+def test_a_group_is_one_task_of_all_its_documents(inputs: dict[str, Path], tmp_path: Path) -> None:
+    artifact = tasks_artifact(tmp_path / "tasks")
+    record = read_json(artifact / "tasks.json")
+    leaves = record["copa"]["leaves"] | record["mmlu_anatomy"]["leaves"]
+    write_json(artifact / "tasks.json", record | {"both": {"label": "Both", "kind": "lm-eval", "leaves": leaves}})
+    evaluated(inputs | {"tasks": artifact}, tmp_path / "output", tasks=["both", "copa"])
+    rows = list(read_jsonl(tmp_path / "output" / "documents" / "both.jsonl"))
+    assert [row["doc"] for row in rows] == ["copa/0", "copa/1", "mmlu_anatomy/0", "mmlu_anatomy/1"]
+    found = read_json(tmp_path / "output" / "results.json")["tasks"]
+    assert (found["both"]["n"], found["both"]["leaves"]) == (4, 2)
+    assert found["both"]["chance"] == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert found["copa"]["acc"] == pytest.approx(sum(row["acc"] for row in rows[:2]) / 2)
+
+
+def test_a_task_whose_answer_is_written_is_scored_by_its_own_metric(inputs: dict[str, Path], tmp_path: Path) -> None:
+    from lm_eval.evaluator import evaluate
+
+    artifact = own_artifact(tmp_path / "tasks")
+    evaluated(inputs | {"tasks": artifact}, tmp_path / "output", tasks=["spelling"])
+    found = read_json(tmp_path / "output" / "results.json")["tasks"]["spelling"]
+    rows = list(read_jsonl(tmp_path / "output" / "documents" / "spelling.jsonl"))
+    wanted = evaluate(stock(reader()), {"tasks": load("spelling", artifact), "groups": {}, "group_map": {}})
+    assert found["metric"] == "exact_match"
+    assert found["acc"] == pytest.approx(wanted["results"]["spelling"]["exact_match,none"])
+    assert (found["chance"], found["bits_per_byte"], found["unparsed"]) == (None, None, None)
+    samples = sorted(wanted["samples"]["spelling"], key=lambda one: one["doc_id"])
+    assert [row["output"] for row in rows] == [sample["resps"][0][0] for sample in samples]
+
+
+def own_artifact(directory: Path) -> Path:
+    """A task of which lm-eval has no definition: write what comes next, up to a letter, and compare exactly."""
+    definition = {
+        "task": "spelling",
+        "dataset_path": "json",
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "Spell {{word}}:",
+        "doc_to_target": "{{word}}",
+        "generation_kwargs": {"until": ["e", "\n"], "max_gen_toks": 9, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+    write_definition(definition, leaf_folder(directory, "spelling"))
+    write_jsonl(leaf_folder(directory, "spelling") / "test.jsonl", [{"word": "kiwi"}, {"word": "tea"}, {"word": ""}])
+    leaf = {"split": "test", "rows": 3, "fewshot_split": None, "fewshot_rows": None}
+    write_json(
+        directory / "tasks.json", {"spelling": {"label": "Spelling", "kind": "yaml", "leaves": {"spelling": leaf}}}
+    )
+    write_jsonl(directory / "passages.jsonl", PASSAGES)
+    return directory
+
+
+def test_answers_are_written_and_read_as_the_generation_protocol_says(inputs: dict[str, Path], tmp_path: Path) -> None:
+    names = ["boolq", "arc_easy"]
+    evaluated(inputs, tmp_path / "greedy", protocol="generation", tasks=names, new_tokens=6)
+    evaluated(inputs, tmp_path / "beams", protocol="generation", tasks=names, new_tokens=6, beams=2)
+    for beams, output in ((1, tmp_path / "greedy"), (2, tmp_path / "beams")):
+        results = read_json(output / "results.json")
+        assert (results["protocol"], results["beams"], results["new_tokens"]) == ("generation", beams, 6)
+        for name in names:
+            rows = list(read_jsonl(output / "documents" / f"{name}.jsonl"))
+            assert [row["acc"] for row in rows] == [float(row["answer"] == row["gold"]) for row in rows]
+            assert results["tasks"][name]["unparsed"] == sum(not row["answer"] for row in rows) / len(rows)
+            assert results["tasks"][name]["bits_per_byte"] is None
+
+
 def test_documents_hold_what_paired_statistics_need(inputs: dict[str, Path], tmp_path: Path) -> None:
     summary = evaluated(inputs, tmp_path)
     results = read_json(tmp_path / "results.json")
@@ -78,17 +161,25 @@ def test_the_limit_takes_the_first_documents(inputs: dict[str, Path], tmp_path: 
     assert len(two) == 2
 
 
-def test_a_killed_evaluation_goes_on_at_the_task_it_was_in(inputs: dict[str, Path], tmp_path: Path) -> None:
-    evaluated(inputs, tmp_path / "whole")
-    evaluated(inputs, tmp_path / "killed")
+@pytest.mark.parametrize("protocol", ["likelihood", "generation"])
+def test_a_killed_evaluation_goes_on_at_the_document_it_was_at(
+    protocol: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    options = {"protocol": protocol, "tasks": ["boolq", "piqa", "winogrande", "openbookqa"], "new_tokens": 4}
+    evaluated(inputs, tmp_path / "whole", **options)
+    evaluated(inputs, tmp_path / "killed", **options)
     for name in ("results.json", "perplexity.json", "documents/openbookqa.jsonl"):
         (tmp_path / "killed" / name).unlink()
-    half = tmp_path / "killed" / "documents" / "arc_challenge.jsonl"
-    half.write_text(half.read_text()[:40])
+    cut = tmp_path / "killed" / "documents" / "winogrande.jsonl"
+    first = cut.read_text().splitlines(keepends=True)[0].replace('"acc"', '"kept": true, "acc"')
+    cut.with_name("winogrande.jsonl.unfinished").write_text(first + '{"doc": 1, "go')
+    cut.unlink()
     kept = tmp_path / "killed" / "documents" / "piqa.jsonl"
     before = kept.stat().st_mtime_ns
-    evaluated(inputs, tmp_path / "killed")
+    evaluated(inputs, tmp_path / "killed", **options)
     assert kept.stat().st_mtime_ns == before
+    assert cut.read_text().startswith(first)
+    cut.write_text(cut.read_text().replace('"kept": true, ', ""))
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
@@ -115,22 +206,18 @@ def test_perplexity_alone_can_be_taken_and_left_out(inputs: dict[str, Path], tmp
 def test_results_say_how_they_were_taken(inputs: dict[str, Path], tmp_path: Path) -> None:
     evaluated(inputs, tmp_path, tasks=["boolq"], limit=1)
     results = read_json(tmp_path / "results.json")
-    assert (results["protocol"], results["examples"], results["limit"], results["dtype"]) == (
-        "likelihood",
-        0,
-        1,
-        "float32",
-    )
+    assert [results[key] for key in ("protocol", "num_fewshot", "limit", "dtype")] == ["likelihood", 0, 1, "float32"]
     assert results["versions"]["lm-eval"]
+    assert results["rows"]["boolq"]["leaves"]["boolq"]["rows"] == len(ROWS["boolq"])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"tasks": ["pika"]}, "has no task 'pika', did you mean 'piqa'"),
-        ({"limit": 0}, "evaluate.limit is 0"),
-        ({"passages": -1}, "evaluate.passages is -1"),
-        ({"batch_tokens": 0}, "evaluate.batch_tokens is 0"),
+        ({"limit": 0}, "evaluate.limit must be at least 1"),
+        ({"passages": -1}, "evaluate.passages must be at least 0"),
+        ({"batch_tokens": 0}, "evaluate.batch_tokens must be at least 1"),
         ({"tasks": [], "passages": 0}, "nothing to evaluate"),
     ],
 )

@@ -1,0 +1,43 @@
+"""Rows that outlive a killed evaluation: appended as they are judged, one file in the end.
+
+Owns `documents/NAME.jsonl` and, until the last document is judged, `documents/NAME.jsonl.unfinished`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from stages.files import read_jsonl, write_jsonl
+from stages.stage import JSON
+
+
+class Journal:
+    """The rows of one task of an evaluation, `count` of them in the end; those of a killed run are there already."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count = path, count
+        self.unfinished = path.with_name(f"{path.name}.unfinished")
+        found = next((file for file in (path, self.unfinished) if file.is_file()), None)
+        self.rows: list[JSON] = [] if found is None else list(islice(read_jsonl(found), count))
+        if not self.complete:
+            path.unlink(missing_ok=True)
+            write_jsonl(self.unfinished, self.rows)  # without the half of a row that a kill may have left
+
+    @property
+    def complete(self) -> bool:
+        """Whether every document has its row."""
+        return len(self.rows) == self.count
+
+    def extend(self, rows: Sequence[JSON]) -> None:
+        """Add rows, which are on disk when this returns; with the last one the file gets its name."""
+        with self.unfinished.open("a", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+            lines.flush()
+            os.fsync(lines.fileno())
+        self.rows += rows
+        if self.complete:
+            os.replace(self.unfinished, self.path)
