@@ -24,7 +24,7 @@ from pipeline.runtime import resolve_device, resolve_dtype
 from pipeline.tasks import tasks_source
 from stages.data.registry import DATASETS
 from stages.errors import UserError
-from stages.evaluate.check import check_evaluation
+from stages.evaluate.check import check_evaluation, settled
 from stages.evaluate.config import EvaluateConfig
 from stages.files import read_json
 from stages.machine import processor
@@ -155,6 +155,7 @@ def _judge(config: Config, models: Mapping[str, Node], device: str) -> dict[str,
     evaluate.dtype = resolve_dtype(evaluate.dtype, device)
     evaluate.tasks, evaluate.corpora = source.tasks, source.corpora
     check_evaluation(evaluate)
+    evaluate = settled(evaluate)
     for name, model in models.items():
         inputs = {"model": model, "tasks": roles["tasks"]}
         roles[f"evaluate-{name}"] = Node(STAGES["evaluate"], model.label, evaluate, inputs)

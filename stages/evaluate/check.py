@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig, EvaluateConfig
 from stages.methods import lookup
@@ -26,6 +29,13 @@ def check_evaluation(config: EvaluateConfig) -> None:
         raise UserError("nothing to evaluate: no evaluate.tasks, passages or corpora. To skip it: evaluate=none.")
     if config.protocol == "generation":
         _check_generation(config)
+
+
+def settled(config: EvaluateConfig) -> EvaluateConfig:
+    """Return `config` with what its protocol does not read at its default, so that it makes no other artifact."""
+    unread: dict[str, Any] = {"num_fewshot": 0} if config.protocol == "generation" else {"new_tokens": 32, "beams": 1}
+    unread |= {} if config.corpora else {"corpus_lengths": EvaluateConfig().corpus_lengths, "corpus_windows": None}
+    return dataclasses.replace(config, **unread)
 
 
 def _check_generation(config: EvaluateConfig) -> None:

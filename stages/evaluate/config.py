@@ -21,7 +21,7 @@ class EvaluateConfig:
     new_tokens: int = 32
     """Generation: most tokens of an answer."""
     beams: int = 1
-    """Generation: beams of the search; 1 is greedy. LLM-Adapters uses 4, for four times the work."""
+    """Generation: beams of the search; 1 is greedy. LLM-Adapters uses 4, for four to six times the work."""
     passages: int = 64
     """Held-out Wikipedia passages whose perplexity is taken; 0 takes none."""
     corpora: list[str] = field(default_factory=list)
