@@ -72,9 +72,18 @@ def paired(models: Sequence[str], totals_MN: Array, weights_N: Array, *, resampl
     step = max(1, CHUNK // count)
     for start in range(0, resamples, step):
         stop = min(start + step, resamples)
-        chosen_BN = generator.integers(count, size=(stop - start, count))
-        draws_MB[:, start:stop] = totals_MN[:, chosen_BN].sum(axis=2) / weights_N[chosen_BN].sum(axis=1)
+        times_BN = _drawn(generator, stop - start, count)
+        draws_MB[:, start:stop] = np.einsum("mn,bn->mb", totals_MN, times_BN) / np.einsum(
+            "n,bn->b", weights_N, times_BN
+        )
     return Paired(tuple(models), score_M, error_M, draws_MB, count)
+
+
+def _drawn(generator: np.random.Generator, resamples: int, units: int) -> Array:
+    """Return how often each of the units is in each of the resamples, (resamples, units)."""
+    chosen_BN = generator.integers(units, size=(resamples, units))
+    chosen_BN += units * np.arange(resamples)[:, None]
+    return np.bincount(chosen_BN.ravel(), minlength=resamples * units).reshape(resamples, units).astype(np.float64)
 
 
 def mean(groups: Sequence[Paired]) -> Paired:

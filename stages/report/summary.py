@@ -96,7 +96,7 @@ def summary(report: JSON) -> str:
         noise += doubtful
     closing = [f"Within noise: {listing(noise)}."] if noise else []
     if noise and not clear:
-        closing = [f"No difference is outside its 95 % interval: {listing(noise)}. More documents would narrow them."]
+        closing = [f"No difference is clear at 95 %: {listing(noise)}. More documents would narrow them."]
     if not found:
         closing = ["Nothing was evaluated, so nothing is said about quality."]
     return "\n".join([*_opening(report["params"]), *clear, *closing])

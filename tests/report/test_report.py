@@ -116,7 +116,7 @@ def test_the_summary_claims_nothing_that_is_within_noise(tmp_path: Path) -> None
     same = {"accuracy": 0.5, "bits": 1.0, "nll": 3.0}
     inputs = {model: evaluation(tmp_path / model, **same) for model in SKILL}
     report = report_of(tmp_path / "report", config(), inputs)
-    assert report["summary"].startswith("No difference is outside its 95 % interval")
+    assert report["summary"].startswith("No difference is clear at 95 %")
     for verb in ("raised", "lowered", "of the loss"):
         assert verb not in report["summary"]
     assert report["recovery"]["recovered"] is None

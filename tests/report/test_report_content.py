@@ -111,7 +111,7 @@ def test_an_accuracy_that_mcnemar_does_not_find_is_not_claimed(tmp_path: Path) -
     assert found["interval"][1] < 0
     assert found["mcnemar"]["p"] == pytest.approx(1 / 16)
     assert not found["clear"]
-    assert report["summary"].startswith("No difference is outside")
+    assert report["summary"].startswith("No difference is clear")
 
 
 def test_a_clear_gap_to_the_dense_model_is_said_where_neither_step_alone_is_clear(tmp_path: Path) -> None:
