@@ -74,6 +74,18 @@ def test_a_sweep_evaluates_the_dense_model_once_and_prunes_once_a_ratio(world: W
     assert half.get("evaluate-dense", "hit") == "hit"
 
 
+def test_against_the_recovered_dense_model_only_its_branch_is_built(world: World) -> None:
+    world.run()
+    report = world.run("reference=dense_recovered")
+    built = {name for name, status in statuses(report).items() if status == "built"}
+    assert built == {"recover-dense", "evaluate-dense_recovered", "report"}
+    accuracy = {model: report["mean"][model]["acc"] for model in ("dense_recovered", "recovered")}
+    assert report["recovery"]["reference"] == "dense_recovered"
+    if report["recovery"]["retained"] is not None:
+        assert report["recovery"]["retained"] == accuracy["recovered"] / accuracy["dense_recovered"]
+    assert set(statuses(world.run("reference=dense_recovered")).values()) == {"hit"}
+
+
 def test_the_merged_model_loads_in_plain_transformers_elsewhere(world: World, tmp_path: Path) -> None:
     world.run(store="plain")
     model = artifact(world, "recover", "plain") / "model"
