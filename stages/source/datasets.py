@@ -58,4 +58,4 @@ def _explained(what: str, split: str) -> Iterator[None]:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if "scripts are no longer supported" in cause:
             cause = "it comes as a program, and code from the hub is never run"
-        raise UserError(f"'{split}' of {what} can't be read: {cause}.") from error
+        raise UserError(f"'{split}' of {what} can't be read: {cause.rstrip('.')}.") from error

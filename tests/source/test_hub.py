@@ -8,7 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from decoders import decoder
@@ -16,6 +19,9 @@ from hubserver import TOKEN, Hub
 from tiny_tokenizer import byte_tokenizer
 
 from stages.checkpoint import load_model, load_tokenizer
+from stages.files import read_json, read_jsonl
+from stages.source.corpora import CORPORA
+from stages.tasks.definitions import documents, load
 
 REPO = "someone/tiny"
 PREAMBLE = """
@@ -237,9 +243,60 @@ def test_the_stage_gives_the_model_of_the_hub(hub: Hub, tmp_path: Path) -> None:
 
 def test_evaluation_rows_that_the_hub_does_not_have_are_named(hub: Hub, tmp_path: Path) -> None:
     code = f"""
-    from stages.source.config import TasksSource
+    from pipeline.config import EvaluateOptions
+    from pipeline.tasks import tasks_source
+    tasks_source(EvaluateOptions(source="hub", tasks=["piqa"]), Path({str(tmp_path)!r}))
+    """
+    assert f"{hub.url}/datasets/aps/super_glue does not exist" in refusal(code, hub.environment(tmp_path / "home"))
+
+
+def data_set(folder: Path, name: str, **splits: list[dict[str, Any]]) -> Path:
+    """Write a data set of the hub with one configuration, `name`."""
+    files = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in splits)
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {name}\n  data_files:\n{files}---\n")
+    for split, rows in splits.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_rows_and_texts_come_from_the_hub_at_the_commits_of_the_plan(hub: Hub, tmp_path: Path) -> None:
+    boolq = [{"question": f"is {n} odd", "passage": f"Number {n} -- It is {n}.", "label": n % 2} for n in range(4)]
+    goals = [{"goal": f"Do {n}.", "sol1": "so", "sol2": "thus", "label": 1} for n in range(3)]
+    commits = {
+        "aps/super_glue": hub.add(
+            "datasets/aps/super_glue", data_set(tmp_path / "glue", "boolq", train=boolq[:1], validation=boolq)
+        ),
+        "baber/piqa": hub.add(
+            "datasets/baber/piqa", data_set(tmp_path / "piqa", "default", train=goals, validation=goals)
+        ),
+    }
+    wikitext = tmp_path / "wikitext" / "wikitext-2-raw-v1"
+    wikitext.mkdir(parents=True)
+    lines = pa.table({"text": [f" line {n} \n" for n in range(4358)]})
+    pq.write_table(lines, wikitext / "test-00000-of-00001.parquet")
+    pinned = CORPORA["wikitext2"].revision
+    hub.repos["datasets/Salesforce/wikitext"] = {pinned: wikitext.parent, "main": wikitext.parent}
+    code = f"""
+    from pipeline.config import EvaluateOptions
+    from pipeline.tasks import tasks_source
     from stages.source.tasks import run
     from stages.stage import Context
-    run(TasksSource(kind="hub", tasks=["piqa"]), {{}}, Context(output=Path({str(tmp_path)!r})))
+    options = EvaluateOptions(source="hub", tasks=["piqa"], num_fewshot=2, corpora=["wikitext2"])
+    source, _ = tasks_source(options, Path({str(tmp_path)!r}))
+    print(source.wheel, source.revisions)
+    run(source, {{}}, Context(output=Path({str(tmp_path / "artifact")!r}), cache=Path({str(tmp_path)!r})))
     """
-    assert f"{hub.url}/datasets/baber/piqa does not exist" in refusal(code, hub.environment(tmp_path / "home"))
+    done = ask(code, hub.environment(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"None {dict(sorted({'Salesforce/wikitext': pinned, **commits}.items()))}"
+    assert "fetching wikitext2 from the hub" in done.stderr
+    leaf = read_json(tmp_path / "artifact" / "tasks.json")["piqa"]["leaves"]["piqa"]
+    assert leaf["source"] == {"repo": "baber/piqa", "name": None, "revision": commits["baber/piqa"]}
+    task = load("piqa", tmp_path / "artifact")["piqa"]
+    assert [document.gold for document in documents(task, 2)] == [1, 1, 1]
+    titles = [row["title"] for row in read_jsonl(tmp_path / "artifact" / "passages.jsonl")]
+    assert titles == ["Number 1", "Number 2", "Number 3"]
+    text = (tmp_path / "artifact" / "corpora" / "wikitext2.txt").read_text()
+    assert text.startswith(" line 0 \n\n\n line 1 \n")
+    assert not any(request.endswith(".py") for request in hub.requests if request.startswith("GET"))
