@@ -13,7 +13,9 @@ all documents over all seconds.
 
 Generation: prompts of the generation protocol, 32 new tokens, greedy, `HFLM` at its fastest batch size. In
 `generate_ratio_same_tokens` ours writes all tokens too; in `generate_ratio` it stops at the answer, as an evaluation
-does. Two rounds, each begun by another tool.
+does (at that of any task, because prompts of all tasks are in one call; `answers_differ` counts what that changes).
+A model that was not trained to answer in this form (`parsed` counts those that do) has nowhere to stop. Two rounds,
+each begun by another tool.
 
 Each tool has a process of its own, forked from one that has imported the libraries of both; `memory_ratio` is that of
 their peaks after the log-likelihoods. Model and rows are artifacts of the store (`artifacts/`), built by the pipeline's

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.workers import Worker
-from stages.evaluate.generation import PATTERNS, parse, response
+from stages.evaluate.generation import parse, response
 from stages.stage import JSON
 
 BATCH_SIZES = (1, 8, 16, 32, 64)
@@ -26,7 +26,7 @@ def compare_generation(asked: Asked, ours: Worker, stock: Worker) -> JSON:
     texts: dict[str, list[str]] = {}
     write: dict[str, Callable[[], tuple[float, list[str]]]] = {
         "stock": lambda: stock.call("generate", prompts, NEW_TOKENS),
-        "ours": lambda: _stopping(asked, ours),
+        "ours": lambda: ours.call("generate", prompts, NEW_TOKENS, list(asked)),
         "ours_same_tokens": lambda: ours.call("generate", prompts, NEW_TOKENS),
     }
     print(f"\n{'generation':16}{'prompts':>10}{'HFLM s':>10}{'ours s':>10}{'ours, all tokens s':>20}")
@@ -73,21 +73,6 @@ def _best_batch(prompts: Sequence[str], stock: Worker) -> int:
     best = max(rates, key=rates.__getitem__)
     stock.call("set_batch_size", best)
     return best
-
-
-def _stopping(asked: Asked, ours: Worker) -> tuple[float, list[str]]:
-    """Return the seconds and the texts of ours stopping at the answer; tasks with the same pattern share a call."""
-    seconds = 0.0
-    texts: dict[str, list[str]] = {}
-    for pattern in dict.fromkeys(PATTERNS[task] for task in asked):
-        tasks = [task for task in asked if PATTERNS[task] is pattern]
-        taken, written = ours.call(
-            "generate", [prompt for task in tasks for prompt in asked[task]], NEW_TOKENS, tasks[0]
-        )
-        seconds += taken
-        left = iter(written)
-        texts |= {task: [next(left) for _ in asked[task]] for task in tasks}
-    return seconds, [text for task in asked for text in texts[task]]
 
 
 def _unequal(some: Sequence[str], others: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from stages.tasks.definitions import Document
 
 DTYPES = ("float32", "bfloat16")
 BATCH_SIZES = (1, 8, 16, 32, 64)
-PILOT = 8
+PILOT = 6
 """Documents of each task on which `HFLM`'s settings are compared."""
 HOPELESS = 2
 """A precision is given up once a setting of it takes this many times the best setting's seconds."""
@@ -46,7 +46,7 @@ def best_setting(asked: Asked, start: Start) -> tuple[str, int]:
 
 
 def compare_likelihoods(asked: Asked, ours: Worker, stock: Worker) -> JSON:
-    """Return the seconds of both tools over all documents, and how their answers differ."""
+    """Return the seconds and the memory of both tools over all documents, and how their answers differ."""
     tools = {"ours": ours, "stock": stock}
     seconds = dict.fromkeys(tools, 0.0)
     tasks: dict[str, JSON] = {}
@@ -58,30 +58,34 @@ def compare_likelihoods(asked: Asked, ours: Worker, stock: Worker) -> JSON:
         found = {tool: tools[tool].call("loglikelihoods", _requests(documents)) for tool in order}
         taken = {tool: found[tool][0] for tool in tools}
         seconds = {tool: seconds[tool] + taken[tool] for tool in tools}
-        tasks[name] = {"documents": len(documents), "ratio": taken["stock"] / taken["ours"]}
-        tasks[name] |= _differences(documents, found["ours"][1], found["stock"][1])
-        numbers = f"{len(documents):10}{taken['stock']:10.2f}{taken['ours']:10.2f}{tasks[name]['ratio']:8.2f}"
-        print(f"{name:16}{numbers}{tasks[name]['max_difference']:12.1e}")
+        task = {"documents": len(documents), "ratio": taken["stock"] / taken["ours"]}
+        tasks[name] = task | _differences(documents, found["ours"][1], found["stock"][1])
+        print(
+            f"{name:16}{len(documents):10}{taken['stock']:10.2f}{taken['ours']:10.2f}"
+            f"{tasks[name]['ratio']:8.2f}{tasks[name]['max_difference']:12.1e}"
+        )
     count = sum(task["documents"] for task in tasks.values())
-    peaks = {tool: worker.peak_memory() for tool, worker in tools.items()}
+    used = {name: _use(worker, count, seconds[name]) for name, worker in tools.items()}
+    peaks = [used[name]["peak_memory_bytes"] for name in ("ours", "stock")]
     return {
         "documents": count,
         "documents_per_second_ratio": seconds["stock"] / seconds["ours"],
         "max_loglikelihood_difference": max(task["max_difference"] for task in tasks.values()),
         "predictions_differ": sum(task["predictions_differ"] for task in tasks.values()),
         "ties": sum(task["ties"] for task in tasks.values()),
-        "memory_ratio": peaks["ours"] / peaks["stock"] if peaks["ours"] and peaks["stock"] else None,
+        "memory_ratio": peaks[0] / peaks[1] if all(peaks) else None,
         "tasks": tasks,
-        **{
-            tool: {
-                "documents_per_second": count / seconds[tool],
-                "seconds": seconds[tool],
-                "load_seconds": worker.load_seconds,
-                "libraries_bytes": worker.libraries_bytes,
-                "peak_memory_bytes": peaks[tool],
-            }
-            for tool, worker in tools.items()
-        },
+        **used,
+    }
+
+
+def _use(worker: Worker, documents: int, seconds: float) -> JSON:
+    return {
+        "documents_per_second": documents / seconds,
+        "seconds": seconds,
+        "load_seconds": worker.load_seconds,
+        "libraries_bytes": worker.libraries_bytes,
+        "peak_memory_bytes": worker.peak_memory(),
     }
 
 

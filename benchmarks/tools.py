@@ -23,14 +23,14 @@ Answer = tuple[float, bool]
 
 
 class Tool(Protocol):
-    """What is compared. Both methods return the seconds they took first."""
+    """What is compared. Each method returns the seconds it took and what it found."""
 
     def loglikelihoods(self, requests: Sequence[Request]) -> tuple[float, list[Answer]]:
         """Score (context, continuation) pairs, tokenisation included."""
         ...
 
-    def generate(self, prompts: Sequence[str], new_tokens: int, task: str | None) -> tuple[float, list[str]]:
-        """Continue prompts greedily; given a task, only up to its answer where the tool can stop there."""
+    def generate(self, prompts: Sequence[str], new_tokens: int, tasks: Sequence[str] = ()) -> tuple[float, list[str]]:
+        """Continue prompts greedily, and only up to an answer of one of the tasks if the tool can stop there."""
         ...
 
 
@@ -51,8 +51,8 @@ class Stock:
         instances = [Instance("loglikelihood", {}, request, index) for index, request in enumerate(requests)]
         return _timed(lambda: self.lm.loglikelihood(instances, disable_tqdm=True))
 
-    def generate(self, prompts: Sequence[str], new_tokens: int, task: str | None = None) -> tuple[float, list[str]]:
-        """Return what `HFLM.generate_until` writes; it ends at end-of-text or at `new_tokens`, whatever the task."""
+    def generate(self, prompts: Sequence[str], new_tokens: int, tasks: Sequence[str] = ()) -> tuple[float, list[str]]:
+        """Return what `HFLM.generate_until` writes; it ends at end-of-text or at `new_tokens`, whatever the tasks."""
         options = {"until": [], "max_gen_toks": new_tokens, "do_sample": False}
         instances = [
             Instance("generate_until", {}, (prompt, dict(options)), index) for index, prompt in enumerate(prompts)
@@ -71,9 +71,10 @@ class Ours:
         """Return what `Scorer.loglikelihoods` answers, with none of the requests' strings seen before."""
         return _timed(lambda: self.scorer.loglikelihoods(requests))
 
-    def generate(self, prompts: Sequence[str], new_tokens: int, task: str | None = None) -> tuple[float, list[str]]:
+    def generate(self, prompts: Sequence[str], new_tokens: int, tasks: Sequence[str] = ()) -> tuple[float, list[str]]:
         """Return what `Generator.generate` writes."""
-        stop = None if task is None else finished(task)
+        answered = [finished(task) for task in tasks]
+        stop = (lambda text: any(done(text) for done in answered)) if answered else None
         return _timed(lambda: self.generator.generate(prompts, new_tokens=new_tokens, stop=stop))
 
 
