@@ -105,7 +105,7 @@ def heading(group: Sequence[Recovery]) -> str:
         return "Not judged"
     labels = [task["label"] for task in report["tasks"].values()]
     named = f" ({', '.join(labels)})" if len(labels) > 1 else ""
-    examples = "" if shots == w.DASH else f", {shots} shots"
+    examples = "" if shots == w.DASH else ", zero-shot" if shots == "0" else f", {shots} shots"
     return f"Judged by {protocol}, {tasks}{named}{examples}"
 
 

@@ -73,7 +73,8 @@ def seeds_apart(group: Sequence[Recovery]) -> list[list[Recovery]]:
 
 def _once_each(alike: Iterable[tuple[str, JSON]], group: Sequence[Recovery]) -> dict[str, Recovery]:
     """Return the recoveries by their whole configuration: one reported twice is one run."""
-    by_name, runs = {one.name: one for one in group}, {}
+    by_name = {one.name: one for one in group}
+    runs: dict[str, Recovery] = {}
     for name, report in alike:
         runs.setdefault(json.dumps(report["configuration"], sort_keys=True), by_name[name])
     return runs

@@ -12,15 +12,8 @@ from stages.files import read_json, read_jsonl
 from stages.report.effects import effects
 from stages.report.inputs import column, common
 from stages.report.statistics import Array, Paired, above_chance, mean, paired, score_intervals
+from stages.report.wording import EFFECTS
 from stages.stage import JSON
-
-EFFECTS = {
-    "acc": "accuracy",
-    "above_chance": "above_chance",
-    "acc_norm": "accuracy_norm",
-    "bits_per_byte": "bits_per_byte",
-}
-"""A model's scores on a task, and the key under which the models' differences in each stand."""
 
 
 def task_scores(evaluations: Mapping[str, Path], *, resamples: int, seed: int) -> tuple[JSON, JSON | None]:

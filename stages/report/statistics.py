@@ -1,8 +1,9 @@
 """Paired bootstrap over documents and McNemar's exact test: how far models differ, and how sure that is.
 
 Every model is judged on the same documents, so a resample draws documents (within their task) and takes all models'
-scores on that draw: what is hard for every model cancels out of a difference. Intervals are central 95 % of the draws,
-widened for few documents.
+scores on that draw: what is hard for every model cancels out of a difference. Intervals are the central 95 % of the
+draws, widened for few documents; a single accuracy has Wilson's interval, which holds at 0 and 1 too, where all draws
+are alike.
 
 Shapes: M models, N units (documents of one task, passages, or windows), B resamples.
 Nothing here knows of files, tasks or reports.
@@ -23,6 +24,8 @@ from stages.errors import UserError
 Array = NDArray[np.float64]
 
 LEVEL = 0.95
+QUANTILE = NormalDist().inv_cdf((1 + LEVEL) / 2)
+"""How many standard errors a normal interval reaches to either side: 1.96."""
 MINIMUM_UNITS = 6
 """With fewer documents an interval is shown but nothing is concluded from it: the bootstrap is too sure of itself, and
 even if all of five agreed, a sign test would not reach 95 %."""
@@ -38,6 +41,7 @@ class Paired:
         models: the models' names, in the order of the first axis.
         score_M: the scores on the units themselves.
         error_M: their standard errors; not a number where one unit is all there is.
+        ends_M2: the two ends of their own 95 % intervals.
         draws_MB: the scores on each resample; column b is one draw of units for all models.
         units: how many units the scores rest on.
     """
@@ -45,6 +49,7 @@ class Paired:
     models: tuple[str, ...]
     score_M: Array
     error_M: Array
+    ends_M2: Array
     draws_MB: Array
     units: int
 
@@ -76,7 +81,9 @@ def paired(models: Sequence[str], totals_MN: Array, weights_N: Array, *, resampl
         draws_MB[:, start:stop] = np.einsum("mn,bn->mb", totals_MN, times_BN) / np.einsum(
             "n,bn->b", weights_N, times_BN
         )
-    return Paired(tuple(models), score_M, error_M, draws_MB, count)
+    accuracy = (weights_N == 1).all() and np.isin(totals_MN, (0, 1)).all()
+    ends_M2 = _wilson(score_M, count) if accuracy else np.array([interval(draws_B, count) for draws_B in draws_MB])
+    return Paired(tuple(models), score_M, error_M, ends_M2, draws_MB, count)
 
 
 def _drawn(generator: np.random.Generator, resamples: int, units: int) -> Array:
@@ -89,12 +96,18 @@ def _drawn(generator: np.random.Generator, resamples: int, units: int) -> Array:
 def mean(groups: Sequence[Paired]) -> Paired:
     """Return the unweighted mean over tasks, as the papers average; resamples of different tasks are independent.
 
-    It claims no more documents than its smallest task has: a bootstrap of one document has no width.
+    Its own interval adds the squares of the distances from each task's score to its ends (Newcombe, Statistics in
+    Medicine 17:857, 1998; Zou and Donner, 27:1693, 2008), so tasks at 0 or 1 count with the width they have. It claims
+    no more documents than its smallest task has: a bootstrap of one document has no width.
     """
+    score_M = np.mean([group.score_M for group in groups], axis=0)
+    apart_KM2 = np.array([group.ends_M2 - group.score_M[:, None] for group in groups])
+    apart_M2 = np.sqrt((apart_KM2**2).sum(axis=0)) / len(groups)
     return Paired(
         groups[0].models,
-        np.mean([group.score_M for group in groups], axis=0),
+        score_M,
         np.sqrt(np.sum([group.error_M**2 for group in groups], axis=0)) / len(groups),
+        score_M[:, None] + apart_M2 * [-1, 1],
         np.mean([group.draws_MB for group in groups], axis=0),
         min(group.units for group in groups),
     )
@@ -103,8 +116,10 @@ def mean(groups: Sequence[Paired]) -> Paired:
 def above_chance(scores: Paired, chance: float) -> Paired:
     """Return (score − chance) / (1 − chance): 0 is guessing, 1 is all right; `chance` is below 1."""
     room = 1 - chance
-    shifted_M, shifted_MB = (scores.score_M - chance) / room, (scores.draws_MB - chance) / room
-    return Paired(scores.models, shifted_M, scores.error_M / room, shifted_MB, scores.units)
+    shifted_M, shifted_M2, shifted_MB = (
+        (values - chance) / room for values in (scores.score_M, scores.ends_M2, scores.draws_MB)
+    )
+    return Paired(scores.models, shifted_M, scores.error_M / room, shifted_M2, shifted_MB, scores.units)
 
 
 def interval(draws_B: Array, units: int) -> list[float]:
@@ -124,18 +139,23 @@ def _tail(units: int) -> float:
     """Return Φ(−t √(n/(n−1))), t the quantile of Student's t with n − 1 degrees of freedom, as a series in 1/(n−1)."""
     if units < 2:
         return 0.0
-    normal, free = NormalDist(), units - 1
-    z = normal.inv_cdf((1 + LEVEL) / 2)
+    free, z = units - 1, QUANTILE
     t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
     t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * free**3)
-    return normal.cdf(-t * (units / free) ** 0.5)
+    return NormalDist().cdf(-t * (units / free) ** 0.5)
+
+
+def _wilson(share_M: Array, units: int) -> Array:
+    """Return Wilson's score interval of each share of `units` (J. Am. Stat. Assoc. 22:209, 1927)."""
+    squared = QUANTILE**2 / units
+    center_M = (share_M + squared / 2) / (1 + squared)
+    half_M = np.sqrt(share_M * (1 - share_M) * squared + squared**2 / 4) / (1 + squared)
+    return np.stack([center_M - half_M, center_M + half_M], axis=1)
 
 
 def score_intervals(scores: Paired) -> dict[str, list[float]]:
     """Return each model's own interval, {model: [low, high]}."""
-    return {
-        model: interval(draws_B, scores.units) for model, draws_B in zip(scores.models, scores.draws_MB, strict=True)
-    }
+    return {model: ends_2.tolist() for model, ends_2 in zip(scores.models, scores.ends_M2, strict=True)}
 
 
 def mcnemar(one_N: Array, other_N: Array) -> dict[str, Any] | None:

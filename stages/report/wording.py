@@ -10,6 +10,14 @@ MODELS = ("dense", "dense_recovered", "pruned", "recovered")
 NAMES = {"dense_recovered": "recovered dense"}
 """What a place is called where its key is not a word."""
 
+EFFECTS = {
+    "acc": "accuracy",
+    "above_chance": "above_chance",
+    "acc_norm": "accuracy_norm",
+    "bits_per_byte": "bits_per_byte",
+}
+"""A model's scores on a task, and the key under which the models' differences in each stand."""
+
 DASH = "–"
 PERCENT = "\u00a0%"
 """With a no-break space, so that a line never starts with the sign."""

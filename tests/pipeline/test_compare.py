@@ -80,8 +80,8 @@ def test_what_was_judged_differently_stands_in_another_table(
     tables = capsys.readouterr().out.split("\n\n")
     assert [table.splitlines()[0] for table in tables[:3]] == [
         "Judged by generation, 3 tasks × 200 (BoolQ, PIQA, ARC-e)",
-        "Judged by likelihood, 3 tasks × 150 (BoolQ, PIQA, ARC-e), 0 shots",
-        "Judged by likelihood, 3 tasks × 200 (BoolQ, PIQA, ARC-e), 0 shots",
+        "Judged by likelihood, 3 tasks × 150 (BoolQ, PIQA, ARC-e), zero-shot",
+        "Judged by likelihood, 3 tasks × 200 (BoolQ, PIQA, ARC-e), zero-shot",
     ]
     assert [len(table.splitlines()) - 2 for table in tables[:3]] == [1, 1, 2]
     assert sum("recovered dense" in row for row in tables[2].splitlines()) == 1

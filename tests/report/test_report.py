@@ -150,6 +150,7 @@ def test_training_on_the_judged_tasks_is_never_called_recovery(tmp_path: Path, i
     [
         (["recovered", "recover"], {"adapter": "none", "data": "none"}, "adapter=none"),
         (["dense"], {"reference": "none"}, "reference=none"),
+        (["dense", "recovered", "recover"], {"reference": "none", "adapter": "none"}, "reference=none"),
         (["dense", "pruned", "recovered", "cost"], {}, "evaluate=none"),
         (["prune", "cost"], {"prune": "sheared"}, "came pruned"),
         (["dense", "pruned", "recovered", "cost", "prune", "recover"], {"adapter": "none"}, "evaluate=none"),

@@ -140,6 +140,19 @@ def test_intervals_of_the_mean_over_tasks_cover_the_truth_at_their_stated_rate()
     assert 0.92 <= gain / TRIALS <= 0.98
 
 
+def test_intervals_of_rare_hits_cover_the_truth_where_all_resamples_would_be_alike() -> None:
+    random, one, together = np.random.default_rng(12), 0, 0
+    for trial in range(TRIALS):
+        tasks = [scores(random.random(100) < 0.02, models=("pruned",), resamples=100, seed=trial) for _ in range(3)]
+        one += covers(score_intervals(tasks[0])["pruned"], 0.02)
+        together += covers(score_intervals(mean(tasks))["pruned"], 0.02)
+    assert 0.92 <= one / TRIALS <= 0.98
+    assert 0.92 <= together / TRIALS <= 0.98
+    low, high = score_intervals(scores(np.zeros(100), models=("pruned",)))["pruned"]
+    assert low == pytest.approx(0, abs=1e-12)
+    assert high == pytest.approx(0.037, abs=5e-4), "Wilson's for none of 100"
+
+
 def test_equal_models_are_told_apart_no_more_often_than_the_level_allows() -> None:
     random, false = np.random.default_rng(10), 0
     for trial in range(TRIALS):
@@ -252,7 +265,8 @@ def test_the_mean_over_tasks_is_unweighted_and_narrower_than_a_task() -> None:
     tasks = [scores(random.random(n) < 0.5, models=("dense",), seed=n) for n in (100, 101, 102, 103)]
     together = mean(tasks)
     assert together.score_M[0] == pytest.approx(np.mean([task.score_M[0] for task in tasks]))
-    width = [np.ptp(interval(task.draws_MB[0], task.units)) for task in (*tasks, together)]
+    width = [np.ptp(score_intervals(task)["dense"]) for task in (*tasks, together)]
+    assert width[-1] == pytest.approx(np.ptp(interval(together.draws_MB[0], together.units)), rel=0.15)
     assert width[-1] < 0.7 * min(width[:-1])
     assert together.units == 100, "it claims no more documents than its smallest task has"
 

@@ -74,7 +74,7 @@ def _shots(examples: int | None) -> str:
 def _examples(examples: int | None) -> str:
     if examples is None:
         return "as many examples as lm-eval gives each task"
-    return f"{examples} examples before each question" if examples else "zero-shot"
+    return f"{examples}-shot" if examples else "zero-shot"
 
 
 def _rows(report: JSON) -> Table:

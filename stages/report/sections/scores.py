@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 
 from stages.report import wording as w
 from stages.report.blocks import Block, Cell, Folded, Heading, Paragraph, Picture, Table
@@ -39,9 +38,9 @@ def headline(report: JSON) -> Iterator[Block]:
     yield Heading("What was lost, and what came back")
     yield Table(["", *names(models), "retained", "recovered share"], rows)
     yield Paragraph(
-        f"In brackets 95 % intervals from a paired bootstrap over documents. Retained is recovered ÷ {reference}. The "
-        f"recovered share is (recovered − pruned) ÷ ({reference} − pruned), of perplexity in its logarithm; where the "
-        "loss is within noise there is no such number.",
+        f"In brackets 95 % intervals, those of shares from a paired bootstrap over documents. Retained is recovered ÷ "
+        f"{reference}. The recovered share is (recovered − pruned) ÷ ({reference} − pruned), of perplexity in its "
+        "logarithm; where the loss is within noise there is no such number.",
         "note",
     )
     if report["reference"] in QUESTIONS:
@@ -50,42 +49,33 @@ def headline(report: JSON) -> Iterator[Block]:
 
 def by_task(report: JSON, pictures: Mapping[str, str]) -> Iterator[Block]:
     """Yield the picture and the tables of every score by task, and of the differences between the models."""
-    tasks, average = report["tasks"], report["mean"]
-    if not tasks:
+    if not report["tasks"]:
         return
     yield Heading("By task")
     if "tasks" in pictures:
         yield Picture("tasks.svg", pictures["tasks"], CAPTION)
-    models = [model for model in w.MODELS if model in average]
-    yield Heading("Accuracy" if average["metric"] == "acc" else "Score of each task", 3)
-    yield _score_table(report, models, "acc", "accuracy", w.percent)
+    yield Heading("Accuracy" if report["mean"]["metric"] == "acc" else "Score of each task", 3)
+    yield _score_table(report, "acc", w.percent)
     yield Paragraph(
         "± is the standard error. The mean is over tasks, each counting once, and its interval that of the mean.",
         "note",
     )
-    yield from _unparsed(report, models)
-    yield Heading("Differences in accuracy, in points", 3)
-    yield _difference_table(report, "accuracy", w.points)
-    yield Paragraph(
-        "p is McNemar's exact test on the documents that one model has right and the other wrong; for the mean, on the "
-        "documents of all tasks. A star marks what both p < 0.05 and the 95 % interval of the difference find. Each "
-        "row is another chance of a false star: the sentences at the top rest on the means alone.",
-        "note",
-    )
-    for title, key, effects, write in (
-        ("Accuracy above chance, (accuracy − chance) ÷ (1 − chance)", "above_chance", "above_chance", w.percent),
-        ("Accuracy by length-normalised likelihood (acc_norm)", "acc_norm", "accuracy_norm", w.percent),
-        ("Bits per byte of the right answer", "bits_per_byte", "bits_per_byte", w.bits),
+    yield from _unparsed(report)
+    yield from _accuracy_differences(report)
+    for title, key, write in (
+        ("Accuracy above chance, (accuracy − chance) ÷ (1 − chance)", "above_chance", w.percent),
+        ("Accuracy by length-normalised likelihood (acc_norm)", "acc_norm", w.percent),
+        ("Bits per byte of the right answer", "bits_per_byte", w.bits),
     ):
-        if average["counts"][key]:
+        if report["mean"]["counts"][key]:
             yield Heading(title, 3)
-            yield _score_table(report, models, key, effects, write)
-    for title, effects, write in (
-        ("Differences in acc_norm, in points", "accuracy_norm", w.points),
+            yield _score_table(report, key, write)
+    for title, key, write in (
+        ("Differences in acc_norm, in points", "acc_norm", w.points),
         ("Differences in bits per byte", "bits_per_byte", w.bits),
     ):
-        if average[effects]:
-            yield Folded(title, _difference_table(report, effects, write))
+        if report["mean"][w.EFFECTS[key]]:
+            yield Folded(title, _difference_table(report, key, write))
 
 
 def corpora(report: JSON) -> Iterator[Block]:
@@ -125,49 +115,71 @@ def _partly(label: str, remark: str, average: JSON, key: str) -> Cell:
     return (label, remark if having == all_of_them else f"{having} of {all_of_them} tasks")
 
 
-def _score_table(report: JSON, models: list[str], key: str, effects: str, write: w.Write) -> Table:
+def _score_table(report: JSON, key: str, write: w.Write) -> Table:
     """One row a task that has the score, then their mean."""
-    entries = [entry for entry in report["tasks"].values() if entry[effects]]
-    plain = key == "acc"
-    shares = ["retained"] * (key != "bits_per_byte") + ["recovered"]
-    several = len(entries) > 1
+    models, entries = _models(report), _with_mean(report, key)
+    shares = {"retained": "retained", "recovered": "recovered share"}
+    if key == "bits_per_byte":
+        del shares["retained"]
     rows: list[list[Cell]] = []
-    for entry in [*entries, *([report["mean"]] if several else [])]:
-        about: list[Cell] = [entry.get("label") or f"mean of {len(entries)}"]
-        if plain:
-            metric = entry["metric"] if entry.get("label") and entry["metric"] not in ("acc", None) else ""
-            about = [(str(about[0]), metric), w.count(entry[models[0]]["n"]), w.percent(entry["chance"])]
+    for label, entry in entries:
         cells = [score(entry, model, key, write, error=True) for model in models]
-        rows.append([*about, *cells, *(share(entry[effects].get(name)) for name in shares)])
-    columns = ["task", *(["documents", "chance"] if plain else []), *names(models)]
-    heads = {"retained": "retained", "recovered": "recovered share"}
-    return Table([*columns, *(heads[name] for name in shares)], rows, last_apart=several)
+        rows.append([label, *cells, *(share(entry[w.EFFECTS[key]].get(name)) for name in shares)])
+    columns = ["task", *names(models), *shares.values()]
+    if key == "acc":
+        columns[1:1] = ["documents", "chance"]
+        for row, (label, entry) in zip(rows, entries, strict=True):
+            row[:1] = [(label, _metric(entry)), w.count(entry[models[0]]["n"]), w.percent(entry["chance"])]
+    return Table(columns, rows, last_apart=len(entries) > 1)
 
 
-def _difference_table(report: JSON, effects: str, write: w.Write) -> Table:
-    entries = [entry for entry in report["tasks"].values() if entry[effects]]
-    several = len(entries) > 1
-    shown = [*entries, *([{"label": f"mean of {len(entries)}", **report["mean"]}] if several else [])]
-    pairs = [key for key in report["mean"][effects] if "_minus_" in key]
+def _models(report: JSON) -> list[str]:
+    return [model for model in w.MODELS if model in report["mean"]]
+
+
+def _with_mean(report: JSON, key: str) -> list[tuple[str, JSON]]:
+    """Return (label, entry) of the tasks that have a score, and of their mean where they are several."""
+    first = _models(report)[0]
+    entries = [(entry["label"], entry) for entry in report["tasks"].values() if entry[first][key] is not None]
+    return [*entries, (f"mean of {len(entries)}", report["mean"])] if len(entries) > 1 else entries
+
+
+def _metric(entry: JSON) -> str:
+    """Return the name of a task's metric where it is not plain accuracy."""
+    return entry["metric"] if "label" in entry and entry["metric"] not in ("acc", None) else ""
+
+
+def _accuracy_differences(report: JSON) -> Iterator[Block]:
+    if not report["mean"]["accuracy"]:
+        return
+    yield Heading("Differences in accuracy, in points", 3)
+    yield _difference_table(report, "acc", w.points)
+    yield Paragraph(
+        "p is McNemar's exact test on the documents that one model has right and the other wrong; for the mean, on the "
+        "documents of all tasks. A star marks what both p < 0.05 and the 95 % interval of the difference find. Each "
+        "row is another chance of a false star: the sentences at the top rest on the means alone.",
+        "note",
+    )
+
+
+def _difference_table(report: JSON, key: str, write: w.Write) -> Table:
+    entries, effects = _with_mean(report, key), w.EFFECTS[key]
+    pairs = [pair for pair in report["mean"][effects] if "_minus_" in pair]
     rows: list[list[Cell]] = [
-        [entry["label"], *(difference(entry[effects].get(pair), write) for pair in pairs)] for entry in shown
+        [label, *(difference(entry[effects].get(pair), write) for pair in pairs)] for label, entry in entries
     ]
     heads = [" − ".join(names(pair.split("_minus_"))) for pair in pairs]
-    return Table(["task", *heads], rows, last_apart=several)
+    return Table(["task", *heads], rows, last_apart=len(entries) > 1)
 
 
-def _unparsed(report: JSON, models: list[str]) -> Iterator[Block]:
+def _unparsed(report: JSON) -> Iterator[Block]:
     """Yield the share of generated answers that no pattern read."""
-    tasks = [entry for entry in report["tasks"].values() if entry[models[0]]["unparsed"] is not None]
-    if not tasks:
+    models, entries = _models(report), _with_mean(report, "acc")
+    if any(entry[models[0]]["unparsed"] is None for _, entry in entries):
         return
-    shown = [*tasks, *([{"label": f"mean of {len(tasks)}", **report["mean"]}] if len(tasks) > 1 else [])]
-    write = partial(w.percent, digits=1)
-    rows: list[list[Cell]] = [
-        [entry["label"], *(write(entry[model]["unparsed"]) for model in models)] for entry in shown
-    ]
+    rows = [[label, *(w.percent(entry[model]["unparsed"]) for model in models)] for label, entry in entries]
     yield Heading("Answers that could not be read", 3)
-    yield Table(["task", *names(models)], rows, last_apart=len(tasks) > 1)
+    yield Table(["task", *names(models)], rows, last_apart=len(entries) > 1)
     yield Paragraph("No pattern of the protocol matches them; they count as wrong above.", "note")
 
 
