@@ -175,6 +175,28 @@ def test_where_the_rows_came_from_is_shown(fair: Path) -> None:
             assert said in text, (name, said)
 
 
+def test_a_group_is_one_row_over_the_documents_of_all_its_tasks(tmp_path: Path) -> None:
+    judged = {model: evaluation(tmp_path / model, **skill, passages=0) for model, skill in SKILL.items()}
+    for path in judged.values():
+        rows = [
+            row | {"doc": f"{leaf}/{row['doc']}"}
+            for leaf in ("boolq", "piqa")
+            for row in read_jsonl(path / "documents" / f"{leaf}.jsonl")
+        ]
+        write_jsonl(path / "documents" / "mmlu.jsonl", rows)
+        results = read_json(path / "results.json")
+        leaves = {name: results["rows"][name]["leaves"][name] for name in ("boolq", "piqa")}
+        leaves["piqa"]["source"] = {"repo": "a/b", "name": "c", "revision": "f" * 40}
+        results["tasks"] = {"mmlu": results["tasks"]["boolq"] | {"label": "MMLU", "n": 400, "leaves": 2}}
+        results["rows"] = {"mmlu": {"label": "MMLU", "kind": "lm-eval", "leaves": leaves}}
+        write_json(path / "results.json", results)
+    report = report_of(tmp_path / "report", config(), judged)
+    assert report["mean"]["dense"]["acc"] == report["tasks"]["mmlu"]["dense"]["acc"] == pytest.approx(0.6225, abs=1e-9)
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| MMLU | 2 data sets |  | validation | 2 files, see report.json | 400 of 2,000 |" in text
+    assert "MMLU × 400" in text
+
+
 def test_other_metrics_are_named_and_a_task_without_choices_stands_beside_the_others(tmp_path: Path) -> None:
     judged = {model: evaluation(tmp_path / model, **skill, passages=0) for model, skill in SKILL.items()}
     for path in judged.values():
@@ -192,6 +214,7 @@ def test_other_metrics_are_named_and_a_task_without_choices_stands_beside_the_ot
     assert average["metric"] == "score"
     text = (tmp_path / "report" / "report.md").read_text()
     assert "A task by F1 f1" in text
+    assert "a task without choices is scored by its own metric" in text
     assert "2 of 3 tasks" in text
     assert "mean score" in report["summary"]
 

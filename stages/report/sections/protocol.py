@@ -47,8 +47,10 @@ def sentence(report: JSON) -> str:
             "answer, and one that no pattern reads counts as wrong. Nothing here can be compared with likelihood scores"
         )
     else:
+        free = any(task["chance"] is None for task in report["tasks"].values())
         how = (
-            f"the answer is the choice of the highest log-likelihood, with the prompts, choices and metrics of {tool}. "
+            f"the answer is the choice of the highest log-likelihood, with the prompts, choices and metrics of {tool}"
+            f"{'; a task without choices is scored by its own metric' if free else ''}. "
             "Nothing here can be compared with scores of generated answers"
         )
     limit = "all documents" if protocol["limit"] is None else f"the first {w.count(protocol['limit'])} documents a task"
