@@ -15,7 +15,8 @@ class ReportConfig:
     adapter: str
     data: str
     reference: str
-    """What "recovered" is measured against: "dense", or "none" where no dense model can be had."""
+    """What "recovered" is measured against: "dense", "dense_recovered" (the dense model after the same recovery), or
+    "none" where no dense model can be had."""
     ratio: float | None
     """Share of all parameters asked for; None where `channel_ratio` rules."""
     channel_ratio: float | None
