@@ -35,6 +35,7 @@ class Corpus:
         file: the file in it, parquet or gzipped JSON lines.
         column: the column that is joined.
         rows: how many rows are joined; a file with fewer is another text.
+        whole: whether these are all of the file's rows.
         joint: what is put between them.
         source: for those who read the record.
     """
@@ -44,6 +45,7 @@ class Corpus:
     file: str
     column: str
     rows: int
+    whole: bool = True
     joint: str
     source: str
 
@@ -74,6 +76,7 @@ CORPORA: dict[str, Corpus] = {
         file="en/c4-validation.00000-of-00008.json.gz",
         column="text",
         rows=1100,
+        whole=False,
         joint=" ",
         source="C4 en, first 1,100 documents of the first validation shard",
     ),
@@ -129,7 +132,7 @@ def _of_hub(name: str, revisions: dict[str, str]) -> tuple[str, JSON]:
     log.info("fetching %s from the hub: %s of %s", name, corpus.file, corpus.repo)
     with explain_hub_errors(corpus.repo, revision, repo_type="dataset"):
         path = Path(hf_hub_download(corpus.repo, corpus.file, repo_type="dataset", revision=revision))
-    rows = list(islice(_READERS[path.suffix](path, corpus.column), corpus.rows + (corpus.joint != " ")))
+    rows = list(islice(_READERS[path.suffix](path, corpus.column), None if corpus.whole else corpus.rows))
     if len(rows) != corpus.rows:
         raise UserError(
             f"{corpus.file} of {corpus.repo} at {revision[:12]} is not the text of the papers: it does not have "

@@ -53,7 +53,7 @@ MMLU = {
     f"mmlu_{subject}": Task(
         label=f"MMLU {subject.replace('_', ' ')}",
         definition=f"mmlu/default/mmlu_{subject}.yaml",
-        rows=arrow(f"hails/mmlu_no_train/{subject}", "dev", "test"),
+        rows=arrow(f"hails/mmlu_no_train/{subject}", "dev", "validation", "test"),
     )
     for subject in SUBJECTS
 }

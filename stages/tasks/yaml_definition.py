@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,12 @@ def lm_eval_tasks() -> Path:
     return Path(found.submodule_search_locations[0]) / "tasks"
 
 
+@lru_cache(maxsize=1024)
 def parse(text: str, folder: Path) -> Any:
-    """Return the value of YAML `text` that stands in `folder`, with each `!function` as a `Function`."""
+    """Return the value of YAML `text` that stands in `folder`, with each `!function` as a `Function`.
+
+    It is remembered (57 subjects include one template), so it must not be changed.
+    """
     loader = _Loader(text)
     loader.folder = folder
     try:
