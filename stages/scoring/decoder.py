@@ -1,9 +1,9 @@
 """A llama-like decoder's forward pass over many sequences laid end to end, without padding and without gradients.
 
 Matrix products see one stream of tokens; only attention sees where a sequence begins, through a function that is
-handed in (`Attend`). So a sequence costs what it holds, whatever its neighbours' lengths. q, k and v are one product,
-and so are gate and up: their weights are joined once, and the model's own modules become views of the joined ones,
-which costs no memory. Norms, activation and rotary angles are the model's own modules.
+handed in (`Attend`). So a sequence costs what it holds, whatever its neighbours' lengths. q, k and v are one product (k
+and v alone are too narrow for a fast one): their weights are joined once, and the model's own modules become views of
+the joined ones. Everything else is the model's own modules.
 
 Shapes: T tokens of the stream, H hidden size, Q query heads, K key/value heads, D head size, E MLP channels.
 """
@@ -59,7 +59,7 @@ class _Layer:
         self.qkv = _Joined.of([attention.q_proj, attention.k_proj, attention.v_proj])
         self.head_norms = [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
         self.output = attention.o_proj
-        self.gate_up, self.activation, self.down = _Joined.of([mlp.gate_proj, mlp.up_proj]), mlp.act_fn, mlp.down_proj
+        self.gate, self.up, self.down, self.activation = mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn
 
     def __call__(self, index: int, hidden_TH: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, attend: Attend) -> Tensor:
         heads_TND = torch.unflatten(self.qkv(self.before_attention(hidden_TH)), -1, (-1, self.head_dim))
@@ -70,8 +70,9 @@ class _Layer:
         rotated_TND = _rotated(qk_TND, cos_T1D, sin_T1D)
         q_TQD, k_TKD = torch.split(rotated_TND, [self.heads, self.key_heads], dim=1)
         hidden_TH = hidden_TH + self.output(attend(index, q_TQD, k_TKD, v_TKD, self.scaling).flatten(1))
-        gate_TE, up_TE = self.gate_up(self.before_mlp(hidden_TH)).chunk(2, dim=-1)
-        return hidden_TH.add_(self.down(self.activation(gate_TE).mul_(up_TE)))
+        normed_TH = self.before_mlp(hidden_TH)
+        gated_TE = self.activation(self.gate(normed_TH)).mul_(self.up(normed_TH))
+        return hidden_TH.add_(self.down(gated_TE))
 
 
 class FlatDecoder:
