@@ -59,7 +59,8 @@ class _Layer:
         self.qkv = _Joined.of([attention.q_proj, attention.k_proj, attention.v_proj])
         self.head_norms = [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
         self.output = attention.o_proj
-        self.gate, self.up, self.down, self.activation = mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn
+        self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.activation = nn.SiLU(inplace=True) if type(mlp.act_fn) is nn.SiLU else mlp.act_fn
 
     def __call__(self, index: int, hidden_TH: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, attend: Attend) -> Tensor:
         heads_TND = torch.unflatten(self.qkv(self.before_attention(hidden_TH)), -1, (-1, self.head_dim))
@@ -69,7 +70,7 @@ class _Layer:
             qk_TND = torch.cat([norm(part) for norm, part in zip(self.head_norms, parts, strict=True)], dim=1)
         rotated_TND = _rotated(qk_TND, cos_T1D, sin_T1D)
         q_TQD, k_TKD = torch.split(rotated_TND, [self.heads, self.key_heads], dim=1)
-        hidden_TH = hidden_TH + self.output(attend(index, q_TQD, k_TKD, v_TKD, self.scaling).flatten(1))
+        hidden_TH.add_(self.output(attend(index, q_TQD, k_TKD, v_TKD, self.scaling).flatten(1)))
         normed_TH = self.before_mlp(hidden_TH)
         gated_TE = self.activation(self.gate(normed_TH)).mul_(self.up(normed_TH))
         return hidden_TH.add_(self.down(gated_TE))
