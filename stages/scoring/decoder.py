@@ -26,6 +26,9 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 STATIC_ROTARY = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose angles depend on a token's position alone."""
 
+FEW = 64
+"""Inputs from which on a matrix product is as fast as it gets."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Joined:
@@ -43,8 +46,16 @@ class _Joined:
             linear.weight.data = rows
         return cls(weight, bias)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+
+def product(linear: nn.Linear | _Joined, x_TI: Tensor) -> Tensor:
+    """Return what a linear map makes of each of T inputs; of a few on a processor the other way round.
+
+    There the weights' rows make a large matrix product of what would be a small one: twice as fast at 16 to 48 inputs.
+    """
+    if len(x_TI) >= FEW or x_TI.device.type != "cpu":
+        return F.linear(x_TI, linear.weight, linear.bias)
+    out_TO = (linear.weight @ x_TI.t()).t().contiguous()
+    return out_TO if linear.bias is None else out_TO + linear.bias
 
 
 class _Layer:
@@ -63,17 +74,17 @@ class _Layer:
         self.activation = nn.SiLU(inplace=True) if type(mlp.act_fn) is nn.SiLU else mlp.act_fn
 
     def __call__(self, index: int, hidden_TH: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, attend: Attend) -> Tensor:
-        heads_TND = torch.unflatten(self.qkv(self.before_attention(hidden_TH)), -1, (-1, self.head_dim))
+        heads_TND = torch.unflatten(product(self.qkv, self.before_attention(hidden_TH)), -1, (-1, self.head_dim))
         qk_TND, v_TKD = torch.split(heads_TND, [self.heads + self.key_heads, self.key_heads], dim=1)
         if self.head_norms:
             parts = torch.split(qk_TND, [self.heads, self.key_heads], dim=1)
             qk_TND = torch.cat([norm(part) for norm, part in zip(self.head_norms, parts, strict=True)], dim=1)
         rotated_TND = _rotated(qk_TND, cos_T1D, sin_T1D)
         q_TQD, k_TKD = torch.split(rotated_TND, [self.heads, self.key_heads], dim=1)
-        hidden_TH.add_(self.output(attend(index, q_TQD, k_TKD, v_TKD, self.scaling).flatten(1)))
+        hidden_TH.add_(product(self.output, attend(index, q_TQD, k_TKD, v_TKD, self.scaling).flatten(1)))
         normed_TH = self.before_mlp(hidden_TH)
-        gated_TE = self.activation(self.gate(normed_TH)).mul_(self.up(normed_TH))
-        return hidden_TH.add_(self.down(gated_TE))
+        gated_TE = self.activation(product(self.gate, normed_TH)).mul_(product(self.up, normed_TH))
+        return hidden_TH.add_(product(self.down, gated_TE))
 
 
 class FlatDecoder:

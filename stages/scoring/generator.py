@@ -30,8 +30,8 @@ Stop = Callable[[str], bool]
 """Whether the text written so far is enough."""
 CACHE_TOKENS = 16_384
 """Places in a batch's cache: 16,384 of SmolLM2-135M are 0.75 GB in float32."""
-ROWS = 64
-"""Sequences of a batch: with more, a step's matrix products no longer get cheaper for each of them."""
+ROWS = {"cpu": 48}
+"""Sequences of a batch on a processor: with more, a step's matrix products get no cheaper for each of them."""
 KEEP = 0.75
 """Share of a batch that may have ended before the rest moves together: moving costs about as much as a step."""
 
@@ -62,7 +62,8 @@ class Generator:
         """
         contexts = self.scorer.encoder.prompts(prompts, room=new_tokens)
         written: list[str] = [""] * len(prompts)
-        for group in _groups(contexts, new_tokens):
+        rows = ROWS.get(self.scorer.model.device.type, 256)
+        for group in _groups(contexts, new_tokens, rows):
             chosen = [contexts[index] for index in group]
             writing = _Writing(self.tokenizer, len(group), new_tokens, self.ends | ends, stop, advance)
             if self.scorer.flat is not None and self.scorer.window is None:
@@ -219,12 +220,12 @@ class _Cache:
         return pair
 
 
-def _groups(contexts: Sequence[Ids], new_tokens: int) -> Iterator[list[int]]:
+def _groups(contexts: Sequence[Ids], new_tokens: int, rows: int) -> Iterator[list[int]]:
     """Yield the indices of prompts of similar length that a batch holds, longest first."""
     group: list[int] = []
     for index in sorted(range(len(contexts)), key=lambda index: -len(contexts[index])):
         places = len(contexts[group[0]] if group else contexts[index]) + new_tokens
-        if group and ((len(group) + 1) * places > CACHE_TOKENS or len(group) == ROWS):
+        if group and ((len(group) + 1) * places > CACHE_TOKENS or len(group) == rows):
             yield group
             group = []
         group.append(index)

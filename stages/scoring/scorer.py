@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.errors import UserError
-from stages.scoring.decoder import Attend, FlatDecoder, UnknownDecoder
+from stages.scoring.decoder import FEW, Attend, FlatDecoder, UnknownDecoder, product
 from stages.scoring.encoding import Encoder, Query
 from stages.scoring.prefix_tree import Tree, mask, passes, plant, side_by_side
 
@@ -120,11 +120,13 @@ class Scorer:
 
         New memory for each chunk would cost a fifth of its time: the system hands it out page by page.
         """
-        plain = type(self.head) is nn.Linear and self.head.bias is None
-        if place_CV is not None and plain:
-            logits_CV = torch.mm(hidden_CH, self.head.weight.t(), out=place_CV[: len(hidden_CH)]).float()
-        else:
+        few = len(hidden_CH) < FEW
+        if type(self.head) is not nn.Linear:
             logits_CV = self.head(hidden_CH).float()
+        elif place_CV is None or few or self.head.bias is not None:
+            logits_CV = product(self.head, hidden_CH).float()
+        else:
+            logits_CV = torch.mm(hidden_CH, self.head.weight.t(), out=place_CV[: len(hidden_CH)]).float()
         return logits_CV if self.softcap is None else self.softcap * torch.tanh(logits_CV / self.softcap)
 
     @torch.inference_mode()

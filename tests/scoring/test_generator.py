@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stages.errors import UserError
-from stages.scoring.generator import Generator
+from stages.scoring.generator import ROWS, Generator
 from stages.scoring.scorer import Scorer
 from tests.evaluate.questions import reader
 from tests.scoring.models import MODELS
@@ -74,7 +74,7 @@ def test_a_long_prompt_is_cut_from_the_left() -> None:
 def test_a_batch_of_any_size_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = reader()
     together = written(model, PROMPTS)
-    monkeypatch.setattr("stages.scoring.generator.ROWS", 2)
+    monkeypatch.setitem(ROWS, "cpu", 2)
     assert written(model, PROMPTS) == together
 
 
