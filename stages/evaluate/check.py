@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig, EvaluateConfig
@@ -33,9 +32,10 @@ def check_evaluation(config: EvaluateConfig) -> None:
 
 def settled(config: EvaluateConfig) -> EvaluateConfig:
     """Return `config` with what its protocol does not read at its default, so that it makes no other artifact."""
-    unread: dict[str, Any] = {"num_fewshot": 0} if config.protocol == "generation" else {"new_tokens": 32, "beams": 1}
-    unread |= {} if config.corpora else {"corpus_lengths": EvaluateConfig().corpus_lengths, "corpus_windows": None}
-    return dataclasses.replace(config, **unread)
+    unread = ["num_fewshot"] if config.protocol == "generation" else ["new_tokens", "beams"]
+    unread += [] if config.corpora else ["corpus_lengths", "corpus_windows"]
+    default = EvaluateConfig()
+    return dataclasses.replace(config, **{name: getattr(default, name) for name in unread})
 
 
 def _check_generation(config: EvaluateConfig) -> None:
@@ -60,8 +60,7 @@ def check_cost(config: CostConfig) -> None:
         UserError: an option is outside its range; the message has the option, the rule and the value.
     """
     for name in ("prompt_tokens", "new_tokens", "repeats"):
-        if getattr(config, name) < 1:
-            raise UserError(f"evaluate.cost.{name} must be at least 1, and is {getattr(config, name)}.")
+        _require_at_least(1, f"cost.{name}", getattr(config, name))
     sizes = config.batch_sizes
     if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
         raise UserError(

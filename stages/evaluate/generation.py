@@ -104,8 +104,3 @@ def finished(task: str) -> Callable[[str], bool]:
     """
     pattern = lookup("task of the generation protocol", task, PATTERNS)
     return lambda written: RESPONSE in written or pattern.search(written) is not None
-
-
-def unparsed(rows: Sequence[JSON]) -> float:
-    """Return the share of the documents whose output gives no answer."""
-    return sum(not row["answer"] for row in rows) / len(rows)

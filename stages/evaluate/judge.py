@@ -102,19 +102,20 @@ def judge_by_definition(
         UserError: a log-likelihood is not finite.
     """
     requests = [request for document in asked for request in document.requests]
-    answers: Iterator[Any]
+    answers: Sequence[Any]
     if task.OUTPUT_TYPE == "generate_until":
-        answers = iter(model().write(requests, advance))
-        cut = iter([not model().scorer.encoder.fits(context, room=0) for context, _ in requests])
+        answers = model().write(requests, advance)
+        cut = [not model().scorer.encoder.fits(context, room=0) for context, _ in requests]
     else:
         queries = model().scorer.encoder.queries(requests)
-        answers = iter(model().scorer.score(queries, advance))
-        cut = iter([query.truncated for query in queries])
-    return [
-        _row(task, metric, number, document, list(islice(answers, len(document.requests))))
-        | {"truncated": any(list(islice(cut, len(document.requests))))}
-        for number, document in enumerate(asked, first)
-    ]
+        answers = model().scorer.score(queries, advance)
+        cut = [query.truncated for query in queries]
+    answered = iter(zip(answers, cut, strict=True))
+    rows = []
+    for number, document in enumerate(asked, first):
+        own, truncated = zip(*islice(answered, len(document.requests)), strict=True)
+        rows.append(_row(task, metric, number, document, list(own)) | {"truncated": any(truncated)})
+    return rows
 
 
 def _row(task: ConfigurableTask, metric: str, number: int, document: Document, answers: list[Any]) -> JSON:

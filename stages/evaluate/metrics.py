@@ -17,7 +17,7 @@ def summarise(rows: Sequence[JSON]) -> JSON:
     is the share of the written answers that nothing could be read in (counted as wrong), null where choices are
     weighed; truncated counts the documents whose context was cut.
     """
-    scores: JSON = {"chance": _chance(rows), "unparsed": _unparsed(rows)}
+    scores: JSON = {"chance": _chance(rows), "unparsed": unparsed(rows)}
     for metric in ("acc", "acc_norm"):
         values = _known(row[metric] for row in rows)
         scores[metric] = mean(values) if values else None
@@ -46,7 +46,8 @@ def _chance(rows: Sequence[JSON]) -> float | None:
     return mean([1 / count for count in choices]) if choices and min(choices) > 1 else None
 
 
-def _unparsed(rows: Sequence[JSON]) -> float | None:
+def unparsed(rows: Sequence[JSON]) -> float | None:
+    """Return the share of the written answers that nothing could be read in, or None where none are written."""
     answers = _known(row.get("answer") for row in rows)
     return mean([float(not answer) for answer in answers]) if answers else None
 

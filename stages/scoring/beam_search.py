@@ -42,7 +42,7 @@ def beam_search(
     contexts = scorer.encoder.prompts(prompts, room=new_tokens)
     ends = end_tokens(scorer)
     found = [""] * len(contexts)
-    for batch in _batches([len(ids) + new_tokens for ids in contexts], tokens=scorer.batch_tokens // beams):
+    for batch in batches([len(ids) + new_tokens for ids in contexts], tokens=scorer.batch_tokens // beams):
         rows = [contexts[index] for index in batch]
         written_BW = generated(scorer.model, rows, ends=ends, new_tokens=new_tokens, beams=beams)
         for index, ids in zip(batch, written_BW.tolist(), strict=True):
@@ -100,11 +100,11 @@ def _before_end(ids: Ids, ends: frozenset[int]) -> Ids:
     return ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
 
 
-def _batches(lengths: Sequence[int], *, tokens: int) -> Iterator[list[int]]:
-    """Yield indices of about equal length, longest first, each batch within `tokens` or a single one."""
+def batches(lengths: Sequence[int], *, tokens: int, rows: int | None = None) -> Iterator[list[int]]:
+    """Yield indices of about equal length, longest first, each batch within `tokens` (and `rows`) or a single one."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:
+        if batch and ((len(batch) + 1) * lengths[batch[0]] > tokens or len(batch) == rows):
             yield batch
             batch = []
         batch.append(index)

@@ -10,16 +10,16 @@ key/value heads, G = Q / K, D head size, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.scoring.beam_search import end_tokens, generated
+from stages.scoring.beam_search import batches, end_tokens, generated
 from stages.scoring.decoder import Attend, FlatDecoder
-from stages.scoring.prefix_tree import Tree, passes, plant, side_by_side
+from stages.scoring.prefix_tree import Tree, passes, plant, side_by_side, tensors
 from stages.scoring.scorer import Scorer, segment_attention
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Generator:
         contexts = self.scorer.encoder.prompts(prompts, room=new_tokens)
         written: list[str] = [""] * len(prompts)
         rows = ROWS.get(self.scorer.model.device.type, 256)
-        for group in _groups(contexts, new_tokens, rows):
+        for group in batches([len(ids) + new_tokens for ids in contexts], tokens=CACHE_TOKENS, rows=rows):
             chosen = [contexts[index] for index in group]
             writing = _Writing(self.tokenizer, len(group), new_tokens, self.ends | ends, stop, advance)
             if self.scorer.flat is not None and self.scorer.window is None:
@@ -97,8 +97,7 @@ class Generator:
         last: dict[int, Tensor] = {}
         for batch in passes(trees, tokens=scorer.pass_tokens, segment=scorer.segment):
             row = side_by_side(batch)
-            tokens_T, depths_T = torch.tensor(row.tokens, device=device), torch.tensor(row.depths, device=device)
-            hidden_TH = flat(tokens_T, depths_T, cache.filled_by(row, segment_attention(batch, device)))
+            hidden_TH = flat(*tensors(row, device), cache.filled_by(row, segment_attention(batch, device)))
             last |= {index: hidden_TH[path[-1]] for index, path in row.paths.items()}
         return torch.stack([last[index] for index in range(len(contexts))])
 
@@ -218,16 +217,3 @@ class _Cache:
             # Zeros, not empty: a masked place's value is multiplied by a weight of 0, and 0 × NaN is NaN.
             pair = self.pairs[layer] = (like_TKD.new_zeros(shape), like_TKD.new_zeros(shape))
         return pair
-
-
-def _groups(contexts: Sequence[Ids], new_tokens: int, rows: int) -> Iterator[list[int]]:
-    """Yield the indices of prompts of similar length that a batch holds, longest first."""
-    group: list[int] = []
-    for index in sorted(range(len(contexts)), key=lambda index: -len(contexts[index])):
-        places = len(contexts[group[0]] if group else contexts[index]) + new_tokens
-        if group and ((len(group) + 1) * places > CACHE_TOKENS or len(group) == rows):
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group

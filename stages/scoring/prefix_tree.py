@@ -129,6 +129,11 @@ def side_by_side(trees: Sequence[Tree]) -> Tree:
     return row
 
 
+def tensors(tree: Tree, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    """Return the ids and the positions of the nodes, each [L]."""
+    return torch.tensor(tree.tokens, device=device), torch.tensor(tree.depths, device=device)
+
+
 def mask(tree: Tree, device: str | torch.device) -> Tensor:
     """Return which nodes each node attends to, [L, L]: the nodes before it in its own sequences, and itself."""
     node_L = torch.arange(len(tree), device=device)

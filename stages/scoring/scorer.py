@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.errors import UserError
-from stages.scoring.decoder import FEW, Attend, FlatDecoder, UnknownDecoder, product
+from stages.scoring.decoder import Attend, FlatDecoder, UnknownDecoder, product
 from stages.scoring.encoding import Encoder, Query
-from stages.scoring.prefix_tree import Tree, mask, passes, plant, side_by_side
+from stages.scoring.prefix_tree import Tree, mask, passes, plant, side_by_side, tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,11 +70,12 @@ class Scorer:
         total_Q = torch.zeros(len(queries), dtype=torch.float64)
         missed_Q = torch.zeros(len(queries), dtype=torch.int64)
         for batch in self._passes([query.inputs for query in queries]):
-            node_P, target_P, owner_P = _predictions(batch, queries)
-            logprob_P, greedy_P = self._logprobs(self._hidden(batch), node_P, target_P)
+            row = side_by_side(batch)
+            node_P, target_P, owner_P = _predictions(row, queries)
+            logprob_P, greedy_P = self._logprobs(self._hidden(batch, row), node_P, target_P)
             total_Q.index_add_(0, owner_P, logprob_P.double().cpu())
             missed_Q.index_add_(0, owner_P, (~greedy_P).long().cpu())
-            advance(sum(len(tree.paths) for tree in batch))
+            advance(len(row.paths))
         return list(zip(total_Q.tolist(), (missed_Q == 0).tolist(), strict=True))
 
     def _passes(self, sequences: list[list[int]]) -> list[list[Tree]]:
@@ -84,11 +85,10 @@ class Scorer:
         trees = plant(sequences, largest=self.batch_tokens)
         return list(passes(trees, tokens=self.pass_tokens, segment=self.segment))
 
-    def _hidden(self, batch: Sequence[Tree]) -> Tensor:
-        """Return the last hidden states of all nodes of a pass, [T, H]."""
+    def _hidden(self, batch: Sequence[Tree], row: Tree) -> Tensor:
+        """Return the last hidden states of all nodes of a pass, [T, H], whose segments stand side by side in `row`."""
         device = self.model.device
-        row = side_by_side(batch)
-        tokens_T, depths_T = torch.tensor(row.tokens, device=device), torch.tensor(row.depths, device=device)
+        tokens_T, depths_T = tensors(row, device)
         bites = self.window is not None and row.is_chain and len(row) > self.window
         if self.flat is not None and not bites:
             return self.flat(tokens_T, depths_T, segment_attention(batch, device))
@@ -104,29 +104,19 @@ class Scorer:
         hidden_NH, target_P = hidden_TH[node_N], target_P.to(device)
         logprob_P = torch.empty(len(target_P), device=device)
         greedy_P = torch.empty(len(target_P), dtype=torch.bool, device=device)
-        place_CV = hidden_NH.new_empty(min(CHUNK, len(node_N)), self.head.weight.shape[0])
         for start in range(0, len(node_N), CHUNK):
-            logits_CV = self.logits(hidden_NH[start : start + CHUNK], place_CV)
             # Not logits − logsumexp, which is more accurate: over a long answer `HFLM`'s rounding is a bias of 1e-3.
-            logprobs_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
+            logprobs_CV = self.logits(hidden_NH[start : start + CHUNK]).log_softmax(dim=-1)
             here = (place_P >= start) & (place_P < start + CHUNK)
             row = place_P[here] - start
             logprob_P[here] = logprobs_CV[row, target_P[here]]
             greedy_P[here] = logprob_P[here] >= logprobs_CV.amax(dim=-1)[row]
         return logprob_P, greedy_P
 
-    def logits(self, hidden_CH: Tensor, place_CV: Tensor | None = None) -> Tensor:
-        """Return the logits of hidden states, [C, V], in float32; in `place_CV` if they can be computed there.
-
-        New memory for each chunk would cost a fifth of its time: the system hands it out page by page.
-        """
-        few = len(hidden_CH) < FEW
-        if type(self.head) is not nn.Linear:
-            logits_CV = self.head(hidden_CH).float()
-        elif place_CV is None or few or self.head.bias is not None:
-            logits_CV = product(self.head, hidden_CH).float()
-        else:
-            logits_CV = torch.mm(hidden_CH, self.head.weight.t(), out=place_CV[: len(hidden_CH)]).float()
+    def logits(self, hidden_CH: Tensor) -> Tensor:
+        """Return the logits of hidden states, [C, V], in float32."""
+        plain = type(self.head) is nn.Linear
+        logits_CV: Tensor = (product(self.head, hidden_CH) if plain else self.head(hidden_CH)).float()
         return logits_CV if self.softcap is None else self.softcap * torch.tanh(logits_CV / self.softcap)
 
     @torch.inference_mode()
@@ -199,17 +189,14 @@ def _probes(vocabulary: int) -> list[list[int]]:
     return [ids, ids[:4] + ids[:3]]
 
 
-def _predictions(batch: Sequence[Tree], queries: Sequence[Query]) -> tuple[Tensor, Tensor, Tensor]:
+def _predictions(row: Tree, queries: Sequence[Query]) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for each predicted token of a pass, its node, its id, and its query's index."""
-    start = 0
     nodes: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
-    for tree in batch:
-        for index, path in tree.paths.items():
-            wanted = queries[index].targets
-            nodes += [start + node for node in path[-len(wanted) :]]
-            targets += wanted
-            owners += [index] * len(wanted)
-        start += len(tree)
+    for index, path in row.paths.items():
+        wanted = queries[index].targets
+        nodes += path[-len(wanted) :]
+        targets += wanted
+        owners += [index] * len(wanted)
     return torch.tensor(nodes), torch.tensor(targets), torch.tensor(owners)

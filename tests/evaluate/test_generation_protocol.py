@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from stages.errors import UserError
 from stages.evaluate.check import check_evaluation
 from stages.evaluate.config import EvaluateConfig
-from stages.evaluate.generation import PATTERNS, finished, judge_generation, parse, response, unparsed
+from stages.evaluate.generation import PATTERNS, finished, judge_generation, parse, response
+from stages.evaluate.metrics import unparsed
 from stages.files import read_jsonl
 from stages.scoring.beam_search import beam_search
 from stages.scoring.scorer import Scorer
