@@ -13,13 +13,16 @@ from stages.methods import lookup
 from stages.shapes import LayerShape, family_name
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """A linear map whose rows (outputs) or columns (inputs) belong to the groups that pruning keeps or removes."""
+    """A linear map whose rows (outputs) or columns (inputs) belong to the groups that pruning keeps or removes.
+
+    Where a family fuses maps into one (phi3's qkv_proj), a projection is `size` rows of it from `start` on.
+    """
 
     name: str
     linear: nn.Linear
@@ -27,6 +30,18 @@ class Projection:
     """Axis of `linear.weight` along which groups lie: 0 for rows, 1 for columns."""
     per_query_head: bool = False
     """Whether the axis runs over query heads (q, o) and not over key/value heads (k, v)."""
+    start: int = 0
+    size: int | None = None
+    """Rows of a fused map; None for all."""
+
+    @property
+    def weight(self) -> Tensor:
+        """This projection's own part of the weight, a view."""
+        return self.part(self.linear.weight)
+
+    def part(self, whole: Tensor) -> Tensor:
+        """Return this projection's own rows of `whole`, which is shaped as `linear.weight` (or its bias)."""
+        return whole if self.size is None else whole.narrow(0, self.start, self.size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

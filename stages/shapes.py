@@ -117,6 +117,10 @@ class DecoderShape:
         """Return this decoder with other layer shapes."""
         return replace(self, layers=tuple(layers))
 
+    def with_hidden(self, hidden: int) -> DecoderShape:
+        """Return this decoder with another number of hidden channels."""
+        return replace(self, hidden=hidden)
+
     def parameters(self) -> int:
         """Return the number of parameters; tied embeddings count once."""
         return self.embedding_parameters() + self.hidden + sum(self.layer_parameters(layer) for layer in self.layers)

@@ -1,40 +1,69 @@
-"""What is scored and kept: key/value groups and MLP channels, and how scores of weights become scores of groups.
+"""What is scored and kept: groups of weights that leave together, and how scores of slices become scores of groups.
 
-A group of attention is one key/value head with the adjacent query heads it serves: their rows of q, k and v and their
-columns of o. A group of the MLP is one channel: its row of gate and of up and its column of down. Removing a group
-changes no other one. This file names no criterion.
+The kinds of group (`prune.granularity`), and what goes with one:
 
-Shape legend: D rows of one head (head_dim), K key/value heads, Q query heads, C channels, M matrices of a group.
+    heads      a key/value head with the adjacent query heads it serves: rows of q, k, v and columns of o
+    queries    a single query head: rows of q, columns of o. Every key/value head of a layer loses as many.
+    channels   an MLP channel: a row of gate and of up, a column of down
+    hidden     a channel of the residual stream, in all layers at once: norms, embeddings and a side of every matrix
+    attention  a layer's whole attention, with its norms
+    mlp        a layer's whole MLP, with its norms
+    layers     a whole layer
+
+Removing a group changes no other one of its kind. This file names no criterion and no architecture.
+
+Shape legend: D rows of one head (head_dim), K key/value heads, Q query heads, C MLP channels, H hidden channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from stages.anatomy import LayerAnatomy, Projection
-from stages.shapes import LayerShape
+if TYPE_CHECKING:
+    from stages.anatomy import LayerAnatomy, Projection
+    from stages.shapes import DecoderShape, LayerShape
 
 
 @dataclass(frozen=True, slots=True)
-class GroupScores:
-    """How much each group of one layer matters: more is dearer; float64, on the CPU."""
+class Scores:
+    """How much each group matters: more is dearer; float64, on the CPU.
 
-    heads_K: Tensor
-    mlp_C: Tensor
+    Attributes:
+        layers: by layer index, by kind of group, one score a group: "heads" [K], "queries" [Q], "channels" [C],
+            "attention", "mlp" and "layers" [1].
+        hidden_H: of the hidden channels, where they were asked for.
+    """
+
+    layers: Mapping[int, Mapping[str, Tensor]]
+    hidden_H: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The kept indices of one layer, into the model that is cut, ascending."""
+    """The kept indices of one layer, into the model that is cut, ascending; empty lists where a sub-layer goes."""
 
     heads: list[int]
     """Query heads."""
     kv_heads: list[int]
     mlp: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What stays of a model.
+
+    Attributes:
+        layers: one entry a layer of the model that is cut; None where the whole layer goes.
+        hidden: the kept hidden channels, ascending; None where all stay.
+    """
+
+    layers: Sequence[Kept | None]
+    hidden: list[int] | None = None
 
 
 def slice_sums(projection: Projection, values: Tensor) -> Tensor:
@@ -54,16 +83,37 @@ def fold_queries(projection: Projection, layer: LayerAnatomy, scores: Tensor) ->
 
 
 def sum_heads(scores_KD: Tensor, layer: LayerAnatomy) -> Tensor:
-    """Return the score of each key/value group from the scores of its rows: [K·D] → [K]."""
-    return scores_KD.view(layer.shape.kv_heads, layer.head_dim).sum(1)
+    """Return the score of each head from the scores of its rows: [K·D] → [K], or [Q·D] → [Q]."""
+    return scores_KD.view(-1, layer.head_dim).sum(1)
 
 
-def select(scores: GroupScores, target: LayerShape, dense: LayerShape) -> Kept:
+def with_sublayers(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return one layer's scores with those of its sub-layers and of itself, the sums of their groups."""
+    attention, mlp = scores["heads"].sum().view(1), scores["channels"].sum().view(1)
+    return {"attention": attention, "mlp": mlp, "layers": attention + mlp, **scores}
+
+
+def non_finite(scores: Scores) -> list[int]:
+    """Return the indices of the layers with a score that is infinite or not a number."""
+    return [index for index, kinds in scores.layers.items() if not _finite(kinds.values())]
+
+
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def select(scores: Mapping[str, Tensor], target: LayerShape, dense: LayerShape) -> Kept:
     """Return one layer's groups with the highest scores, as many as `target` has; of equals the later ones stay."""
-    kv_heads = _highest(scores.heads_K, target.kv_heads)
-    each = dense.heads // dense.kv_heads
-    heads = [group * each + query for group in kv_heads for query in range(each)]
-    return Kept(heads, kv_heads, _highest(scores.mlp_C, target.mlp))
+    each = dense.heads // dense.kv_heads if dense.kv_heads else 0
+    kv_heads = _highest(scores.get("heads"), target.kv_heads, dense.kv_heads)
+    stay = target.heads // target.kv_heads if target.kv_heads else 0
+    within = scores["queries"].view(-1, each) if stay < each and kv_heads else None
+    heads = [
+        group * each + query
+        for group in kv_heads
+        for query in _highest(None if within is None else within[group], stay, each)
+    ]
+    return Kept(heads, kv_heads, _highest(scores.get("channels"), target.mlp, dense.mlp))
 
 
 def keep_all(shape: LayerShape) -> Kept:
@@ -71,15 +121,20 @@ def keep_all(shape: LayerShape) -> Kept:
     return Kept(list(range(shape.heads)), list(range(shape.kv_heads)), list(range(shape.mlp)))
 
 
-def non_finite(layers: Sequence[LayerAnatomy], scores: Sequence[GroupScores]) -> list[int]:
-    """Return the indices of the layers with a score that is infinite or not a number."""
-    return [
-        layer.index
-        for layer, score in zip(layers, scores, strict=True)
-        if not (score.heads_K.isfinite().all() and score.mlp_C.isfinite().all())
-    ]
+def kept_shape(shape: DecoderShape, selection: Selection) -> DecoderShape:
+    """Return what is left of a decoder of `shape`."""
+    from stages.shapes import LayerShape
+
+    layers = [LayerShape(len(k.heads), len(k.kv_heads), len(k.mlp)) for k in selection.layers if k is not None]
+    hidden = shape.hidden if selection.hidden is None else len(selection.hidden)
+    return shape.with_layers(layers).with_hidden(hidden)
 
 
-def _highest(scores: Tensor, count: int) -> list[int]:
+def _highest(scores: Tensor | None, count: int, of: int) -> list[int]:
+    if count == of:
+        return list(range(of))
+    if count == 0:
+        return []
+    assert scores is not None
     order: list[int] = torch.argsort(scores, stable=True).tolist()
     return sorted(order[len(order) - count :])

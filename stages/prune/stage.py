@@ -33,7 +33,7 @@ from stages.prune.calibration import calibration_ids
 from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA, Criterion
 from stages.prune.gradients import calibration_loss
-from stages.prune.groups import GroupScores, Kept, keep_all, non_finite, select
+from stages.prune.groups import Kept, Scores, Selection, keep_all, non_finite, select
 from stages.prune.surgery import cut
 from stages.shapes import DecoderShape
 
@@ -69,7 +69,7 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
     if stored != config.dtype:  # the weights that are cut never pass through the precision of the scores
         del model
         model = _load(source, stored, context.device, plan)
-    cut(model, kept)
+    cut(model, Selection(kept))
     pruned_loss = None if ids_BT is None else calibration_loss(model, ids_BT)
     record = _record(config, plan, kept, scores, ids_BT, {"dense": dense_loss, "pruned": pruned_loss})
     checkpoint.save_cut_model(model, plan.pruned, context.output / "model", like=source, dtype=stored, record=record)
@@ -90,27 +90,27 @@ def _load(source: Path, dtype: str, device: str, plan: PrunePlan) -> PreTrainedM
 
 def _score(
     criterion: Criterion, model: PreTrainedModel, plan: PrunePlan, ids_BT: Tensor | None, config: PruneConfig
-) -> dict[int, GroupScores]:
+) -> Scores:
     """Return the scores of the layers that lose something, by layer index."""
     layers: list[LayerAnatomy] = [
         layer for layer in decoder_layers(model) if plan.pruned.layers[layer.index] != plan.dense.layers[layer.index]
     ]
     if not layers:
-        return {}
+        return Scores({})
     scores = criterion.score(model, layers, ids_BT, config)
-    broken = non_finite(layers, scores)
+    broken = non_finite(scores)
     if broken:
         raise UserError(
             f"prune={config.method}: the scores of layer {broken[0]} are not finite (layers concerned: {broken}). "
             "Score in another precision with prune.dtype=float32, or on other calibration text."
         )
-    return {layer.index: score for layer, score in zip(layers, scores, strict=True)}
+    return scores
 
 
-def _choose(plan: PrunePlan, scores: Mapping[int, GroupScores]) -> list[Kept]:
+def _choose(plan: PrunePlan, scores: Scores) -> list[Kept]:
     """Return the kept groups of every layer; a layer without scores keeps all."""
     return [
-        select(scores[index], target, dense) if index in scores else keep_all(dense)
+        select(scores.layers[index], target, dense) if index in scores.layers else keep_all(dense)
         for index, (dense, target) in enumerate(zip(plan.dense.layers, plan.pruned.layers, strict=True))
     ]
 
@@ -119,7 +119,7 @@ def _record(
     config: PruneConfig,
     plan: PrunePlan,
     kept: Sequence[Kept],
-    scores: Mapping[int, GroupScores],
+    scores: Scores,
     ids_BT: Tensor | None,
     loss: dict[str, float | None],
 ) -> dict[str, Any]:
@@ -138,10 +138,10 @@ def _record(
         "calibration": calibration,
         "scores": [
             {
-                "heads": _spread(scores[index].heads_K, layer.kv_heads),
-                "mlp": _spread(scores[index].mlp_C, layer.mlp),
+                "heads": _spread(scores.layers[index]["heads"], layer.kv_heads),
+                "mlp": _spread(scores.layers[index]["channels"], layer.mlp),
             }
-            if index in scores
+            if index in scores.layers
             else None
             for index, layer in enumerate(kept)
         ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,16 +12,17 @@ from stages.anatomy import LayerAnatomy, Projection, decoder_layers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from stages.prune.groups import Kept
+    from stages.prune.groups import Selection
 
 
-def cut(model: PreTrainedModel, kept: Sequence[Kept]) -> None:
-    """Keep in each layer of `model` only the groups in `kept`, in place; the dense weights are freed layer by layer.
+def cut(model: PreTrainedModel, selection: Selection) -> None:
+    """Keep in each layer of `model` only the groups in `selection`, in place; the dense weights are freed layer by layer.
 
     The model still runs, with the function of the dense model whose other groups' weights are zero. Its config still
     describes the dense shape: `stages.checkpoint.save_cut_model` writes it as what it has become.
     """
-    for layer, keep in zip(decoder_layers(model), kept, strict=True):
+    for layer, keep in zip(decoder_layers(model), selection.layers, strict=True):
+        assert keep is not None
         heads = {True: keep.heads, False: keep.kv_heads}
         for projection in layer.attention:
             _keep_slices(projection, _head_rows(heads[projection.per_query_head], layer))

@@ -2,10 +2,10 @@
 
 A criterion is one file: its options, a subclass of `PruneConfig`, and one function
 
-    score(model, layers, ids, config) -> [GroupScores, …]
+    score(model, layers, ids, config) -> Scores
 
-that says how much each group of each given layer matters. `ids` are the calibration tokens, or None for a criterion
-that reads none. Adding one is that file, a line here, and a YAML file in `conf/prune/`.
+that says how much each group of each given layer matters, for the kinds in `config.granularity`. `ids` are the
+calibration tokens [sequences, tokens], or None for a criterion that reads none. Adding one is that file, a line here, and a YAML file in `conf/prune/`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from stages.anatomy import LayerAnatomy
-    from stages.prune.groups import GroupScores
+    from stages.prune.groups import Scores
 
-Score = Callable[["PreTrainedModel", "Sequence[LayerAnatomy]", "Tensor | None", Any], "list[GroupScores]"]
+Score = Callable[["PreTrainedModel", "Sequence[LayerAnatomy]", "Tensor | None", Any], "Scores"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,8 @@ class Criterion:
     score: Score
     reads_text: bool
     """Whether it looks at calibration tokens."""
+    granularities: tuple[str, ...] = ("heads", "channels", "attention", "mlp", "layers")
+    """Kinds of group it can score."""
     check: Callable[[Any], None] = lambda config: None
     """Raises UserError where an option of its own can't be right; called before anything is loaded."""
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from stages.anatomy import LayerAnatomy, Projection
-    from stages.prune.groups import GroupScores
+    from stages.prune.groups import Scores
 
 TAYLOR = ("vectorize", "param_first", "param_second", "param_mix")
 REDUCTIONS = ("sum", "mean", "max", "prod", "first")
@@ -59,14 +59,17 @@ def check(config: LLMPrunerConfig) -> None:
 
 def score(
     model: PreTrainedModel, layers: Sequence[LayerAnatomy], ids_BT: Tensor | None, config: LLMPrunerConfig
-) -> list[GroupScores]:
+) -> Scores:
     """Return the Taylor score of every group of `layers`, from the calibration tokens `ids_BT`."""
-    from stages.prune.groups import GroupScores, sum_heads
+    from stages.prune.groups import Scores, sum_heads, with_sublayers
 
     rows = row_scores(model, layers, ids_BT, config)
-    return [
-        GroupScores(sum_heads(heads_KD, layer), mlp_C) for layer, (heads_KD, mlp_C) in zip(layers, rows, strict=True)
-    ]
+    return Scores(
+        {
+            layer.index: with_sublayers({"heads": sum_heads(heads_KD, layer), "channels": mlp_C})
+            for layer, (heads_KD, mlp_C) in zip(layers, rows, strict=True)
+        }
+    )
 
 
 def row_scores(

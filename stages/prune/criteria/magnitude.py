@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from stages.anatomy import LayerAnatomy
-    from stages.prune.groups import GroupScores
+    from stages.prune.groups import Scores
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,15 +37,15 @@ def check(config: MagnitudeConfig) -> None:
 
 def score(
     model: PreTrainedModel, layers: Sequence[LayerAnatomy], ids: Tensor | None, config: MagnitudeConfig
-) -> list[GroupScores]:
+) -> Scores:
     """Return the norm of every group of `layers`; `ids` are not read."""
     import torch
 
-    from stages.prune.groups import GroupScores, fold_queries, slice_sums, sum_heads
+    from stages.prune.groups import Scores, fold_queries, slice_sums, sum_heads, with_sublayers
 
     check(config)
     power = 1 if config.norm == "l1" else 2
-    scores = []
+    scores = {}
     with torch.no_grad():
         for layer in layers:
             rows = {
@@ -56,5 +56,6 @@ def score(
             }
             heads_K = sum_heads(torch.stack([rows[p.name] for p in layer.attention]).sum(0), layer)
             mlp_C = torch.stack([rows[p.name] for p in layer.mlp]).sum(0)
-            scores.append(GroupScores(heads_K ** (1 / power), mlp_C ** (1 / power)))
-    return scores
+            kinds = {"heads": heads_K ** (1 / power), "channels": mlp_C ** (1 / power)}
+            scores[layer.index] = with_sublayers(kinds)
+    return Scores(scores)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from stages.anatomy import LayerAnatomy
-    from stages.prune.groups import GroupScores
+    from stages.prune.groups import Scores
 
 
 @dataclass(kw_only=True, slots=True)
@@ -26,18 +26,16 @@ class RandomConfig(PruneConfig):
     method: str = "random"
 
 
-def score(
-    model: PreTrainedModel, layers: Sequence[LayerAnatomy], ids: Tensor | None, config: RandomConfig
-) -> list[GroupScores]:
+def score(model: PreTrainedModel, layers: Sequence[LayerAnatomy], ids: Tensor | None, config: RandomConfig) -> Scores:
     """Return uniform draws for every group of `layers`; neither weights nor `ids` are read."""
     import torch
 
-    from stages.prune.groups import GroupScores
+    from stages.prune.groups import Scores, with_sublayers
 
-    scores = []
+    scores = {}
     for layer in layers:
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + layer.index) % 2**63)
         heads_K = torch.rand(layer.shape.kv_heads, generator=generator, dtype=torch.float64)
         mlp_C = torch.rand(layer.shape.mlp, generator=generator, dtype=torch.float64)
-        scores.append(GroupScores(heads_K, mlp_C))
-    return scores
+        scores[layer.index] = with_sublayers({"heads": heads_K, "channels": mlp_C})
+    return Scores(scores)

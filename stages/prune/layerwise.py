@@ -1,0 +1,111 @@
+"""Running a decoder one layer at a time: all calibration sequences pass a layer before the next one is touched.
+
+So activations are kept and weights are needed one layer at a time; what a layer is given besides its input (masks,
+rotary angles, which differ by layer in some families) is what the model itself would give it. Without gradients.
+
+Shape legend: B sequences, T tokens, H hidden channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BATCH_TOKENS = 2048
+"""Tokens that pass a layer together, at least one sequence."""
+
+
+class Layerwise:
+    """A decoder on calibration sequences `ids_BT`, layer by layer.
+
+    Attributes:
+        layers: the decoder's layers.
+        resident: holds a layer's weights in memory while it is needed; does nothing where they always are.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        ids_BT: Tensor,
+        *,
+        resident: Callable[[int], AbstractContextManager[Any]] = lambda index: nullcontext(),
+    ) -> None:
+        self.model, self.ids_BT, self.resident = model, ids_BT, resident
+        self.layers: list[Any] = list(model.get_decoder().layers)
+        self.batch = max(1, BATCH_TOKENS // ids_BT.shape[1])
+        self._given = self._capture()
+
+    @torch.no_grad()
+    def embedded(self) -> Tensor:
+        """Return the first layer's input, [B, T, H]."""
+        inputs = []
+
+        def keep(index: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
+            if index == 0:
+                inputs.append(hidden)
+            return hidden
+
+        with self._replaced(keep):
+            for ids in self.ids_BT.split(self.batch):
+                self.model.get_decoder()(ids, use_cache=False)
+        return torch.cat(inputs)
+
+    @torch.no_grad()
+    def run(self, index: int, hidden_BTH: Tensor) -> Tensor:
+        """Return what layer `index` makes of its input [B, T, H]."""
+        with self.resident(index):
+            return torch.cat([self.layers[index](part, **self._given[index]) for part in hidden_BTH.split(self.batch)])
+
+    def run_from(self, index: int, hidden_BTH: Tensor) -> Tensor:
+        """Return the last layer's output for the input [B, T, H] of layer `index`."""
+        for later in range(index, len(self.layers)):
+            hidden_BTH = self.run(later, hidden_BTH)
+        return hidden_BTH
+
+    @torch.no_grad()
+    def losses(self, hidden_BTH: Tensor) -> Tensor:
+        """Return each sequence's mean next-token cross-entropy [B] in nats, from the last layer's output [B, T, H]."""
+        found = []
+        for ids, hidden in zip(self.ids_BT.split(self.batch), hidden_BTH.split(self.batch), strict=True):
+            with self._replaced(lambda index, given, _, hidden=hidden: hidden if index == 0 else given):
+                logits = self.model(ids, use_cache=False).logits[:, :-1].float()
+            nats = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+            found.append(nats.view(len(ids), -1).mean(1))
+        return torch.cat(found)
+
+    def _capture(self) -> list[dict[str, Any]]:
+        """Return the keyword arguments that the model gives each layer; all sequences are equally long and get alike."""
+        captured: list[dict[str, Any]] = [{} for _ in self.layers]
+
+        def keep(index: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
+            captured[index] = given
+            return hidden
+
+        with self._replaced(keep), torch.no_grad():
+            self.model.get_decoder()(self.ids_BT[:1], use_cache=False)
+        return captured
+
+    @contextmanager
+    def _replaced(self, forward: Callable[[int, Tensor, dict[str, Any]], Tensor]) -> Iterator[None]:
+        """Let `forward(index, hidden, keyword arguments)` stand in for every layer."""
+        with ExitStack() as stack:
+            for index, layer in enumerate(self.layers):
+                stack.enter_context(_replaced(layer, index, forward))
+            yield
+
+
+@contextmanager
+def _replaced(layer: nn.Module, index: int, forward: Callable[[int, Tensor, dict[str, Any]], Tensor]) -> Iterator[None]:
+    layer.forward = lambda hidden, **given: forward(index, hidden, given)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del layer.forward
