@@ -56,7 +56,7 @@ class PruneConfig:
     """Change the attention's and the MLP's output projections to make up for what is gone, without training: none, bias
     (FLAP's) or least_squares."""
     offload: str = "none"
-    """layer: hold one layer's weights in memory at a time, for models larger than memory (criteria without gradients)."""
+    """layer: hold one layer's weights in memory at a time (for criteria without gradients), or none."""
     calibration: Calibration = field(default_factory=Calibration)
     calibration_ids: Any = None
     """Token ids to calibrate on, a list of lists with one list a sequence, in place of rows from the data. On the

@@ -54,7 +54,7 @@ class Layerwise:
             return hidden
 
         with self._replaced(keep):
-            for ids in self.ids_BT.split(self.batch):
+            for ids in torch.split(self.ids_BT, self.batch):
                 self.model.get_decoder()(ids, use_cache=False)
         return torch.cat(inputs)
 
@@ -62,7 +62,8 @@ class Layerwise:
     def run(self, index: int, hidden_BTH: Tensor) -> Tensor:
         """Return what layer `index` makes of its input [B, T, H]."""
         with self.resident(index):
-            return torch.cat([self.layers[index](part, **self._given[index]) for part in hidden_BTH.split(self.batch)])
+            parts = torch.split(hidden_BTH, self.batch)
+            return torch.cat([self.layers[index](part, **self._given[index]) for part in parts])
 
     def run_from(self, index: int, hidden_BTH: Tensor) -> Tensor:
         """Return the last layer's output for the input [B, T, H] of layer `index`."""
@@ -74,15 +75,19 @@ class Layerwise:
     def losses(self, hidden_BTH: Tensor) -> Tensor:
         """Return each sequence's mean next-token cross-entropy [B] in nats, from the last layer's output [B, T, H]."""
         found = []
-        for ids, hidden in zip(self.ids_BT.split(self.batch), hidden_BTH.split(self.batch), strict=True):
-            with self._replaced(lambda index, given, _, hidden=hidden: hidden if index == 0 else given):
+        for ids, hidden in zip(torch.split(self.ids_BT, self.batch), torch.split(hidden_BTH, self.batch), strict=True):
+
+            def last(index: int, given: Tensor, _: dict[str, Any], hidden: Tensor = hidden) -> Tensor:
+                return hidden if index == 0 else given
+
+            with self._replaced(last):
                 logits = self.model(ids, use_cache=False).logits[:, :-1].float()
             nats = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
             found.append(nats.view(len(ids), -1).mean(1))
         return torch.cat(found)
 
     def _capture(self) -> list[dict[str, Any]]:
-        """Return the keyword arguments that the model gives each layer; all sequences are equally long and get alike."""
+        """Return the keyword arguments that the model gives each layer, alike for all sequences."""
         captured: list[dict[str, Any]] = [{} for _ in self.layers]
 
         def keep(index: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def cut(model: PreTrainedModel, selection: Selection) -> None:
-    """Keep in each layer of `model` only the groups in `selection`, in place; the dense weights are freed layer by layer.
+    """Keep in each layer of `model` only the groups in `selection`, in place, freeing dense weights layer by layer.
 
     The model still runs, with the function of the dense model whose other groups' weights are zero. Its config still
     describes the dense shape: `stages.checkpoint.save_cut_model` writes it as what it has become.

@@ -5,7 +5,8 @@ A criterion is one file: its options, a subclass of `PruneConfig`, and one funct
     score(model, layers, ids, config) -> Scores
 
 that says how much each group of each given layer matters, for the kinds in `config.granularity`. `ids` are the
-calibration tokens [sequences, tokens], or None for a criterion that reads none. Adding one is that file, a line here, and a YAML file in `conf/prune/`.
+calibration tokens [sequences, tokens], or None for a criterion that reads none. Adding one is that file, a line here,
+and a YAML file in `conf/prune/`.
 """
 
 from __future__ import annotations
