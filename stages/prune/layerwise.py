@@ -9,12 +9,14 @@ Shape legend: B sequences, T tokens, H hidden channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from stages.prune.resident import Resident, always
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +38,7 @@ class Layerwise:
         model: PreTrainedModel,
         ids_BT: Tensor,
         *,
-        resident: Callable[[int], AbstractContextManager[Any]] = lambda index: nullcontext(),
+        resident: Resident = always,
     ) -> None:
         self.model, self.ids_BT, self.resident = model, ids_BT, resident
         self.layers: list[Any] = list(model.get_decoder().layers)

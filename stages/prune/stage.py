@@ -34,6 +34,7 @@ from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA, Criterion
 from stages.prune.gradients import calibration_loss
 from stages.prune.groups import Kept, Scores, Selection, keep_all, non_finite, select
+from stages.prune.resident import always
 from stages.prune.surgery import cut
 from stages.shapes import DecoderShape
 
@@ -97,7 +98,7 @@ def _score(
     ]
     if not layers:
         return Scores({})
-    scores = criterion.score(model, layers, ids_BT, config)
+    scores = criterion.score(model, layers, ids_BT, config, always)
     broken = non_finite(scores)
     if broken:
         raise UserError(

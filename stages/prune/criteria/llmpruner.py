@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from stages.methods import lookup
 from stages.prune.config import PruneConfig
+from stages.prune.resident import Resident, always
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +59,11 @@ def check(config: LLMPrunerConfig) -> None:
 
 
 def score(
-    model: PreTrainedModel, layers: Sequence[LayerAnatomy], ids_BT: Tensor | None, config: LLMPrunerConfig
+    model: PreTrainedModel,
+    layers: Sequence[LayerAnatomy],
+    ids_BT: Tensor | None,
+    config: LLMPrunerConfig,
+    resident: Resident = always,
 ) -> Scores:
     """Return the Taylor score of every group of `layers`, from the calibration tokens `ids_BT`."""
     from stages.prune.groups import Scores, sum_heads, with_sublayers

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from stages.methods import lookup
 from stages.prune.config import PruneConfig
+from stages.prune.resident import Resident, always
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,11 @@ def check(config: MagnitudeConfig) -> None:
 
 
 def score(
-    model: PreTrainedModel, layers: Sequence[LayerAnatomy], ids: Tensor | None, config: MagnitudeConfig
+    model: PreTrainedModel,
+    layers: Sequence[LayerAnatomy],
+    ids: Tensor | None,
+    config: MagnitudeConfig,
+    resident: Resident = always,
 ) -> Scores:
     """Return the norm of every group of `layers`; `ids` are not read."""
     import torch

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stages.prune.config import PruneConfig
+from stages.prune.resident import Resident, always
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,13 @@ class RandomConfig(PruneConfig):
     method: str = "random"
 
 
-def score(model: PreTrainedModel, layers: Sequence[LayerAnatomy], ids: Tensor | None, config: RandomConfig) -> Scores:
+def score(
+    model: PreTrainedModel,
+    layers: Sequence[LayerAnatomy],
+    ids: Tensor | None,
+    config: RandomConfig,
+    resident: Resident = always,
+) -> Scores:
     """Return uniform draws for every group of `layers`; neither weights nor `ids` are read."""
     import torch
 
