@@ -1,16 +1,18 @@
-"""Where the prunable projections of a live decoder are: one small entry a family.
+"""Where the weights that pruning removes are in a live decoder: one small entry a family.
 
-Owns the way from a model to its layers' linear maps. What they cost is `stages.shapes`; scoring and cutting reach
-weights only through here, so that no criterion and no surgery names an architecture.
+Owns the way from a model to its layers' linear maps, to the norms that belong to them and to every parameter along the
+hidden channels. What they cost is `stages.shapes`; scoring and cutting reach weights only through here, so that no
+criterion and no surgery names an architecture.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 from stages.methods import lookup
-from stages.shapes import LayerShape, family_name
+from stages.shapes import FAMILIES, LayerShape, family_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,15 +46,45 @@ class Projection:
         return whole if self.size is None else whole.narrow(0, self.start, self.size)
 
 
+@dataclass(frozen=True, slots=True)
+class HiddenAxis:
+    """A parameter with one axis along the hidden channels: a matrix, or the vector of a norm or of a bias."""
+
+    name: str
+    """Dotted, from the model."""
+    module: nn.Module
+    parameter: str
+    """Its name in `module`: weight or bias."""
+    axis: int
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The whole parameter."""
+        return getattr(self.module, self.parameter)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """A norm of q or k over all heads at once: its weight is cut with the rows of theirs."""
+
+    module: nn.Module
+    per_query_head: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerAnatomy:
-    """The projections of one layer. The first of each tuple is the root, the map that a group is named after."""
+    """One layer. The first projection of each tuple is the root, the map that a group is named after.
+
+    A sub-layer that has been removed has no projections and no norms.
+    """
 
     index: int
+    module: nn.Module
     shape: LayerShape
     head_dim: int
     attention: tuple[Projection, ...]
     mlp: tuple[Projection, ...]
+    head_norms: tuple[HeadNorm, ...] = ()
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -61,20 +93,62 @@ class LayerAnatomy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderAnatomy:
+    """A decoder: its layers, and every parameter with an axis along the hidden channels (tied embeddings once)."""
+
+    layers: list[LayerAnatomy]
+    hidden: list[HiddenAxis]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """A family's names of modules, dotted, from the model or from a layer."""
+    """A family's names of modules: of the decoder from the model, of a layer's from its attention or MLP.
 
-    layers: str = "model.layers"
-    query: str = "self_attn.q_proj"
-    key: str = "self_attn.k_proj"
-    value: str = "self_attn.v_proj"
-    output: str = "self_attn.o_proj"
-    gate: str = "mlp.gate_proj"
-    up: str = "mlp.up_proj"
-    down: str = "mlp.down_proj"
+    Maps of one name are fused, in the order query, key, value or gate, up.
+    """
+
+    decoder: str = "model"
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+    output: str = "o_proj"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    norms_over_all_heads: tuple[str, ...] = ()
+    """Norms in the attention that see all heads of q and of k at once."""
 
 
-NAMES: dict[str, Names] = {"llama": Names(), "mistral": Names()}
+NAMES: dict[str, Names] = {
+    "llama": Names(),
+    "mistral": Names(),
+    "qwen2": Names(),
+    "qwen3": Names(),
+    "gemma2": Names(),
+    "gemma3_text": Names(),
+    "phi3": Names(query="qkv_proj", key="qkv_proj", value="qkv_proj", gate="gate_up_proj", up="gate_up_proj"),
+    "olmo2": Names(norms_over_all_heads=("q_norm", "k_norm")),
+}
+
+
+def decoder_anatomy(model: PreTrainedModel) -> DecoderAnatomy:
+    """Return the anatomy of `model`, shapes read off its weights.
+
+    Raises:
+        UserError: its family is not known.
+    """
+    family = family_name(model.config.to_dict())
+    names = lookup("model family (model_type in config.json)", family, NAMES)
+    head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
+    decoder = model.get_submodule(names.decoder)
+    layers = [_layer(index, layer, names, head_dim) for index, layer in enumerate(decoder.get_submodule("layers"))]
+    embedding, output = decoder.get_submodule("embed_tokens"), model.get_submodule("lm_head")
+    hidden = [(embedding, "weight", 1), *(place for layer in layers for place in _hidden_places(layer, family))]
+    hidden += [(decoder.get_submodule("norm"), "weight", 0)]
+    hidden += [] if output.weight is embedding.weight else [(output, "weight", 1)]
+    dotted = {module: name for name, module in model.named_modules()}
+    axes = [HiddenAxis(f"{dotted[module]}.{parameter}", module, parameter, axis) for module, parameter, axis in hidden]
+    return DecoderAnatomy(layers=layers, hidden=axes)
 
 
 def decoder_layers(model: PreTrainedModel) -> list[LayerAnatomy]:
@@ -83,29 +157,68 @@ def decoder_layers(model: PreTrainedModel) -> list[LayerAnatomy]:
     Raises:
         UserError: its family is not known.
     """
-    names = lookup("model family (model_type in config.json)", family_name(model.config.to_dict()), NAMES)
-    head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
-    return [
-        _anatomy(index, layer, names, head_dim)
-        for index, layer in enumerate(model.get_submodule(names.layers).children())
-    ]
+    return decoder_anatomy(model).layers
 
 
-def _anatomy(index: int, layer: nn.Module, names: Names, head_dim: int) -> LayerAnatomy:
-    def linear(name: str) -> nn.Linear:
-        return cast("nn.Linear", layer.get_submodule(name))
-
-    query, key, value, output = map(linear, (names.query, names.key, names.value, names.output))
-    gate, up, down = map(linear, (names.gate, names.up, names.down))
+def _layer(index: int, layer: Any, names: Names, head_dim: int) -> LayerAnatomy:
+    heads = kv_heads = mlp = 0
+    attention: tuple[Projection, ...] = ()
+    feed_forward: tuple[Projection, ...] = ()
+    if hasattr(layer.self_attn, names.output):
+        attention = _attention(layer.self_attn, names)
+        heads, kv_heads = (len(attention[map_].weight) // head_dim for map_ in (0, 1))
+    if hasattr(layer.mlp, names.down):
+        feed_forward = _mlp(layer.mlp, names)
+        mlp = len(feed_forward[0].weight)
+    norms = zip(names.norms_over_all_heads, (True, False), strict=False) if attention else ()
     return LayerAnatomy(
         index=index,
-        shape=LayerShape(query.out_features // head_dim, key.out_features // head_dim, gate.out_features),
+        module=layer,
+        shape=LayerShape(heads, kv_heads, mlp),
         head_dim=head_dim,
-        attention=(
+        attention=attention,
+        mlp=feed_forward,
+        head_norms=tuple(HeadNorm(getattr(layer.self_attn, name), queries) for name, queries in norms),
+    )
+
+
+def _attention(module: Any, names: Names) -> tuple[Projection, ...]:
+    query, key, value, output = (getattr(module, name) for name in (names.query, names.key, names.value, names.output))
+    out = Projection("o_proj", output, 1, per_query_head=True)
+    if query is not key:
+        return (
             Projection("q_proj", query, 0, per_query_head=True),
             Projection("k_proj", key, 0),
             Projection("v_proj", value, 0),
-            Projection("o_proj", output, 1, per_query_head=True),
-        ),
-        mlp=(Projection("gate_proj", gate, 0), Projection("up_proj", up, 0), Projection("down_proj", down, 1)),
+            out,
+        )
+    queries = output.in_features
+    keys = (query.out_features - queries) // 2
+    return (
+        Projection("q_proj", query, 0, per_query_head=True, start=0, size=queries),
+        Projection("k_proj", query, 0, start=queries, size=keys),
+        Projection("v_proj", query, 0, start=queries + keys, size=keys),
+        out,
     )
+
+
+def _mlp(module: Any, names: Names) -> tuple[Projection, ...]:
+    gate, up, down = (getattr(module, name) for name in (names.gate, names.up, names.down))
+    size = None if gate is not up else down.in_features
+    return (
+        Projection("gate_proj", gate, 0, start=0, size=size),
+        Projection("up_proj", up, 0, start=size or 0, size=size),
+        Projection("down_proj", down, 1),
+    )
+
+
+def _hidden_places(layer: LayerAnatomy, family: str) -> Iterator[tuple[nn.Module, str, int]]:
+    """Yield (module, parameter, axis) of the hidden channels in a layer: its norms, its projections' other side."""
+    norms = FAMILIES[family].attention_norms if layer.attention else ()
+    norms += FAMILIES[family].mlp_norms if layer.mlp else ()
+    for name in norms:
+        yield layer.module.get_submodule(name), "weight", 0
+    for projection in {projection.linear: projection for projection in layer.projections}.values():
+        yield projection.linear, "weight", 1 - projection.axis
+        if projection.axis == 1 and projection.linear.bias is not None:
+            yield projection.linear, "bias", 0

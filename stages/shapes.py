@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from stages.errors import UserError
 from stages.methods import lookup
@@ -21,32 +21,61 @@ PRUNED_PREFIX = "pruned_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """How a family's decoder differs from "projections without bias between two norms a layer".
+    """How a family's decoder differs from "projections without bias, a norm before each sub-layer".
 
     Attributes:
         qkv_bias: whether q, k and v have a bias, or the name of the config field that says so.
         o_bias: the same for the attention's output projection.
         mlp_bias: the same for gate, up and down.
-        norms: RMSNorm weights of hidden size in one layer.
+        attention_norms: a layer's RMSNorms of hidden size that belong to its attention.
+        mlp_norms: those that belong to its MLP.
+        head_norms: an RMSNorm on q and one on k: of each head alike ("each"), or over all heads at once ("all").
         defaults: values of the config fields that a `config.json` of the family may leave out.
     """
 
     qkv_bias: bool | str = False
     o_bias: bool | str = False
     mlp_bias: bool | str = False
-    norms: int = 2
+    attention_norms: tuple[str, ...] = ("input_layernorm",)
+    mlp_norms: tuple[str, ...] = ("post_attention_layernorm",)
+    head_norms: Literal["", "each", "all"] = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
+
+_GEMMA = Family(
+    qkv_bias="attention_bias",
+    o_bias="attention_bias",
+    attention_norms=("input_layernorm", "post_attention_layernorm"),
+    mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    defaults={"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
     "mistral": Family(defaults={"num_key_value_heads": 8}),
+    "qwen2": Family(qkv_bias=True, defaults={"num_key_value_heads": 32}),
+    "qwen3": Family(
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        head_norms="each",
+        defaults={"num_key_value_heads": 32, "head_dim": 128},
+    ),
+    "gemma2": _GEMMA,
+    "gemma3_text": replace(_GEMMA, head_norms="each"),
+    "phi3": Family(),
+    "olmo2": Family(
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        attention_norms=("post_attention_layernorm",),
+        mlp_norms=("post_feedforward_layernorm",),
+        head_norms="all",
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """The part of a layer's shape that structured pruning changes."""
+    """The part of a layer's shape that structured pruning changes. A sub-layer of size 0 is gone, with its norms."""
 
     heads: int
     """Query heads."""
@@ -70,8 +99,8 @@ class DecoderShape:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
-    norms: int = 2
-    """RMSNorm weights of hidden size in one layer."""
+    output_bias: bool = False
+    """Whether compensation gave o and down a bias, in whatever family."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DecoderShape:
@@ -82,16 +111,14 @@ class DecoderShape:
         """
         name = family_name(config)
         family = lookup("model family (model_type in config.json)", name, FAMILIES)
-        fields = dict(family.defaults) | {key: value for key, value in config.items() if value is not None}
+        fields = {**family.defaults, **config}
         hidden, heads = _size(fields, "hidden_size"), _size(fields, "num_attention_heads")
-        kv_heads = _size(
-            fields | {"num_key_value_heads": fields.get("num_key_value_heads", heads)}, "num_key_value_heads"
-        )
+        kv_heads = heads if fields.get("num_key_value_heads") is None else _size(fields, "num_key_value_heads")
         dense = LayerShape(heads, kv_heads, _size(fields, "intermediate_size"))
         count = _size(fields, "num_hidden_layers")
-        layers = tuple(LayerShape(*shape) for shape in fields.get("layer_shapes", [])) or (dense,) * count
+        layers = tuple(LayerShape(*shape) for shape in fields.get("layer_shapes") or ()) or (dense,) * count
         for layer in layers:
-            if layer.heads % layer.kv_heads:
+            if layer.heads and layer.heads % layer.kv_heads:
                 raise UserError(
                     f"config.json: {layer.heads} query heads can't share {layer.kv_heads} key/value heads evenly."
                 )
@@ -105,7 +132,7 @@ class DecoderShape:
             qkv_bias=_flag(family.qkv_bias, fields),
             o_bias=_flag(family.o_bias, fields),
             mlp_bias=_flag(family.mlp_bias, fields),
-            norms=family.norms,
+            output_bias=bool(fields.get("output_bias", False)),
         )
 
     @property
@@ -130,18 +157,26 @@ class DecoderShape:
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     def layer_parameters(self, layer: LayerShape) -> int:
-        """Return the parameters of one layer, norms included."""
-        return self.attention_parameters(layer) + self.mlp_parameters(layer) + self.norms * self.hidden
+        """Return the parameters of one layer."""
+        return self.attention_parameters(layer) + self.mlp_parameters(layer)
 
     def attention_parameters(self, layer: LayerShape) -> int:
-        """Return the parameters of one layer's attention projections."""
-        rows = (layer.heads + 2 * layer.kv_heads) * self.head_dim
-        weights = (rows + layer.heads * self.head_dim) * self.hidden
-        return weights + self.qkv_bias * rows + self.o_bias * self.hidden
+        """Return the parameters of one layer's attention: its projections and norms."""
+        if not layer.heads:
+            return 0
+        family = FAMILIES[self.family]
+        queries, keys = layer.heads * self.head_dim, layer.kv_heads * self.head_dim
+        weights = 2 * (queries + keys) * self.hidden
+        biases = self.qkv_bias * (queries + 2 * keys) + (self.o_bias or self.output_bias) * self.hidden
+        head_norms = {"": 0, "each": 2 * self.head_dim, "all": queries + keys}[family.head_norms]
+        return weights + biases + head_norms + len(family.attention_norms) * self.hidden
 
     def mlp_parameters(self, layer: LayerShape) -> int:
-        """Return the parameters of one layer's gate, up and down projections."""
-        return 3 * layer.mlp * self.hidden + self.mlp_bias * (2 * layer.mlp + self.hidden)
+        """Return the parameters of one layer's MLP: its gate, up and down projections and norms."""
+        if not layer.mlp:
+            return 0
+        biases = self.mlp_bias * 2 * layer.mlp + (self.mlp_bias or self.output_bias) * self.hidden
+        return 3 * layer.mlp * self.hidden + biases + len(FAMILIES[self.family].mlp_norms) * self.hidden
 
     def multiply_accumulates(self, tokens: int) -> int:
         """Return the multiply-accumulates of a forward pass for each token of a sequence of `tokens` tokens.

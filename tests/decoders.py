@@ -1,4 +1,4 @@
-"""Tiny decoders, built from a config with a seed, for the tests that need a real model."""
+"""Tiny decoders of every family, built from a config with a seed, for the tests that need a real model."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+import transformers
+from transformers import PreTrainedModel
 
-KINDS: dict[str, Any] = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
+GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 6}
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
+    "mistral": ("MistralConfig", "MistralForCausalLM", {}),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 8}),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", GEMMA),
+    "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM", GEMMA | {"sliding_window_pattern": 2}),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", {}),
+    "olmo2": ("Olmo2Config", "Olmo2ForCausalLM", {}),
 }
+"""Configuration class, model class and what this family's config needs beside the sizes."""
 
 
 def decoder(family: str = "llama", **options: Any) -> PreTrainedModel:
-    """Return a decoder of 3 layers, 6 query heads on 3 key/value heads and 40 MLP channels, unless told otherwise."""
+    """Return a decoder of 3 layers, 6 query heads on 3 key/value heads and 40 MLP channels, unless told otherwise.
+
+    No bias is zero and no two weights of a norm are alike.
+    """
+    config_class, model_class, own = KINDS[family]
     fields: dict[str, Any] = {
         "vocab_size": 96,
         "hidden_size": 48,
@@ -26,14 +39,16 @@ def decoder(family: str = "llama", **options: Any) -> PreTrainedModel:
         "max_position_embeddings": 128,
         "initializer_range": 0.15,
         "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
     }
-    config_class, model_class = KINDS[family]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        model = model_class(config_class(**fields | options))
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                torch.nn.init.normal_(parameter, std=0.2)
+        config = getattr(transformers, config_class)(**fields | own | options)
+        model: PreTrainedModel = getattr(transformers, model_class)(config)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.2 * torch.randn_like(parameter)
     return model.eval()
 
 
