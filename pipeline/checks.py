@@ -8,7 +8,7 @@ from pipeline.config import Config
 from stages.errors import UserError
 from stages.evaluate.check import check_cost
 from stages.methods import lookup
-from stages.prune.criteria import CRITERIA
+from stages.prune.methods import METHODS
 from stages.tasks.registry import SUITES
 
 UNCUT = ("none", "sheared")
@@ -28,7 +28,7 @@ def check_values(config: Config) -> None:
     for where, ratio in (("ratio", config.ratio), ("prune.ratio", prune.ratio)):
         require(math.isfinite(ratio), where, "a share in [0, 1)", ratio)
     if prune.method not in UNCUT:
-        lookup("criterion", prune.method, CRITERIA).check(prune)
+        lookup("criterion", prune.method, METHODS).check(prune)
     for where, dtype in (
         ("prune.dtype", prune.dtype),
         ("recover.dtype", config.recover.dtype),

@@ -16,7 +16,7 @@ from pipeline.tracking import TrackerConfig
 from stages.data.config import DataConfig
 from stages.evaluate.config import CostConfig, EvaluateConfig
 from stages.prune.config import PruneConfig
-from stages.prune.criteria import CRITERIA
+from stages.prune.methods import METHODS
 from stages.recover.config import AdapterConfig, RecoverConfig
 from stages.stage import CHECKPOINT_SECONDS
 from stages.wheels import Wheel
@@ -130,5 +130,5 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="prune/schema", name="base", node=PruneConfig)
-    for name, criterion in CRITERIA.items():
-        store.store(group="prune/schema", name=name, node=criterion.config)
+    for name, method in METHODS.items():
+        store.store(group="prune/schema", name=name, node=method.config)

@@ -31,7 +31,9 @@ from stages.machine import processor
 from stages.methods import lookup
 from stages.prune.budget import PrunePlan, plan_shapes
 from stages.prune.config import PruneConfig
-from stages.prune.criteria import CRITERIA
+from stages.prune.methods import METHODS
+from stages.prune.sparse import MASKS
+from stages.prune.sparse.config import SparseMLConfig
 from stages.recover.check import check as check_recovery
 from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.registry import STAGES
@@ -60,7 +62,7 @@ def build_graph(config: Config) -> Graph:
         roles["data"] = _data(config)
     if cuts:
         prune = dataclasses.replace(
-            config.prune,
+            _settled(config.prune),
             calibration_ids=_calibration_ids(config.prune.calibration_ids),
             dtype=resolve_dtype(config.prune.dtype, device),
             seed=keys.derive_seed(config.prune.seed, "prune"),
@@ -198,8 +200,13 @@ def _narrow(kind: Any, options: Any) -> Any:
     return kind(**{f.name: getattr(options, f.name) for f in dataclasses.fields(kind)})
 
 
+def _settled(prune: PruneConfig) -> PruneConfig:
+    """Return `prune` with the content of a recipe in place of its name, so that a key holds it."""
+    return MASKS[prune.method].settled(prune) if isinstance(prune, SparseMLConfig) else prune
+
+
 def _reads_text(prune: PruneConfig) -> bool:
-    return CRITERIA[prune.method].reads_text and prune.calibration_ids is None
+    return METHODS[prune.method].reads_text and prune.calibration_ids is None
 
 
 def _amount(prune: PruneConfig) -> str:
@@ -246,12 +253,12 @@ def model_shape(config: Config, node: Node, directory: Path | None) -> DecoderSh
 
 
 def preview_prune(graph: Graph, config: Config, directory: Path | None) -> PrunePlan | None:
-    """Return what pruning will cut, or None where nothing is cut or the shape is known only after the download.
+    """Return what pruning will cut, or None where nothing is cut (masks) or the shape is known only after the download.
 
     Raises:
         UserError: the ratio can't be reached, or the architecture is unknown.
     """
-    if "prune" not in graph.roles:
+    if "prune" not in graph.roles or config.prune.method in MASKS:
         return None
     shape = model_shape(config, graph.roles["model"], directory)
     return None if shape is None else plan_shapes(shape, graph.roles["prune"].config)

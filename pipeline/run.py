@@ -19,6 +19,8 @@ from pipeline.store import Store, explain_disk_error
 from pipeline.tracking import Tracker, open_tracker
 from stages.files import read_jsonl
 from stages.machine import hardware
+from stages.prune.sparse.config import SparseMLConfig
+from stages.prune.sparse.recipe import table as masks_table
 from stages.report.render import write_run_report
 
 log = logging.getLogger("pipeline")
@@ -70,6 +72,8 @@ def _describe(config: Config, graph: Graph, engine: Engine) -> str:
     table = plan_table(graph, engine)
     if preview is not None:
         return f"{table}\n\n{prune_table(preview)}"
+    if isinstance(config.prune, SparseMLConfig):
+        return f"{table}\n\n{masks_table(config.prune)}"
     later = "\n\nwhat pruning cuts is known, and printed, once the model's config.json is here"
     return table + later if "prune" in graph.roles else table
 

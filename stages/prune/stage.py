@@ -35,6 +35,8 @@ from stages.prune.criteria import CRITERIA, Criterion
 from stages.prune.gradients import calibration_loss
 from stages.prune.groups import Kept, Scores, Selection, keep_all, non_finite, select
 from stages.prune.resident import always
+from stages.prune.sparse.config import SparseMLConfig
+from stages.prune.sparse.stage import run as run_masks
 from stages.prune.surgery import cut
 from stages.shapes import DecoderShape
 
@@ -51,6 +53,8 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
     Raises:
         UserError: an option is wrong, the ratio can't be reached, or loss or scores are not finite.
     """
+    if isinstance(config, SparseMLConfig):
+        return run_masks(config, inputs, context)
     source = inputs["model"] / "model"
     criterion = lookup("pruning criterion", config.method, CRITERIA)
     criterion.check(config)

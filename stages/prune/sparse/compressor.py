@@ -1,0 +1,140 @@
+"""SparseGPT and Wanda through llm-compressor's one-shot run, on a model and calibration ids that are in memory.
+
+Owns the meeting with the library and nothing else: it is handed full names of modules, so that its own matching (which
+forgets `ignore` for a target named by its class, and so reaches a tied output head) decides nothing. It loads no file,
+needs no tokenizer, writes nothing, and leaves neither its log nor its environment behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from stages.errors import UserError
+from stages.progress import progress
+from stages.prune.layerwise import BATCH_TOKENS
+from stages.prune.sparse.recipe import Masking
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ENVIRONMENT = {"LLM_COMPRESSOR_LOG_LEVEL": "ERROR", "TOKENIZERS_PARALLELISM": "false"}
+"""Read when the library is imported; the second it would set by itself, and leave."""
+STEP = "Sparsifying"
+"""Begins the library's log line about each module that it masks."""
+
+
+def compress(model: PreTrainedModel, ids_BT: Tensor, work: Sequence[tuple[Masking, Sequence[str]]]) -> None:
+    """Mask the named modules of `model` in place, layer after layer, each on what the masked ones before it give.
+
+    Raises:
+        UserError: a Hessian can't be inverted.
+    """
+    with _environment(ENVIRONMENT):
+        from llmcompressor.core import reset_session
+        from llmcompressor.entrypoints.oneshot import Oneshot
+
+        class InMemory(Oneshot):  # type: ignore[misc]
+            """A run on a model that is in memory, where there is no checkpoint to look for quantised weights in."""
+
+            def validate_model(self, model: PreTrainedModel) -> None:
+                pass
+
+        try:
+            with _told(sum(len(names) for _, names in work)) as warnings, _quiet():
+                InMemory(
+                    model=model,
+                    processor=object(),  # for text, and there is none
+                    recipe=[_modifier(masking, names) for masking, names in work],
+                    dataset=_batches(ids_BT),
+                    pipeline="sequential",
+                )()
+        finally:
+            reset_session()
+            vars(model).pop("save_pretrained", None)  # the library's, which compresses what it saves
+    singular = [text for text in warnings if "invert hessian" in text]
+    if singular:
+        raise UserError(
+            f"prune=sparseml: SparseGPT could not invert the Hessian of {len(singular)} layers. Give more text with "
+            "prune.calibration.sequences=, or raise prune.dampening (dampening_frac in a recipe)."
+        )
+
+
+def _modifier(masking: Masking, names: Sequence[str]) -> Any:
+    from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
+
+    common = {"sparsity": masking.sparsity, "mask_structure": masking.structure, "targets": list(names)}
+    if masking.algorithm == "wanda":
+        return WandaPruningModifier(**common)
+    return SparseGPTModifier(**common, block_size=masking.block_size, dampening_frac=masking.dampening)
+
+
+def _batches(ids_BT: Tensor) -> DataLoader[Any]:
+    def collate(rows: list[Tensor]) -> dict[str, Tensor]:
+        return {"input_ids": torch.stack(rows)}
+
+    size = max(1, BATCH_TOKENS // ids_BT.shape[1])
+    return DataLoader(ids_BT, batch_size=size, collate_fn=collate)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def _told(modules: int) -> Iterator[list[str]]:
+    """Yield the library's warnings as they appear, and show one bar over the modules that it masks."""
+    from loguru import logger
+
+    warnings: list[str] = []
+    with progress("mask", total=modules, unit="matrix") as bar:
+
+        def hear(message: Any) -> None:
+            level, text = message.record["level"].name, message.record["message"]
+            if level == "WARNING":
+                warnings.append(text)
+            elif text.startswith(STEP):
+                bar.update()
+
+        sink = logger.add(hear, level="INFO", format="{message}")
+        try:
+            yield warnings
+        finally:
+            logger.remove(sink)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the library's bars, two a layer, and what torch says of every traced model."""
+    from llmcompressor.pipelines import cache
+    from llmcompressor.pipelines.sequential import pipeline
+
+    def plain(items: Iterable[Any], **_: Any) -> Iterable[Any]:
+        return items
+
+    tracing = logging.getLogger("torch.fx._symbolic_trace")
+    level, bar = tracing.level, cache.tqdm
+    tracing.setLevel(logging.ERROR)
+    cache.tqdm = pipeline.tqdm = plain
+    try:
+        yield
+    finally:
+        tracing.setLevel(level)
+        cache.tqdm = pipeline.tqdm = bar
