@@ -1,0 +1,89 @@
+"""Taylor scores against their definition, from gradients that autograd keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from decoders import decoder, token_ids
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stages.anatomy import Projection, decoder_layers
+from stages.prune import gradients, taylor
+from stages.prune.taylor import EXPANSIONS, slice_scores
+
+TERMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "vectorize": lambda w, g, a: w * g,
+    "param_first": lambda w, g, a: (w * g).abs(),
+    "param_second": lambda w, g, a: (w * a * w).abs(),
+    "param_mix": lambda w, g, a: (w * g - w * a * w / 2).abs(),
+}
+
+
+def kept_gradients(model: PreTrainedModel, ids: Tensor) -> dict[int, Tensor]:
+    """Return the gradient of every parameter, by identity."""
+    model.zero_grad()
+    model(ids, labels=ids).loss.backward()
+    found = {id(p): p.grad.double() for p in model.parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def by_definition(model: PreTrainedModel, projections: list[Projection], ids: Tensor, name: str) -> list[Tensor]:
+    singles = [kept_gradients(model, sample[None]) for sample in ids]
+    whole, found = kept_gradients(model, ids), []
+    for p in projections:
+        fisher = sum((single[id(p.linear.weight)] ** 2 for single in singles), torch.zeros(())) / len(ids)
+        weight, gradient, second = (
+            p.part(t.detach().double()) for t in (p.linear.weight, whole[id(p.linear.weight)], fisher)
+        )
+        terms = TERMS[name](weight, gradient, second)
+        found.append((terms.sum(1 - p.axis) if terms.dim() > 1 else terms).abs())
+    return found
+
+
+def both_sides(model: PreTrainedModel) -> list[Projection]:
+    """Return rows and columns of every matrix of one layer, two parts of one, both embeddings and the norms."""
+    layer: Any = decoder_layers(model)[1]
+    linears = [p.linear for p in layer.projections]
+    parts = [Projection("part", linears[0], axis, start=8, size=16) for axis in (0, 1)]
+    tables: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    norms: list[Any] = [m for m in model.modules() if getattr(m, "weight", torch.zeros(1, 1)).dim() == 1]
+    return [
+        *(Projection("side", linear, axis) for linear in linears for axis in (0, 1)),
+        *parts,
+        *(Projection("embedding", table, 1) for table in tables),
+        *(Projection("norm", norm, 0) for norm in norms),
+    ]
+
+
+def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.mean()))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_columns_parts_embeddings_and_norms_score_by_the_definition(
+    tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(taylor, "BLOCK", 4 * 48 * 7)  # blocks that divide nothing evenly
+    monkeypatch.setattr(gradients, "LOGITS", 3 * 24 * 96)  # the head takes three sequences, then one
+    model, ids = decoder(tie_word_embeddings=tied), token_ids()
+    ids[:, 3] = ids[0, 5]  # tokens that occur more than once
+    projections = both_sides(model)
+    assert len({id(p.linear.weight) for p in projections}) < len(projections)
+    found = slice_scores(model, projections, ids, EXPANSIONS)
+    for name in EXPANSIONS:
+        assert_equal(found[name], by_definition(model, projections, ids, name))
+
+
+@pytest.mark.parametrize("name", EXPANSIONS)
+def test_an_expansion_scores_the_same_alone(name: str) -> None:
+    model, ids = decoder(), token_ids()
+    projections = both_sides(model)
+    assert_equal(
+        slice_scores(model, projections, ids, [name])[name], slice_scores(model, projections, ids, EXPANSIONS)[name]
+    )
