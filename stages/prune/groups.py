@@ -67,8 +67,11 @@ class Selection:
 
 
 def slice_sums(projection: Projection, values: Tensor) -> Tensor:
-    """Return the sum of `values` (shaped as the weight) over each row or column that belongs to a group, in float64."""
-    return values.sum(1 - projection.axis, dtype=torch.float64).cpu()
+    """Return the sum of `values` (shaped as the weight) over each row or column that belongs to a group, in float64.
+
+    A vector's slices are its numbers.
+    """
+    return (values[:, None] if values.dim() == 1 else values).sum(1 - projection.axis, dtype=torch.float64).cpu()
 
 
 def fold_queries(projection: Projection, layer: LayerAnatomy, scores: Tensor) -> Tensor:
@@ -89,8 +92,10 @@ def sum_heads(scores_KD: Tensor, layer: LayerAnatomy) -> Tensor:
 
 def with_sublayers(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return one layer's scores with those of its sub-layers and of itself, the sums of their groups."""
-    attention, mlp = scores["heads"].sum().view(1), scores["channels"].sum().view(1)
-    return {"attention": attention, "mlp": mlp, "layers": attention + mlp, **scores}
+    parts = {"attention": "heads", "mlp": "channels"}
+    sums = {name: scores[kind].sum().view(1) for name, kind in parts.items() if kind in scores}
+    whole = sum(sums.values(), torch.zeros(1, dtype=torch.float64))
+    return {**sums, "layers": whole, **scores}
 
 
 def non_finite(scores: Scores) -> list[int]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from stages.errors import UserError
 from stages.methods import lookup
 from stages.prune.config import GRANULARITIES, PruneConfig
-from stages.prune.criteria import llmpruner, magnitude, random
+from stages.prune.criteria import block_influence, flap, hywia, llmpruner, magnitude, perplexity, random, wanda
 from stages.prune.resident import Resident
 
 if TYPE_CHECKING:
@@ -76,6 +76,32 @@ CRITERIA: dict[str, Criterion] = {
         reads_text=True,
         needs_gradients=True,
         check_options=llmpruner.check,
+    ),
+    "hywia": Criterion(
+        config=hywia.HyWIAConfig, score=hywia.score, reads_text=True, needs_gradients=True, check_options=hywia.check
+    ),
+    "wanda": Criterion(config=wanda.WandaConfig, score=wanda.score, reads_text=True, granularities=BLOCKS),
+    "flap": Criterion(
+        config=flap.FLAPConfig,
+        score=flap.score,
+        reads_text=True,
+        granularities=("heads", "queries", "channels"),
+        paper="global",
+        check_options=flap.check,
+    ),
+    "block_influence": Criterion(
+        config=block_influence.BlockInfluenceConfig,
+        score=block_influence.score,
+        reads_text=True,
+        granularities=DEPTH,
+        paper="depth",
+    ),
+    "perplexity": Criterion(
+        config=perplexity.PerplexityConfig,
+        score=perplexity.score,
+        reads_text=True,
+        granularities=DEPTH,
+        paper="depth",
     ),
     "magnitude": Criterion(
         config=magnitude.MagnitudeConfig, score=magnitude.score, reads_text=False, check_options=magnitude.check

@@ -1,13 +1,16 @@
 """Magnitude: a group matters as much as its weights are large. No data is read.
 
-The score of a group is the norm of all its weights together, Σ |w| (l1) or √(Σ w²) (l2). Groups are ranked within their
-layer. The usual baseline; LLM-Pruner (arXiv 2305.11627) reports it as L1 and L2.
+The score of a group is the norm of all its weights together, Σ |w| (l1) or √(Σ w²) (l2): of its rows and columns, and
+for hidden channels of the norms and embeddings too (tied ones once). The usual baseline; LLM-Pruner (arXiv 2305.11627)
+reports it as L1 and L2, with the same share of heads and of channels in each layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from stages.methods import lookup
@@ -18,8 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from stages.anatomy import LayerAnatomy
+    from stages.anatomy import LayerAnatomy, Projection
     from stages.prune.groups import Scores
+
+POWERS = {"l1": 1, "l2": 2}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,7 +38,7 @@ class MagnitudeConfig(PruneConfig):
 
 def check(config: MagnitudeConfig) -> None:
     """Raise UserError for an unknown norm."""
-    lookup("prune.norm", config.norm, {"l1": 1, "l2": 2})
+    lookup("prune.norm", config.norm, POWERS)
 
 
 def score(
@@ -44,23 +49,26 @@ def score(
     resident: Resident = always,
 ) -> Scores:
     """Return the norm of every group of `layers`; `ids` are not read."""
-    import torch
-
-    from stages.prune.groups import Scores, fold_queries, slice_sums, sum_heads, with_sublayers
+    from stages.anatomy import decoder_layers
+    from stages.prune.groups import Scores, slice_sums
+    from stages.prune.slices import group_scores, hidden_slices, total
 
     check(config)
-    power = 1 if config.norm == "l1" else 2
+    power = POWERS[config.norm]
+
+    def sums(projection: Projection) -> Tensor:
+        return slice_sums(projection, projection.weight.detach().float().abs() ** power)
+
     scores = {}
-    with torch.no_grad():
-        for layer in layers:
-            rows = {
-                projection.name: fold_queries(
-                    projection, layer, slice_sums(projection, projection.linear.weight.float().abs() ** power)
-                )
-                for projection in layer.projections
-            }
-            heads_K = sum_heads(torch.stack([rows[p.name] for p in layer.attention]).sum(0), layer)
-            mlp_C = torch.stack([rows[p.name] for p in layer.mlp]).sum(0)
-            kinds = {"heads": heads_K ** (1 / power), "channels": mlp_C ** (1 / power)}
-            scores[layer.index] = with_sublayers(kinds)
-    return Scores(scores)
+    for layer in layers:
+        with resident(layer.index):
+            groups = group_scores(layer, {projection.name: sums(projection) for projection in layer.projections})
+        scores[layer.index] = {kind: values ** (1 / power) for kind, values in groups.items()}
+    if "hidden" not in config.granularity:
+        return Scores(scores)
+    owners = {module: layer.index for layer in decoder_layers(model) for module in layer.module.modules()}
+    hidden = []
+    for index, places in groupby(hidden_slices(model), lambda place: owners.get(place.linear)):
+        with nullcontext() if index is None else resident(index):
+            hidden += [sums(place) for place in places]
+    return Scores(scores, total(hidden) ** (1 / power))

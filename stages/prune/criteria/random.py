@@ -1,6 +1,7 @@
-"""Random: every group is as likely to go as any other. The floor that a criterion has to beat.
+"""Random: every group is as likely to go as any other of its kind. The floor that a criterion has to beat.
 
-A layer's draw depends on the seed and on the layer's index alone, not on which other layers are pruned.
+A layer's draw depends on the seed and on the layer's index alone, not on which other layers are pruned; each kind of
+group is drawn by itself, so that a layer is not worth what its heads drew.
 """
 
 from __future__ import annotations
@@ -37,12 +38,16 @@ def score(
     """Return uniform draws for every group of `layers`; neither weights nor `ids` are read."""
     import torch
 
-    from stages.prune.groups import Scores, with_sublayers
+    from stages.prune.groups import Scores
 
     scores = {}
     for layer in layers:
+        counts = {"heads": layer.shape.kv_heads, "channels": layer.shape.mlp, "queries": layer.shape.heads}
+        counts |= {"attention": int(bool(layer.attention)), "mlp": int(bool(layer.mlp)), "layers": 1}
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + layer.index) % 2**63)
-        heads_K = torch.rand(layer.shape.kv_heads, generator=generator, dtype=torch.float64)
-        mlp_C = torch.rand(layer.shape.mlp, generator=generator, dtype=torch.float64)
-        scores[layer.index] = with_sublayers({"heads": heads_K, "channels": mlp_C})
-    return Scores(scores)
+        draws = {kind: torch.rand(count, generator=generator, dtype=torch.float64) for kind, count in counts.items()}
+        scores[layer.index] = {kind: draw for kind, draw in draws.items() if len(draw)}
+    if "hidden" not in config.granularity:
+        return Scores(scores)
+    generator = torch.Generator().manual_seed((config.seed * 1_000_003 + 1_000_002) % 2**63)
+    return Scores(scores, torch.rand(model.config.hidden_size, generator=generator, dtype=torch.float64))

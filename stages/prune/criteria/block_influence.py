@@ -1,0 +1,66 @@
+"""Block influence (ShortGPT, Men et al. 2024, arXiv 2403.03853): a layer matters as far as it turns what it is given.
+
+With X_i the residual stream before layer i and X_{i+1} behind it, the paper's
+
+    BI_i = 1 − E_t [ X_{i,t} · X_{i+1,t} / (‖X_{i,t}‖ ‖X_{i+1,t}‖) ]
+
+is the mean over the calibration tokens t. The layers with the lowest go, together, whole. Forward only.
+
+The same measure around the attention and around the MLP alone, on the stream between them (what the layer gives when
+its MLP gives nothing), scores sub-layers; that is ours. The paper's stream is that of a model without a norm behind the
+last layer; here too the last layer's output is taken before the final norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stages.prune.config import PruneConfig
+from stages.prune.resident import Resident, always
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from stages.anatomy import LayerAnatomy
+    from stages.prune.groups import Scores
+
+
+@dataclass(kw_only=True, slots=True)
+class BlockInfluenceConfig(PruneConfig):
+    """Block influence has no options of its own; it scores layers, attention and mlp."""
+
+    method: str = "block_influence"
+    granularity: list[str] = field(default_factory=lambda: ["layers"])
+
+
+def score(
+    model: PreTrainedModel,
+    layers: Sequence[LayerAnatomy],
+    ids_BT: Tensor | None,
+    config: BlockInfluenceConfig,
+    resident: Resident = always,
+) -> Scores:
+    """Return how far each of `layers`, and each of its sub-layers if asked for, turns the calibration tokens."""
+    import torch
+
+    from stages.prune.activations import calibrated, cosine_distance, silenced, walk
+    from stages.prune.groups import Scores
+
+    decoder = calibrated(model, ids_BT, resident)
+    scores = {}
+    for layer, before_BTH, behind_BTH in walk(decoder, layers, "block influence"):
+        distances = {"layers": cosine_distance(before_BTH, behind_BTH)}
+        if {"attention", "mlp"} & set(config.granularity):
+            with silenced(layer.mlp):
+                between_BTH = decoder.run(layer.index, before_BTH)
+            if layer.attention:
+                distances["attention"] = cosine_distance(before_BTH, between_BTH)
+            if layer.mlp:
+                distances["mlp"] = cosine_distance(between_BTH, behind_BTH)
+        scores[layer.index] = {
+            kind: torch.tensor([distance], dtype=torch.float64) for kind, distance in distances.items()
+        }
+    return Scores(scores)

@@ -1,0 +1,100 @@
+"""FLAP's fluctuation (An et al. 2023, arXiv 2312.11983): what hardly varies can be replaced by a bias. Forward only.
+
+If an input feature of an output projection (o of the attention, down of the MLP) were constant, its column of weights
+would add the same vector to every token, and a bias could take its place. So a column is scored by how far its feature
+fluctuates, times what it is multiplied with. With X_j the feature j over all calibration tokens, `metric` is
+
+    wifv  Var(X_j) · ‖W_:,j‖²              the paper's: weighted input feature variance
+    ifv   Var(X_j)                         input feature variance
+    wifn  ‖X_j‖₂ · mean_i |W_ij|           weighted input feature norm, which is Wanda's
+
+Their scale differs by layer and by module. The paper's adaptive structure therefore standardises them within each
+layer's attention and MLP, Ŝ = (S − mean S) / std S, takes the mean over the columns of a head, and ranks heads and
+channels of all layers together; whatever is lowest goes until enough parameters are gone, a head counting as the many
+that it has. The scores returned are these: standardised, on one scale for heads, query heads and channels, and so
+negative for half of the groups. `prune.allocation=paper` ranks them so; `uniform` is the paper's UL-UM. The bias that
+replaces the mean of what went is `prune.compensate=bias`.
+
+Where this differs from its code: the variance is that of all tokens (its running mean makes the first sequence count
+less); the attention's scores are standardised as they are (its code squares them first, which the paper does not
+say); with grouped queries a head is a key/value head with its query heads.
+
+Shape legend: K key/value heads, Q query heads, F input features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stages.methods import lookup
+from stages.prune.config import PruneConfig
+from stages.prune.resident import Resident, always
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from stages.anatomy import LayerAnatomy, Projection
+    from stages.prune.activations import Moments
+    from stages.prune.groups import Scores
+
+METRICS = ("wifv", "ifv", "wifn")
+
+
+@dataclass(kw_only=True, slots=True)
+class FLAPConfig(PruneConfig):
+    """Options of FLAP's criterion."""
+
+    method: str = "flap"
+    metric: str = "wifv"
+    """What is measured: wifv (weighted input feature variance), ifv (without the weights) or wifn (norm)."""
+
+
+def check(config: FLAPConfig) -> None:
+    """Raise UserError for an unknown metric."""
+    lookup("prune.metric", config.metric, dict.fromkeys(METRICS))
+
+
+def score(
+    model: PreTrainedModel,
+    layers: Sequence[LayerAnatomy],
+    ids_BT: Tensor | None,
+    config: FLAPConfig,
+    resident: Resident = always,
+) -> Scores:
+    """Return the standardised fluctuation of every group of `layers`, from the calibration tokens `ids_BT`."""
+    from stages.prune.activations import calibrated, input_moments
+    from stages.prune.groups import Scores
+
+    check(config)
+    scores: dict[int, dict[str, Tensor]] = {}
+    for layer, moments in input_moments(calibrated(model, ids_BT, resident), layers):
+        found = scores[layer.index] = {}
+        for output, given in moments:
+            columns_F = standardised(fluctuation(output, given, config.metric))
+            if output.per_query_head:
+                found["heads"] = columns_F.view(layer.shape.kv_heads, -1).mean(1)
+                found["queries"] = columns_F.view(layer.shape.heads, -1).mean(1)
+            else:
+                found["channels"] = columns_F
+    return Scores(scores)
+
+
+def fluctuation(output: Projection, given: Moments, metric: str) -> Tensor:
+    """Return the score of each column [F] of an output projection whose inputs had the moments `given`."""
+    from stages.prune.groups import slice_sums
+
+    weight = output.weight.detach().float()
+    if metric == "ifv":
+        return given.variance_F
+    if metric == "wifv":
+        return given.variance_F * slice_sums(output, weight**2)
+    return given.squares_F.sqrt() * slice_sums(output, weight.abs()) / len(weight)
+
+
+def standardised(scores_F: Tensor) -> Tensor:
+    """Return `scores_F` with mean 0 and standard deviation 1, or zeros where all are alike."""
+    deviation = scores_F.std()
+    return (scores_F - scores_F.mean()) / deviation if deviation > 0 else scores_F - scores_F.mean()

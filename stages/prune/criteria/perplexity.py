@@ -1,0 +1,80 @@
+"""Perplexity (Shortened LLaMA, Kim et al. 2024, arXiv 2402.02834): a layer matters as much as its loss is missed.
+
+Each layer is left out by itself, and the perplexity of the calibration text measured; the layers whose absence costs
+least go, together, whole. Forward only. The score is how many nats a token the loss rises,
+
+    log PPL(without the layer) − log PPL(dense),
+
+which ranks as the paper's perplexity does, adds up over layers better, and can be negative. Attention and MLP are left
+out in the same way, each with its norms, where `prune.granularity` asks for them.
+
+What comes before a layer is computed once, so scoring all of n layers runs about n²/2 of them instead of n². Its code
+takes 10 calibration sequences of 128 tokens (`prune.calibration.length=128`) of BookCorpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stages.prune.config import PruneConfig
+from stages.prune.resident import Resident, always
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from stages.anatomy import LayerAnatomy
+    from stages.prune.groups import Scores
+    from stages.prune.layerwise import Layerwise
+
+
+@dataclass(kw_only=True, slots=True)
+class PerplexityConfig(PruneConfig):
+    """The perplexity criterion has no options of its own; it scores layers, attention and mlp."""
+
+    method: str = "perplexity"
+    granularity: list[str] = field(default_factory=lambda: ["layers"])
+
+
+def score(
+    model: PreTrainedModel,
+    layers: Sequence[LayerAnatomy],
+    ids_BT: Tensor | None,
+    config: PerplexityConfig,
+    resident: Resident = always,
+) -> Scores:
+    """Return how far the calibration loss rises, in nats a token, without each layer or sub-layer of `layers`."""
+    from stages.prune.activations import calibrated, walk
+    from stages.prune.groups import Scores
+
+    decoder = calibrated(model, ids_BT, resident)
+    dense = _mean_loss(decoder, 0, decoder.embedded())
+    scores = {}
+    for layer, before_BTH, _ in walk(decoder, layers, "perplexity without each layer"):
+        scores[layer.index] = {
+            kind: _mean_loss(decoder, layer.index + 1, behind_BTH) - dense
+            for kind, behind_BTH in _without(decoder, layer, before_BTH, config.granularity)
+        }
+    return Scores(scores)
+
+
+def _without(
+    decoder: Layerwise, layer: LayerAnatomy, before_BTH: Tensor, kinds: Sequence[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the kinds asked for that the layer has, with what is behind the layer when that part is left out."""
+    from stages.prune.activations import silenced
+
+    if "layers" in kinds:
+        yield "layers", before_BTH
+    for kind, projections in (("attention", layer.attention), ("mlp", layer.mlp)):
+        if kind in kinds and projections:
+            with silenced(projections):
+                behind_BTH = decoder.run(layer.index, before_BTH)
+            yield kind, behind_BTH
+
+
+def _mean_loss(decoder: Layerwise, index: int, hidden_BTH: Tensor) -> Tensor:
+    """Return the mean loss [1], float64, of the state `hidden` before layer `index`."""
+    return decoder.losses(decoder.run_from(index, hidden_BTH)).double().mean().view(1).cpu()

@@ -1,0 +1,60 @@
+"""Wanda-sp: a group matters as much as its output weights times the size of what they multiply. Forward only.
+
+Wanda (Sun et al. 2023, arXiv 2306.11695, equation 1) scores a weight by |W_ij| · ‖X_j‖₂, with ‖X_j‖₂ the norm of the
+input feature j over all calibration tokens. Its structured form, the baseline of FLAP (An et al. 2023, arXiv
+2312.11983), looks at the output projections (o of the attention, down of the MLP) and adds this up over a column:
+
+    S_j = ‖X_j‖₂ · Σ_i |W_ij|
+
+A head is worth the sum of its columns, with grouped queries those of all its query heads. Groups are ranked within
+their layer, heads and channels each by themselves.
+
+Where this differs from its code: columns are summed, not averaged, over rows, and tokens summed, not averaged, over
+sequences, which changes no ranking within a layer; and every layer is scored on what the dense model gives it, not on
+what is left of the layers before it once these are pruned (prune.steps=… scores again on the way).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stages.prune.config import PruneConfig
+from stages.prune.resident import Resident, always
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from stages.anatomy import LayerAnatomy
+    from stages.prune.groups import Scores
+
+
+@dataclass(kw_only=True, slots=True)
+class WandaConfig(PruneConfig):
+    """Wanda-sp has no options of its own."""
+
+    method: str = "wanda"
+
+
+def score(
+    model: PreTrainedModel,
+    layers: Sequence[LayerAnatomy],
+    ids_BT: Tensor | None,
+    config: WandaConfig,
+    resident: Resident = always,
+) -> Scores:
+    """Return the weights times inputs of every group of `layers`, from the calibration tokens `ids_BT`."""
+    from stages.prune.activations import calibrated, input_moments
+    from stages.prune.groups import Scores, slice_sums
+    from stages.prune.slices import group_scores
+
+    scores = {}
+    for layer, moments in input_moments(calibrated(model, ids_BT, resident), layers):
+        slices = {
+            output.name: slice_sums(output, output.weight.detach().float().abs()) * given.squares_F.sqrt()
+            for output, given in moments
+        }
+        scores[layer.index] = group_scores(layer, slices)
+    return Scores(scores)
