@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from stages.errors import UserError
+
 if TYPE_CHECKING:
     from stages.anatomy import LayerAnatomy, Projection
     from stages.shapes import DecoderShape, LayerShape
@@ -98,9 +100,15 @@ def with_sublayers(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**sums, "layers": whole, **scores}
 
 
-def non_finite(scores: Scores) -> list[int]:
-    """Return the indices of the layers with a score that is infinite or not a number."""
-    return [index for index, kinds in scores.layers.items() if not _finite(kinds.values())]
+def check_finite(scores: Scores, method: str) -> None:
+    """Raise UserError, naming the first layer concerned, where a score is infinite or not a number."""
+    broken = [f"layer {index}" for index, kinds in sorted(scores.layers.items()) if not _finite(kinds.values())]
+    broken += ["the hidden channels"] if scores.hidden_H is not None and not _finite([scores.hidden_H]) else []
+    if broken:
+        raise UserError(
+            f"prune={method}: the scores of {broken[0]} are not finite ({len(broken)} such in all). Score in another "
+            "precision with prune.dtype=float32, or on other calibration text."
+        )
 
 
 def _finite(tensors: Iterable[Tensor]) -> bool:

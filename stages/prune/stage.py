@@ -33,7 +33,7 @@ from stages.prune.calibration import calibration_ids
 from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA, Criterion
 from stages.prune.gradients import calibration_loss
-from stages.prune.groups import Kept, Scores, Selection, keep_all, non_finite, select
+from stages.prune.groups import Kept, Scores, Selection, check_finite, keep_all, select
 from stages.prune.resident import always
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.stage import run as run_masks
@@ -103,12 +103,7 @@ def _score(
     if not layers:
         return Scores({})
     scores = criterion.score(model, layers, ids_BT, config, always)
-    broken = non_finite(scores)
-    if broken:
-        raise UserError(
-            f"prune={config.method}: the scores of layer {broken[0]} are not finite (layers concerned: {broken}). "
-            "Score in another precision with prune.dtype=float32, or on other calibration text."
-        )
+    check_finite(scores, config.method)
     return scores
 
 
