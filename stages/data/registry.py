@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stages.data import commonsense
+from stages.data import commonsense, passages
 from stages.data.config import DataConfig
 from stages.data.rows import Built
 from stages.stage import Context
@@ -30,4 +30,5 @@ class DataSet:
 
 DATASETS: dict[str, DataSet] = {
     "commonsense": DataSet(build=commonsense.build, tasks=tuple(FORMATS)),
+    "passages": DataSet(build=passages.build),
 }

