@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from pipeline.tracking import TrackerConfig
 from stages.data.config import DataConfig
 from stages.evaluate.config import CostConfig, EvaluateConfig
+from stages.export.config import ExportConfig
 from stages.prune.config import PruneConfig
 from stages.prune.methods import METHODS
 from stages.recover.config import AdapterConfig, RecoverConfig
@@ -114,6 +115,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     recover: RecoverOptions = field(default_factory=RecoverOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
+    export: ExportConfig = field(default_factory=ExportConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     action: Action = Action.run

@@ -57,9 +57,9 @@ class Graph:
 
     @property
     def targets(self) -> list[Node]:
-        """What the user is after: the report, and the recovered (else the pruned, else the source) model."""
+        """What the user is after: the recovered (else the pruned, else the source) model, the report, the export."""
         model = next(self.roles[role] for role in ("recover", "prune", "model") if role in self.roles)
-        return [model, self.roles["report"]]
+        return [model, *(self.roles[role] for role in ("report", "export") if role in self.roles)]
 
     def role_of(self, node: Node) -> str:
         """Return the first role that `node` plays."""

@@ -2,7 +2,7 @@
 
     model ─┬───────────────→ evaluate (dense) ──────┐
            └→ prune ─┬─────→ evaluate (pruned) ─────┤
-                     └→ recover → evaluate (recovered) → report
+                     └→ recover → evaluate (recovered) → report → export
 
 With `reference=dense_recovered` the dense model takes the same recovery: one more branch, evaluated like the others.
 Two roles with the same key are one artifact: a sweep evaluates the dense model once. No torch here.
@@ -26,6 +26,8 @@ from stages.data.registry import DATASETS
 from stages.errors import UserError
 from stages.evaluate.check import check_evaluation, settled
 from stages.evaluate.config import EvaluateConfig
+from stages.export.check import check_export
+from stages.export.config import GgufConfig, PublishConfig
 from stages.files import read_json
 from stages.machine import processor
 from stages.methods import lookup
@@ -90,7 +92,7 @@ def build_graph(config: Config) -> Graph:
     models |= {"pruned": pruned, "recovered": roles.get("recover")}
     roles |= _judge(config, {name: node for name, node in models.items() if node is not None}, device)
     roles["report"] = _report(config, roles)
-    return Graph(roles, device)
+    return Graph(roles | _export(config, roles), device)
 
 
 def _model(entry: ModelEntry, config: Config) -> Node:
@@ -195,6 +197,22 @@ def _report(config: Config, roles: Mapping[str, Node]) -> Node:
     return Node(STAGES["report"], model.label, report, inputs or {"model": roles["model"]})
 
 
+def _export(config: Config, roles: Mapping[str, Node]) -> dict[str, Node]:
+    """Return what export=hf or gguf asks for: the last model of the graph, with a card that has the report's results."""
+    check_export(config.export)
+    if config.export.format == "none":
+        return {}
+    model = roles.get("recover", roles.get("prune", roles["model"]))
+    inputs = {"model": model, "report": roles["report"]}
+    nodes = {}
+    if config.export.format == "gguf":
+        nodes["gguf"] = inputs["gguf"] = Node(
+            STAGES["gguf"], model.label, GgufConfig(dtype=config.export.dtype), {"model": model}
+        )
+    publish = PublishConfig(format=config.export.format, model=config.model.name)
+    return nodes | {"export": Node(STAGES["export"], f"{config.export.format}-{model.label}", publish, inputs)}
+
+
 def _narrow(kind: Any, options: Any) -> Any:
     """Return the stage's own dataclass `kind` with the values of the command line's wider one."""
     return kind(**{f.name: getattr(options, f.name) for f in dataclasses.fields(kind)})
@@ -261,4 +279,8 @@ def preview_prune(graph: Graph, config: Config, directory: Path | None) -> Prune
     if "prune" not in graph.roles or config.prune.method in MASKS:
         return None
     shape = model_shape(config, graph.roles["model"], directory)
-    return None if shape is None else plan_shapes(shape, graph.roles["prune"].config)
+    if shape is None:
+        return None
+    plan = plan_shapes(shape, graph.roles["prune"].config)
+    check_export(config.export, plan.pruned)
+    return plan

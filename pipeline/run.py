@@ -63,6 +63,8 @@ def run(config: Config, directory: Path, command: str) -> None:
         raise explained from error
     _link_latest(directory)
     log.info("\n%s\n\nreport: %s", report["summary"], directory / "report.html")
+    if "export" in graph.roles:
+        log.info("export: %s", engine.done[graph.roles["export"].key].path)
 
 
 def _describe(config: Config, graph: Graph, engine: Engine) -> str:

@@ -59,5 +59,17 @@ STAGES: dict[str, Stage] = {
             function="stages.report.stage:run",
             outputs=("report.json", "report.md", "report.html"),
         ),
+        Stage(
+            name="gguf",
+            version=1,
+            function="stages.export.convert:run",
+            outputs=("model.gguf",),
+        ),
+        Stage(
+            name="export",
+            version=1,
+            function="stages.export.publish:run",
+            outputs=("README.md",),
+        ),
     )
 }

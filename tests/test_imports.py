@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("source", "prune", "recover", "evaluate", "report")
+STAGES = ("source", "prune", "recover", "evaluate", "report", "export")
 FOREIGN = {"pipeline", "conf", "hydra", "omegaconf", "wandb"}
 
 

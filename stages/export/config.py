@@ -1,0 +1,37 @@
+"""What decides an export. No torch here: a plan reads these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FORMATS = ("none", "hf", "gguf")
+DTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+
+
+@dataclass(kw_only=True, slots=True)
+class GgufConfig:
+    """How weights are written into a GGUF file."""
+
+    dtype: str = "auto"
+    """Precision of the matrices: f32, f16, bf16, q8_0 (8-bit blocks of 32), or auto (as they are stored). Norms and
+    biases are always float32, as llama.cpp wants them."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PublishConfig:
+    """What is put into a directory to publish."""
+
+    format: str = "hf"
+    """hf (the Hugging Face directory) or gguf (one file for llama.cpp)."""
+    model: str = ""
+    """Readable name of the model that all began with."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportConfig:
+    """The export group of the command line."""
+
+    format: str = "none"
+    """none, hf (a directory to publish: the model with its card) or gguf (a file for llama.cpp with its card)."""
+    dtype: str = "auto"
+    """Precision of a GGUF file's matrices: f32, f16, bf16, q8_0, or auto (as they are stored)."""

@@ -1,0 +1,142 @@
+"""The numbers a GGUF file's header holds about a model: what llama.cpp computes with, from the Hugging Face config.
+
+Keys and meanings: the GGUF specification and llama.cpp's src/models/*.cpp. What llama.cpp would compute otherwise than
+transformers is refused, with one exception that is said: it has no sliding window for llamas, so the context length
+written is the window's, within which the two compute the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stages.errors import UserError
+from stages.export.architectures import Target
+from stages.shapes import DecoderShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+ACTIVATIONS = {"gemma2": "gelu_pytorch_tanh", "gemma3": "gelu_pytorch_tanh"}
+"""The activation of llama.cpp's architectures, where it is not SiLU."""
+LARGEST = {"gemma2": 46, "gemma3": 62}
+"""Number of layers by which llama.cpp knows the 27B model, whose attention it scales by the hidden size per head."""
+
+
+def hyperparameters(config: PreTrainedConfig, shape: DecoderShape, target: Target) -> dict[str, Any]:
+    """Return the header's fields without the architecture's prefix, {"block_count": 30, …}.
+
+    Raises:
+        UserError: llama.cpp would compute something else than transformers does.
+    """
+    _check_computation(config, shape, target)
+    heads, kv_heads, mlp = ([getattr(layer, name) for layer in target.layers] for name in ("heads", "kv_heads", "mlp"))
+    fields: dict[str, Any] = {
+        "block_count": len(target.layers),
+        "context_length": context_length(config, target),
+        "embedding_length": shape.hidden,
+        "feed_forward_length": mlp[0] if target.uniform else mlp,
+        "attention.head_count": heads[0] if target.uniform else heads,
+        "attention.head_count_kv": kv_heads[0] if target.uniform else kv_heads,
+        "attention.key_length": shape.head_dim,
+        "attention.value_length": shape.head_dim,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "rope.dimension_count": shape.head_dim,
+        "vocab_size": shape.vocabulary,
+    }
+    return fields | _rope(config, target) | (_gemma(config) if target.architecture.startswith("gemma") else {})
+
+
+def context_length(config: PreTrainedConfig, target: Target) -> int:
+    """Return the number of positions in which llama.cpp computes what transformers does."""
+    window = getattr(config, "sliding_window", None)
+    if not window or target.architecture.startswith("gemma"):
+        return int(config.max_position_embeddings)
+    return min(int(config.max_position_embeddings), int(window))
+
+
+def remarks(config: PreTrainedConfig, target: Target) -> list[str]:
+    """Return what a user of the file should know."""
+    written = context_length(config, target)
+    if written == config.max_position_embeddings:
+        return []
+    return [
+        f"llama.cpp has no sliding window for this architecture: the context length is the window's, {written} tokens"
+    ]
+
+
+def rope_factors(config: PreTrainedConfig) -> Tensor | None:
+    """Return what llama.cpp divides each rotary frequency by, [head_dim / 2], for Llama 3's scaling; else None."""
+    if _scaling(config).get("rope_type") != "llama3":
+        return None
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    exponents = torch.arange(0, 2 * len(scaled), 2, dtype=torch.float64) / (2 * len(scaled))
+    plain = float(_scaling(config)["rope_theta"]) ** -exponents
+    factors: Tensor = plain / scaled.double()
+    return factors.float()
+
+
+def _scaling(config: PreTrainedConfig, kind: str = "full_attention") -> dict[str, Any]:
+    """Return the rotary embedding's parameters, for one kind of layer where they differ by kind."""
+    parameters: dict[str, Any] = config.rope_parameters
+    nested: dict[str, Any] = parameters.get(kind, parameters)
+    return nested
+
+
+def _rope(config: PreTrainedConfig, target: Target) -> dict[str, Any]:
+    rope = _scaling(config)
+    kind = rope.get("rope_type", "default")
+    allowed = {"default", "linear"} | ({"llama3"} if target.llama_order else set())
+    if kind not in allowed:
+        raise UserError(
+            f"export=gguf: rotary embeddings of type '{kind}' can't be written for llama.cpp's {target.architecture}. "
+            f"Known: {', '.join(sorted(allowed))}. Publish the Hugging Face directory instead: export=hf."
+        )
+    fields: dict[str, Any] = {"rope.freq_base": float(rope["rope_theta"])}
+    if kind == "linear":
+        fields |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
+    if "sliding_attention" in config.rope_parameters:
+        local = _scaling(config, "sliding_attention")
+        _require(local.get("rope_type", "default") == "default", "scaled rotary embeddings in sliding windows")
+        fields["rope.freq_base_swa"] = float(local["rope_theta"])
+    return fields
+
+
+def _gemma(config: PreTrainedConfig) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "attention.sliding_window": int(config.sliding_window),
+        "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config.layer_types],
+    }
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, name, None) is not None:
+            fields[name] = float(getattr(config, name))
+    return fields
+
+
+def _check_computation(config: PreTrainedConfig, shape: DecoderShape, target: Target) -> None:
+    """Raise where the architecture computes something else than the config says."""
+    name = target.architecture
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    _require(activation == ACTIVATIONS.get(name, "silu"), f"the activation '{activation}' in {name}")
+    partial = _scaling(config).get("partial_rotary_factor", 1.0)
+    _require(partial == 1.0, f"rotary embeddings of a part ({partial}) of each head")
+    if name.startswith("gemma"):
+        per_head = shape.hidden // target.layers[0].heads if len(target.layers) == LARGEST[name] else shape.head_dim
+        scalar = config.query_pre_attn_scalar
+        _require(scalar == per_head, f"queries scaled by {scalar}^-1/2 in a {name} of this shape, but {per_head}^-1/2")
+        _require(not config.use_bidirectional_attention, "attention in both directions")
+    if name == "gemma2":
+        capped = config.attn_logit_softcapping and config.final_logit_softcapping
+        _require(bool(capped), "a gemma2 without soft caps on its logits")
+    if name == "gemma3":
+        _require(not config.attn_logit_softcapping, "a gemma3 with soft caps on its attention")
+
+
+def _require(fulfilled: bool, what: str) -> None:
+    if not fulfilled:
+        raise UserError(
+            f"export=gguf: llama.cpp can't compute {what}. Publish the Hugging Face directory instead: export=hf."
+        )

@@ -1,0 +1,237 @@
+"""A checkpoint's weights under the names, in the order and in the precision of a GGUF file, read one at a time.
+
+Owns the renaming, the splitting of fused projections, llama's row order, gemma's norms and the zeros that stand in for
+sub-layers that pruning removed. Shapes are Hugging Face's, [rows, columns]; GGUF lists them the other way round.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
+from safetensors import safe_open
+from torch import Tensor
+
+from stages.errors import UserError
+from stages.export.architectures import Target
+from stages.shapes import DecoderShape, LayerShape
+
+TYPES = {
+    "f32": GGMLQuantizationType.F32,
+    "f16": GGMLQuantizationType.F16,
+    "bf16": GGMLQuantizationType.BF16,
+    "q8_0": GGMLQuantizationType.Q8_0,
+}
+STORED = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+"""`export.dtype` of the precisions in a safetensors header."""
+BLOCK = 32
+"""Values that share a scale in the 8-bit format; a row is whole blocks."""
+COMPUTED = ".rotary_emb.inv_freq"
+"""A buffer that old checkpoints carry and that models compute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One tensor: its Hugging Face name, shape and stored precision, and how to read it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], Tensor]
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Weight:
+        """Return this weight with `change`, which keeps the shape, done to what is read."""
+        read = self.read
+        return replace(self, read=lambda: change(read()))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a GGUF file."""
+
+    name: str
+    weight: Weight
+    type: GGMLQuantizationType
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        block, size = gguf.GGML_QUANT_SIZES[self.type]
+        return prod(self.weight.shape) // int(block) * int(size)
+
+    def data(self) -> np.ndarray[Any, Any]:
+        """Return its data as written.
+
+        Raises:
+            UserError: a value is not finite in its precision.
+        """
+        tensor = self.weight.read()
+        if tuple(tensor.shape) != self.weight.shape:
+            raise UserError(f"{self.weight.name} has the shape {tuple(tensor.shape)}, not {self.weight.shape}.")
+        written = tensor.to(torch.float16 if self.type is GGMLQuantizationType.F16 else torch.float32)
+        if not bool(written.isfinite().all()):
+            raise UserError(
+                f"export=gguf: {self.weight.name} holds values that are not finite in {self.type.name}. "
+                "Write another precision (export.dtype=bf16 or f32), or check the model."
+            )
+        if self.type is GGMLQuantizationType.BF16:
+            return tensor.to(torch.bfloat16).contiguous().view(torch.int16).numpy()
+        array = written.contiguous().numpy()
+        return quantize(array, self.type) if self.type is GGMLQuantizationType.Q8_0 else array
+
+
+def entries(
+    directory: Path, shape: DecoderShape, target: Target, *, dtype: str, factors: Tensor | None = None
+) -> list[Entry]:
+    """Return the tensors of the model in `directory` as a GGUF file holds them.
+
+    Args:
+        directory: a Hugging Face directory with safetensors.
+        shape: its shape.
+        target: how it is written.
+        dtype: of the matrices: "auto" or one of TYPES; a row that is not whole blocks of 8-bit values stays f16.
+        factors: what the rotary frequencies are divided by, if anything.
+
+    Raises:
+        UserError: a tensor is there that llama.cpp's architecture has no place for.
+    """
+    names = gguf.get_tensor_name_map(_ARCHITECTURES[target.architecture], len(target.layers))
+    found = []
+    for weight in _weights(directory, shape, target):
+        name = names.get_name(weight.name, try_suffixes=(".weight", ".bias"))
+        if name is None or (weight.name.endswith(".bias") and not target.llama_order):
+            raise UserError(
+                f"export=gguf: llama.cpp's {target.architecture} has no place for {weight.name}. "
+                "Publish the Hugging Face directory instead: export=hf."
+            )
+        found.append(Entry(name, weight, _type(weight, dtype)))
+    if factors is not None:
+        weight = Weight("rope_freqs", tuple(factors.shape), "f32", lambda: factors)
+        found.append(Entry("rope_freqs.weight", weight, GGMLQuantizationType.F32))
+    return found
+
+
+_ARCHITECTURES = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+
+
+def _type(weight: Weight, dtype: str) -> GGMLQuantizationType:
+    if len(weight.shape) == 1:
+        return GGMLQuantizationType.F32
+    if dtype == "q8_0" and weight.shape[-1] % BLOCK:
+        return GGMLQuantizationType.F16
+    return TYPES[weight.dtype if dtype == "auto" else dtype]
+
+
+def _weights(directory: Path, shape: DecoderShape, target: Target) -> Iterator[Weight]:
+    """Yield the weights as the architecture wants them: unfused, in its row order, with stand-ins."""
+    stored = {weight.name: weight for weight in _stored(directory)}
+    if shape.tied:
+        stored.pop("lm_head.weight", None)
+    if target.architecture == "olmo2" and shape.tied:  # which reads no tied head
+        stored["lm_head.weight"] = replace(stored["model.embed_tokens.weight"], name="lm_head.weight")
+    for weight in stored.values():
+        for part in _unfused(weight, shape):
+            yield _reordered(part, shape, target)
+    dtype = stored["model.embed_tokens.weight"].dtype
+    for index, (layer, written) in enumerate(zip(shape.layers, target.layers, strict=True)):
+        yield from _stand_ins(f"model.layers.{index}", layer, written, shape, dtype)
+
+
+def _stored(directory: Path) -> Iterator[Weight]:
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                header = file.get_slice(name)
+                dtype = STORED.get(header.get_dtype())
+                if name.endswith(COMPUTED):
+                    continue
+                if dtype is None:
+                    raise UserError(f"{path} stores {name} as {header.get_dtype()}; export reads {', '.join(STORED)}.")
+                yield Weight(name, tuple(header.get_shape()), dtype, _reader(path, name))
+
+
+def _reader(path: Path, name: str) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        with safe_open(path, "pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    return read
+
+
+def _unfused(weight: Weight, shape: DecoderShape) -> list[Weight]:
+    """Return the projections that phi3 stores in one matrix."""
+    if ".qkv_proj." in weight.name:
+        layer = _layer(weight, shape.layers)
+        sizes = [layer.heads * shape.head_dim, layer.kv_heads * shape.head_dim, layer.kv_heads * shape.head_dim]
+        return _split(weight, "qkv_proj", ("q_proj", "k_proj", "v_proj"), sizes)
+    if ".gate_up_proj." in weight.name:
+        size = _layer(weight, shape.layers).mlp
+        return _split(weight, "gate_up_proj", ("gate_proj", "up_proj"), [size, size])
+    return [weight]
+
+
+def _split(weight: Weight, fused: str, names: tuple[str, ...], sizes: list[int]) -> list[Weight]:
+    parts, start = [], 0
+    for name, size in zip(names, sizes, strict=True):
+        rows = slice(start, start + size)
+        parts.append(
+            Weight(
+                weight.name.replace(fused, name),
+                (size, *weight.shape[1:]),
+                weight.dtype,
+                lambda rows=rows: weight.read()[rows],  # type: ignore[misc]
+            )
+        )
+        start += size
+    return parts
+
+
+def _reordered(weight: Weight, shape: DecoderShape, target: Target) -> Weight:
+    """Return `weight` with its rows in llama's order, or with the one that gemma adds to its norms."""
+    if target.llama_order and (found := re.search(r"\.([qk])_proj\.", weight.name)):
+        layer = _layer(weight, shape.layers)
+        heads = layer.heads if found[1] == "q" else layer.kv_heads
+        return weight.mapped(lambda tensor: interleaved(tensor, heads))
+    if target.architecture.startswith("gemma") and weight.name.endswith("norm.weight"):
+        return weight.mapped(lambda tensor: tensor.float() + 1)
+    return weight
+
+
+def interleaved(tensor: Tensor, heads: int) -> Tensor:
+    """Return the rows of each head in llama's order: row i beside row i + head_dim/2, with which it is turned."""
+    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
+    return halves.transpose(1, 2).reshape(tensor.shape)
+
+
+def _stand_ins(
+    prefix: str, layer: LayerShape, written: LayerShape, shape: DecoderShape, dtype: str
+) -> Iterator[Weight]:
+    """Yield a sub-layer that computes zero where the layer has none and the architecture wants one."""
+    if written.heads and not layer.heads:
+        yield _constant(f"{prefix}.input_layernorm.weight", (shape.hidden,), dtype, 1.0)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            yield _constant(f"{prefix}.self_attn.{name}.weight", (shape.head_dim, shape.hidden), dtype, 0.0)
+        yield _constant(f"{prefix}.self_attn.o_proj.weight", (shape.hidden, shape.head_dim), dtype, 0.0)
+    if written.mlp and not layer.mlp:
+        yield _constant(f"{prefix}.post_attention_layernorm.weight", (shape.hidden,), dtype, 1.0)
+        for name in ("gate_proj", "up_proj"):
+            yield _constant(f"{prefix}.mlp.{name}.weight", (written.mlp, shape.hidden), dtype, 0.0)
+        yield _constant(f"{prefix}.mlp.down_proj.weight", (shape.hidden, written.mlp), dtype, 0.0)
+
+
+def _constant(name: str, size: tuple[int, ...], dtype: str, value: float) -> Weight:
+    return Weight(name, size, dtype, lambda: torch.full(size, value))
+
+
+def _layer(weight: Weight, layers: tuple[LayerShape, ...]) -> LayerShape:
+    return layers[int(weight.name.split("layers.")[1].partition(".")[0])]

@@ -1,0 +1,263 @@
+"""A tokenizer as a GGUF file holds it, from the tokenizer that transformers would use, whatever files it came from.
+
+Two kinds can be written, and what decides is how text is split, not what the model is called:
+
+* byte-level BPE ("gpt2"): `tokenizer.ggml.pre` names one of the splittings that llama.cpp knows (src/llama-vocab.cpp),
+  found by comparing the regular expressions of the pre-tokenizer; anything else is refused.
+* sentencepiece's BPE ("llama"): llama.cpp joins, of two neighbouring tokens whose joint text is a token, the pair of
+  the highest score. A list of merges says the same where every way to join a token's text from two others is in it and
+  ranks together; the rank is then the score. That is checked, and holds for lists made from a sentencepiece model.
+
+What llama.cpp has no field for is left out: unicode normalisation (NFC, for qwen), and white space that an added token
+strips around it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gguf import TokenType
+
+from stages.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+JSON = dict[str, Any]
+
+SPACE = "\u2581"
+"""Stands for a space in sentencepiece's tokens."""
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+@|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*@"
+)
+REST = r" ?[^\s\p{L}\p{N}]+[\r\n#]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+LLAMA3 = rf"{SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{REST.replace('#', '')}"
+QWEN2 = rf"{SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{REST.replace('#', '')}"
+TEKKEN = rf"{CASED.replace('@', '')}|\p{{N}}|{REST.replace('#', '/')}"
+GPT4O = rf"{CASED.replace('@', SHORT + '?')}|\p{{N}}{{1,3}}|{REST.replace('#', '/')}"
+SPLITTINGS: dict[tuple[tuple[str, ...], bool], str] = {
+    ((GPT2,), False): "gpt-2",
+    ((r"\p{N}", GPT2), False): "smollm",
+    ((LLAMA3,), True): "llama-bpe",
+    ((LLAMA3,), False): "dbrx",
+    ((QWEN2,), False): "qwen2",
+    ((TEKKEN,), True): "tekken",
+    ((GPT4O,), False): "gpt-4o",
+}
+"""llama.cpp's names, by the regular expressions that split in turn and whether whole words bypass the merges."""
+
+
+def tokenizer_fields(tokenizer: PreTrainedTokenizerBase, rows: int) -> JSON:
+    """Return the header's fields of `tokenizer`, {"tokenizer.ggml.model": "gpt2", …}, for `rows` embeddings.
+
+    Raises:
+        UserError: llama.cpp has no way to split text as this tokenizer does.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(
+            "export=gguf: the tokenizer is not one of the tokenizers library, so how it splits text can't be read. "
+            f"Convert it to a tokenizer.json first. {_INSTEAD}"
+        )
+    description = json.loads(backend.to_str())
+    model = description["model"]
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise _unknown(f"a model with {name}={model[name]!r}")
+    if model["type"] != "BPE":
+        raise _unknown(f"a model of type {model['type']}")
+    steps = _steps(description["pre_tokenizer"], "pretokenizers")
+    byte_level = any(step["type"] == "ByteLevel" for step in steps)
+    specific = _byte_level(description, steps) if byte_level else _sentencepiece(description, steps)
+    tokens, types = _tokens(description, rows, bytes_are_tokens=not byte_level)
+    fields = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    if not byte_level:
+        fields["tokenizer.ggml.scores"] = _scores(description, tokens)
+    return specific | fields | _special(tokenizer, rows) | _template(tokenizer)
+
+
+_INSTEAD = "Publish the Hugging Face directory instead: export=hf."
+
+
+def _unknown(what: str) -> UserError:
+    kinds = ", ".join(sorted(SPLITTINGS.values()))
+    return UserError(
+        f"export=gguf: llama.cpp can't split text as this tokenizer does ({what}). "
+        f"Known: byte-level BPE split as {kinds}, and sentencepiece's BPE. {_INSTEAD}"
+    )
+
+
+def _steps(component: JSON | None, key: str) -> list[JSON]:
+    """Return the steps of a normalizer or pre-tokenizer, sequences unrolled."""
+    if component is None:
+        return []
+    if component["type"] == "Sequence":
+        return [step for part in component[key] for step in _steps(part, key)]
+    return [component]
+
+
+def _byte_level(description: JSON, steps: Sequence[JSON]) -> JSON:
+    for step in _steps(description["normalizer"], "normalizers"):
+        if step["type"] != "NFC":
+            raise _unknown(f"a normalizer of type {step['type']}")
+    splits = tuple(expression for step in steps for expression in _splits(step))
+    model = description["model"]
+    name = SPLITTINGS.get((splits, bool(model.get("ignore_merges"))))
+    if name is None:
+        raise _unknown(
+            f"split by {' then '.join(splits) or 'nothing'}, ignore_merges={bool(model.get('ignore_merges'))}"
+        )
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": name,
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in _merges(model)],
+    }
+
+
+def _splits(step: JSON) -> list[str]:
+    """Return the regular expressions by which one step of a pre-tokenizer splits."""
+    match step:
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": regex}:
+            return [GPT2] if regex else []
+        case {"type": "Digits", "individual_digits": True}:
+            return [r"\p{N}"]
+        case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}:
+            return [str(regex)]
+    raise _unknown(f"a pre-tokenizer {json.dumps(step)}")
+
+
+def _merges(model: JSON) -> list[tuple[str, str]]:
+    """Return the pairs that are merged, first ones first; older files hold them as "left right"."""
+    pairs = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"])
+    return [(left, right) for left, right in pairs]
+
+
+def _sentencepiece(description: JSON, steps: Sequence[JSON]) -> JSON:
+    model = description["model"]
+    if not model.get("byte_fallback"):
+        raise _unknown("neither bytes nor sentencepiece's fallback to bytes")
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.add_space_prefix": _space_prefix(description, steps),
+    }
+
+
+def _space_prefix(description: JSON, steps: Sequence[JSON]) -> bool:
+    """Return whether a space goes before the text; raises unless all else is that spaces become sentencepiece's."""
+    normal = _steps(description["normalizer"], "normalizers")
+    prepends = [step for step in normal if step == {"type": "Prepend", "prepend": SPACE}]
+    replaces = [step for step in normal if step == {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
+    if len(prepends) + len(replaces) != len(normal):
+        raise _unknown(f"a normalizer {json.dumps(description['normalizer'], ensure_ascii=False)}")
+    match list(steps):
+        case []:
+            known = bool(replaces)
+        # Without spaces left, there is nothing to split at.
+        case [{"type": "Split", "pattern": {"String": " "}}]:
+            known = bool(replaces)
+        case [{"type": "Metaspace", "replacement": replacement, "split": False, "prepend_scheme": scheme}]:
+            known = replacement == SPACE and not normal
+            return known and scheme != "never"
+        case _:
+            known = False
+    if not known:
+        raise _unknown(f"a pre-tokenizer {json.dumps(description['pre_tokenizer'], ensure_ascii=False)}")
+    return bool(prepends)
+
+
+def _tokens(description: JSON, rows: int, *, bytes_are_tokens: bool) -> tuple[list[str], list[int]]:
+    """Return the text and the type of each token, with unused ones for embeddings that have none."""
+    model = description["model"]
+    by_id = {number: token for token, number in model["vocab"].items()}
+    added = {entry["id"]: entry for entry in description["added_tokens"]}
+    beyond = [token for number, token in by_id.items() if number >= rows and number not in added]
+    if beyond:
+        raise UserError(
+            f"export=gguf: the tokenizer has {len(beyond)} tokens for which the model has no embedding ({rows} rows), "
+            f"first {beyond[0]!r}. Put the tokenizer that belongs to the model beside it."
+        )
+    tokens, types = [], []
+    for number in range(rows):
+        if number in added:
+            text, kind = added[number]["content"], TokenType.USER_DEFINED
+            if added[number]["special"]:
+                kind = TokenType.CONTROL
+            elif bytes_are_tokens:
+                text = text.replace(SPACE, " ")
+        elif number in by_id:
+            text, kind = by_id[number], TokenType.NORMAL
+            if bytes_are_tokens and BYTE.fullmatch(text):
+                kind = TokenType.BYTE
+        else:
+            text, kind = f"[PAD{number}]", TokenType.UNUSED
+        if bytes_are_tokens and text == model.get("unk_token"):
+            kind = TokenType.UNKNOWN
+        tokens.append(text)
+        types.append(int(kind))
+    return tokens, types
+
+
+def _scores(description: JSON, tokens: Sequence[str]) -> list[float]:
+    """Return a score a token under which llama.cpp joins the pairs in the order of the merges."""
+    model = description["model"]
+    merges = _merges(model)
+    ranks: dict[str, list[int]] = {}
+    for rank, (left, right) in enumerate(merges):
+        ranks.setdefault(left + right, []).append(rank)
+    _check_merges(model["vocab"], merges, ranks, {entry["content"] for entry in description["added_tokens"]})
+    return [-float(ranks[token][0] if token in ranks else len(merges)) for token in tokens]
+
+
+def _check_merges(
+    vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], ranks: Mapping[str, list[int]], added: set[str]
+) -> None:
+    known = set(merges)
+    for token in vocabulary:
+        if token in added or BYTE.fullmatch(token):
+            continue
+        pairs = [(token[:at], token[at:]) for at in range(1, len(token))]
+        missing = [pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary and pair not in known]
+        if missing:
+            raise _unknown(f"a list of merges that is not sentencepiece's: {missing[0]} is not in it")
+        found = ranks.get(token, [])
+        if found and found[-1] - found[0] != len(found) - 1:
+            raise _unknown(f"a list of merges that is not sentencepiece's: the merges to {token!r} are apart")
+
+
+def _special(tokenizer: PreTrainedTokenizerBase, rows: int) -> JSON:
+    """Return the special tokens' numbers, and which of them are put around a text."""
+    roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    numbers = {role: getattr(tokenizer, f"{role}_token_id") for role in roles}
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    first, last = [numbers["bos"]], [numbers["eos"]]
+    around = {(*bare,): (False, False), (*first, *bare): (True, False), (*bare, *last): (False, True)}
+    around[(*first, *bare, *last)] = (True, True)
+    if tuple(full) not in around:
+        raise _unknown(f"'a' becomes {full}, which is not {bare} with a beginning or an end")
+    add_bos, add_eos = around[tuple(full)]
+    return {
+        **{
+            f"tokenizer.ggml.{name}_token_id": numbers[role]
+            for role, name in roles.items()
+            if numbers[role] is not None and numbers[role] < rows
+        },
+        "tokenizer.ggml.add_bos_token": add_bos,
+        "tokenizer.ggml.add_eos_token": add_eos,
+    }
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> JSON:
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        template = template.get("default")
+    return {"tokenizer.chat_template": template} if template else {}
