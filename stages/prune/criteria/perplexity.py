@@ -46,17 +46,24 @@ def score(
     resident: Resident = always,
 ) -> Scores:
     """Return how far the calibration loss rises, in nats a token, without each layer or sub-layer of `layers`."""
-    from stages.prune.activations import calibrated, walk
+    from stages.progress import progress
+    from stages.prune.activations import calibrated
     from stages.prune.groups import Scores
 
     decoder = calibrated(model, ids_BT, resident)
-    dense = _mean_loss(decoder, 0, decoder.embedded())
-    scores = {}
-    for layer, before_BTH, _ in walk(decoder, layers, "perplexity without each layer"):
-        scores[layer.index] = {
-            kind: _mean_loss(decoder, layer.index + 1, behind_BTH) - dense
-            for kind, behind_BTH in _without(decoder, layer, before_BTH, config.granularity)
-        }
+    before_BTH = decoder.embedded()
+    dense = _mean_loss(decoder, 0, before_BTH)
+    scores, reached = {}, 0
+    with progress("perplexity without each layer", total=len(layers), unit="layer") as bar:
+        for layer in sorted(layers, key=lambda layer: layer.index):
+            for index in range(reached, layer.index):
+                before_BTH = decoder.run(index, before_BTH)
+            reached = layer.index
+            scores[layer.index] = {
+                kind: _mean_loss(decoder, layer.index + 1, behind_BTH) - dense
+                for kind, behind_BTH in _without(decoder, layer, before_BTH, config.granularity)
+            }
+            bar.update()
     return Scores(scores)
 
 
