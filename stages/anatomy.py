@@ -98,16 +98,24 @@ class DecoderAnatomy:
 
     layers: list[LayerAnatomy]
     hidden: list[HiddenAxis]
+    norm_offset: float
+    """Added to the weights of the norms where they are multiplied."""
+    scaled_embedding: bool
+    """Whether embeddings are multiplied by the square root of the hidden size."""
+
+    @property
+    def norms(self) -> list[HiddenAxis]:
+        """The norms of the residual stream and of what is added to it, the final one last."""
+        return [place for place in self.hidden if place.parameter == "weight" and place.weight.ndim == 1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """A family's names of modules: of the decoder from the model, of a layer's from its attention or MLP.
+    """A family's names of the linear maps in an attention and in an MLP, and how it uses its norms.
 
     Maps of one name are fused, in the order query, key, value or gate, up.
     """
 
-    decoder: str = "model"
     query: str = "q_proj"
     key: str = "k_proj"
     value: str = "v_proj"
@@ -117,15 +125,19 @@ class Names:
     down: str = "down_proj"
     norms_over_all_heads: tuple[str, ...] = ()
     """Norms in the attention that see all heads of q and of k at once."""
+    norm_offset: float = 0.0
+    scaled_embedding: bool = False
 
+
+_GEMMA = Names(norm_offset=1.0, scaled_embedding=True)
 
 NAMES: dict[str, Names] = {
     "llama": Names(),
     "mistral": Names(),
     "qwen2": Names(),
     "qwen3": Names(),
-    "gemma2": Names(),
-    "gemma3_text": Names(),
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
     "phi3": Names(query="qkv_proj", key="qkv_proj", value="qkv_proj", gate="gate_up_proj", up="gate_up_proj"),
     "olmo2": Names(norms_over_all_heads=("q_norm", "k_norm")),
 }
@@ -140,15 +152,19 @@ def decoder_anatomy(model: PreTrainedModel) -> DecoderAnatomy:
     family = family_name(model.config.to_dict())
     names = lookup("model family (model_type in config.json)", family, NAMES)
     head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
-    decoder = model.get_submodule(names.decoder)
-    layers = [_layer(index, layer, names, head_dim) for index, layer in enumerate(decoder.get_submodule("layers"))]
-    embedding, output = decoder.get_submodule("embed_tokens"), model.get_submodule("lm_head")
+    decoder: Any = model.get_decoder()
+    layers = [_layer(index, layer, names, head_dim) for index, layer in enumerate(decoder.layers)]
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     hidden = [(embedding, "weight", 1), *(place for layer in layers for place in _hidden_places(layer, family))]
-    hidden += [(decoder.get_submodule("norm"), "weight", 0)]
+    hidden += [(decoder.norm, "weight", 0)]
     hidden += [] if output.weight is embedding.weight else [(output, "weight", 1)]
     dotted = {module: name for name, module in model.named_modules()}
-    axes = [HiddenAxis(f"{dotted[module]}.{parameter}", module, parameter, axis) for module, parameter, axis in hidden]
-    return DecoderAnatomy(layers=layers, hidden=axes)
+    return DecoderAnatomy(
+        layers=layers,
+        hidden=[HiddenAxis(f"{dotted[module]}.{name}", module, name, axis) for module, name, axis in hidden],
+        norm_offset=names.norm_offset,
+        scaled_embedding=names.scaled_embedding,
+    )
 
 
 def decoder_layers(model: PreTrainedModel) -> list[LayerAnatomy]:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from stages import modeling_pruned
 from stages.errors import UserError
@@ -33,17 +34,20 @@ STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Names of the same in a safetensors header."""
 MODELLING_FILE = Path(modeling_pruned.__file__)
 """Copied into checkpoints whose layers differ in shape."""
-CONFIGS: dict[str, Any] = {
-    "llama": LlamaConfig,
-    "mistral": MistralConfig,
-    "pruned_llama": modeling_pruned.PrunedLlamaConfig,
-    "pruned_mistral": modeling_pruned.PrunedMistralConfig,
-}
-"""Configuration classes that a pruned model can be saved with."""
 PRUNED_MODELS: dict[str, Any] = {
-    "pruned_llama": modeling_pruned.PrunedLlamaForCausalLM,
-    "pruned_mistral": modeling_pruned.PrunedMistralForCausalLM,
+    model.config_class.model_type: model for model in modeling_pruned.PrunedForCausalLM.__subclasses__()
 }
+"""By `model_type`, the classes of that file."""
+NOT_COPIED = {
+    "model_type",
+    "architectures",
+    "auto_map",
+    "layer_shapes",
+    "output_bias",
+    "transformers_version",
+    "_name_or_path",
+}
+"""Fields of the dense model's configuration that say nothing about the cut one."""
 LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
 """Fields that mean nothing to a mistral; the first two are false where a llama is saved as one."""
 
@@ -97,7 +101,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     config = directory / "config.json"
     model_type = read_json(config).get("model_type") if config.is_file() else None
     # The class of a tokenizer is chosen by the model's, and of a pruned one only its family is known there.
-    known = {"config": CONFIGS[model_type.removeprefix(PRUNED_PREFIX)]()} if model_type in PRUNED_MODELS else {}
+    known = {"config": config_class(model_type.removeprefix(PRUNED_PREFIX))()} if model_type in PRUNED_MODELS else {}
     return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **known)
 
 
@@ -145,47 +149,63 @@ def save_cut_model(
         (beside / "pruning.json").write_text(json.dumps(record | saved_as) + "\n", encoding="utf-8")
 
 
+def config_class(model_type: str) -> Any:
+    """Return the configuration class of a `model_type`, a stock one's or one of a model with differing layers."""
+    model = PRUNED_MODELS.get(model_type)
+    return CONFIG_MAPPING[model_type] if model is None else model.config_class
+
+
 def cut_config(config: PreTrainedConfig, shape: DecoderShape) -> tuple[PreTrainedConfig, str]:
-    """Return the configuration that a model of `config`, cut to `shape`, is saved with, and why this architecture."""
-    target, reason = cut_architecture(shape)
-    drop = {"model_type", "architectures", "auto_map", "layer_shapes", "transformers_version", "_name_or_path"}
-    drop |= set(LLAMA_ONLY) if target == "mistral" else set()
-    fields = {name: value for name, value in config.to_dict().items() if name not in drop}
-    fields["head_dim"] = shape.head_dim
-    if target in PRUNED_MODELS:
-        fields["layer_shapes"] = [[layer.heads, layer.kv_heads, layer.mlp] for layer in shape.layers]
-    else:
-        layer = shape.layers[0]
-        fields["num_attention_heads"], fields["num_key_value_heads"] = layer.heads, layer.kv_heads
-        fields["intermediate_size"] = layer.mlp
-    if shape.family == "llama" and target == "mistral":
-        fields["sliding_window"] = None
-    cut = CONFIGS[target](**fields)
-    cut.architectures = [_model_class(target)]
-    if target in PRUNED_MODELS:
-        stem = MODELLING_FILE.stem
-        cut.auto_map = {
-            "AutoConfig": f"{stem}.{CONFIGS[target].__name__}",
-            "AutoModelForCausalLM": f"{stem}.{_model_class(target)}",
-        }
-    return cut, reason
-
-
-def cut_architecture(shape: DecoderShape) -> tuple[str, str]:
-    """Return the `model_type` to save a decoder of `shape` as, and why.
+    """Return the configuration that a model of `config`, cut to `shape`, is saved with, and why this architecture.
 
     `LlamaConfig` refuses a hidden size that is no multiple of the number of heads, whatever head_dim says. A mistral
     without sliding window takes any number of heads and computes bit for bit what llama does, but has no biases.
     """
-    family = shape.family
+    fields = {name: value for name, value in config.to_dict().items() if name not in NOT_COPIED}
+    fields |= {"head_dim": shape.head_dim, "hidden_size": shape.hidden, "num_hidden_layers": len(shape.layers)}
+    needs = _beyond_stock(shape)
+    if not needs:
+        layer = shape.layers[0]
+        fields_of_layer = {"num_attention_heads": layer.heads, "num_key_value_heads": layer.kv_heads}
+        fields_of_layer["intermediate_size"] = layer.mlp
+        try:
+            return _stock_config(shape.family, fields | fields_of_layer), "the stock architecture takes this shape"
+        except (StrictDataclassError, ValueError):
+            needs = f"{config_class(shape.family).__name__} refuses {layer.heads} heads at hidden size {shape.hidden}"
+        if shape.family == "llama" and not (shape.qkv_bias or shape.o_bias or shape.mlp_bias):
+            fields = {name: value for name, value in fields.items() if name not in LLAMA_ONLY}
+            fields |= fields_of_layer | {"sliding_window": None}
+            return _stock_config("mistral", fields), f"{needs}; a mistral without sliding window computes the same"
+    return _pruned_config(fields, shape), f"{needs}; loads with trust_remote_code=True"
+
+
+def _beyond_stock(shape: DecoderShape) -> str:
+    """Return what of `shape` no stock architecture has, or nothing."""
     if not shape.uniform:
-        return PRUNED_PREFIX + family, "layers differ in shape; loads with trust_remote_code=True"
-    if family != "llama" or shape.hidden % shape.layers[0].heads == 0:
-        return family, "the stock architecture takes this shape"
-    refused = f"LlamaConfig refuses {shape.layers[0].heads} heads at hidden size {shape.hidden}"
-    if shape.qkv_bias or shape.o_bias or shape.mlp_bias:
-        return PRUNED_PREFIX + family, f"{refused}, and mistral has no biases; loads with trust_remote_code=True"
-    return "mistral", f"{refused}; a mistral without sliding window computes the same"
+        return "layers differ in shape"
+    if not (shape.layers[0].heads and shape.layers[0].mlp):
+        return "layers lack a sub-layer"
+    if shape.output_bias and not (shape.o_bias and shape.mlp_bias):
+        return "the output projections have got a bias"
+    return ""
+
+
+def _stock_config(family: str, fields: dict[str, Any]) -> PreTrainedConfig:
+    config: PreTrainedConfig = config_class(family)(**fields)
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
+    return config
+
+
+def _pruned_config(fields: dict[str, Any], shape: DecoderShape) -> PreTrainedConfig:
+    model_class, stem = PRUNED_MODELS[PRUNED_PREFIX + shape.family], MODELLING_FILE.stem
+    shapes = [[layer.heads, layer.kv_heads, layer.mlp] for layer in shape.layers]
+    config: PreTrainedConfig = model_class.config_class(**fields, layer_shapes=shapes, output_bias=shape.output_bias)
+    config.architectures = [model_class.__name__]
+    config.auto_map = {
+        "AutoConfig": f"{stem}.{type(config).__name__}",
+        "AutoModelForCausalLM": f"{stem}.{model_class.__name__}",
+    }
+    return config
 
 
 def stored_dtype(directory: Path) -> str:
@@ -236,10 +256,6 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> Non
     tokenizer.save_pretrained(directory)
     path = directory / "tokenizer_config.json"
     write_json(path, read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"})
-
-
-def _model_class(model_type: str) -> str:
-    return str(CONFIGS[model_type].__name__).replace("Config", "ForCausalLM")
 
 
 @contextmanager

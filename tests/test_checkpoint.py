@@ -26,7 +26,7 @@ from stages.checkpoint import (
     stored_dtype,
 )
 from stages.errors import UserError
-from stages.prune.groups import Kept, keep_all
+from stages.prune.groups import Kept, Selection, keep_all
 from stages.prune.surgery import cut
 from stages.shapes import DecoderShape, LayerShape
 from tests.decoders import decoder, token_ids
@@ -109,7 +109,7 @@ def save_cut(directory: Path, kept: list[Kept], family: str = "llama", **options
     """Cut a tiny decoder and save it to `directory`; returns the live cut model."""
     model = decoder(family, **options)
     shape = DecoderShape.from_config(model.config.to_dict())
-    cut(model, kept)
+    cut(model, Selection(kept))
     layers = [LayerShape(len(k.heads), len(k.kv_heads), len(k.mlp)) for k in kept]
     source = directory.parent / "source"
     source.mkdir(exist_ok=True)

@@ -72,13 +72,10 @@ def convert(directory: Path, path: Path, *, dtype: str = "auto", name: str | Non
 
 def _config(fields: Mapping[str, Any]) -> PreTrainedConfig:
     """Return the configuration with the defaults that its file leaves out, in today's spelling."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    from stages.checkpoint import CONFIGS
+    from stages.checkpoint import config_class
 
     model_type = str(fields["model_type"])
-    kind = CONFIGS.get(model_type) or CONFIG_MAPPING[model_type]
     try:
-        return kind.from_dict(dict(fields))
+        return config_class(model_type).from_dict(dict(fields))  # type: ignore[no-any-return]
     except (TypeError, ValueError) as error:
         raise UserError(f"config.json can't be read as that of a {model_type}: {error}.") from error
