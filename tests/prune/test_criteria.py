@@ -18,8 +18,9 @@ from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA
 from stages.prune.criteria.magnitude import MagnitudeConfig
 from stages.prune.criteria.random import RandomConfig
-from stages.prune.groups import Scores, check_finite
+from stages.prune.groups import Kept, Scores, Selection, check_finite
 from stages.prune.resident import Resident, always
+from stages.prune.surgery import cut
 from tests.decoders import KINDS, decoder, token_ids
 
 SIZES = {"heads": 3, "queries": 6, "channels": 40, "attention": 1, "mlp": 1, "layers": 1}
@@ -49,6 +50,28 @@ def test_a_criterion_scores_every_kind_of_group_that_it_offers_in_every_family(n
         assert scores.hidden_H.dtype == torch.float64
     else:
         assert scores.hidden_H is None
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_a_model_that_was_cut_is_scored_by_what_it_still_has(name: str) -> None:
+    kept = [Kept([], [], [1, 2, 3]), Kept([0, 2], [0, 1], []), Kept([], [], []), Kept([0, 1], [0], list(range(9)))]
+    model = decoder(num_hidden_layers=5)
+    cut(model, Selection([*kept, None], hidden=list(range(0, 48, 2))))
+    scores = scored(name, model)
+    sizes = [
+        {"channels": 3, "mlp": 1, "layers": 1},
+        {"heads": 2, "queries": 2, "attention": 1, "layers": 1},
+        {"layers": 1},
+        {"heads": 1, "queries": 2, "channels": 9, "attention": 1, "mlp": 1, "layers": 1},
+    ]
+    asked = set(CRITERIA[name].granularities)
+    for index, size in enumerate(sizes):
+        found = {kind: len(values) for kind, values in scores.layers[index].items()}
+        assert {kind: count for kind, count in found.items() if kind in asked} == {
+            kind: count for kind, count in size.items() if kind in asked
+        }
+    assert scores.hidden_H is None or len(scores.hidden_H) == 24
+    check_finite(scores, name)
 
 
 @pytest.mark.parametrize("name", CRITERIA)
