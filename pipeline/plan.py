@@ -198,7 +198,7 @@ def _report(config: Config, roles: Mapping[str, Node]) -> Node:
 
 
 def _export(config: Config, roles: Mapping[str, Node]) -> dict[str, Node]:
-    """Return what export=hf or gguf asks for: the last model of the graph, with a card that has the report's results."""
+    """Return what export=hf or gguf asks for: the last model of the graph, its card with the report's results."""
     check_export(config.export)
     if config.export.format == "none":
         return {}

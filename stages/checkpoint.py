@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from stages import modeling_pruned
+from stages.card import CARD, base_of, model_card, subject
 from stages.errors import UserError
 from stages.files import COMPANIONS, read_json, write_json
 from stages.shapes import PRUNED_PREFIX, DecoderShape
@@ -128,7 +129,7 @@ def save_cut_model(
         directory: where to; it appears whole, in one rename.
         like: the model directory it was cut from, for the tokenizer and other companion files.
         dtype: of the saved weights.
-        record: what `pruning.json` says; the architecture is added.
+        record: what `pruning.json` says, and the model card from it; the architecture and the base are added.
     """
     config, reason = cut_config(model.config, shape)
     config.dtype = DTYPES[dtype]
@@ -145,8 +146,9 @@ def save_cut_model(
         config.save_pretrained(beside)
         if config.model_type in PRUNED_MODELS:
             shutil.copyfile(MODELLING_FILE, beside / MODELLING_FILE.name)
-        saved_as = {"architecture": {"model_type": config.model_type, "reason": reason}}
+        saved_as = {"architecture": {"model_type": config.model_type, "reason": reason}, "base": base_of(like)}
         (beside / "pruning.json").write_text(json.dumps(record | saved_as) + "\n", encoding="utf-8")
+        (beside / CARD).write_text(model_card(subject(beside)), encoding="utf-8")
 
 
 def config_class(model_type: str) -> Any:

@@ -55,15 +55,15 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="report",
-            version=2,
+            version=3,
             function="stages.report.stage:run",
-            outputs=("report.json", "report.md", "report.html"),
+            outputs=("report.json", "report.md", "report.html", "results.md"),
         ),
         Stage(
             name="gguf",
             version=1,
             function="stages.export.convert:run",
-            outputs=("model.gguf",),
+            outputs=("model.gguf", "conversion.json"),
         ),
         Stage(
             name="export",

@@ -64,7 +64,8 @@ def target(shape: DecoderShape) -> Target:
     if shape.family not in OWN:
         raise UserError(
             f"export=gguf: models of type '{shape.family}' can't be written for llama.cpp"
-            f"{nearest(shape.family, known) or '.'} Known: {', '.join(known)}. Publish the Hugging Face directory instead: export=hf."
+            f"{nearest(shape.family, known) or '.'} Known: {', '.join(known)}. "
+            "Publish the Hugging Face directory instead: export=hf."
         )
     _check_own(shape)
     return Target(OWN[shape.family], shape.layers)

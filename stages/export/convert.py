@@ -14,7 +14,7 @@ from stages.export.gguf_file import write_gguf
 from stages.export.hyperparameters import hyperparameters, remarks, rope_factors
 from stages.export.tensors import TYPES, entries
 from stages.export.tokenizer import tokenizer_fields
-from stages.files import read_json
+from stages.files import read_json, write_json
 from stages.shapes import DecoderShape
 from stages.stage import JSON, Context
 
@@ -27,13 +27,15 @@ FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 
 
 def run(config: GgufConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Write model.gguf of `inputs["model"]`; returns its architecture, size and precisions.
+    """Write model.gguf and conversion.json of `inputs["model"]`; returns its architecture, size and precision.
 
     Raises:
         UserError: llama.cpp has no architecture for the model or no splitting for its tokenizer, or a value is not
             finite in the precision asked for.
     """
-    return convert(inputs["model"] / "model", context.output / FILE, dtype=config.dtype)
+    summary = convert(inputs["model"] / "model", context.output / FILE, dtype=config.dtype)
+    write_json(context.output / "conversion.json", summary)
+    return summary
 
 
 def convert(directory: Path, path: Path, *, dtype: str = "auto", name: str | None = None) -> JSON:

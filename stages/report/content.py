@@ -12,6 +12,7 @@ from stages.report import wording as w
 from stages.report.blocks import Block, Heading, Page, Paragraph, Picture
 from stages.report.sections.cost import cost
 from stages.report.sections.protocol import judging
+from stages.report.sections.protocol import sentence as protocol_sentence
 from stages.report.sections.run import configuration, this_run
 from stages.report.sections.scores import by_task, corpora, headline
 from stages.report.summary import REFERENCES
@@ -26,6 +27,16 @@ CAPTION = (
 def page(report: JSON, pictures: Mapping[str, str]) -> Page:
     """Return the page of a report; `pictures` are the SVGs by name ("curve", "tasks"), those that could be drawn."""
     return Page(title(report), list(_blocks(report, pictures)))
+
+
+def results(report: JSON) -> Page:
+    """Return what a model's card says of the report: what is clear, the table over everything, and the protocol."""
+    blocks: list[Block] = [Paragraph(sentence) for sentence in report["summary"].splitlines()]
+    blocks += [Paragraph(report["caution"], "caution")] if report["caution"] else []
+    blocks += headline(report)
+    if report["protocol"] and report["tasks"]:
+        blocks.append(Paragraph(protocol_sentence(report)))
+    return Page(title(report), [Heading("Results"), *blocks])
 
 
 def title(report: JSON) -> str:

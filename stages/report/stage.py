@@ -12,7 +12,9 @@ from pathlib import Path
 
 from stages.errors import UserError
 from stages.files import read_json, read_jsonl, write_text
+from stages.report.blocks import markdown
 from stages.report.config import ReportConfig
+from stages.report.content import results
 from stages.report.figures import curve_svg, tasks_svg
 from stages.report.inputs import protocol
 from stages.report.perplexity import corpora, perplexities
@@ -24,11 +26,12 @@ from stages.stage import JSON, Context
 
 
 def run(config: ReportConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Write report.json, report.md, report.html and the pictures; return the main figures."""
+    """Write report.json, report.md, report.html, the pictures and results.md (for a model's card); return figures."""
     report = build(config, inputs)
     drawn = {"curve": curve_svg(report["curve"]), "tasks": tasks_svg(report["tasks"], report["mean"])}
     for name, text in files(report, {name: svg for name, svg in drawn.items() if svg}).items():
         write_text(context.output / name, text)
+    write_text(context.output / "results.md", markdown(results(report)))
     return main_figures(report)
 
 

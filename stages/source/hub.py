@@ -37,7 +37,7 @@ def from_hub(config: ModelSource, context: Context, target: Path) -> JSON:
     if not config.repo or not config.revision:
         raise UserError("model.kind=hub needs model.repo=OWNER/NAME.")
     place(download(config.repo, config.revision, code=config.trust_remote_code), target)
-    return {"repo": config.repo, "revision": config.revision}
+    return {"repo": config.repo, "revision": config.revision} | _license(config.repo, config.revision)
 
 
 def resolve_revision(repo: str, revision: str, repo_type: str = "model") -> str:
@@ -104,6 +104,18 @@ def download(repo: str, revision: str, *, code: bool = False) -> Path:
         for name in weight_files(names, lambda index: read_json(_fetch(repo, revision, index)), where):
             path = _fetch(repo, revision, name)
     return path.parent
+
+
+def _license(repo: str, revision: str) -> JSON:
+    """Return {"license": …} where the repository's card names one, and nothing where it can't be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        card = HfApi().model_info(repo, revision=revision).card_data
+    except unreachable():
+        return {}
+    name = getattr(card, "license", None)
+    return {"license": name} if isinstance(name, str) else {}
 
 
 def _is_whole(snapshot: Path) -> bool:

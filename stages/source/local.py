@@ -9,6 +9,7 @@ from typing import Any
 from stages.errors import UserError
 from stages.files import read_json, sha256_of, write_json
 from stages.source.config import ModelSource
+from stages.source.license import license_of
 from stages.source.weights import model_files, place
 from stages.stage import JSON, Context
 
@@ -27,7 +28,7 @@ def from_local(config: ModelSource, context: Context, target: Path) -> JSON:
     if digest != config.digest:
         raise UserError(f"{source} has changed since the run was planned. Run the same command again.")
     place(source, target)
-    return {"digest": digest}
+    return {"digest": digest} | license_of(source)
 
 
 def directory_digest(directory: Path, cache: Path) -> str:

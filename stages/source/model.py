@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from stages.card import ORIGIN
 from stages.errors import UserError
-from stages.files import read_json
+from stages.files import read_json, write_json
 from stages.methods import lookup
 from stages.shapes import PRUNED_PREFIX
 from stages.source.config import ModelSource
@@ -23,7 +24,7 @@ SOURCES: dict[str, Loader] = {"wheel": from_wheel, "hub": from_hub, "local": fro
 
 
 def run(config: ModelSource, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Write `model/`; return its size, dtype, type and origin.
+    """Write `model/` and `origin.json`; return its size, dtype, type and origin.
 
     Raises:
         UserError: the source is unknown or can't be had, or nothing can read the checkpoint.
@@ -32,6 +33,7 @@ def run(config: ModelSource, inputs: Mapping[str, Path], context: Context) -> JS
     target = context.output / "model"
     origin = load(config, context, target)
     _check_readable(target, config.trust_remote_code)
+    write_json(context.output / ORIGIN, {"kind": config.kind} | origin)
     return {"kind": config.kind, "origin": origin} | summarise(target)
 
 

@@ -1,0 +1,280 @@
+"""Model cards: the README.md of every model directory this project writes, from the records beside the weights.
+
+Pure functions from records to Markdown; what a record lacks, its card leaves out. A card says what was known when it
+was written: the prune and the recover stage know no evaluation, so their cards have the losses they measured, and
+`export=hf` or `gguf` writes the one that has the report's results. The front matter is as the hub reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.files import read_json
+from stages.shapes import DecoderShape
+
+JSON = dict[str, Any]
+
+CARD = "README.md"
+ORIGIN = "origin.json"
+"""Beside a source model's directory: where it comes from, and its license."""
+LATER = (
+    "Evaluations were made after this directory was written: the report of the run has them, and `export=hf` a card "
+    "with them."
+)
+MASKED_PAIR = (
+    "The pruning was by masks, and the recovery kept them: it trained W + s·(BA)⊙M. PEFT knows no mask, so loading the "
+    "pruned model and this adapter with it gives the unmasked sum W + s·BA, another model with fewer zeros. "
+    "Use the merged model instead."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is known of a model; empty where nothing is.
+
+    Attributes:
+        config: its config.json.
+        base: where the dense model comes from, as its origin.json says: repo, revision, member, license, each if known;
+            and its name.
+        pruning: its pruning.json.
+        recovery: its recovery.json.
+        results: what was measured, in Markdown.
+    """
+
+    config: JSON
+    base: JSON = field(default_factory=dict)
+    pruning: JSON = field(default_factory=dict)
+    recovery: JSON = field(default_factory=dict)
+    results: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the dense model is called."""
+        member = Path(self.base.get("member") or "").stem
+        return str(self.base.get("name") or self.base.get("repo") or member or "the model")
+
+
+def base_of(model: Path) -> JSON:
+    """Return where the dense model of the model directory `model` comes from, as far as that is recorded."""
+    for path, key in ((model / "pruning.json", "base"), (model.parent / ORIGIN, None)):
+        if path.is_file():
+            found = read_json(path)
+            return dict(found.get(key) or {}) if key else dict(found)
+    return {}
+
+
+def subject(model: Path, *, recovery: JSON | None = None, name: str = "", results: str = "") -> Subject:
+    """Return what is recorded beside the weights in the model directory `model`."""
+    pruning = model / "pruning.json"
+    return Subject(
+        config=read_json(model / "config.json"),
+        base=base_of(model) | ({"name": name} if name else {}),
+        pruning=read_json(pruning) if pruning.is_file() else {},
+        recovery=recovery or {},
+        results=results,
+    )
+
+
+def model_card(known: Subject) -> str:
+    """Return the card of a Hugging Face directory."""
+    remote = ", trust_remote_code=True" if known.config.get("auto_map") else ""
+    loading = [
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'directory = "."  # this directory, or its name on the hub',
+        f"model = AutoModelForCausalLM.from_pretrained(directory{remote})",
+        "tokenizer = AutoTokenizer.from_pretrained(directory)",
+        "```",
+    ]
+    why = (known.pruning.get("architecture") or {}).get("reason")
+    if remote:
+        loading.append(
+            "\nNo stock architecture takes these layers' shapes, so the directory carries one small modelling file, "
+            "which `trust_remote_code=True` lets run."
+        )
+    elif why and known.config.get("model_type") == "mistral":
+        loading.append(f"\nIt is saved as `mistral`: {why}.")
+    return _card(known, {"library_name": "transformers", "pipeline_tag": "text-generation"}, "", loading)
+
+
+def adapter_card(known: Subject) -> str:
+    """Return the card of an adapter in PEFT's format, which fits the pruned model."""
+    remote = ", trust_remote_code=True" if known.config.get("auto_map") else ""
+    loading = [
+        "```python",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f'pruned = AutoModelForCausalLM.from_pretrained("PRUNED"{remote})  # the directory it was trained on',
+        'model = PeftModel.from_pretrained(pruned, ".")',
+        "```",
+        "\nThe adapter fits the model it was trained on and no other: not the dense one, nor one pruned otherwise.",
+    ]
+    if known.pruning.get("masks"):
+        loading = [MASKED_PAIR]
+    return _card(known, {"library_name": "peft"}, "Adapter: ", loading)
+
+
+def gguf_card(known: Subject, conversion: JSON) -> str:
+    """Return the card of a GGUF file; `conversion` is what the stage that wrote it returned."""
+    architecture = conversion.get("architecture")
+    loading = [
+        "```bash",
+        'llama-cli -m model.gguf -p "Once upon a time"',
+        "```",
+        "```python",
+        "from llama_cpp import Llama  # pip install llama-cpp-python",
+        "",
+        'print(Llama("model.gguf").create_completion("Once upon a time"))',
+        "```",
+        f"\nllama.cpp's architecture `{architecture}`, matrices as {conversion.get('dtype')}.",
+    ]
+    if architecture == "deci":
+        loading[-1] += " It is a llama whose head counts and feed-forward lengths are those of each layer."
+    if known.results:
+        loading.append("The results above were measured on the Hugging Face model that this file was written from.")
+    loading += [f"{remark[0].upper()}{remark[1:]}." for remark in conversion.get("remarks", [])]
+    matter = {"library_name": "gguf", "pipeline_tag": "text-generation"}
+    return _card(known, matter, "", loading, tags=("gguf", "llama.cpp"))
+
+
+def _card(known: Subject, matter: JSON, prefix: str, loading: Sequence[str], tags: Iterable[str] = ()) -> str:
+    parts = [
+        _front_matter(known, matter, tags),
+        f"# {prefix}{_title(known)}",
+        *_pruned(known),
+        *_masked(known.pruning),
+        *_trained(known.recovery, merged=not prefix),
+        known.results.strip() or ("" if prefix else LATER),
+        "## How to load it\n\n" + "\n".join(loading),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(known: Subject, matter: JSON, tags: Iterable[str]) -> str:
+    """Return the card's YAML: library, base model, license and tags, as the hub reads them."""
+    fields = dict(matter)
+    for name, value in (("base_model", known.base.get("repo")), ("license", known.base.get("license"))):
+        if value:
+            fields[name] = value
+    method, adapter = known.pruning.get("method"), known.recovery.get("adapter", {}).get("name")
+    pruned = ["pruned", "sparse" if known.pruning.get("masks") else "structured-pruning"] if method else []
+    fields["tags"] = [*tags, *pruned, *(name for name in (method, adapter) if name)]
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
+
+
+def _title(known: Subject) -> str:
+    steps = []
+    if known.pruning.get("method"):
+        share = known.pruning.get("ratio", {}).get("achieved")
+        amount = f" by {share:.1%}".replace("%", " %") if share is not None else ""
+        steps.append(f"{'masked' if known.pruning.get('masks') else 'pruned'}{amount} ({known.pruning['method']})")
+    if known.recovery.get("adapter"):
+        steps.append(f"recovered with {known.recovery['adapter']['name']}")
+    return f"{known.name}{', ' if steps else ''}{' and '.join(steps)}"
+
+
+def _pruned(known: Subject) -> Iterator[str]:
+    """Yield what was removed: sizes before and after, the options, and what is left of each layer."""
+    record = known.pruning
+    if not record.get("method"):
+        return
+    ratio = record.get("ratio", {})
+    asked = f", asked for {_share(ratio['requested'])}" if ratio.get("requested") else ""
+    yield "## What was pruned"
+    yield f"Criterion `{record['method']}` on {known.name}{_revision(known.base)}{asked}."
+    macs, calibration = record.get("multiply_accumulates", {}), record.get("calibration") or {}
+    rows = [("parameters", record.get("parameters", {})), ("multiply-accumulates a token", macs)]
+    if record.get("nonzeros"):
+        rows.insert(1, ("of them not zero", record["nonzeros"]))
+    lines = ["| | dense | pruned | removed |", "| --- | ---: | ---: | ---: |"]
+    for name, sizes in rows:
+        if sizes.get("dense") and sizes.get("pruned") is not None:
+            gone = _share(1 - sizes["pruned"] / sizes["dense"])
+            lines.append(f"| {name} | {sizes['dense']:,} | {sizes['pruned']:,} | {gone} |")
+    loss = calibration.get("loss") or {}
+    if loss.get("dense") is not None and loss.get("pruned") is not None:
+        lines.append(f"| calibration loss, nats a token | {loss['dense']:.3f} | {loss['pruned']:.3f} | |")
+    yield "\n".join(lines)
+    if calibration:
+        yield f"Calibrated on {calibration['sequences']} sequences of {calibration['length']} tokens."
+    if record.get("options"):
+        yield f"Options: {_options(record['options'])}."
+    yield "\n".join(_layers(DecoderShape.from_config(known.config)))
+    if record.get("remarks"):
+        yield "\n".join(f"- {remark}" for remark in record["remarks"])
+    if record.get("layers") and not record.get("masks"):
+        yield "`pruning.json` names what was kept of each layer, by its index in the dense model."
+
+
+def _layers(shape: DecoderShape) -> Iterator[str]:
+    """Yield a table of what each layer has now, equal neighbours in one row."""
+    yield "| layers | query heads | key/value heads | MLP channels |"
+    yield "| --- | ---: | ---: | ---: |"
+    for layer, run in groupby(enumerate(shape.layers), key=lambda numbered: numbered[1]):
+        first, *others = (index for index, _ in run)
+        where = f"{first} to {others[-1]}" if others else str(first)
+        yield f"| {where} | {layer.heads} | {layer.kv_heads} | {layer.mlp:,} |"
+
+
+def _masked(record: JSON) -> Iterator[str]:
+    if not record.get("masks"):
+        return
+    sparsity = record.get("sparsity", {})
+    share = f" {_share(sparsity['achieved'])} of their weights are zero." if sparsity.get("achieved") else ""
+    yield (
+        f"Nothing was cut: {len(record['masks'])} matrices are masked.{share} They are stored and multiplied as dense "
+        "matrices, so the model is as large and as slow as before unless a sparse kernel reads it."
+    )
+
+
+def _trained(record: JSON, *, merged: bool) -> Iterator[str]:
+    """Yield what the recovery trained, on how much of what, and its own measurements."""
+    adapter, seen = record.get("adapter"), record.get("training", {})
+    if not adapter:
+        return
+    scale = f", scale {adapter['scaling']:g}" if adapter.get("scaling") is not None else ""
+    yield "## What the recovery trained"
+    yield (
+        f"Adapter `{adapter['name']}` of rank {adapter.get('rank')}, alpha {adapter.get('alpha')}{scale}, on "
+        f"{', '.join(adapter.get('targets', []))}{', merged into the weights' if merged else ''}: "
+        f"{record.get('parameters', {}).get('trainable', 0):,} parameters, {seen.get('tokens', 0):,} tokens of "
+        f"{seen.get('rows', 0):,} rows in {seen.get('steps', 0):,} steps."
+    )
+    if seen.get("rows_by_task"):
+        yield f"Rows: {', '.join(f'{task} {count:,}' for task, count in seen['rows_by_task'].items())}."
+    loss = record.get("validation", {})
+    if loss.get("initial_loss") is not None and loss.get("final_loss") is not None:
+        yield (
+            f"On {loss.get('rows')} rows held out from this data the loss went from {loss['initial_loss']:.3f} to "
+            f"{loss['final_loss']:.3f} nats a token."
+        )
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    """Return the options that say something, as `name=value`."""
+    shown = {name: value for name, value in options.items() if value is not None and name not in ("method", "ratio")}
+    return ", ".join(f"`{name}={_value(value)}`" for name, value in shown.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_value(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value).replace("`", "'")
+
+
+def _revision(base: JSON) -> str:
+    return f" (`{base['repo']}` at {base['revision'][:12]})" if base.get("repo") and base.get("revision") else ""
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}".replace("%", " %")
