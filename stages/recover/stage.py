@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from stages.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
 from stages.data.packing import Stream, encode
 from stages.files import read_jsonl, write_json, write_jsonl
+from stages.masks import masked_modules
 from stages.recover import checkpoints
 from stages.recover.adapters.adapter import Adapter
 from stages.recover.attention import use_packed_attention
@@ -46,10 +47,11 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
     held_out = list(read_jsonl(data / "validation.jsonl"))
 
     model = load_model(base, dtype=config.dtype, device=context.device)
+    masked = masked_modules(base)
     total = count_parameters(model)
     use_packed_attention(model)
     with seeded(config.seed, "adapter"):
-        adapted = adapter.attach(model, config.adapter)
+        adapted = adapter.attach(model, config.adapter, masked)
     curve = Curve(model, tokenizer, held_out, config=config.recover, dtype=config.dtype)
     training = Training(
         model=model,
@@ -64,25 +66,25 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
     progress = training.run()
     adapter.save(adapted, context.output / "adapter")
     trainable = sum(parameter.numel() for parameter in training.parameters.values())
-    summary = {
+    summary: JSON = {
         "adapter": _describe(adapter, config),
         "parameters": {"model": total, "trainable": trainable},
         "training": _training_facts(progress, stream),
         "validation": _validation_facts(progress, curve),
-    }
+    } | ({"masked_modules": len(masked)} if masked else {})
     del adapted, model, curve, training
-    _save_merged(adapter, base, context.output)
+    _save_merged(adapter, base, context.output, masked)
     write_jsonl(context.output / "history.jsonl", progress.history)
     write_json(context.output / "recovery.json", summary)
     checkpoints.remove(context.output)
     return summary
 
 
-def _save_merged(adapter: Adapter, base: Path, output: Path) -> None:
-    """Fold the saved adapter into a fresh copy of the base, in the dtype it is stored in."""
+def _save_merged(adapter: Adapter, base: Path, output: Path, masked: Collection[str]) -> None:
+    """Fold the saved adapter into a fresh copy of the base, in the dtype it is stored in; masks stay."""
     if adapter.merge is None:
         return
-    merged = adapter.merge(load_model(base, dtype=stored_dtype(base)), output / "adapter")
+    merged = adapter.merge(load_model(base, dtype=stored_dtype(base)), output / "adapter", masked)
     save_model(merged, output / "model", like=base)
 
 

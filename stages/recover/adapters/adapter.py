@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,13 +22,13 @@ class Adapter:
         scaling: the factor on the adapter's output, from rank and alpha; None where there is none.
         attach: changes the model in place, so that its forward pass has the adapter in it and exactly the parameters
             to train require a gradient; returns whatever `save` needs. Random numbers come from torch's generator,
-            which the caller has seeded.
+            which the caller has seeded. In the modules named last, zeros of the weights are a mask and stay.
         save: writes the trained adapter into a directory.
-        merge: returns a freshly loaded base model with the saved adapter folded into its weights; None for adapters
-            that can't be folded.
+        merge: returns a freshly loaded base model with the saved adapter folded into its weights, the masks kept; None
+            for adapters that can't be folded.
     """
 
-    attach: Callable[[PreTrainedModel, AdapterConfig], Module]
+    attach: Callable[[PreTrainedModel, AdapterConfig, Collection[str]], Module]
     save: Callable[[Module, Path], None]
-    merge: Callable[[PreTrainedModel, Path], PreTrainedModel] | None
+    merge: Callable[[PreTrainedModel, Path, Collection[str]], PreTrainedModel] | None
     scaling: Callable[[AdapterConfig], float] | None

@@ -8,6 +8,7 @@ deviations beyond the targets: all seven projections, where the paper leaves out
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from stages.recover.adapters.adapter import Adapter
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def attach(model: PreTrainedModel, config: AdapterConfig) -> Module:
+def attach(model: PreTrainedModel, config: AdapterConfig, masked: Collection[str] = ()) -> Module:
     """Attach DoRA to `model` in place."""
-    return attach_lora(model, config, use_dora=True)
+    return attach_lora(model, config, masked, use_dora=True)
 
 
 DORA = Adapter(scaling=scaling, attach=attach, save=save_lora, merge=merge_lora)

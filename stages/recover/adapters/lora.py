@@ -7,6 +7,7 @@ No deviations. It is attached to all seven projections by default, where the pap
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from stages.recover.adapters.adapter import Adapter
@@ -23,9 +24,9 @@ def scaling(config: AdapterConfig) -> float:
     return config.alpha / config.rank
 
 
-def attach(model: PreTrainedModel, config: AdapterConfig) -> Module:
+def attach(model: PreTrainedModel, config: AdapterConfig, masked: Collection[str] = ()) -> Module:
     """Attach LoRA to `model` in place."""
-    return attach_lora(model, config)
+    return attach_lora(model, config, masked)
 
 
 LORA = Adapter(scaling=scaling, attach=attach, save=save_lora, merge=merge_lora)

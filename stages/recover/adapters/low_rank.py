@@ -5,11 +5,12 @@ torch and PEFT are imported inside the functions, because a plan reads the dicti
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
-from stages.files import write_json
+from stages.files import write_json, write_text
 from stages.methods import nearest
 from stages.recover.config import AdapterConfig
 
@@ -21,8 +22,10 @@ BASE = "pruned-model"
 """Stands for the base in adapter_config.json: a path of the machine that trained it would mislead every other one."""
 
 
-def attach_lora(model: PreTrainedModel, config: AdapterConfig, **options: Any) -> Module:
+def attach_lora(model: PreTrainedModel, config: AdapterConfig, masked: Collection[str], **options: Any) -> Module:
     """Wrap the target layers of `model` in PEFT's LoRA layers with float32 adapters; returns the `PeftModel`.
+
+    Where a layer is `masked`, the zeros of its weight stay (`.masked`).
 
     Raises:
         UserError: a target is no linear layer of the model.
@@ -44,6 +47,7 @@ def attach_lora(model: PreTrainedModel, config: AdapterConfig, **options: Any) -
         if isinstance(module, LoraLayer):
             # Under autocast PEFT's own cast of each input to float32 would be undone at once.
             module.cast_input_dtype_enabled = False
+    _keep_masks(model, masked)
     return adapted
 
 
@@ -62,9 +66,14 @@ def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
 
 
 def save_lora(adapted: Module, directory: Path) -> None:
-    """Write adapter_model.safetensors and adapter_config.json in PEFT's format, with no path of this machine."""
+    """Write adapter_model.safetensors and adapter_config.json in PEFT's format, with no path of this machine.
+
+    An adapter that keeps masks says so in a README.md: PEFT alone would not.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
+
+    from stages.recover.adapters.masked import NOTE, keeps_masks
 
     directory.mkdir(parents=True, exist_ok=True)
     tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -77,14 +86,25 @@ def save_lora(adapted: Module, directory: Path) -> None:
     config |= {"base_model_name_or_path": BASE, "inference_mode": True}
     ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.items())}
     write_json(directory / "adapter_config.json", ordered)
+    if keeps_masks(adapted):
+        write_text(directory / "README.md", NOTE)
 
 
-def merge_lora(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
-    """Return `base` with the adapter saved in `directory` added to its weights.
+def merge_lora(base: PreTrainedModel, directory: Path, masked: Collection[str] = ()) -> PreTrainedModel:
+    """Return `base` with the adapter saved in `directory` added to its weights; zeros of the `masked` stay.
 
     The sum is taken in float32, which the adapter is in, and rounded once to the dtype of `base`.
     """
     from peft import PeftModel
 
-    merged: PreTrainedModel = PeftModel.from_pretrained(base, directory).merge_and_unload()
+    adapted = PeftModel.from_pretrained(base, directory)
+    _keep_masks(base, masked)
+    merged: PreTrainedModel = adapted.merge_and_unload()
     return merged
+
+
+def _keep_masks(model: PreTrainedModel, masked: Collection[str]) -> None:
+    if masked:
+        from stages.recover.adapters.masked import keep_masks
+
+        keep_masks(model, masked)

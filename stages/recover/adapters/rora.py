@@ -11,6 +11,7 @@ Read from the abstract alone: the paper's alpha, learning rates and ranks are no
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import sqrt
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,9 @@ def scaling(config: AdapterConfig) -> float:
     return config.alpha / sqrt(config.rank)
 
 
-def attach(model: PreTrainedModel, config: AdapterConfig) -> Module:
+def attach(model: PreTrainedModel, config: AdapterConfig, masked: Collection[str] = ()) -> Module:
     """Attach LoRA layers with RoRA's scaling to `model` in place."""
-    return attach_lora(model, config, use_rslora=True)
+    return attach_lora(model, config, masked, use_rslora=True)
 
 
 RORA = Adapter(scaling=scaling, attach=attach, save=save_lora, merge=merge_lora)
