@@ -66,8 +66,8 @@ class NoMLP(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
-# Derived from the other because transformers looks at this text: a class named for attention that derives from nn.Module
-# makes it refuse to change the attention implementation.
+# Derived from the other because transformers searches this text: where a class named for attention derives from
+# nn.Module, it refuses to change the attention implementation.
 class NoAttention(NoMLP):
     """In the place of a removed attention: adds nothing, and lets the cache count the tokens."""
 

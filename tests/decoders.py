@@ -9,12 +9,13 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+WINDOW = {"sliding_window": 6, "max_window_layers": 1}
 GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 6}
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
     "mistral": ("MistralConfig", "MistralForCausalLM", {}),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {}),
-    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 8}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 8, "use_sliding_window": True, **WINDOW}),
     "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", GEMMA),
     "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM", GEMMA | {"sliding_window_pattern": 2}),
     "phi3": ("Phi3Config", "Phi3ForCausalLM", {}),
