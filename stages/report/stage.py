@@ -69,10 +69,11 @@ def build(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
 
 
 def _params(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
-    """Return parameter counts as measured (cost) or, where nothing was measured, as pruned."""
+    """Return parameter counts as measured (cost) or, where nothing was measured, as pruned; and what is masked."""
     counts = dict.fromkeys(("dense", "pruned", "recovered"))
-    if "prune" in inputs:
-        counts |= read_json(inputs["prune"] / "model" / "pruning.json")["parameters"]
+    record = read_json(inputs["prune"] / "model" / "pruning.json") if "prune" in inputs else {}
+    counts |= record.get("parameters", {})
+    masks = {"masked": record["sparsity"] | {"nonzeros": record["nonzeros"]}} if record.get("masks") else {}
     if "cost" in inputs:
         measured = read_json(inputs["cost"] / "cost.json")["models"]
         counts |= {model: entry["parameters"] for model, entry in measured.items()}
@@ -82,6 +83,7 @@ def _params(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
         "ratio_requested": None if config.prune in ("none", "sheared") else config.ratio,
         "channel_ratio": config.channel_ratio,
         "ratio_achieved": 1 - pruned / dense if dense and pruned else None,
+        **masks,
     }
 
 

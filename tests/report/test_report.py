@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stages.errors import UserError
-from stages.files import read_json, write_jsonl
+from stages.files import read_json, write_json, write_jsonl
 from stages.report.config import ReportConfig
 from stages.report.render import write_run_report
 from stages.report.stage import run
@@ -112,6 +112,26 @@ def test_the_summary_leads_with_what_is_clear_and_names_the_numbers(artifact: Pa
     assert "noise" not in " ".join(lines)
 
 
+def test_masks_are_reported_as_zeros_among_parameters_that_stay_and_no_speed_up_is_claimed(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    record = {
+        "masks": {"model.layers.0.mlp.up_proj": {}},
+        "parameters": {"dense": 134_515_008, "pruned": 134_515_008},
+        "nonzeros": {"dense": 134_515_008, "pruned": 81_435_000},
+        "sparsity": {"requested": 0.5, "achieved": 0.5, "weights": 106_168_320},
+    }
+    write_json(tmp_path / "prune" / "model" / "pruning.json", record)
+    judged = {name: path for name, path in inputs.items() if name not in ("cost", "prune")}
+    report = report_of(tmp_path / "report", config(), judged | {"prune": tmp_path / "prune"})
+
+    first = report["summary"].splitlines()[0]
+    assert first.startswith("Masking set 50.0")
+    assert "of 106.2M weights to zero: all 134.5M parameters stay, 81.4M of them not zero" in first
+    assert "nothing here is faster" in first
+    assert report["params"]["ratio_achieved"] == 0
+
+
 def test_the_summary_claims_nothing_that_is_within_noise(tmp_path: Path) -> None:
     same = {"accuracy": 0.5, "bits": 1.0, "nll": 3.0}
     inputs = {model: evaluation(tmp_path / model, **same) for model in SKILL}
@@ -176,7 +196,7 @@ def test_equal_inputs_give_equal_bytes_in_another_process(tmp_path: Path, artifa
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
     names = sorted(path.name for path in artifact.iterdir())
-    assert names == ["curve.svg", "report.html", "report.json", "report.md", "tasks.svg"]
+    assert names == ["curve.svg", "report.html", "report.json", "report.md", "results.md", "tasks.svg"]
     for name in names:
         assert (tmp_path / "out" / name).read_bytes() == (artifact / name).read_bytes(), name
 

@@ -33,4 +33,4 @@ class SparseMLConfig(PruneConfig):
     """SparseGPT: inputs whose mask is chosen together; a multiple of M."""
     dampening: float = 0.01
     """SparseGPT: added to the Hessian's diagonal, as a share of its mean; more is steadier and less exact."""
-    calibration: Calibration = field(default_factory=lambda: Calibration(sequences=128, length=256))
+    calibration: Calibration = field(default_factory=lambda: Calibration(sequences=64, length=256))
