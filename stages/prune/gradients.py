@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from stages.errors import UserError
+from stages.prune.products import FastProducts, slow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,8 +85,7 @@ def _joined(uses: Sequence[Factors], apart: bool) -> Factors:
     given, gradient = (torch.cat(side) if len(side) > 1 else side[0] for side in zip(*uses, strict=True))
     if not apart:
         given, gradient = given.flatten(0, 1)[None], gradient.flatten(0, 1)[None]
-    # A processor without bfloat16 instructions multiplies float32 three times as fast; and it is the more exact.
-    return (given.float() if given.is_floating_point() and given.device.type == "cpu" else given), gradient
+    return (given.float() if slow(given) else given), gradient
 
 
 def _product(factors: Factors, rows: slice) -> Tensor:
@@ -121,7 +121,7 @@ def stream_gradients(
     names = {id(parameter): name for name, parameter in decoder.named_parameters()}
     vectors = {position: _one_each(weight, len(ids_BT)) for position, weight in enumerate(weights) if weight.dim() == 1}
     recorder = _Recorder({id(weight): i for i, weight in enumerate(weights) if weight.dim() > 1}, visit)
-    with _frozen(model), recorder:
+    with _frozen(model), FastProducts(), recorder:
         swapped = {names[id(weights[position])]: vector for position, vector in vectors.items()}
         hidden_BTH = functional_call(decoder, swapped, (ids_BT,), {"use_cache": False}).last_hidden_state
         with recorder.incomplete():

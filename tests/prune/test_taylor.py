@@ -11,7 +11,7 @@ from decoders import decoder, token_ids
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.anatomy import Projection, decoder_layers
+from stages.anatomy import Projection, decoder_anatomy
 from stages.prune import gradients, taylor
 from stages.prune.taylor import EXPANSIONS, slice_scores
 
@@ -46,17 +46,14 @@ def by_definition(model: PreTrainedModel, projections: list[Projection], ids: Te
 
 
 def both_sides(model: PreTrainedModel) -> list[Projection]:
-    """Return rows and columns of every matrix of one layer, two parts of one, both embeddings and the norms."""
-    layer: Any = decoder_layers(model)[1]
-    linears = [p.linear for p in layer.projections]
-    parts = [Projection("part", linears[0], axis, start=8, size=16) for axis in (0, 1)]
-    tables: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    norms: list[Any] = [m for m in model.modules() if getattr(m, "weight", torch.zeros(1, 1)).dim() == 1]
+    """Return one layer's projections, two parts of one, and all matrices and norms along the hidden channels."""
+    anatomy = decoder_anatomy(model)
+    root = anatomy.layers[1].projections[0].linear
+    hidden: list[Any] = [(place.module, place.axis) for place in anatomy.hidden if place.parameter == "weight"]
     return [
-        *(Projection("side", linear, axis) for linear in linears for axis in (0, 1)),
-        *parts,
-        *(Projection("embedding", table, 1) for table in tables),
-        *(Projection("norm", norm, 0) for norm in norms),
+        *anatomy.layers[1].projections,
+        *(Projection("part", root, axis, start=8, size=16) for axis in (0, 1)),
+        *(Projection("hidden", module, axis) for module, axis in hidden),
     ]
 
 
@@ -65,14 +62,17 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.mean()))
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("family", "tied"), [("llama", False), ("llama", True), ("gemma3_text", True), ("phi3", False)]
+)
 def test_rows_columns_parts_embeddings_and_norms_score_by_the_definition(
-    tied: bool, monkeypatch: pytest.MonkeyPatch
+    family: str, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(taylor, "BLOCK", 4 * 48 * 7)  # blocks that divide nothing evenly
     monkeypatch.setattr(gradients, "LOGITS", 3 * 24 * 96)  # the head takes three sequences, then one
-    model, ids = decoder(tie_word_embeddings=tied), token_ids()
-    ids[:, 3] = ids[0, 5]  # tokens that occur more than once
+    model, ids = decoder(family, tie_word_embeddings=tied), token_ids()
+    ids[:, 3] = ids[0, 5]  # a token that occurs more than once
+    ids[1, 7:] = 0  # padding, whose embedding has no gradient
     projections = both_sides(model)
     assert len({id(p.linear.weight) for p in projections}) < len(projections)
     found = slice_scores(model, projections, ids, EXPANSIONS)

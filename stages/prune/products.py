@@ -1,0 +1,75 @@
+"""Products with bfloat16 weights on a processor that has no instructions for them: in float32, block by block.
+
+Torch then emulates bfloat16, three to six times slower than float32 and with a float32 copy of the largest matrix. A
+block of rows that is cast and multiplied at once costs a cast, no copy, and is the more exact: sums are in float32, and
+what is rounded is the result.
+
+Shape legend: N tokens, R rows (outputs) and C columns (inputs) of a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+BLOCK = 2**20
+"""Numbers of a weight that are in float32 at once (4 MiB), at least one row."""
+
+
+def slow(tensor: Tensor) -> bool:
+    """Return whether products with `tensor` are better done in float32."""
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16) and not _has_bfloat16()
+
+
+@cache
+def _has_bfloat16() -> bool:
+    """Return whether the processor has instructions for bfloat16, on any architecture."""
+    return any(present for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
+
+
+class FastProducts(TorchFunctionMode):
+    """Within this context linear maps whose weights don't train are computed the fast way where that is not torch's."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
+    ) -> Any:
+        if function is F.linear and not keywords and slow(arguments[1]) and not arguments[1].requires_grad:
+            return _Linear.apply(*arguments[:2], arguments[2] if len(arguments) > 2 else None)  # type: ignore[no-untyped-call]
+        return function(*arguments, **(keywords or {}))
+
+
+class _Linear(torch.autograd.Function):
+    """x Wᵀ + b, and the gradient of x."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        context.save_for_backward(weight)
+        x_NC = x.flatten(0, -2).float()
+        y_NR = x.new_empty(len(x_NC), len(weight))
+        for rows, block_RC in _blocks(weight):
+            product = x_NC @ block_RC.T
+            y_NR[:, rows] = product if bias is None else product.add_(bias[rows])
+        return y_NR.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (weight,) = context.saved_tensors
+        dy_NR = gradient.flatten(0, -2)
+        dx_NC = torch.zeros(len(dy_NR), weight.shape[1])
+        for rows, block_RC in _blocks(weight):
+            dx_NC.addmm_(dy_NR[:, rows].float(), block_RC)
+        return dx_NC.to(gradient.dtype).view(*gradient.shape[:-1], -1), None, None
+
+
+def _blocks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows of `weight` and their values in float32."""
+    step = max(1, BLOCK // weight.shape[1])
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        yield rows, weight[rows].float()
