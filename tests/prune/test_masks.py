@@ -15,13 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from pipeline.plan import build_graph
 from stages.checkpoint import load_model
 from stages.errors import UserError
 from stages.prune.sparse.config import SparseMLConfig
-from stages.prune.sparse.recipe import check, settled
+from stages.prune.sparse.recipe import check
 from stages.prune.stage import run
 from stages.stage import Context
 from tests.decoders import decoder, saved, token_ids
+from tests.pipeline.test_command_line import configuration
 
 IDS = token_ids(16, 24)
 KINDS = [(algorithm, mask) for algorithm in ("sparsegpt", "wanda", "magnitude") for mask in ("0:0", "2:4")]
@@ -75,6 +77,7 @@ def test_a_mask_has_the_share_and_the_pattern_asked_for_and_nothing_else_changes
         entry = said["masks"][name.removesuffix(".weight")]
         assert (entry["zeros"], entry["weights"]) == (int((weight == 0).sum()), weight.numel())
         assert (entry["algorithm"], entry["structure"], entry["requested"]) == (algorithm, mask, 0.5)
+    assert (directory / "config.json").read_text() == (root / "dense" / "model" / "config.json").read_text()
     reloaded = AutoModelForCausalLM.from_pretrained(directory)
     nonzero = sum(int(parameter.count_nonzero()) for parameter in reloaded.parameters())
     assert said["nonzeros"] == {"dense": sum(int(w.count_nonzero()) for w in dense.values()), "pruned": nonzero}
@@ -135,14 +138,14 @@ def test_a_recipe_masks_each_layer_by_the_modifier_that_names_it(root: Path, tmp
 
 
 def test_the_content_of_a_recipe_decides_and_not_its_path(tmp_path: Path) -> None:
-    def read(name: str, text: str) -> SparseMLConfig:
+    def key(name: str, text: str) -> str:
         (tmp_path / name).write_text(text)
-        return settled(SparseMLConfig(recipe=str(tmp_path / name), ratio=0.5))
+        asked = ["prune=sparseml", "ratio=0.5", f"prune.recipe={tmp_path / name}"]
+        return build_graph(configuration(*asked)).roles["prune"].key
 
     text = "a_stage: {b_modifiers: {WandaPruningModifier: {}}}"
-    assert read("one.yaml", text) == read("two.yaml", f"# the same\n{text}")
-    assert read("one.yaml", text) != read("two.yaml", text.replace("Wanda", "Magnitude"))
-    assert settled(SparseMLConfig()) == SparseMLConfig()
+    assert key("one.yaml", text) == key("two.yaml", f"# the same\n{text}")
+    assert key("one.yaml", text) != key("two.yaml", text.replace("Wanda", "SparseGPT").replace("Pruning", ""))
 
 
 def recipe(modifier: str = "WandaPruningModifier", arguments: Any = None, stage: str = "a_stage") -> dict[str, Any]:

@@ -108,15 +108,15 @@ def maskings(config: SparseMLConfig) -> list[Masking]:
 
 
 def table(config: SparseMLConfig) -> str:
-    """Return the plan as text: what is set to zero, and that no parameter goes."""
-    lines = [
-        f"  {masking.algorithm}: {masking.sparsity:.4g} of each of {', '.join(masking.targets)}, "
-        + (f"{masking.zeros} of every {masking.of} consecutive inputs" if masking.of else "anywhere in it")
-        for masking in maskings(config)
-    ]
-    return "\n".join(
-        ["what is set to zero (the parameters and the shapes stay, and so does the time they take)", *lines]
-    )
+    """Return the plan as text: what is set to zero, that no parameter goes, and who does it."""
+    asked = maskings(config)
+    lines = ["what is set to zero (the parameters and the shapes stay, and so does the time they take)"]
+    for masking in asked:
+        where = f"{masking.zeros} of every {masking.of} consecutive inputs" if masking.of else "anywhere in it"
+        lines.append(f"  {masking.algorithm}: {masking.sparsity:.4g} of each of {', '.join(masking.targets)}, {where}")
+    if any(masking.algorithm != "magnitude" for masking in asked):
+        lines.append("  by llm-compressor, which SparseML's makers name as its successor (SparseML is end of life)")
+    return "\n".join(lines)
 
 
 def _from_recipe(config: SparseMLConfig) -> list[Masking]:
