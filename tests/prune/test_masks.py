@@ -22,6 +22,7 @@ from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.recipe import check
 from stages.prune.stage import run
 from stages.stage import Context
+from tests.decoders import KINDS as FAMILIES
 from tests.decoders import decoder, saved, token_ids
 from tests.pipeline.test_command_line import configuration
 
@@ -83,6 +84,24 @@ def test_a_mask_has_the_share_and_the_pattern_asked_for_and_nothing_else_changes
     assert said["nonzeros"] == {"dense": sum(int(w.count_nonzero()) for w in dense.values()), "pruned": nonzero}
     assert said["parameters"]["dense"] == said["parameters"]["pruned"] == sum(w.numel() for w in dense.values())
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llama"])
+def test_every_family_is_masked_and_loads_again(family: str, root: Path) -> None:
+    dense = saved(decoder(family), root / family) / "model"
+    directory = masked(root, family, algorithm="wanda", mask_structure="1:4", ratio=0.25)
+
+    modules = record(directory)["masks"]
+    assert {entry["achieved"] for entry in modules.values()} == {0.25}
+    assert len(modules) == sum(name.endswith("_proj.weight") for name in weights(dense))
+    reloaded = load_model(directory, dtype="float32").state_dict()
+    for name, weight in weights(dense).items():
+        kept = (
+            reloaded[name] != 0
+            if name.removesuffix(".weight") in modules
+            else torch.ones_like(weight, dtype=torch.bool)
+        )
+        assert torch.equal(reloaded[name], weight * kept), name
 
 
 @pytest.mark.parametrize("mask", ["0:0", "2:4"])

@@ -48,7 +48,8 @@ def compress(model: PreTrainedModel, ids_BT: Tensor, work: Sequence[tuple[Maskin
                 pass
 
         try:
-            with _told(sum(len(names) for _, names in work)) as warnings, _quiet():
+            modules = sum(len(names) for _, names in work)
+            with _told(modules) as warnings, _quiet(), _same_vectors(model):
                 InMemory(
                     model=model,
                     processor=object(),  # for text, and there is none
@@ -118,6 +119,21 @@ def _told(modules: int) -> Iterator[list[str]]:
             yield warnings
         finally:
             logger.remove(sink)
+
+
+@contextmanager
+def _same_vectors(model: PreTrainedModel) -> Iterator[None]:
+    """Put norms and biases back as they were.
+
+    For the time of a run the library adds 1 to the norms of a gemma, which scale by 1 + w; taking it off again rounds.
+    """
+    before = {name: value.detach().clone() for name, value in model.named_parameters() if value.ndim == 1}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in before.items():
+                model.get_parameter(name).copy_(value)
 
 
 @contextmanager
