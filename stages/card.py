@@ -27,11 +27,14 @@ LATER = (
     "Evaluations were made after this directory was written: the report of the run has them, and `export=hf` a card "
     "with them."
 )
-MASKED_PAIR = (
-    "The pruning was by masks, and the recovery kept them: it trained W + s·(BA)⊙M. PEFT knows no mask, so loading the "
-    "pruned model and this adapter with it gives the unmasked sum W + s·BA, another model with fewer zeros. "
-    "Use the merged model instead."
-)
+MASKED_PAIR = """The model that this adapter was trained on has masks: weights that are zero and stay zero. With W its
+weight, A and B the adapter's matrices, s its scale and M = [W ≠ 0], what was trained is
+
+    W + s (B A) ⊙ M        (for DoRA: each row of it scaled to its magnitude)
+
+PEFT knows no mask: loading this adapter on the pruned model with PEFT alone gives the unmasked sum W + s B A, which is
+another model and no longer sparse. Use the merged model in `model/` beside this directory, whose zeros are exactly
+those of the pruned model; or mask the product yourself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,19 +65,21 @@ class Subject:
 
 def base_of(model: Path) -> JSON:
     """Return where the dense model of the model directory `model` comes from, as far as that is recorded."""
-    for path, key in ((model / "pruning.json", "base"), (model.parent / ORIGIN, None)):
-        if path.is_file():
-            found = read_json(path)
-            return dict(found.get(key) or {}) if key else dict(found)
-    return {}
+    for record in (model / "pruning.json", model.parent / "recovery.json"):
+        if record.is_file():
+            return dict(read_json(record).get("base") or {})
+    origin = model.parent / ORIGIN
+    return dict(read_json(origin)) if origin.is_file() else {}
 
 
-def subject(model: Path, *, recovery: JSON | None = None, name: str = "", results: str = "") -> Subject:
-    """Return what is recorded beside the weights in the model directory `model`."""
+def subject(
+    model: Path, *, base: JSON | None = None, recovery: JSON | None = None, name: str = "", results: str = ""
+) -> Subject:
+    """Return what is recorded beside the weights in the model directory `model`, and what is given."""
     pruning = model / "pruning.json"
     return Subject(
         config=read_json(model / "config.json"),
-        base=base_of(model) | ({"name": name} if name else {}),
+        base=(base_of(model) if base is None else base) | ({"name": name} if name else {}),
         pruning=read_json(pruning) if pruning.is_file() else {},
         recovery=recovery or {},
         results=results,
@@ -117,7 +122,7 @@ def adapter_card(known: Subject) -> str:
         "```",
         "\nThe adapter fits the model it was trained on and no other: not the dense one, nor one pruned otherwise.",
     ]
-    if known.pruning.get("masks"):
+    if known.recovery.get("masked_modules"):
         loading = [MASKED_PAIR]
     return _card(known, {"library_name": "peft"}, "Adapter: ", loading)
 

@@ -53,18 +53,32 @@ LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
 """Fields that mean nothing to a mistral; the first two are false where a llama is saved as one."""
 
 
-def load_model(directory: Path, *, dtype: str, device: str = "cpu", trust_remote_code: bool = False) -> PreTrainedModel:
+def load_config(directory: Path) -> PreTrainedConfig:
+    """Return the configuration of the model in `directory`."""
+    config: PreTrainedConfig = config_class(read_json(directory / "config.json")["model_type"]).from_pretrained(directory)
+    return config
+
+
+def load_model(
+    directory: Path,
+    *,
+    dtype: str,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    config: PreTrainedConfig | None = None,
+) -> PreTrainedModel:
     """Return the causal language model in `directory`, in evaluation mode, with weights cast to `dtype`.
 
     Layers of differing shape are built by this project's own copy of their class, so nothing in `directory` is
-    executed.
+    executed. A `config` takes the place of the directory's; weights that it has no use for are not read.
 
     Raises:
         UserError: the directory lacks its config or some of its weights, or they are truncated or of another shape.
     """
     loader = PRUNED_MODELS.get(read_json(directory / "config.json").get("model_type"), AutoModelForCausalLM)
     # Only the automatic class knows the flag; left unset it would ask on the terminal.
-    trust = {"trust_remote_code": trust_remote_code} if loader is AutoModelForCausalLM else {}
+    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code} if loader is AutoModelForCausalLM else {}
+    trust |= {} if config is None else {"config": config}
     try:
         model, report = loader.from_pretrained(
             directory,
@@ -106,16 +120,19 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **known)
 
 
-def save_model(model: PreTrainedModel, directory: Path, *, like: Path) -> None:
+def save_model(model: PreTrainedModel, directory: Path, *, like: Path, recovery: dict[str, Any] | None = None) -> None:
     """Write `model` to `directory`, with the tokenizer and companion files of the model directory `like`.
 
-    The directory appears whole, in one rename, and replaces one that was there.
+    Its card says what is recorded beside `like`, and `recovery` (what recovery.json holds). The directory appears
+    whole, in one rename, and replaces one that was there.
     """
     with _beside(directory) as beside:
         model.save_pretrained(beside)
         copy_companions(like, beside)
         if model.config.model_type in PRUNED_MODELS:
             shutil.copyfile(MODELLING_FILE, beside / MODELLING_FILE.name)
+        known = subject(beside, base=base_of(like), recovery=recovery)
+        (beside / CARD).write_text(model_card(known), encoding="utf-8")
 
 
 def save_cut_model(

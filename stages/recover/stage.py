@@ -8,9 +8,10 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from stages.card import CARD, adapter_card, base_of, subject
 from stages.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
 from stages.data.packing import Stream, encode
-from stages.files import read_jsonl, write_json, write_jsonl
+from stages.files import read_jsonl, write_json, write_jsonl, write_text
 from stages.masks import masked_modules
 from stages.recover import checkpoints
 from stages.recover.adapters.adapter import Adapter
@@ -27,8 +28,8 @@ from stages.stage import JSON, Context
 def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Recover the model in `inputs["model"]` on the rows in `inputs["data"]`; returns what recovery.json holds.
 
-    Writes `adapter/` (PEFT's format), `model/` (the merged model, as the base was stored), `history.jsonl` and
-    `recovery.json`. A killed run leaves `checkpoint/`, from which the next one resumes.
+    Writes `adapter/` (PEFT's format) and `model/` (the merged model, as the base was stored), each with its card,
+    `history.jsonl` and `recovery.json`. A killed run leaves `checkpoint/`, from which the next one resumes.
 
     Raises:
         UserError: a field of `config` is outside its range, the data is empty, the model has no tokenizer, or the
@@ -67,25 +68,28 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
     adapter.save(adapted, context.output / "adapter")
     trainable = sum(parameter.numel() for parameter in training.parameters.values())
     summary: JSON = {
+        "base": base_of(base),
         "adapter": _describe(adapter, config),
         "parameters": {"model": total, "trainable": trainable},
         "training": _training_facts(progress, stream),
         "validation": _validation_facts(progress, curve),
     } | ({"masked_modules": len(masked)} if masked else {})
     del adapted, model, curve, training
-    _save_merged(adapter, base, context.output, masked)
+    card = adapter_card(subject(base, recovery=summary))
+    write_text(context.output / "adapter" / CARD, card)
+    _save_merged(adapter, base, context.output, masked, summary)
     write_jsonl(context.output / "history.jsonl", progress.history)
     write_json(context.output / "recovery.json", summary)
     checkpoints.remove(context.output)
     return summary
 
 
-def _save_merged(adapter: Adapter, base: Path, output: Path, masked: Collection[str]) -> None:
+def _save_merged(adapter: Adapter, base: Path, output: Path, masked: Collection[str], recovery: JSON) -> None:
     """Fold the saved adapter into a fresh copy of the base, in the dtype it is stored in; masks stay."""
     if adapter.merge is None:
         return
     merged = adapter.merge(load_model(base, dtype=stored_dtype(base)), output / "adapter", masked)
-    save_model(merged, output / "model", like=base)
+    save_model(merged, output / "model", like=base, recovery=recovery)
 
 
 def _fingerprint(base: Path) -> str:

