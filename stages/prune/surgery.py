@@ -13,6 +13,8 @@ final norm makes up for it, and so keeps its weights as they are.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from stages.anatomy import DecoderAnatomy, LayerAnatomy, Projection, decoder_anatomy, decoder_layers
 from stages.modeling_pruned import remove_attention, remove_mlp, set_heads
+from stages.prune.resident import Resident, always
 from stages.shapes import FAMILIES, family_name
 
 if TYPE_CHECKING:
@@ -30,8 +33,10 @@ if TYPE_CHECKING:
     from stages.prune.groups import Kept, Selection
 
 
-def cut(model: PreTrainedModel, selection: Selection) -> None:
+def cut(model: PreTrainedModel, selection: Selection, resident: Resident = always) -> None:
     """Keep only what is in `selection`, in place, freeing dense weights layer by layer; the model still runs.
+
+    A layer is cut within `resident`.
 
     Its config afterwards has the number of layers, their types and the hidden size, which the forward pass reads, and
     still the dense numbers of heads and MLP channels: `stages.checkpoint.save_cut_model` writes what it has become.
@@ -40,20 +45,22 @@ def cut(model: PreTrainedModel, selection: Selection) -> None:
     model.config.head_dim = layers[0].head_dim  # some families would derive it from what changes
     for layer, keep in zip(layers, selection.layers, strict=True):
         if keep is not None:
-            _cut_attention(layer, keep, model)
-            _cut_mlp(layer, keep, model)
+            with resident(layer.index):
+                _cut_attention(layer, keep, model)
+                _cut_mlp(layer, keep, model)
     if None in selection.layers:
         _drop_layers(model, [index for index, keep in enumerate(selection.layers) if keep is not None])
     if selection.hidden is not None and len(selection.hidden) < model.config.hidden_size:
-        _cut_hidden(model, decoder_anatomy(model), selection.hidden)
+        _cut_hidden(model, decoder_anatomy(model), selection.hidden, resident)
 
 
-def add_output_bias(model: PreTrainedModel) -> None:
+def add_output_bias(model: PreTrainedModel, resident: Resident = always) -> None:
     """Give the output projections of every attention and MLP a bias of zero where they have none, for compensation."""
     for layer in decoder_layers(model):
-        for linear in {projection.linear for projection in layer.projections if projection.axis == 1}:
-            if linear.bias is None:
-                linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
+        with resident(layer.index):
+            for linear in {projection.linear for projection in layer.projections if projection.axis == 1}:
+                if linear.bias is None:
+                    linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
 
 
 def _cut_attention(layer: LayerAnatomy, keep: Kept, model: PreTrainedModel) -> None:
@@ -93,23 +100,27 @@ def _drop_layers(model: PreTrainedModel, kept: list[int]) -> None:
         model.config.layer_types = [model.config.layer_types[index] for index in kept]
 
 
-def _cut_hidden(model: PreTrainedModel, anatomy: DecoderAnatomy, kept: list[int]) -> None:
+def _cut_hidden(model: PreTrainedModel, anatomy: DecoderAnatomy, kept: list[int], resident: Resident) -> None:
     """Keep some hidden channels; the module's docstring says what becomes of norms and embeddings."""
     scale = (model.config.hidden_size / len(kept)) ** 0.5
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     tied = output.weight is embedding.weight
-    for place in anatomy.hidden:
-        _keep(place.module, place.parameter, place.axis, torch.tensor(kept))
+    rescaled = anatomy.norms[:-1] if anatomy.scaled_embedding and tied else anatomy.norms
+    layer_of = {module: layer.index for layer in anatomy.layers for module in layer.module.modules()}
+    for index, places in groupby(anatomy.hidden, key=lambda place: layer_of.get(place.module)):
+        with nullcontext() if index is None else resident(index), torch.no_grad():
+            for place in places:
+                _keep(place.module, place.parameter, place.axis, torch.tensor(kept))
+                if place in rescaled:
+                    weight, offset = place.weight, anatomy.norm_offset
+                    weight.copy_((weight.float() + offset) * scale - offset)
     if tied:
         output.weight, output.in_features = embedding.weight, len(kept)
-    with torch.no_grad():
-        for norm in anatomy.norms:
-            if not (anatomy.scaled_embedding and tied and norm is anatomy.norms[-1]):
-                norm.weight.copy_((norm.weight.float() + anatomy.norm_offset) * scale - anatomy.norm_offset)
-        if anatomy.scaled_embedding:
+    if anatomy.scaled_embedding:
+        with torch.no_grad():
             embedding.weight.mul_(scale)
-            embedding.scalar_embed_scale = len(kept) ** 0.5
-            embedding.embed_scale.fill_(embedding.scalar_embed_scale)
+        embedding.scalar_embed_scale = len(kept) ** 0.5
+        embedding.embed_scale.fill_(embedding.scalar_embed_scale)
     model.config.hidden_size = len(kept)
 
 
