@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch_pruning
 from transformers import DynamicCache, PreTrainedModel
+from transformers.models.llama import modeling_llama
 
 from stages.anatomy import decoder_anatomy
 from stages.checkpoint import count_parameters, load_model, save_cut_model
 from stages.files import read_json
 from stages.prune.groups import Kept, Selection, keep_all, kept_shape
-from stages.prune.surgery import cut
+from stages.prune.surgery import add_output_bias, cut
 from stages.shapes import DecoderShape, LayerShape
 from stages.source.weights import summarise
 from tests.decoders import KINDS, decoder, token_ids
@@ -150,3 +154,60 @@ class TestContract:
     def test_tied_embeddings_stay_tied(self, family: str, kind: str) -> None:
         model = case(family, kind).model
         assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == (family in TIED)
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_biases_that_compensation_adds_are_counted_saved_and_loaded(family: str, tmp_path: Path) -> None:
+    model = decoder(family)
+    cut(model, SELECTIONS["mlp"])
+    add_output_bias(model)
+    for layer in decoder_anatomy(model).layers:
+        for projection in (p for p in layer.projections if p.axis == 1):
+            torch.nn.init.normal_(projection.linear.bias, generator=torch.Generator().manual_seed(layer.index))
+    shape = kept_shape(DecoderShape.from_config(model.config.to_dict()), SELECTIONS["mlp"])
+    shape = dataclasses.replace(shape, output_bias=True)
+    assert count_parameters(model) == shape.parameters()
+    save_cut_model(model, shape, tmp_path / "cut", like=tmp_path, dtype="float32", record={})
+    assert torch.equal(logits(load_model(tmp_path / "cut", dtype="float32")), logits(model))
+    assert DecoderShape.from_config(read_json(tmp_path / "cut" / "config.json")) == shape
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_cutting_twice_is_cutting_once(family: str) -> None:
+    once, twice = decoder(family), decoder(family)
+    cut(once, Selection([Kept([0, 1], [0], [0, 39]), None, ALL], FEWER_HIDDEN[:21]))
+    cut(twice, Selection([Kept(HEADS, [0, 2], [0, 1, 39]), ALL, ALL], FEWER_HIDDEN))
+    cut(twice, Selection([Kept([0, 1], [0], [0, 2]), None, ALL], list(range(21))))
+    torch.testing.assert_close(logits(twice), logits(once), rtol=1e-3, atol=1e-4)
+
+
+def test_an_independent_dependency_analysis_finds_the_same_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without rotary angles, which act inside a head and tie no two heads; the analysis does not end with them."""
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda query, key, cos, sin: (query, key))
+    model = decoder(num_key_value_heads=6, num_hidden_layers=2)
+    model.set_attn_implementation("eager")
+    anatomy = decoder_anatomy(model)
+    attention, mlp = anatomy.layers[1].attention, anatomy.layers[1].mlp
+    graph = torch_pruning.DependencyGraph().build_dependency(
+        model, token_ids(1, 5), output_transform=lambda output: output.logits, verbose=False
+    )
+
+    def group(module: torch.nn.Module, prune: Any, indices: list[int]) -> set[tuple[torch.Tensor, int]]:
+        """Every parameter that loses `indices` with those of `module`, and the axis."""
+        found = set()
+        for dependency, lost in graph.get_pruning_group(module, prune, idxs=indices):
+            target = dependency.target.module
+            if isinstance(target, torch.nn.Linear | torch.nn.Embedding | torch.nn.Parameter):
+                assert lost == indices
+                rows = isinstance(target, torch.nn.Parameter) or (
+                    isinstance(target, torch.nn.Linear) and graph.is_out_channel_pruning_fn(dependency.handler)
+                )
+                found.add((getattr(target, "weight", target), 0 if rows else 1))
+        return found
+
+    out = torch_pruning.prune_linear_out_channels
+    head = group(attention[1].linear, out, list(range(8, 16)))
+    assert head == {(projection.weight, projection.axis) for projection in attention}
+    assert group(mlp[0].linear, out, [3]) == {(projection.weight, projection.axis) for projection in mlp}
+    channel = group(model.get_input_embeddings(), torch_pruning.prune_embedding_out_channels, [5])
+    assert channel == {(place.weight, place.axis) for place in anatomy.hidden}
