@@ -29,7 +29,8 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
     """Recover the model in `inputs["model"]` on the rows in `inputs["data"]`; returns what recovery.json holds.
 
     Writes `adapter/` (PEFT's format) and `model/` (the merged model, as the base was stored), each with its card,
-    `history.jsonl` and `recovery.json`. A killed run leaves `checkpoint/`, from which the next one resumes.
+    `history.jsonl` and `recovery.json`. A killed run leaves `checkpoint/`, from which the next one resumes. Where the
+    base is masked, what is trained, measured and merged has exactly its zeros.
 
     Raises:
         UserError: a field of `config` is outside its range, the data is empty, the model has no tokenizer, or the
