@@ -9,17 +9,17 @@ from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from stages.modeling_pruned import PrunedLlamaConfig, PrunedLlamaForCausalLM
+from tests.decoders import decoder
 from tests.evaluate.questions import reader
 from tests.tiny_tokenizer import VOCABULARY
 
 
-def per_layer_llama() -> PrunedLlamaForCausalLM:
-    shapes = [[6, 3, 40], [2, 1, 16], [4, 2, 24]]
+def per_layer_llama(*shapes: list[int]) -> PrunedLlamaForCausalLM:
     fields = reader().config.to_dict()
     fields = {key: value for key, value in fields.items() if key not in ("model_type", "architectures")}
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return PrunedLlamaForCausalLM(PrunedLlamaConfig(**fields, layer_shapes=shapes)).eval()
+        return PrunedLlamaForCausalLM(PrunedLlamaConfig(**fields, layer_shapes=list(shapes))).eval()
 
 
 def adapted_llama() -> Any:
@@ -67,10 +67,13 @@ MODELS = {
         "mistral", num_attention_heads=5, num_key_value_heads=5, head_dim=8
     ),
     "mistral whose sliding window bites": lambda: reader("mistral", sliding_window=6),
-    "one shape a layer": per_layer_llama,
+    "one shape a layer": lambda: per_layer_llama([6, 3, 40], [2, 1, 16], [4, 2, 24]),
+    "layers without a sub-layer": lambda: per_layer_llama([0, 0, 40], [2, 1, 0], [4, 2, 24]),
     "with an adapter": adapted_llama,
     "soft-capped logits": gemma2,
     "biases on q, k and v": lambda: qwen("2"),
     "norms on q and k": lambda: qwen("3"),
+    "fused projections": lambda: decoder("phi3", vocab_size=VOCABULARY, max_position_embeddings=512),
+    "norms after the sub-layers": lambda: decoder("olmo2", vocab_size=VOCABULARY, max_position_embeddings=512),
 }
 """By what sets them apart."""
