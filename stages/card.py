@@ -88,39 +88,39 @@ def subject(
 
 def model_card(known: Subject) -> str:
     """Return the card of a Hugging Face directory."""
-    remote = ", trust_remote_code=True" if known.config.get("auto_map") else ""
     loading = [
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'directory = "."  # this directory, or its name on the hub',
-        f"model = AutoModelForCausalLM.from_pretrained(directory{remote})",
-        "tokenizer = AutoTokenizer.from_pretrained(directory)",
-        "```",
+        _code(
+            "python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'directory = "."  # this directory, or its name on the hub',
+            f"model = AutoModelForCausalLM.from_pretrained(directory{_trust(known)})",
+            "tokenizer = AutoTokenizer.from_pretrained(directory)",
+        )
     ]
-    why = (known.pruning.get("architecture") or {}).get("reason")
-    if remote:
+    reason = (known.pruning.get("architecture") or {}).get("reason")
+    if _trust(known):
         loading.append(
-            "\nNo stock architecture takes these layers' shapes, so the directory carries one small modelling file, "
+            "No stock architecture takes these layers' shapes, so the directory carries one small modelling file, "
             "which `trust_remote_code=True` lets run."
         )
-    elif why and known.config.get("model_type") == "mistral":
-        loading.append(f"\nIt is saved as `mistral`: {why}.")
+    elif reason and known.config.get("model_type") == "mistral":
+        loading.append(f"Saved as `mistral`: {reason}.")
     return _card(known, {"library_name": "transformers", "pipeline_tag": "text-generation"}, "", loading)
 
 
 def adapter_card(known: Subject) -> str:
-    """Return the card of an adapter in PEFT's format, which fits the pruned model."""
-    remote = ", trust_remote_code=True" if known.config.get("auto_map") else ""
+    """Return the card of an adapter in PEFT's format; `known` is the model that it was trained on."""
     loading = [
-        "```python",
-        "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
-        "",
-        f'pruned = AutoModelForCausalLM.from_pretrained("PRUNED"{remote})  # the directory it was trained on',
-        'model = PeftModel.from_pretrained(pruned, ".")',
-        "```",
-        "\nThe adapter fits the model it was trained on and no other: not the dense one, nor one pruned otherwise.",
+        _code(
+            "python",
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM",
+            "",
+            f'pruned = AutoModelForCausalLM.from_pretrained("PRUNED"{_trust(known)})  # what it was trained on',
+            'model = PeftModel.from_pretrained(pruned, ".")',
+        ),
+        "The adapter fits the model it was trained on and no other: not the dense one, nor one pruned otherwise.",
     ]
     if known.recovery.get("masked_modules"):
         loading = [MASKED_PAIR]
@@ -130,35 +130,44 @@ def adapter_card(known: Subject) -> str:
 def gguf_card(known: Subject, conversion: JSON) -> str:
     """Return the card of a GGUF file; `conversion` is what the stage that wrote it returned."""
     architecture = conversion.get("architecture")
-    loading = [
-        "```bash",
-        'llama-cli -m model.gguf -p "Once upon a time"',
-        "```",
-        "```python",
-        "from llama_cpp import Llama  # pip install llama-cpp-python",
-        "",
-        'print(Llama("model.gguf").create_completion("Once upon a time"))',
-        "```",
-        f"\nllama.cpp's architecture `{architecture}`, matrices as {conversion.get('dtype')}.",
-    ]
+    what = f"llama.cpp's architecture `{architecture}`, matrices as {conversion.get('dtype')}."
     if architecture == "deci":
-        loading[-1] += " It is a llama whose head counts and feed-forward lengths are those of each layer."
+        what += " That is a llama whose head counts and feed-forward lengths are those of each layer."
+    loading = [
+        _code("bash", 'llama-cli -m model.gguf -p "Once upon a time"'),
+        _code(
+            "python",
+            "from llama_cpp import Llama  # pip install llama-cpp-python",
+            "",
+            'print(Llama("model.gguf").create_completion("Once upon a time"))',
+        ),
+        what,
+        *(f"{remark[0].upper()}{remark[1:]}." for remark in conversion.get("remarks", [])),
+    ]
     if known.results:
-        loading.append("The results above were measured on the Hugging Face model that this file was written from.")
-    loading += [f"{remark[0].upper()}{remark[1:]}." for remark in conversion.get("remarks", [])]
+        loading.append("The results above are those of the Hugging Face model that this file was written from.")
     matter = {"library_name": "gguf", "pipeline_tag": "text-generation"}
     return _card(known, matter, "", loading, tags=("gguf", "llama.cpp"))
+
+
+def _trust(known: Subject) -> str:
+    return ", trust_remote_code=True" if known.config.get("auto_map") else ""
+
+
+def _code(language: str, *lines: str) -> str:
+    return "\n".join([f"```{language}", *lines, "```"])
 
 
 def _card(known: Subject, matter: JSON, prefix: str, loading: Sequence[str], tags: Iterable[str] = ()) -> str:
     parts = [
         _front_matter(known, matter, tags),
-        f"# {prefix}{_title(known)}",
+        f"# {prefix}{title(known)}",
         *_pruned(known),
         *_masked(known.pruning),
         *_trained(known.recovery, merged=not prefix),
         known.results.strip() or ("" if prefix else LATER),
-        "## How to load it\n\n" + "\n".join(loading),
+        "## How to load it",
+        *loading,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -175,7 +184,8 @@ def _front_matter(known: Subject, matter: JSON, tags: Iterable[str]) -> str:
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
-def _title(known: Subject) -> str:
+def title(known: Subject) -> str:
+    """Return one line: what the model is called and what was done to it."""
     steps = []
     if known.pruning.get("method"):
         share = known.pruning.get("ratio", {}).get("achieved")
@@ -212,7 +222,9 @@ def _pruned(known: Subject) -> Iterator[str]:
         yield f"Calibrated on {calibration['sequences']} sequences of {calibration['length']} tokens."
     if record.get("options"):
         yield f"Options: {_options(record['options'])}."
-    yield "\n".join(_layers(DecoderShape.from_config(known.config)))
+    shape = DecoderShape.from_config(known.config)
+    yield f"What is left: hidden size {shape.hidden:,}, heads of {shape.head_dim}, {len(shape.layers)} layers."
+    yield "\n".join(_layers(shape))
     if record.get("remarks"):
         yield "\n".join(f"- {remark}" for remark in record["remarks"])
     if record.get("layers") and not record.get("masks"):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.card import subject, title
+from stages.checkpoint import config_class, load_tokenizer
 from stages.errors import UserError
 from stages.export.architectures import target
 from stages.export.config import GgufConfig
 from stages.export.gguf_file import write_gguf
 from stages.export.hyperparameters import hyperparameters, remarks, rope_factors
-from stages.export.tensors import TYPES, entries
-from stages.export.tokenizer import tokenizer_fields
+from stages.export.tensors import Entry, entries
+from stages.export.tokenizer import tokenizer_fields, tokenizer_remarks
 from stages.files import read_json, write_json
 from stages.shapes import DecoderShape
 from stages.stage import JSON, Context
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 FILE = "model.gguf"
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 """llama.cpp's numbers for what most matrices are stored as."""
+QUANTIZATION_VERSION = 2
+"""Of the format of 8-bit blocks."""
 
 
 def run(config: GgufConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
@@ -38,44 +42,51 @@ def run(config: GgufConfig, inputs: Mapping[str, Path], context: Context) -> JSO
     return summary
 
 
-def convert(directory: Path, path: Path, *, dtype: str = "auto", name: str | None = None) -> JSON:
+def convert(directory: Path, path: Path, *, dtype: str = "auto") -> JSON:
     """Write the model in the Hugging Face directory `directory` to the GGUF file `path`; returns a summary.
 
     Raises:
         UserError: see `run`.
     """
-    from stages.checkpoint import load_tokenizer
-
     fields = read_json(directory / "config.json")
-    shape = DecoderShape.from_config(fields)
+    config, shape = _config(fields), DecoderShape.from_config(fields)
     goal = target(shape)
-    config = _config(fields)
     numbers = hyperparameters(config, shape, goal)
+    tokenizer = load_tokenizer(directory)
+    tokens = tokenizer_fields(tokenizer, shape.vocabulary)
     tensors = entries(directory, shape, goal, dtype=dtype, factors=rope_factors(config))
-    kinds = Counter(dict.fromkeys(TYPES, 0))
-    for entry in tensors:
-        if len(entry.weight.shape) > 1:
-            kinds[entry.type.name.lower()] += entry.nbytes
-    most = kinds.most_common(1)[0][0]
-    header: dict[str, Any] = {"general.type": "model", "general.name": name or fields.get("_name_or_path") or "model"}
-    header |= {"general.file_type": FILE_TYPES[most]} | ({"general.quantization_version": 2} if kinds["q8_0"] else {})
-    header |= {f"{goal.architecture}.{key}": value for key, value in numbers.items()}
-    header |= tokenizer_fields(load_tokenizer(directory), shape.vocabulary)
-    size = write_gguf(path, goal.architecture, header, tensors)
+    most = _precision(tensors)
+    header = _general(directory, most) | {f"{goal.architecture}.{key}": value for key, value in numbers.items()}
     return {
         "architecture": goal.architecture,
-        "bytes": size,
+        "bytes": write_gguf(path, goal.architecture, header | tokens, tensors),
         "dtype": most,
         "tensors": len(tensors),
-        "tokenizer": header.get("tokenizer.ggml.pre"),
-        "remarks": remarks(config, goal),
+        "tokenizer": tokens["tokenizer.ggml.pre"],
+        "remarks": remarks(config, goal) + tokenizer_remarks(tokenizer),
     }
+
+
+def _general(directory: Path, precision: str) -> JSON:
+    """Return what the header says about the model as a whole."""
+    known = subject(directory)
+    fields: JSON = {"general.type": "model", "general.name": title(known)}
+    if known.base.get("license"):
+        fields["general.license"] = known.base["license"]
+    fields["general.file_type"] = FILE_TYPES[precision]
+    return fields | ({"general.quantization_version": QUANTIZATION_VERSION} if precision == "q8_0" else {})
+
+
+def _precision(tensors: Sequence[Entry]) -> str:
+    """Return the precision of most bytes."""
+    sizes: Counter[str] = Counter()
+    for entry in tensors:
+        sizes[entry.type.name.lower()] += entry.nbytes
+    return sizes.most_common(1)[0][0]
 
 
 def _config(fields: Mapping[str, Any]) -> PreTrainedConfig:
     """Return the configuration with the defaults that its file leaves out, in today's spelling."""
-    from stages.checkpoint import config_class
-
     model_type = str(fields["model_type"])
     try:
         return config_class(model_type).from_dict(dict(fields))  # type: ignore[no-any-return]

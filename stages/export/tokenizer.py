@@ -8,8 +8,7 @@ Two kinds can be written, and what decides is how text is split, not what the mo
   the highest score. A list of merges says the same where every way to join a token's text from two others is in it and
   ranks together; the rank is then the score. That is checked, and holds for lists made from a sentencepiece model.
 
-What llama.cpp has no field for is left out: unicode normalisation (NFC, for qwen), and white space that an added token
-strips around it.
+What llama.cpp has no field for is left out, and said in the file's card (`tokenizer_remarks`).
 """
 
 from __future__ import annotations
@@ -81,6 +80,20 @@ def tokenizer_fields(tokenizer: PreTrainedTokenizerBase, rows: int) -> JSON:
     if not byte_level:
         fields["tokenizer.ggml.scores"] = _scores(description, tokens)
     return specific | fields | _special(tokenizer, rows) | _template(tokenizer)
+
+
+def tokenizer_remarks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return in which texts llama.cpp finds other tokens than this tokenizer, because it has no field for a rule."""
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    found = []
+    if any(step["type"] == "NFC" for step in _steps(description["normalizer"], "normalizers")):
+        found.append("llama.cpp does not normalise unicode: give it text in the form NFC")
+    if any(step.get("prepend_scheme") == "first" for step in _steps(description["pre_tokenizer"], "pretokenizers")):
+        found.append("llama.cpp puts a space before text that begins with one or that follows a special token, too")
+    stripping = [entry["content"] for entry in description["added_tokens"] if entry["lstrip"] or entry["rstrip"]]
+    if stripping:
+        found.append(f"llama.cpp keeps white space beside {', '.join(stripping)}, which the tokenizer takes away")
+    return found
 
 
 _INSTEAD = "Publish the Hugging Face directory instead: export=hf."
