@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -43,3 +45,12 @@ def resident_bytes(field: str) -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def return_freed_memory() -> None:
+    """Give memory that was freed back to the system, where the C library (glibc) would keep it for later.
+
+    It keeps what is smaller than some tens of MiB, and finds no use for much of it: freed layers would pile up.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -121,7 +121,7 @@ def stream_gradients(
     names = {id(parameter): name for name, parameter in decoder.named_parameters()}
     vectors = {position: _one_each(weight, len(ids_BT)) for position, weight in enumerate(weights) if weight.dim() == 1}
     recorder = _Recorder({id(weight): i for i, weight in enumerate(weights) if weight.dim() > 1}, visit)
-    with _frozen(model), FastProducts(), recorder:
+    with frozen(model), FastProducts(), recorder:
         swapped = {names[id(weights[position])]: vector for position, vector in vectors.items()}
         hidden_BTH = functional_call(decoder, swapped, (ids_BT,), {"use_cache": False}).last_hidden_state
         with recorder.incomplete():
@@ -197,8 +197,11 @@ class _Recorder(TorchFunctionMode):
 
     def _hand_over(self, weight: int) -> None:
         if self.awaited[weight] == 0:
+            gradient = self.found.pop(weight)
             with torch.no_grad():
-                self.visit(self.expected.pop(weight), self.found.pop(weight))
+                self.visit(self.expected.pop(weight), gradient)
+            gradient.linear.clear()  # the hooks, which live as long as the graph, know the lists
+            gradient.embedding.clear()
 
     @contextmanager
     def incomplete(self) -> Iterator[None]:
@@ -221,7 +224,7 @@ def _answering(decoder: nn.Module, hidden: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _frozen(model: PreTrainedModel) -> Iterator[None]:
+def frozen(model: PreTrainedModel) -> Iterator[None]:
     """Let no parameter have a gradient, and restore the model's flags afterwards."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)

@@ -1,0 +1,101 @@
+"""Taylor scores without keeping gradients, against the stock way in the same run: time, memory, and the same scores.
+
+    python -m benchmarks.prune
+    python -m benchmarks.prune --second
+    python -m benchmarks.prune --size 100m --dtype float32
+    python -m benchmarks.prune --device cuda --size 7b --sequences 10 --length 64
+
+A llama of a billion parameters with random weights in bfloat16, built in place. Both ways run the same forward and
+backward passes; the stock one keeps every gradient (`benchmarks.taylor`). Each has a process of its own, one after the
+other, and its peak memory counts above what the process held with the weights loaded.
+
+`extra_memory_fraction` is that peak less the activations, in weights; the activations are the peak of forward and loss
+alone, graph kept (`peak_fraction` is with them). `time_ratio` is ours over stock. `max_score_difference` is the largest
+relative difference of a group's score. The three stand for `--expansion`, param_first by default; `--second` measures
+param_second too, under its name. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
+from benchmarks.taylor import SIZES, Groups, Task, measure
+from stages.checkpoint import DTYPES
+from stages.machine import hardware
+from stages.prune.taylor import EXPANSIONS
+from stages.stage import JSON
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark that the command line asks for."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # its account is followed while it runs
+    options = vars(_parser().parse_args(arguments))
+    second = options.pop("second")
+    task = Task(**options)
+    print(f"llama {task.size}, {task.dtype} on {task.device}, {task.sequences} x {task.length} tokens")
+    result = compare(task)
+    if second:
+        result["param_second"] = compare(replace(task, expansion="param_second"))
+    print(json.dumps(result | {"hardware": hardware()}))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prune", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--size", choices=SIZES, default="1b", help="of the model (1b)")
+    parser.add_argument("--expansion", choices=EXPANSIONS, default="param_first", help="of the loss (param_first)")
+    parser.add_argument("--second", action="store_true", help="measure param_second too")
+    parser.add_argument("--sequences", type=_positive, default=4, help="calibration sequences (4)")
+    parser.add_argument("--length", type=_positive, default=32, help="tokens in each, at least 2 (32)")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of weights and passes (bfloat16)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=_positive, help="processor threads; by default torch's choice")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("give at least 1")
+    return number
+
+
+def compare(task: Task) -> JSON:
+    """Return what was measured of both ways, and print it as it comes."""
+    print(f"\n{task.expansion}\n{'':8}{'seconds':>10}{'peak MiB':>10}{'of it activations':>20}")
+    measured: dict[str, JSON] = {}
+    groups: dict[str, Groups] = {}
+    for way in ("stock", "ours"):
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            numbers, groups[way] = pool.submit(measure, way, task).result()
+        measured[way] = numbers
+        print(f"{way:8}{numbers['seconds']:10.1f}{numbers['peak'] / 2**20:10.0f}{numbers['activations'] / 2**20:20.0f}")
+    found = _ratios(measured["ours"], measured["stock"])
+    found["max_score_difference"] = _difference(groups["ours"], groups["stock"])
+    extra, stock = (f"{found[name]:.1%}" for name in ("extra_memory_fraction", "stock_extra_memory_fraction"))
+    print(f"{found['time_ratio']:.2f} of the time; above weights and activations {extra} of the weights, not {stock}")
+    print(f"scores within {found['max_score_difference']:.1e}")
+    return found | {"ours": measured["ours"], "stock": measured["stock"], "tokens": [task.sequences, task.length]}
+
+
+def _ratios(ours: JSON, stock: JSON) -> JSON:
+    return {
+        "time_ratio": ours["seconds"] / stock["seconds"],
+        "extra_memory_fraction": max(0, ours["peak"] - ours["activations"]) / ours["weights"],
+        "stock_extra_memory_fraction": max(0, stock["peak"] - stock["activations"]) / stock["weights"],
+        "peak_fraction": ours["peak"] / ours["weights"],
+        "stock_peak_fraction": stock["peak"] / stock["weights"],
+    }
+
+
+def _difference(ours: Groups, stock: Groups) -> float:
+    return max(float(((ours[name] - stock[name]).abs() / stock[name]).max()) for name in stock)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""A decoder with its layers on disk: the results of one in memory to the bit, in the memory of one layer."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoders import decoder, saved, token_ids
+from transformers import PreTrainedModel
+
+from stages.anatomy import decoder_layers
+from stages.checkpoint import count_parameters, load_model, save_cut_model
+from stages.errors import UserError
+from stages.files import read_json
+from stages.machine import resident_bytes
+from stages.prune.criteria import CRITERIA
+from stages.prune.groups import Kept, Selection, kept_shape
+from stages.prune.layerwise import Layerwise
+from stages.prune.offload import Offloaded
+from stages.prune.resident import Resident, always
+from stages.prune.surgery import cut
+from stages.shapes import DecoderShape
+
+DIFFERENT = [Kept([0, 4], [0, 2], list(range(0, 40, 3))), None, Kept([], [], [1, 2, 3])]
+
+
+def stored(tmp_path: Path, model: PreTrainedModel) -> Path:
+    """Save `model` in several files."""
+    model.save_pretrained(tmp_path / "model", max_shard_size="30KB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
+    return tmp_path / "model"
+
+
+def offloaded(directory: Path, dtype: str = "float32") -> Offloaded:
+    scratch = directory.parent / "scratch"
+    scratch.mkdir()
+    return Offloaded(directory, dtype=dtype, device="cpu", scratch=scratch)
+
+
+def save(
+    model: PreTrainedModel, selection: Selection, directory: Path, *, like: Path, resident: Resident | None = None
+) -> None:
+    shape = kept_shape(DecoderShape.from_config(read_json(like / "config.json")), selection)
+    save_cut_model(model, shape, directory, like=like, dtype="float32", record={}, resident=resident)
+
+
+@pytest.mark.parametrize("name", [name for name, criterion in CRITERIA.items() if not criterion.needs_gradients])
+def test_scores_are_those_of_a_model_in_memory_to_the_bit(name: str, tmp_path: Path) -> None:
+    directory = stored(tmp_path, decoder())
+    off, criterion, ids = offloaded(directory, "bfloat16"), CRITERIA[name], token_ids()
+    config = criterion.config(granularity=list(criterion.granularities))
+    model = load_model(directory, dtype="bfloat16")
+    expected = criterion.score(model, decoder_layers(model), ids, config, always)
+    found = criterion.score(off.model, decoder_layers(off.model), ids, config, off.resident)
+    for index, kinds in expected.layers.items():
+        assert all(torch.equal(found.layers[index][kind], scores) for kind, scores in kinds.items())
+    assert (found.hidden_H is None) == (expected.hidden_H is None)
+    assert found.hidden_H is None or torch.equal(found.hidden_H, expected.hidden_H)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "olmo2"])
+def test_what_is_cut_and_saved_is_that_of_a_model_in_memory_to_the_bit(family: str, tmp_path: Path) -> None:
+    directory = stored(tmp_path, decoder(family, tie_word_embeddings=family != "llama"))
+    off, ids = offloaded(directory), token_ids()
+    model = load_model(directory, dtype="float32")
+    selection = Selection(DIFFERENT, hidden=list(range(0, 48, 2)))
+
+    def losses(model: PreTrainedModel, resident: Resident) -> torch.Tensor:
+        cut(model, selection, resident)
+        decoder = Layerwise(model, ids, resident=resident)
+        return decoder.losses(decoder.run_from(0, decoder.embedded()))
+
+    assert torch.equal(losses(off.model, off.resident), losses(model, always))
+    save(off.model, selection, tmp_path / "off", like=directory, resident=off.resident)
+    save(model, selection, tmp_path / "whole", like=directory)
+    assert len(list((tmp_path / "off").glob("*.safetensors"))) == 1 + 2
+    weights = [load_model(tmp_path / name, dtype="float32").state_dict() for name in ("off", "whole")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+
+
+def test_a_layers_changes_last_and_one_within_another_is_the_same(tmp_path: Path) -> None:
+    off = offloaded(stored(tmp_path, decoder()))
+    layer: Any = off.model.get_decoder().layers[1]  # type: ignore[union-attr,index]
+    for addend in (1.0, 2.0):
+        with off.resident(1), torch.no_grad():
+            before = layer.mlp.up_proj.weight.clone()
+            with off.resident(1):
+                layer.mlp.up_proj.weight += addend
+            assert not layer.mlp.up_proj.weight.is_meta
+        assert layer.mlp.up_proj.weight.is_meta
+        with off.resident(1):
+            assert torch.equal(layer.mlp.up_proj.weight, before + addend)
+    assert len(list(off.scratch.iterdir())) == 1
+
+
+def test_a_missing_weight_is_named(tmp_path: Path) -> None:
+    artifact = saved(decoder(num_hidden_layers=2), tmp_path)
+    config = artifact / "model" / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
+    with pytest.raises(UserError, match=r"not a whole checkpoint: model\.layers\.2\."):
+        offloaded(artifact / "model")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system has no high-water mark to reset")
+def test_memory_is_that_of_a_layer(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8}
+    model = decoder(num_hidden_layers=48, **sizes)
+    directory, weights = saved(model, tmp_path) / "model", 4 * count_parameters(model)
+    selection = Selection([Kept(list(range(4)), list(range(4)), list(range(512)))] * 48)
+    del model
+
+    def scored_and_cut(model: PreTrainedModel, resident: Resident) -> None:
+        CRITERIA["magnitude"].score(model, decoder_layers(model), None, CRITERIA["magnitude"].config(), resident)
+        cut(model, selection, resident)
+
+    def on_disk() -> None:
+        off = offloaded(directory)
+        scored_and_cut(off.model, off.resident)
+        save(off.model, selection, tmp_path / "cut", like=directory, resident=off.resident)
+
+    assert _peak(on_disk) < 0.25 * weights
+    assert _peak(lambda: scored_and_cut(load_model(directory, dtype="float32"), always)) > 0.9 * weights
+
+
+def _peak(work: Callable[[], None]) -> int:
+    gc.collect()
+    before = resident_bytes("VmRSS") or 0
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    work()
+    return (resident_bytes("VmHWM") or 0) - before
