@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +18,20 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from stages import modeling_pruned
 from stages.card import CARD, base_of, model_card, subject
 from stages.errors import UserError
 from stages.files import COMPANIONS, read_json, write_json
+from stages.headers import INDEX, numbers_by_precision, read_header
 from stages.shapes import PRUNED_PREFIX, DecoderShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""Names of the same in a safetensors header."""
 MODELLING_FILE = Path(modeling_pruned.__file__)
 """Copied into checkpoints whose layers differ in shape."""
 PRUNED_MODELS: dict[str, Any] = {
@@ -55,7 +54,9 @@ LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
 
 def load_config(directory: Path) -> PreTrainedConfig:
     """Return the configuration of the model in `directory`."""
-    config: PreTrainedConfig = config_class(read_json(directory / "config.json")["model_type"]).from_pretrained(directory)
+    config: PreTrainedConfig = config_class(read_json(directory / "config.json")["model_type"]).from_pretrained(
+        directory
+    )
     return config
 
 
@@ -136,7 +137,14 @@ def save_model(model: PreTrainedModel, directory: Path, *, like: Path, recovery:
 
 
 def save_cut_model(
-    model: PreTrainedModel, shape: DecoderShape, directory: Path, *, like: Path, dtype: str, record: dict[str, Any]
+    model: PreTrainedModel,
+    shape: DecoderShape,
+    directory: Path,
+    *,
+    like: Path,
+    dtype: str,
+    record: dict[str, Any],
+    resident: Callable[[int], AbstractContextManager[Any]] | None = None,
 ) -> None:
     """Write `model`, whose projections have been cut in place to `shape`, as the architecture that takes this shape.
 
@@ -147,25 +155,53 @@ def save_cut_model(
         like: the model directory it was cut from, for the tokenizer and other companion files.
         dtype: of the saved weights.
         record: what `pruning.json` says, and the model card from it; the architecture and the base are added.
+        resident: holds a layer's weights in memory, where not all are; each layer is then a file of its own.
     """
     config, reason = cut_config(model.config, shape)
     config.dtype = DTYPES[dtype]
-    weights = {
-        name: tensor.to("cpu", DTYPES[dtype])
-        for name, tensor in model.state_dict().items()
-        if not (shape.tied and name in model.all_tied_weights_keys)
-    }
     with _beside(directory) as beside:
         copy_companions(like, beside)
         if config.model_type != model.config.model_type and _has_tokenizer(like):
             _write_tokenizer(load_tokenizer(like), beside)
-        save_torch_state_dict(weights, beside, metadata={"format": "pt"})
+        _write_weights(model, beside, dtype=dtype, tied=shape.tied, resident=resident)
         config.save_pretrained(beside)
         if config.model_type in PRUNED_MODELS:
             shutil.copyfile(MODELLING_FILE, beside / MODELLING_FILE.name)
         saved_as = {"architecture": {"model_type": config.model_type, "reason": reason}, "base": base_of(like)}
         (beside / "pruning.json").write_text(json.dumps(record | saved_as) + "\n", encoding="utf-8")
         (beside / CARD).write_text(model_card(subject(beside)), encoding="utf-8")
+
+
+def _write_weights(
+    model: PreTrainedModel,
+    directory: Path,
+    *,
+    dtype: str,
+    tied: bool,
+    resident: Callable[[int], AbstractContextManager[Any]] | None,
+) -> None:
+    """Write the weights as `transformers` shards them, or each layer to a file of its own while `resident` holds it."""
+
+    def stored() -> dict[str, torch.Tensor]:
+        return {
+            name: tensor.to("cpu", DTYPES[dtype])
+            for name, tensor in model.state_dict().items()
+            if not (tied and name in model.all_tied_weights_keys) and (resident is None or not tensor.is_meta)
+        }
+
+    if resident is None:
+        save_torch_state_dict(stored(), directory, metadata={"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    size, count = 0, model.config.num_hidden_layers
+    for index in range(-1, count):  # first what is in memory all the time
+        with nullcontext() if index < 0 else resident(index):
+            weights = {name: tensor for name, tensor in stored().items() if name not in weight_map}
+            file = f"model-{index + 2:05d}-of-{count + 1:05d}.safetensors"
+            save_file(weights, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(weights, file)
+        size += sum(tensor.nbytes for tensor in weights.values())
+    write_json(directory / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
 def config_class(model_type: str) -> Any:
@@ -228,26 +264,19 @@ def _pruned_config(fields: dict[str, Any], shape: DecoderShape) -> PreTrainedCon
 
 
 def stored_dtype(directory: Path) -> str:
-    """Return the precision in which most tensors of `directory` are stored, read from the safetensors headers.
+    """Return the precision in which most weights of `directory` are stored, read from the safetensors headers.
 
     Raises:
         UserError: there are no safetensors, a header can't be read, or the precision is none of float32, bfloat16,
         float16.
     """
-    count: Counter[str] = Counter()
-    for path in sorted(directory.glob("*.safetensors")):
-        with path.open("rb") as file:
-            try:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            except (ValueError, OverflowError, MemoryError):
-                raise UserError(f"{path} is truncated or no safetensors file. Fetch the checkpoint again.") from None
-        count.update(tensor["dtype"] for name, tensor in header.items() if name != "__metadata__")
-    if not count:
+    headers = [read_header(path) for path in sorted(directory.glob("*.safetensors"))]
+    if not headers:
         raise UserError(f"{directory} has no safetensors weights. Fetch or convert the checkpoint.")
-    stored = count.most_common(1)[0][0]
-    if stored not in STORED_DTYPES:
-        raise UserError(f"{directory} stores its weights as {stored}; pruning reads {', '.join(STORED_DTYPES)}.")
-    return STORED_DTYPES[stored]
+    stored = numbers_by_precision(headers).most_common(1)[0][0]
+    if stored not in DTYPES:
+        raise UserError(f"{directory} stores its weights as {stored}; pruning reads {', '.join(DTYPES)}.")
+    return stored
 
 
 def copy_companions(source: Path, target: Path) -> None:

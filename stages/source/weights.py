@@ -6,30 +6,27 @@ as safetensors at once, shard by shard.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
 from stages.files import COMPANIONS, read_json, write_json
+from stages.headers import INDEX, numbers_by_precision, read_header
 from stages.progress import progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-INDEX = "model.safetensors.index.json"
 FORMATS = (("model.safetensors", INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
 """(one file, index of many) for each format, the preferred one first."""
 SHARD_BYTES = 2_000_000_000
 """Size from which a converted shard is closed: what the conversion holds in memory."""
 LEFT_OUT = ".rotary_emb.inv_freq"
 """A buffer that old checkpoints carry and that models compute."""
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def weight_files(names: Collection[str], read_index: Callable[[str], Any], where: str) -> list[str]:
@@ -91,28 +88,6 @@ def place(source: Path, target: Path) -> None:
         convert(pickled, target, tied=bool(read_json(source / "config.json").get("tie_word_embeddings")))
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """Return {tensor: {"dtype", "shape", "data_offsets"}} from a safetensors file.
-
-    Raises:
-        UserError: it is not one, or is truncated.
-    """
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if 0 < length <= size - 8 else None
-    except ValueError:
-        header = None
-    if not isinstance(header, dict):
-        raise UserError(f"{path} is not a safetensors file, or is truncated ({size} bytes). Fetch it again.")
-    header.pop("__metadata__", None)
-    expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if size != expected:
-        raise UserError(f"{path} is truncated: {size} of {expected} bytes. Fetch it again.")
-    return header
-
-
 def summarise(directory: Path) -> dict[str, Any]:
     """Return {"parameters", "dtype", "model_type", "bytes"} of a model directory; tied embeddings count once."""
     config = read_json(directory / "config.json")
@@ -120,13 +95,10 @@ def summarise(directory: Path) -> dict[str, Any]:
     tensors = {name: entry for header in headers.values() for name, entry in header.items()}
     skipped = {"lm_head.weight"} if config.get("tie_word_embeddings") and len(tensors) > 1 else set()
     counted = {n: e for n, e in tensors.items() if n not in skipped and not n.endswith(LEFT_OUT)}
-    sizes: dict[str, int] = {}
-    for entry in counted.values():
-        sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + prod(entry["shape"])
-    dtype = max(sizes, key=lambda name: sizes[name])
+    numbers = numbers_by_precision([counted])
     return {
-        "parameters": sum(sizes.values()),
-        "dtype": DTYPES.get(dtype, dtype),
+        "parameters": numbers.total(),
+        "dtype": numbers.most_common(1)[0][0],
         "model_type": config.get("model_type"),
         "bytes": sum(path.stat().st_size for path in headers),
     }
