@@ -46,12 +46,12 @@ def test_flap_is_the_standardised_fluctuation_of_a_feature_times_its_column(fami
     scores = flap(model, decoder_layers(model), ids, FLAPConfig(metric=metric)).layers
     for index, found in scores.items():
         standardised = []
-        for x, w in given_and_weights(model, ids, index):
+        for power, (x, w) in zip((2, 1), given_and_weights(model, ids, index), strict=True):
             column = {
                 "ifv": x.var(0),
                 "wifv": x.var(0) * w.square().sum(0),
                 "wifn": (w.abs() * x.square().sum(0).sqrt()).mean(0),
-            }[metric]
+            }[metric] ** power
             standardised.append((column - column.mean()) / column.std())
         torch.testing.assert_close(found["channels"], standardised[1], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found["queries"], standardised[0].view(6, 8).mean(1), rtol=1e-4, atol=1e-5)

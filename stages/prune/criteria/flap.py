@@ -8,16 +8,19 @@ fluctuates, times what it is multiplied with. With X_j the feature j over all ca
     ifv   Var(X_j)                         input feature variance
     wifn  ‖X_j‖₂ · mean_i |W_ij|           weighted input feature norm, which is Wanda's
 
-Their scale differs by layer and by module. The paper's adaptive structure therefore standardises them within each
-layer's attention and MLP, Ŝ = (S − mean S) / std S, takes the mean over the columns of a head, and ranks heads and
-channels of all layers together; whatever is lowest goes until enough parameters are gone, a head counting as the many
-that it has. The scores returned are these: standardised, on one scale for heads, query heads and channels, and so
-negative for half of the groups. `prune.allocation=paper` ranks them so; `uniform` is the paper's UL-UM. The bias that
-replaces the mean of what went is `prune.compensate=bias`.
+Their scale differs by layer and by module. The adaptive structure therefore standardises them within each layer's
+attention and MLP, Ŝ = (S − mean S) / std S, takes the mean over the columns of a head, and ranks heads and channels of
+all layers together; whatever is lowest goes until enough parameters are gone, a head counting as the many that it has.
+The scores returned are these: standardised, on one scale for heads, query heads and channels, and so negative for half
+of the groups. `prune.allocation=paper` ranks them so; `uniform` is the paper's UL-UM. The bias that replaces the mean
+of what went is `prune.compensate=bias`.
+
+The attention's S are squared first. The paper's text does not say so, but its code does, and its results come from it:
+the few columns with large scores then raise the standard deviation, and heads move to the middle of the ranking.
+Without it three times as many heads of SmolLM2-135M went at ratio 0.2, and perplexity was ten times as high.
 
 Where this differs from its code: the variance is that of all tokens (its running mean makes the first sequence count
-less); the attention's scores are standardised as they are (its code squares them first, which the paper does not
-say); with grouped queries a head is a key/value head with its query heads.
+less), and with grouped queries a head is a key/value head with its query heads.
 
 Shape legend: K key/value heads, Q query heads, F input features.
 """
@@ -73,7 +76,8 @@ def score(
     for layer, moments in input_moments(calibrated(model, ids_BT, resident), layers):
         found = scores[layer.index] = {}
         for output, given in moments:
-            columns_F = standardised(fluctuation(output, given, config.metric))
+            columns_F = fluctuation(output, given, config.metric)
+            columns_F = standardised(columns_F**2 if output.per_query_head else columns_F)
             if output.per_query_head:
                 found["heads"] = columns_F.view(layer.shape.kv_heads, -1).mean(1)
                 found["queries"] = columns_F.view(layer.shape.heads, -1).mean(1)
