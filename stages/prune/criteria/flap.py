@@ -11,8 +11,8 @@ fluctuates, times what it is multiplied with. With X_j the feature j over all ca
 Their scale differs by layer and by module. The adaptive structure therefore standardises them within each layer's
 attention and MLP, Ŝ = (S − mean S) / std S, takes the mean over the columns of a head, and ranks heads and channels of
 all layers together; whatever is lowest goes until enough parameters are gone, a head counting as the many that it has.
-The scores returned are these: standardised, on one scale for heads, query heads and channels, and so negative for half
-of the groups. `prune.allocation=paper` ranks them so; `uniform` is the paper's UL-UM. The bias that replaces the mean
+The scores returned are these, on one scale for heads, query heads and channels of all layers, all shifted alike so that
+the lowest is 0. `prune.allocation=paper` ranks them so; `uniform` is the paper's UL-UM. The bias that replaces the mean
 of what went is `prune.compensate=bias`.
 
 The attention's S are squared first. The paper's text does not say so, but its code does, and its results come from it:
@@ -83,7 +83,8 @@ def score(
                 found["queries"] = columns_F.view(layer.shape.heads, -1).mean(1)
             else:
                 found["channels"] = columns_F
-    return Scores(scores)
+    lowest = min((float(values.min()) for kinds in scores.values() for values in kinds.values()), default=0.0)
+    return Scores({index: {kind: values - lowest for kind, values in kinds.items()} for index, kinds in scores.items()})
 
 
 def fluctuation(output: Projection, given: Moments, metric: str) -> Tensor:
