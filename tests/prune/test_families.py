@@ -65,6 +65,11 @@ def case(family: str, kind: str) -> Case:
     """A family's model with one granularity cut; only read by the tests."""
     # Removed channels change what epsilon weighs, so it is small here.
     dense = decoder(family, tie_word_embeddings=family in TIED, rms_norm_eps=1e-10)
+    noise = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in dense.parameters():
+            if parameter.ndim == 1:  # norms too: none of their weights is another's
+                parameter += 0.2 * torch.randn(parameter.shape, generator=noise)
     model = copy.deepcopy(dense)
     cut(model, SELECTIONS[kind])
     shape = kept_shape(DecoderShape.from_config(dense.config.to_dict()), SELECTIONS[kind])
@@ -158,14 +163,12 @@ class TestContract:
 
 @pytest.mark.parametrize("family", KINDS)
 def test_biases_that_compensation_adds_are_counted_saved_and_loaded(family: str, tmp_path: Path) -> None:
-    model = decoder(family)
-    cut(model, SELECTIONS["mlp"])
+    model = copy.deepcopy(case(family, "mlp").model)
     add_output_bias(model)
     for layer in decoder_anatomy(model).layers:
         for projection in (p for p in layer.projections if p.axis == 1):
             torch.nn.init.normal_(projection.linear.bias, generator=torch.Generator().manual_seed(layer.index))
-    shape = kept_shape(DecoderShape.from_config(model.config.to_dict()), SELECTIONS["mlp"])
-    shape = dataclasses.replace(shape, output_bias=True)
+    shape = dataclasses.replace(case(family, "mlp").shape, output_bias=True)
     assert count_parameters(model) == shape.parameters()
     save_cut_model(model, shape, tmp_path / "cut", like=tmp_path, dtype="float32", record={})
     assert torch.equal(logits(load_model(tmp_path / "cut", dtype="float32")), logits(model))
@@ -174,7 +177,7 @@ def test_biases_that_compensation_adds_are_counted_saved_and_loaded(family: str,
 
 @pytest.mark.parametrize("family", KINDS)
 def test_cutting_twice_is_cutting_once(family: str) -> None:
-    once, twice = decoder(family), decoder(family)
+    once, twice = (copy.deepcopy(case(family, "heads").dense) for _ in range(2))
     cut(once, Selection([Kept([0, 1], [0], [0, 39]), None, ALL], FEWER_HIDDEN[:21]))
     cut(twice, Selection([Kept(HEADS, [0, 2], [0, 1, 39]), ALL, ALL], FEWER_HIDDEN))
     cut(twice, Selection([Kept([0, 1], [0], [0, 2]), None, ALL], list(range(21))))
