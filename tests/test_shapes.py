@@ -10,7 +10,7 @@ from stages.checkpoint import count_parameters, cut_config
 from stages.errors import UserError
 from stages.modeling_pruned import PrunedLlamaForCausalLM
 from stages.shapes import DecoderShape, LayerShape
-from tests.decoders import decoder, token_ids
+from tests.decoders import KINDS, decoder, token_ids
 
 SMOLLM2 = {
     "model_type": "llama",
@@ -32,22 +32,74 @@ LLAMA_7B = {
 }
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(
-    ("family", "options"),
-    [
-        ("llama", {}),
-        ("llama", {"head_dim": 16}),
-        ("llama", {"attention_bias": True}),
-        ("llama", {"mlp_bias": True}),
-        ("llama", {"num_key_value_heads": 6}),
-        ("mistral", {}),
-        ("mistral", {"head_dim": 4, "num_attention_heads": 9}),
-    ],
-)
-def test_parameters_equal_those_of_the_real_model(family: str, options: dict[str, int], tied: bool) -> None:
-    model = decoder(family, tie_word_embeddings=tied, **options)
-    assert DecoderShape.from_config(model.config.to_dict()).parameters() == count_parameters(model)
+PUBLISHED = {
+    134_515_008: SMOLLM2,
+    6_738_415_616: LLAMA_7B,
+    494_032_768: {  # Qwen2-0.5B
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    596_049_920: {  # Qwen3-0.6B
+        "model_type": "qwen3",
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    2_614_341_888: {  # Gemma 2 2B, whose file does not say that embeddings are tied
+        "model_type": "gemma2",
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 256000,
+    },
+    999_885_952: {  # Gemma 3 1B
+        "model_type": "gemma3_text",
+        "hidden_size": 1152,
+        "intermediate_size": 6912,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "vocab_size": 262144,
+    },
+    3_821_079_552: {  # Phi-3-mini
+        "model_type": "phi3",
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32064,
+    },
+    1_484_916_736: {  # OLMo 2 1B
+        "model_type": "olmo2",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "vocab_size": 100352,
+    },
+}
+"""By published parameter count, the fields of config.json that decide it."""
+BIASED = {"llama": ("attention_bias", "mlp_bias"), "qwen3": ("attention_bias",), "olmo2": ("attention_bias",)}
+
+
+@pytest.mark.parametrize("options", [{}, {"head_dim": 16}, {"num_key_value_heads": 6, "tie_word_embeddings": True}])
+@pytest.mark.parametrize("family", KINDS)
+def test_parameters_equal_those_of_the_real_model(family: str, options: dict[str, int]) -> None:
+    for bias in (None, *BIASED.get(family, ())):
+        model = decoder(family, **options, **({bias: True} if bias else {}))
+        assert DecoderShape.from_config(model.config.to_dict()).parameters() == count_parameters(model)
 
 
 def test_layers_of_differing_shape_are_counted_each() -> None:
@@ -59,19 +111,19 @@ def test_layers_of_differing_shape_are_counted_each() -> None:
     assert shape.parameters() == count_parameters(PrunedLlamaForCausalLM(config))
 
 
-def test_known_models_have_their_published_sizes() -> None:
-    assert DecoderShape.from_config(SMOLLM2).parameters() == 134_515_008
-    assert DecoderShape.from_config(LLAMA_7B).parameters() == 6_738_415_616
+@pytest.mark.parametrize("parameters", PUBLISHED)
+def test_known_models_have_their_published_sizes(parameters: int) -> None:
+    assert DecoderShape.from_config(PUBLISHED[parameters]).parameters() == parameters
 
 
-@pytest.mark.parametrize("options", [{}, {"head_dim": 16, "tie_word_embeddings": True}])
-def test_multiply_accumulates_equal_those_that_torch_counts(options: dict[str, int]) -> None:
-    model, tokens = decoder(**options), 24
+@pytest.mark.parametrize("family", KINDS)
+def test_multiply_accumulates_equal_those_that_torch_counts(family: str) -> None:
+    model, tokens = decoder(family, head_dim=16), 24
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(token_ids(1, tokens))
-    # torch also counts the outer product of positions and rotary frequencies.
-    rotary = tokens * model.config.head_dim // 2
+    # torch also counts the outer products of positions and rotary frequencies, of which gemma 3 has two.
+    rotary = tokens * model.config.head_dim // 2 * (2 if family == "gemma3_text" else 1)
     counted = counter.get_total_flops() // 2 - rotary
     assert DecoderShape.from_config(model.config.to_dict()).multiply_accumulates(tokens) * tokens == counted
 
