@@ -175,7 +175,8 @@ class Training:
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bfloat16):
             hidden_TE = hidden_states(self.model, batch)
         head = self.model.get_output_embeddings()
-        return summed_cross_entropy(hidden_TE[batch.predictors_N], head, batch.labels_N)
+        softcap = getattr(self.model.config, "final_logit_softcapping", None)
+        return summed_cross_entropy(hidden_TE[batch.predictors_N], head, batch.labels_N, softcap)
 
     def _require_finite(self, value: float, name: str) -> None:
         if math.isfinite(value):

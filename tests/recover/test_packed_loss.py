@@ -11,10 +11,12 @@ from transformers import PreTrainedModel
 
 from stages.data.packing import Document, collate
 from stages.errors import UserError
+from stages.prune.groups import Kept, Selection
+from stages.prune.surgery import cut
 from stages.recover import loss as head_loss
 from stages.recover.attention import hidden_states, use_packed_attention
 from stages.recover.loss import summed_cross_entropy
-from tests.decoders import decoder
+from tests.decoders import KINDS, decoder
 
 LENGTHS = (5, 17, 1, 30, 8)
 
@@ -49,6 +51,15 @@ def test_documents_of_a_batch_have_the_hidden_states_they_have_alone(family: str
     torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", KINDS)
+def test_so_they_do_in_every_family_when_parts_of_it_are_gone(family: str) -> None:
+    model = decoder(family, **({"sliding_window": 64} if "sliding_window" in KINDS[family][2] else {}))
+    cut(model, Selection([Kept([], [], [0, 1]), None, Kept([2, 3], [1], [])], list(range(40))))
+    expected = torch.cat([alone(model, document) for document in documents()])
+    states = hidden_states(packed(model), collate(documents()))
+    torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_no_gradient_crosses_from_one_document_to_another() -> None:
     model = packed(decoder())
     batch = collate(documents())
@@ -76,12 +87,19 @@ def test_modelling_code_that_goes_round_the_attention_interface_is_refused() -> 
 
 
 @pytest.mark.parametrize("first_label", [0, 3])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tie_word_embeddings": True},
+        {"tie_word_embeddings": False},
+        {"family": "gemma2", "final_logit_softcapping": 2.0, "sliding_window": 64},
+    ],
+)
 def test_loss_and_gradients_equal_the_plain_model_called_with_labels(
-    monkeypatch: pytest.MonkeyPatch, first_label: int, tied: bool
+    monkeypatch: pytest.MonkeyPatch, first_label: int, options: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(head_loss, "CHUNK", 7)  # several chunks, the last one short
-    reference = decoder(tie_word_embeddings=tied)
+    reference = decoder(**options)
     total = torch.zeros(())
     for document in documents(first_label):
         labels = torch.tensor([[-100] * first_label + document.ids[first_label:]])
@@ -89,10 +107,15 @@ def test_loss_and_gradients_equal_the_plain_model_called_with_labels(
             total = total + reference(torch.tensor([document.ids]), labels=labels).loss * document.labels
     total.backward()
 
-    model = packed(decoder(tie_word_embeddings=tied))
+    model = packed(decoder(**options))
     batch = collate(documents(first_label))
     states = hidden_states(model, batch)
-    loss = summed_cross_entropy(states[batch.predictors_N], model.get_output_embeddings(), batch.labels_N)
+    loss = summed_cross_entropy(
+        states[batch.predictors_N],
+        model.get_output_embeddings(),
+        batch.labels_N,
+        options.get("final_logit_softcapping"),
+    )
     loss.backward()
 
     torch.testing.assert_close(loss, total, atol=1e-4, rtol=1e-5)
