@@ -48,29 +48,8 @@ def pruned(directory: Path, family: str = "llama", kind: str = "dense", **option
     return target
 
 
-PIECES = [
-    "▁t",
-    "he",
-    "▁the",
-    "er",
-    "in",
-    "▁a",
-    "re",
-    "on",
-    "▁c",
-    "or",
-    "an",
-    "and",
-    "▁an",
-    "▁and",
-    "ing",
-    "▁cor",
-    "▁corre",
-    "en",
-    "▁▁",
-    "▁▁▁▁",
-    "ent",
-]
+PIECES = ["▁t", "he", "▁the", "er", "in", "▁a", "re", "on", "▁c", "or", "an", "and", "▁an", "▁and", "ing"]
+PIECES += ["▁cor", "▁corre", "en", "ent", "▁▁", "▁▁▁▁"]
 
 
 def sentencepiece(*, merges: list[tuple[str, str]] | None = None) -> PreTrainedTokenizerFast:

@@ -58,6 +58,14 @@ def test_against_the_recovered_dense_model_the_shares_are_of_what_it_reaches(fai
     assert "The reference had the same training" in report["caution"]
 
 
+def test_what_a_models_card_takes_from_the_report_is_its_clear_sentences_its_table_and_the_protocol(fair: Path) -> None:
+    report, results = read_json(fair / "report.json"), (fair / "results.md").read_text()
+    assert results.startswith("## Results\n")
+    for said in (*report["summary"].splitlines(), report["caution"], "held-out perplexity |", "Protocol likelihood"):
+        assert said in results
+    assert "By task" not in results
+
+
 def test_the_question_that_a_reference_answers_is_said(inputs: dict[str, Path], tmp_path: Path) -> None:
     given = {name: path for name, path in inputs.items() if name != "dense_recovered"}
     run(config(), given, Context(output=tmp_path))
