@@ -8,6 +8,8 @@ from pipeline.config import Config
 from stages.errors import UserError
 from stages.evaluate.check import check_cost
 from stages.methods import lookup
+from stages.prune.allocate import check_options
+from stages.prune.criteria import Criterion
 from stages.prune.methods import METHODS
 from stages.tasks.registry import SUITES
 
@@ -28,7 +30,10 @@ def check_values(config: Config) -> None:
     for where, ratio in (("ratio", config.ratio), ("prune.ratio", prune.ratio)):
         require(math.isfinite(ratio), where, "a share in [0, 1)", ratio)
     if prune.method not in UNCUT:
-        lookup("criterion", prune.method, METHODS).check(prune)
+        method = lookup("criterion", prune.method, METHODS)
+        method.check(prune)
+        if isinstance(method, Criterion):
+            check_options(prune)
     for where, dtype in (
         ("prune.dtype", prune.dtype),
         ("recover.dtype", config.recover.dtype),

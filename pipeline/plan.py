@@ -13,8 +13,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pipeline import keys
 from pipeline.checks import UNCUT, check_values
@@ -22,6 +25,7 @@ from pipeline.config import Config, ModelEntry, Reference
 from pipeline.graph import Graph, Node
 from pipeline.runtime import resolve_device, resolve_dtype
 from pipeline.tasks import tasks_source
+from stages.data.config import DataConfig
 from stages.data.registry import DATASETS
 from stages.errors import UserError
 from stages.evaluate.check import check_evaluation, settled
@@ -31,9 +35,9 @@ from stages.export.config import GgufConfig, PublishConfig
 from stages.files import read_json
 from stages.machine import processor
 from stages.methods import lookup
-from stages.prune.budget import PrunePlan, plan_shapes
+from stages.prune.allocate import decided_by_shapes, plan_shapes, reads_text
 from stages.prune.config import PruneConfig
-from stages.prune.methods import METHODS
+from stages.prune.plan import PrunePlan, budget_of
 from stages.prune.sparse import MASKS
 from stages.prune.sparse.config import SparseMLConfig
 from stages.recover.check import check as check_recovery
@@ -44,6 +48,7 @@ from stages.shapes import DecoderShape
 from stages.source.config import ModelSource
 from stages.source.hub import cached_config, resolve_revision
 from stages.source.local import directory_digest
+from stages.wheels import Wheel
 
 
 def build_graph(config: Config) -> Graph:
@@ -60,7 +65,7 @@ def build_graph(config: Config) -> Graph:
 
     roles["model"] = model = _model(config.model, config)
     subject = model.label
-    if recovers or (cuts and _reads_text(config.prune)):
+    if recovers:
         roles["data"] = _data(config)
     if cuts:
         prune = dataclasses.replace(
@@ -68,9 +73,13 @@ def build_graph(config: Config) -> Graph:
             calibration_ids=_calibration_ids(config.prune.calibration_ids),
             dtype=resolve_dtype(config.prune.dtype, device),
             seed=keys.derive_seed(config.prune.seed, "prune"),
-            ratio=config.prune.ratio if config.prune.channel_ratio is None else 0.0,
+            ratio=config.prune.ratio if _ratio_rules(config.prune) else 0.0,
         )
-        inputs = {"model": model} | ({"data": roles["data"]} if _reads_text(config.prune) else {})
+        inputs = {"model": model}
+        if _reads_text(config.prune):
+            text = _calibration(config)
+            inputs["data"] = text
+            roles |= {} if text.key in {node.key for node in roles.values()} else {"calibration": text}
         subject = f"{prune.method}-{subject}-{_amount(prune)}"
         roles["prune"] = Node(STAGES["prune"], subject, prune, inputs)
     pruned = roles.get("prune", model)
@@ -149,6 +158,18 @@ def _data(config: Config) -> Node:
     return Node(STAGES["data"], config.data.name, data)
 
 
+def _calibration(config: Config) -> Node:
+    """Return the text that pruning looks at: the recovery data, or the data set named for it."""
+    name = config.prune.calibration.data
+    if name is None or name == config.data.name:
+        return _data(config)
+    lookup("data set (prune.calibration.data)", name, DATASETS)
+    options = yaml.safe_load((resources.files("conf") / "data" / f"{name}.yaml").read_text(encoding="utf-8"))
+    wheel = Wheel(**options["wheel"]) if options.get("wheel") else None
+    data = DataConfig(name=name, wheel=wheel, seed=keys.derive_seed(config.data.seed, "data"))
+    return Node(STAGES["data"], name, data)
+
+
 def _judge(config: Config, models: Mapping[str, Node], device: str) -> dict[str, Node]:
     """Return the evaluation of each model and their running cost, or nothing for evaluate=none."""
     if config.evaluate.protocol == "none":
@@ -189,7 +210,7 @@ def _report(config: Config, roles: Mapping[str, Node]) -> Node:
         adapter=config.adapter.name,
         data=config.data.name if config.adapter.name != "none" else "none",
         reference=config.reference.name,
-        ratio=config.prune.ratio if config.prune.channel_ratio is None else None,
+        ratio=config.prune.ratio if _ratio_rules(config.prune) else None,
         channel_ratio=config.prune.channel_ratio,
         trained_tasks=list(DATASETS[config.data.name].tasks) if config.adapter.name != "none" else [],
         configuration={role: node.payload["config"] for role, node in roles.items()},
@@ -224,12 +245,24 @@ def _settled(prune: PruneConfig) -> PruneConfig:
 
 
 def _reads_text(prune: PruneConfig) -> bool:
-    return METHODS[prune.method].reads_text and prune.calibration_ids is None
+    reads = MASKS[prune.method].reads_text if prune.method in MASKS else reads_text(prune)
+    return reads and prune.calibration_ids is None
+
+
+def _ratio_rules(prune: PruneConfig) -> bool:
+    """Return whether `ratio` says how much goes, and no other option."""
+    return prune.channel_ratio is None and prune.layer_ratios is None and prune.megabytes is None
 
 
 def _amount(prune: PruneConfig) -> str:
     """Return how much is pruned, for a directory's name."""
-    share = f"r{prune.ratio:.2f}" if prune.channel_ratio is None else f"c{prune.channel_ratio:.2f}"
+    share = f"{'m' if prune.budget == 'macs' else 'r'}{prune.ratio:.2f}"
+    if prune.channel_ratio is not None:
+        share = f"c{prune.channel_ratio:.2f}"
+    if prune.layer_ratios is not None:
+        share = "by-layer"
+    if prune.megabytes is not None:
+        share = f"{prune.megabytes:g}MB"
     return share if prune.layers == "all" else f"{share}-l{re.sub('[^0-9-]', '_', prune.layers)}"
 
 
@@ -281,6 +314,10 @@ def preview_prune(graph: Graph, config: Config, directory: Path | None) -> Prune
     shape = model_shape(config, graph.roles["model"], directory)
     if shape is None:
         return None
-    plan = plan_shapes(shape, graph.roles["prune"].config)
+    prune = graph.roles["prune"].config
+    if not decided_by_shapes(prune):
+        budget_of(shape, prune)
+        return None
+    plan = plan_shapes(shape, prune)
     check_export(config.export, plan.pruned)
     return plan

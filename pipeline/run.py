@@ -19,6 +19,7 @@ from pipeline.store import Store, explain_disk_error
 from pipeline.tracking import Tracker, open_tracker
 from stages.files import read_jsonl
 from stages.machine import hardware
+from stages.prune.allocate import decided_by_shapes
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.recipe import table as masks_table
 from stages.report.render import write_run_report
@@ -77,6 +78,8 @@ def _describe(config: Config, graph: Graph, engine: Engine) -> str:
     if isinstance(config.prune, SparseMLConfig):
         return f"{table}\n\n{masks_table(config.prune)}"
     later = "\n\nwhat pruning cuts is known, and printed, once the model's config.json is here"
+    if "prune" in graph.roles and not decided_by_shapes(config.prune):
+        later = "\n\nwhich layers lose how much follows from the scores, and is printed before anything is cut"
     return table + later if "prune" in graph.roles else table
 
 

@@ -9,6 +9,10 @@ GRANULARITIES = ("heads", "queries", "channels", "hidden", "attention", "mlp", "
 """The kinds of group that can go; `stages.prune.groups` says what each is."""
 ALLOCATIONS = ("paper", "uniform", "global", "searched")
 COMPENSATIONS = ("none", "bias", "least_squares")
+BUDGETS = ("parameters", "macs")
+OFFLOADS = ("none", "layer")
+SCOPES = {"layer": "uniform", "global": "global"}
+"""The field's word for where groups are ranked, and the allocation that it means."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -19,6 +23,20 @@ class Calibration:
     """Number of sequences (LLM-Pruner: 10)."""
     length: int = 64
     """Tokens in each sequence (LLM-Pruner: 64)."""
+    data: str | None = None
+    """Data set that it comes from (commonsense, passages); null takes the recovery's."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Search:
+    """What `allocation=searched` may spend, and on what."""
+
+    trials: int = 3
+    """Allocations that are tried on the model itself; the predicted best ones."""
+    sequences: int = 16
+    """Calibration sequences that each trial's loss is measured on: one forward pass over these a trial."""
+    uniform: bool = False
+    """Only allocations by which every layer ends with the same shape, so that the stock architecture takes it."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,6 +64,7 @@ class PruneConfig:
     layers ranked together), searched (by what each cut costs the calibration loss)."""
     scope: str | None = None
     """Another word for the allocation: layer (uniform) or global."""
+    search: Search = field(default_factory=Search)
     round_to: int = 1
     """Kept MLP and hidden channels are multiples of this (64 or 128 for fast kernels)."""
     max_per_layer: float = 0.9

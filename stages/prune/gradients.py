@@ -12,7 +12,8 @@ kept apart (B, or 1 for all of them together), N tokens of each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,18 +21,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from stages.anatomy import decoder_layers
 from stages.errors import UserError
+from stages.prune.layerwise import Layerwise
+from stages.prune.memory import GRAPH, activation_bytes
 from stages.prune.products import FastProducts, slow
+from stages.prune.resident import Resident, always
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOGITS = 2**22
 """Logits that exist at once (16 MiB in float32), at least those of one sequence."""
+
+EVERY = slice(None)
 
 Factors = tuple[Tensor, Tensor]
 """What a map was given, and the gradient of what it gave."""
@@ -107,31 +112,70 @@ def _looked_up(factors: Factors, rows: Tensor) -> Tensor:
 def stream_gradients(
     model: PreTrainedModel, weights: Sequence[Tensor], ids_BT: Tensor, visit: Callable[[int, Gradient], None]
 ) -> None:
-    """Run one forward and backward pass over `ids_BT` and pass `visit` each weight's position and gradient, once whole.
+    """Run forward and backward over `ids_BT` and pass `visit` the position and the gradient of each weight, once whole.
 
     The loss is the mean next-token cross-entropy over all tokens. `weights` are parameters of the model: matrices of
     linear maps and of embeddings (a tied one gets the sum of its uses), and vectors that scale [B, T, H]. Nothing is
-    differentiated below the first of them, and the model is left as it was. Matrices come from the last layer to the
-    first.
+    differentiated below the first of them, and the model is left as it was. Where activations would be more than
+    `GRAPH`, only those between some layers are kept, and the others computed again when backward comes to them.
 
     Raises:
         ValueError: a weight is used otherwise.
     """
-    decoder = model.get_decoder()
-    names = {id(parameter): name for name, parameter in decoder.named_parameters()}
-    vectors = {position: _one_each(weight, len(ids_BT)) for position, weight in enumerate(weights) if weight.dim() == 1}
-    recorder = _Recorder({id(weight): i for i, weight in enumerate(weights) if weight.dim() > 1}, visit)
+    run = Layerwise(model, ids_BT)
+    vectors = {id(weight): _one_each(weight, len(ids_BT)) for weight in weights if weight.dim() == 1}
+    recorder = _Recorder({id(weight): i for i, weight in enumerate(weights) if weight.dim() > 1}, run.layers, visit)
+    table = id(model.get_input_embeddings().weight)
+    to_the_table = table in recorder.expected
+    segments = _segments(run, {id(weight) for weight in weights})
     with frozen(model), FastProducts(), recorder:
-        swapped = {names[id(weights[position])]: vector for position, vector in vectors.items()}
-        hidden_BTH = functional_call(decoder, swapped, (ids_BT,), {"use_cache": False}).last_hidden_state
-        with recorder.incomplete():
-            gradient_BTH = _through_the_head(model, hidden_BTH, ids_BT)
-        if hidden_BTH.requires_grad:
-            torch.autograd.backward(hidden_BTH, gradient_BTH)
-    for position, vector in vectors.items():
-        visit(position, Gradient(vector_BR=None if vector.grad is None else vector.grad[:, 0]))
+        inputs = _inputs(run, segments)
+        gradient_BTH: Tensor | None = None
+        for segment in reversed(segments):
+            given = inputs.pop().requires_grad_(to_the_table or segment is not segments[0])
+            hidden_BTH = given
+            for index in segment:
+                hidden_BTH = run.layer(index, hidden_BTH, _replacing(run.layers[index], vectors))
+            if segment is segments[-1]:
+                gradient_BTH = _through_the_head(run, hidden_BTH, vectors)
+                recorder.hand_over_others(but=table)
+            if hidden_BTH.requires_grad:
+                torch.autograd.backward(hidden_BTH, gradient_BTH)
+            gradient_BTH = given.grad
+        if to_the_table:
+            torch.autograd.backward(run.embed(ids_BT), gradient_BTH)
+            recorder.hand_over_others()
+    for position, weight in enumerate(weights):
+        if weight.dim() == 1:
+            visit(position, Gradient(vector_BR=vectors[id(weight)].grad[:, 0]))  # type: ignore[index]
     if recorder.expected:
         raise ValueError(f"{len(recorder.expected)} weights are used neither in a linear map nor in an embedding")
+
+
+def _segments(run: Layerwise, weights: set[int]) -> list[range]:
+    """Return the layers from the first that has one of `weights` on, as runs of about `GRAPH` bytes of activations."""
+    layers = decoder_layers(run.model)
+    first = next((i for i, layer in enumerate(run.layers) if weights & set(map(id, layer.parameters()))), len(layers))
+    if id(run.model.get_input_embeddings().weight) in weights:
+        first = 0
+    sizes = {"hidden": run.model.config.hidden_size, "each": run.model.dtype.itemsize}
+    tokens = run.ids_BT.numel()
+    held = sum(tokens * activation_bytes(layer.shape, layer.head_dim, **sizes) for layer in layers[first:])
+    length = max(1, len(layers[first:]) // max(1, math.ceil(held / GRAPH)))
+    starts = range(first, max(len(layers), first + 1), length)
+    return [range(start, min(start + length, len(layers))) for start in starts]
+
+
+@torch.no_grad()
+def _inputs(run: Layerwise, segments: Sequence[range]) -> list[Tensor]:
+    """Return the input [B, T, H] of each segment's first layer."""
+    hidden_BTH, found = run.embedded(), []
+    for index in range(segments[-1].start + 1):
+        if any(index == segment.start for segment in segments):
+            found.append(hidden_BTH)
+        if index < segments[-1].start:
+            hidden_BTH = run.run(index, hidden_BTH)
+    return found
 
 
 def _one_each(vector: Tensor, sequences: int) -> Tensor:
@@ -139,34 +183,43 @@ def _one_each(vector: Tensor, sequences: int) -> Tensor:
     return vector.detach().expand(sequences, 1, -1).clone().requires_grad_()
 
 
-def _through_the_head(model: PreTrainedModel, hidden_BTH: Tensor, ids_BT: Tensor) -> Tensor | None:
-    """Return the gradient of the loss with respect to the decoder's output, a few sequences' logits at a time."""
-    sequences, tokens = ids_BT.shape
-    count = max(1, LOGITS // (tokens * model.config.vocab_size))
+def _replacing(module: nn.Module, vectors: Mapping[int, Tensor], part: slice = EVERY) -> dict[str, Tensor]:
+    """Return what takes the place of the module's vectors, by name, for a part of the sequences."""
+    return {name: vectors[id(own)][part] for name, own in module.named_parameters() if id(own) in vectors}
+
+
+def _through_the_head(run: Layerwise, hidden_BTH: Tensor, vectors: Mapping[int, Tensor]) -> Tensor | None:
+    """Return the gradient of the loss with respect to the last layer's output, a few sequences' logits at a time."""
+    sequences, tokens = run.ids_BT.shape
+    count = max(1, LOGITS // (tokens * run.model.config.vocab_size))
     gradients = []
-    for hidden, ids in zip(torch.split(hidden_BTH.detach(), count), torch.split(ids_BT, count), strict=True):
-        given = hidden.requires_grad_(hidden_BTH.requires_grad)
-        with _answering(model.get_decoder(), given):
-            logits = model(ids, use_cache=False).logits[:, :-1].float()
+    for start in range(0, sequences, count):
+        part = slice(start, start + count)
+        ids, hidden = run.ids_BT[part], hidden_BTH[part].detach().requires_grad_(hidden_BTH.requires_grad)
+        logits = run.logits(ids, hidden, _replacing(run.model, vectors, part))[:, :-1].float()
         nats = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
         torch.autograd.backward(nats / (sequences * (tokens - 1)))
-        gradients.append(given.grad)
+        gradients.append(hidden.grad)
     return torch.cat([g for g in gradients if g is not None]) if hidden_BTH.requires_grad else None
 
 
 class _Recorder(TorchFunctionMode):
     """Keeps the factors of each gradient from forward and backward until all uses of its weight are through.
 
+    A weight of a layer is through when backward has passed all its uses so far, any other when the caller says so.
+
     Attributes:
         expected: positions by the identity of weights not handed over yet.
     """
 
-    def __init__(self, expected: dict[int, int], visit: Callable[[int, Gradient], None]) -> None:
+    def __init__(
+        self, expected: dict[int, int], layers: Iterable[nn.Module], visit: Callable[[int, Gradient], None]
+    ) -> None:
         super().__init__()
         self.expected, self.visit = expected, visit
+        self.in_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
         self.found: dict[int, Gradient] = {}
-        self.awaited: dict[int, int] = {}
-        self.more_to_come = False
+        self.awaited: Counter[int] = Counter()
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
@@ -180,7 +233,7 @@ class _Recorder(TorchFunctionMode):
     def _watch(self, weight: int, function: Any, given: Tensor, output: Tensor, padding: int | None) -> None:
         gradient = self.found.setdefault(weight, Gradient())
         uses = gradient.linear if function is F.linear else gradient.embedding
-        self.awaited[weight] = self.awaited.get(weight, 0) + 1
+        self.awaited[weight] += 1
         held = [given]  # the hook lives as long as the graph, what the map was given only as long as it is needed
 
         def take(output_gradient: Tensor) -> None:
@@ -188,7 +241,7 @@ class _Recorder(TorchFunctionMode):
                 output_gradient = output_gradient * (held[0] != padding)[..., None]
             uses.append((held.pop(), output_gradient))
             self.awaited[weight] -= 1
-            if not self.more_to_come:
+            if weight in self.in_layers and not self.awaited[weight]:
                 self._hand_over(weight)
 
         if not output.requires_grad:
@@ -196,31 +249,16 @@ class _Recorder(TorchFunctionMode):
         output.register_hook(take)  # type: ignore[no-untyped-call]
 
     def _hand_over(self, weight: int) -> None:
-        if self.awaited[weight] == 0:
-            gradient = self.found.pop(weight)
-            with torch.no_grad():
-                self.visit(self.expected.pop(weight), gradient)
-            gradient.linear.clear()  # the hooks, which live as long as the graph, know the lists
-            gradient.embedding.clear()
+        gradient = self.found.pop(weight)
+        with torch.no_grad():
+            self.visit(self.expected.pop(weight), gradient)
+        gradient.linear.clear()  # the hooks, which live as long as the graph, know the lists
+        gradient.embedding.clear()
 
-    @contextmanager
-    def incomplete(self) -> Iterator[None]:
-        """Hold back what looks whole: the block uses some weights again and again."""
-        self.more_to_come = True
-        yield
-        self.more_to_come = False
-        for weight in list(self.found):
+    def hand_over_others(self, but: int | None = None) -> None:
+        """Hand over the weights outside the layers that have been used."""
+        for weight in set(self.found) - self.in_layers - {but}:
             self._hand_over(weight)
-
-
-@contextmanager
-def _answering(decoder: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """Let `decoder` return `hidden`, whatever it is given."""
-    decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del decoder.forward
 
 
 @contextmanager
@@ -236,21 +274,22 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def calibration_loss(model: PreTrainedModel, ids_BT: Tensor) -> float:
+def calibration_loss(model: PreTrainedModel, ids_BT: Tensor, resident: Resident = always) -> float:
     """Return the mean next-token cross-entropy of `ids_BT`, in nats.
 
     Raises:
         UserError: it is not finite; the message names the first layer whose output isn't.
     """
-    with torch.no_grad():
-        loss = float(model(ids_BT, labels=ids_BT, use_cache=False).loss)
-        if math.isfinite(loss):
-            return loss
-        states = model(ids_BT, use_cache=False, output_hidden_states=True).hidden_states
-    places = ["the embeddings", *(f"layer {index}" for index in range(len(states) - 1))]
-    broken = (place for place, state in zip(places, states, strict=True) if not state.isfinite().all())
-    where = next(broken, "the output projection")
+    run = Layerwise(model, ids_BT, resident=resident)
+    hidden_BTH = run.embedded()
+    where = None if hidden_BTH.isfinite().all() else "the embeddings"
+    for index in range(len(run.layers)):
+        hidden_BTH = run.run(index, hidden_BTH)
+        where = where or (None if hidden_BTH.isfinite().all() else f"layer {index}")
+    loss = float(run.losses(hidden_BTH).mean())
+    if math.isfinite(loss):
+        return loss
     raise UserError(
-        f"the calibration loss is {loss}: {where} gives the first value that is not finite. "
+        f"the calibration loss is {loss}: {where or 'the output projection'} gives the first value that is not finite. "
         "Check the checkpoint, or calibrate in another precision with prune.dtype=float32."
     )

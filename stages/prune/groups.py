@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from stages.errors import UserError
+from stages.shapes import LayerShape
 
 if TYPE_CHECKING:
     from stages.anatomy import LayerAnatomy, Projection
-    from stages.shapes import DecoderShape, LayerShape
+    from stages.shapes import DecoderShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +130,55 @@ def select(scores: Mapping[str, Tensor], target: LayerShape, dense: LayerShape) 
     return Kept(heads, kv_heads, _highest(scores.get("channels"), target.mlp, dense.mlp))
 
 
+def selection_of(
+    scores: Scores, dense: Sequence[LayerShape], targets: Sequence[LayerShape | None], hidden: int | None = None
+) -> Selection:
+    """Return what stays when every layer of `dense` becomes its target and so many hidden channels stay (None: all)."""
+    layers = [
+        None
+        if target is None
+        else keep_all(old)
+        if target == old
+        else select(scores.layers.get(index, {}), target, old)
+        for index, (old, target) in enumerate(zip(dense, targets, strict=True))
+    ]
+    if scores.hidden_H is None or hidden is None or hidden == len(scores.hidden_H):
+        return Selection(layers)
+    return Selection(layers, _highest(scores.hidden_H, hidden, len(scores.hidden_H)))
+
+
+def composed(first: Selection, then: Selection) -> Selection:
+    """Return what stays of a model cut to `first`, and what is left of that to `then`, by index into the model."""
+    later = iter(then.layers)
+    layers = [None if keep is None else _within(keep, next(later)) for keep in first.layers]
+    if first.hidden is None or then.hidden is None:
+        return Selection(layers, then.hidden if first.hidden is None else first.hidden)
+    return Selection(layers, [first.hidden[index] for index in then.hidden])
+
+
+def _within(first: Kept, then: Kept | None) -> Kept | None:
+    if then is None:
+        return None
+    return Kept(
+        [first.heads[index] for index in then.heads],
+        [first.kv_heads[index] for index in then.kv_heads],
+        [first.mlp[index] for index in then.mlp],
+    )
+
+
 def keep_all(shape: LayerShape) -> Kept:
     """Return the selection that removes nothing."""
     return Kept(list(range(shape.heads)), list(range(shape.kv_heads)), list(range(shape.mlp)))
 
 
+def kept_layer(keep: Kept) -> LayerShape:
+    """Return the shape of a layer of which `keep` stays."""
+    return LayerShape(len(keep.heads), len(keep.kv_heads), len(keep.mlp))
+
+
 def kept_shape(shape: DecoderShape, selection: Selection) -> DecoderShape:
     """Return what is left of a decoder of `shape`."""
-    from stages.shapes import LayerShape
-
-    layers = [LayerShape(len(k.heads), len(k.kv_heads), len(k.mlp)) for k in selection.layers if k is not None]
+    layers = [kept_layer(keep) for keep in selection.layers if keep is not None]
     hidden = shape.hidden if selection.hidden is None else len(selection.hidden)
     return shape.with_layers(layers).with_hidden(hidden)
 

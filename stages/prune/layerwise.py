@@ -1,28 +1,31 @@
 """Running a decoder one layer at a time: all calibration sequences pass a layer before the next one is touched.
 
 So activations are kept and weights are needed one layer at a time; what a layer is given besides its input (masks,
-rotary angles, which differ by layer in some families) is what the model itself would give it. Without gradients.
+rotary angles, which differ by layer in some families) is what the model itself would give it.
 
-Shape legend: B sequences, T tokens, H hidden channels.
+Shape legend: B sequences, T tokens, H hidden channels, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from stages.prune.memory import BATCH_TOKENS as BATCH_TOKENS
+from stages.prune.products import FastProducts
 from stages.prune.resident import Resident, always
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BATCH_TOKENS = 2048
-"""Tokens that pass a layer together, at least one sequence."""
+NONE: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Layerwise:
@@ -48,24 +51,13 @@ class Layerwise:
     @torch.no_grad()
     def embedded(self) -> Tensor:
         """Return the first layer's input, [B, T, H]."""
-        inputs = []
-
-        def keep(index: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
-            if index == 0:
-                inputs.append(hidden)
-            return hidden
-
-        with self._replaced(keep):
-            for ids in torch.split(self.ids_BT, self.batch):
-                self.model.get_decoder()(ids, use_cache=False)
-        return torch.cat(inputs)
+        return torch.cat([self.embed(ids) for ids in torch.split(self.ids_BT, self.batch)])
 
     @torch.no_grad()
     def run(self, index: int, hidden_BTH: Tensor) -> Tensor:
         """Return what layer `index` makes of its input [B, T, H]."""
-        with self.resident(index):
-            parts = torch.split(hidden_BTH, self.batch)
-            return torch.cat([self.layers[index](part, **self._given[index]) for part in parts])
+        with self.resident(index), FastProducts():
+            return torch.cat([self.layer(index, part) for part in torch.split(hidden_BTH, self.batch)])
 
     def run_from(self, index: int, hidden_BTH: Tensor) -> Tensor:
         """Return the last layer's output for the input [B, T, H] of layer `index`."""
@@ -78,15 +70,41 @@ class Layerwise:
         """Return each sequence's mean next-token cross-entropy [B] in nats, from the last layer's output [B, T, H]."""
         found = []
         for ids, hidden in zip(torch.split(self.ids_BT, self.batch), torch.split(hidden_BTH, self.batch), strict=True):
-
-            def last(index: int, given: Tensor, _: dict[str, Any], hidden: Tensor = hidden) -> Tensor:
-                return hidden if index == 0 else given
-
-            with self._replaced(last):
-                logits = self.model(ids, use_cache=False).logits[:, :-1].float()
+            with FastProducts():
+                logits = self.logits(ids, hidden)[:, :-1].float()
             nats = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
             found.append(nats.view(len(ids), -1).mean(1))
         return torch.cat(found)
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Return the first layer's input [B, T, H] for these sequences, with its graph where gradients are on."""
+        inputs = []
+
+        def keep(index: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
+            if index == 0:
+                inputs.append(hidden)
+            return hidden
+
+        with self._replaced(keep):
+            self.model.get_decoder()(ids_BT, use_cache=False)
+        return inputs[0]
+
+    def layer(self, index: int, hidden_BTH: Tensor, parameters: Mapping[str, Tensor] = NONE) -> Tensor:
+        """Return what layer `index`, which is in memory, makes of its input, with its graph where gradients are on.
+
+        `parameters` take the place of the layer's, by name.
+        """
+        arguments = ((hidden_BTH,), self._given[index])
+        return functional_call(self.layers[index], dict(parameters), *arguments)  # type: ignore[no-any-return]
+
+    def logits(self, ids_BT: Tensor, hidden_BTH: Tensor, parameters: Mapping[str, Tensor] = NONE) -> Tensor:
+        """Return the logits [B, T, V] of these sequences from the last layer's output, with their graph.
+
+        `parameters` take the place of the model's, by name.
+        """
+        with self._replaced(lambda index, hidden, given: hidden_BTH if index == 0 else hidden):
+            answer = functional_call(self.model, dict(parameters), (ids_BT,), {"use_cache": False})
+        return answer.logits  # type: ignore[no-any-return]
 
     def _capture(self) -> list[dict[str, Any]]:
         """Return the keyword arguments that the model gives each layer, alike for all sequences."""

@@ -39,9 +39,13 @@ class FastProducts(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
     ) -> Any:
-        if function is F.linear and not keywords and slow(arguments[1]) and not arguments[1].requires_grad:
+        if function is F.linear and not keywords and slow(arguments[1]) and not _trains(arguments[1]):
             return _Linear.apply(*arguments[:2], arguments[2] if len(arguments) > 2 else None)  # type: ignore[no-untyped-call]
         return function(*arguments, **(keywords or {}))
+
+
+def _trains(weight: Tensor) -> bool:
+    return torch.is_grad_enabled() and weight.requires_grad
 
 
 class _Linear(torch.autograd.Function):

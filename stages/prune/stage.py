@@ -1,181 +1,192 @@
-"""The prune stage: plan, score, cut, save.
+"""The prune stage: score, share out the budget, print the plan, compensate, cut, save.
 
 Output: `model/`, a Hugging Face directory in the precision of the model it was cut from, with `pruning.json`:
 
     method, options        what was asked
-    layers                 [{heads, kv_heads, mlp}, …], the kept indices into the dense model, one entry a layer
+    layers                 [{heads, kv_heads, mlp} or null, …], the kept indices into the dense model, one entry a layer
+                           (empty lists: the sub-layer went; null: the whole layer)
+    hidden                 the kept hidden channels, or null where all stay
     parameters             {dense, pruned}
     multiply_accumulates   {dense, pruned, context}, a token of a sequence of `context` tokens
-    ratio                  {requested, achieved}
+    ratio                  {requested, achieved}, of the parameters
     calibration            {sequences, length, loss: {dense, pruned}}, or null; the loss in nats a token
-    scores                 one entry a layer, null where nothing was ranked: {heads, mlp} with min, mean, max, and the
-                           lowest score kept and the highest removed
+    scores                 one entry a layer, null where nothing was ranked: by kind of group min, mean, max, the lowest
+                           score kept and the highest removed (of the last step)
+    search                 the allocations that were tried: {allocation, predicted, loss}
     architecture           {model_type, reason}: what it is saved as, and why
+
+What criteria that set single weights to zero write is `stages.prune.sparse.stage`'s.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from stages import checkpoint
-from stages.anatomy import LayerAnatomy, decoder_layers
-from stages.errors import UserError
+from stages.anatomy import decoder_layers
 from stages.files import read_json
 from stages.methods import lookup
-from stages.prune.budget import CONTEXT, PrunePlan, plan_shapes
+from stages.prune.allocate import allocation, check_options, decided_by_shapes, plan_shapes, reads_text
 from stages.prune.calibration import calibration_ids
+from stages.prune.compensation import compensate
 from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA, Criterion
-from stages.prune.gradients import calibration_loss
-from stages.prune.groups import Kept, Scores, Selection, check_finite, keep_all, select
-from stages.prune.resident import always
+from stages.prune.groups import Scores, Selection, check_finite, composed, keep_all, kept_layer, selection_of
+from stages.prune.plan import Budget, PrunePlan, budget_of, parse_layers
+from stages.prune.record import pruning_record, spreads, summary
+from stages.prune.search import searched
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.stage import run as run_masks
 from stages.prune.surgery import cut
+from stages.prune.weights import Weights, opened
 from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from stages.stage import Context
 
+Chosen = tuple[PrunePlan, Selection, dict[str, Any]]
+"""What becomes of a model's layers, what stays of it, and what the record says of how that was found."""
+
 
 def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
-    """Prune `inputs["model"]`, calibrated on `inputs["data"]` where the criterion reads text; returns the summary.
+    """Prune `inputs["model"]`, calibrated on `inputs["data"]` where text is read; returns the summary.
 
     Raises:
-        UserError: an option is wrong, the ratio can't be reached, or loss or scores are not finite.
+        UserError: an option is wrong, the budget can't be met, or loss or scores are not finite.
     """
     if isinstance(config, SparseMLConfig):
         return run_masks(config, inputs, context)
     source = inputs["model"] / "model"
     criterion = lookup("pruning criterion", config.method, CRITERIA)
     criterion.check(config)
-    plan = plan_shapes(DecoderShape.from_config(read_json(source / "config.json")), config)
-    print(f"prune={config.method}, layers {config.layers}\n{plan.table()}", file=sys.stderr, flush=True)
-
+    check_options(config)
+    shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)
+    ruled = config.channel_ratio is not None or config.layer_ratios is not None
+    budget = None if ruled else budget_of(shape, config, stored)
+    if decided_by_shapes(config):  # bad numbers before long work
+        _announce(config, plan_shapes(shape, config, budget=budget))
     ids_BT = None
-    if criterion.reads_text:
-        ids_BT = calibration_ids(config, model=source, data=inputs.get("data"), vocabulary=plan.dense.vocabulary)
+    if reads_text(config):
+        ids_BT = calibration_ids(config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
         ids_BT = ids_BT.to(context.device)
-    model = _load(source, config.dtype, context.device, plan)
-    dense_loss = None if ids_BT is None else calibration_loss(model, ids_BT)
-    scores = _score(criterion, model, plan, ids_BT, config)
-    kept = _choose(plan, scores)
 
-    stored = checkpoint.stored_dtype(source)
-    if stored != config.dtype:  # the weights that are cut never pass through the precision of the scores
-        del model
-        model = _load(source, stored, context.device, plan)
-    cut(model, Selection(kept))
-    pruned_loss = None if ids_BT is None else calibration_loss(model, ids_BT)
-    record = _record(config, plan, kept, scores, ids_BT, {"dense": dense_loss, "pruned": pruned_loss})
-    checkpoint.save_cut_model(model, plan.pruned, context.output / "model", like=source, dtype=stored, record=record)
-    return _summary(record, plan, stored)
+    def weights(dtype: str) -> Any:
+        scratch = context.output / "layers.partial" if config.offload == "layer" else None
+        return opened(source, shape, dtype=dtype, device=context.device, scratch=scratch)
 
-
-def _load(source: Path, dtype: str, device: str, plan: PrunePlan) -> PreTrainedModel:
-    """Return the dense model, checked to be what the plan counted."""
-    model = checkpoint.load_model(source, dtype=dtype, device=device)
-    found = checkpoint.count_parameters(model)
-    if found != plan.parameters_before:
-        raise UserError(
-            f"{source}: the weights have {found:,} parameters, its config.json describes {plan.parameters_before:,}. "
-            "Fetch or build the checkpoint again."
-        )
-    return model
+    finish = partial(_cut_and_save, config=config, source=source, output=context.output / "model", dtype=stored)
+    with weights(config.dtype) as held:
+        loss = {"dense": held.loss(ids_BT)}
+        plan, kept, found = _choose_in_steps(held, criterion, ids_BT, config, budget, shape)
+        if not decided_by_shapes(config) or config.steps > 1:
+            _announce(config, plan)
+        if stored == config.dtype and config.steps == 1:
+            return finish(held, plan, kept, ids_BT, found, loss)
+    with weights(stored) as held:  # the weights that are cut never pass through the precision of the scores
+        return finish(held, plan, kept, ids_BT, found, loss)
 
 
-def _score(
-    criterion: Criterion, model: PreTrainedModel, plan: PrunePlan, ids_BT: Tensor | None, config: PruneConfig
-) -> Scores:
-    """Return the scores of the layers that lose something, by layer index."""
-    layers: list[LayerAnatomy] = [
-        layer for layer in decoder_layers(model) if plan.pruned.layers[layer.index] != plan.dense.layers[layer.index]
-    ]
-    if not layers:
-        return Scores({})
-    scores = criterion.score(model, layers, ids_BT, config, always)
-    check_finite(scores, config.method)
-    return scores
-
-
-def _choose(plan: PrunePlan, scores: Scores) -> list[Kept]:
-    """Return the kept groups of every layer; a layer without scores keeps all."""
-    return [
-        select(scores.layers[index], target, dense) if index in scores.layers else keep_all(dense)
-        for index, (dense, target) in enumerate(zip(plan.dense.layers, plan.pruned.layers, strict=True))
-    ]
-
-
-def _record(
-    config: PruneConfig,
-    plan: PrunePlan,
-    kept: Sequence[Kept],
-    scores: Scores,
+def _choose_in_steps(
+    held: Weights,
+    criterion: Criterion,
     ids_BT: Tensor | None,
+    config: PruneConfig,
+    budget: Budget | None,
+    shape: DecoderShape,
+) -> Chosen:
+    """Choose what stays, in `config.steps` steps that score anew what each leaves; all but the last cut the model."""
+    left, kept = shape, Selection([keep_all(layer) for layer in shape.layers])
+    for step in range(1, config.steps + 1):
+        part = None if budget is None else budget.part(step / config.steps)
+        plan, stays, found = _choose(held, criterion, ids_BT, _renumbered(config, kept), part, left)
+        kept = composed(kept, stays)
+        if step < config.steps:
+            if config.compensate == "least_squares":
+                compensate(held.model, stays, ids_BT, config.compensate, held.resident)
+            cut(held.model, stays, held.resident)
+            left = plan.pruned
+    plan = dataclasses.replace(
+        plan,
+        dense=shape,
+        layers=tuple(None if keep is None else kept_layer(keep) for keep in kept.layers),
+        requested=None if budget is None else budget.ratio,
+        output_bias=config.compensate == "bias",
+    )
+    return plan, kept, found
+
+
+def _renumbered(config: PruneConfig, kept: Selection) -> PruneConfig:
+    """Return `config` with its layers by their number among those that are left."""
+    there = [index for index, keep in enumerate(kept.layers) if keep is not None]
+    if len(there) == len(kept.layers):
+        return config
+    wanted = set(parse_layers(config.layers, len(kept.layers)))
+    numbers = [str(number) for number, index in enumerate(there) if index in wanted]
+    return dataclasses.replace(config, layers=",".join(numbers))
+
+
+def _choose(
+    held: Weights,
+    criterion: Criterion,
+    ids_BT: Tensor | None,
+    config: PruneConfig,
+    budget: Budget | None,
+    shape: DecoderShape,
+) -> Chosen:
+    """Score the groups of the model that is held and choose which of them stay."""
+    wanted = set(parse_layers(config.layers, len(shape.layers)))
+    if config.layer_ratios is not None:
+        wanted = {index for index, ratio in enumerate(config.layer_ratios) if ratio}
+    layers = [layer for layer in decoder_layers(held.model) if layer.index in wanted]
+    idle = budget is not None and not budget.ratio
+    scores = Scores({}) if idle or not layers else criterion.score(held.model, layers, ids_BT, config, held.resident)
+    check_finite(scores, config.method)
+    found: dict[str, Any] = {}
+    if allocation(config) == "searched" and budget is not None and ids_BT is not None and not idle:
+        cumulative = criterion.cumulative and config.compensate == "least_squares"
+        plan, kept, trials = searched(held.model, scores, ids_BT, config, budget, shape, cumulative=cumulative)
+        found["search"] = trials
+    else:
+        plan = plan_shapes(shape, config, scores, budget)
+        kept = selection_of(scores, shape.layers, plan.layers, plan.hidden)
+    return plan, kept, {"scores": spreads(scores, kept), **found}
+
+
+def _cut_and_save(
+    held: Weights,
+    plan: PrunePlan,
+    kept: Selection,
+    ids_BT: Tensor | None,
+    found: dict[str, Any],
     loss: dict[str, float | None],
+    *,
+    config: PruneConfig,
+    source: Path,
+    output: Path,
+    dtype: str,
 ) -> dict[str, Any]:
-    """Return what `pruning.json` says, but for the architecture."""
-    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "calibration_ids"}
+    """Cut the dense model that is held to what stays of it, write it, and return the summary."""
+    if config.compensate != "none" and plan.pruned != plan.dense:
+        compensate(held.model, kept, ids_BT, config.compensate, held.resident)
+    cut(held.model, kept, held.resident)
     calibration = None
     if ids_BT is not None:
+        loss = loss | {"pruned": held.loss(ids_BT)}
         calibration = {"sequences": ids_BT.shape[0], "length": ids_BT.shape[1], "loss": loss}
-    return {
-        "method": config.method,
-        "options": options,
-        "layers": [dataclasses.asdict(layer) for layer in kept],
-        "parameters": {"dense": plan.parameters_before, "pruned": plan.parameters_after},
-        "multiply_accumulates": {"dense": plan.macs_before, "pruned": plan.macs_after, "context": CONTEXT},
-        "ratio": {"requested": plan.requested, "achieved": plan.achieved},
-        "calibration": calibration,
-        "scores": [
-            {
-                "heads": _spread(scores.layers[index]["heads"], layer.kv_heads),
-                "mlp": _spread(scores.layers[index]["channels"], layer.mlp),
-            }
-            if index in scores.layers
-            else None
-            for index, layer in enumerate(kept)
-        ],
-        "remarks": list(plan.remarks),
-    }
+    record = pruning_record(config, plan, kept, calibration, found)
+    resident = None if config.offload == "none" else held.resident
+    checkpoint.save_cut_model(
+        held.model, plan.pruned, output, like=source, dtype=dtype, record=record, resident=resident
+    )
+    return summary(record, plan, dtype)
 
 
-def _spread(scores: Tensor, kept: list[int]) -> dict[str, float | None]:
-    """Return how the scores of one layer's groups lie, and how clear the cut was."""
-    stays = torch.zeros(len(scores), dtype=torch.bool)
-    stays[kept] = True
-    return {
-        "min": float(scores.min()),
-        "mean": float(scores.mean()),
-        "max": float(scores.max()),
-        "lowest_kept": float(scores[stays].min()),
-        "highest_removed": None if bool(stays.all()) else float(scores[~stays].max()),
-    }
-
-
-def _summary(record: dict[str, Any], plan: PrunePlan, dtype: str) -> dict[str, Any]:
-    """Return the numbers of the manifest; seconds and memory belong to the run, not here."""
-
-    def sizes(shape: DecoderShape) -> dict[str, list[int]]:
-        return {name: [getattr(layer, name) for layer in shape.layers] for name in ("heads", "kv_heads", "mlp")}
-
-    return {
-        "method": record["method"],
-        "parameters": record["parameters"],
-        "ratio_requested": plan.requested,
-        "ratio_achieved": plan.achieved,
-        "multiply_accumulates": record["multiply_accumulates"],
-        "layers": {"dense": sizes(plan.dense), "pruned": sizes(plan.pruned)},
-        "calibration": record["calibration"],
-        "dtype": dtype,
-        "remarks": list(plan.remarks),
-    }
+def _announce(config: PruneConfig, plan: PrunePlan) -> None:
+    print(f"prune={config.method}, layers {config.layers}\n{plan.table()}", file=sys.stderr, flush=True)

@@ -70,7 +70,7 @@ def _cut_attention(layer: LayerAnatomy, keep: Kept, model: PreTrainedModel) -> N
     if not keep.heads:
         remove_attention(layer.module, FAMILIES[family_name(model.config.to_dict())].attention_norms)
         return
-    rows = {True: _head_rows(keep.heads, layer), False: _head_rows(keep.kv_heads, layer)}
+    rows = {True: head_rows(keep.heads, layer), False: head_rows(keep.kv_heads, layer)}
     _keep_slices(layer.attention, [rows[projection.per_query_head] for projection in layer.attention])
     for norm in layer.head_norms:
         _keep(norm.module, "weight", 0, rows[norm.per_query_head])
@@ -124,7 +124,7 @@ def _cut_hidden(model: PreTrainedModel, anatomy: DecoderAnatomy, kept: list[int]
     model.config.hidden_size = len(kept)
 
 
-def _head_rows(heads: list[int], layer: LayerAnatomy) -> Tensor:
+def head_rows(heads: list[int], layer: LayerAnatomy) -> Tensor:
     """Return the rows of the given heads, head_dim each."""
     return (torch.tensor(heads)[:, None] * layer.head_dim + torch.arange(layer.head_dim)).flatten()
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import UserError
-from stages.prune.budget import TOLERANCE, parse_layers, plan_shapes
 from stages.prune.config import PruneConfig
+from stages.prune.uniform import TOLERANCE, parse_layers, plan_shapes
 from stages.shapes import DecoderShape, LayerShape
 from tests.test_shapes import LLAMA_7B, SMOLLM2
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from stages.errors import UserError
 from stages.methods import lookup
 from stages.prune.config import GRANULARITIES, PruneConfig
-from stages.prune.criteria import block_influence, flap, hywia, llmpruner, magnitude, perplexity, random, wanda
+from stages.prune.criteria import block_influence, flap, hywia, llmpruner, magnitude, perplexity, random, surgeon, wanda
 from stages.prune.resident import Resident
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Criterion:
     global   the groups of all layers and kinds in one ranking of their scores as they are, the lowest go (FLAP)
     depth    whole layers (or sub-layers), the lowest go
     """
+    cumulative: bool = False
+    """Whether a score is what has been lost once that group is gone, and not what it would lose alone."""
     check_options: Callable[[Any], None] = lambda config: None
     """Raises UserError where an option of its own can't be right."""
 
@@ -102,6 +104,15 @@ CRITERIA: dict[str, Criterion] = {
         reads_text=True,
         granularities=DEPTH,
         paper="depth",
+    ),
+    "surgeon": Criterion(
+        config=surgeon.SurgeonConfig,
+        score=surgeon.score,
+        reads_text=True,
+        needs_gradients=True,
+        granularities=BLOCKS,
+        paper="global",
+        cumulative=True,
     ),
     "magnitude": Criterion(
         config=magnitude.MagnitudeConfig, score=magnitude.score, reads_text=False, check_options=magnitude.check

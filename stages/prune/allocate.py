@@ -1,0 +1,125 @@
+"""`prune.allocation` by name: which way of sharing out a budget decides the shape of every layer. No torch here.
+
+paper     what the criterion's own paper does: one of those below, or `equal`, LLM-Pruner's nearest shares
+uniform   every layer loses the same shares
+global    the groups of all layers and kinds compete by their scores
+searched  they compete by what each cut costs the loss (`stages.prune.search`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from stages.errors import UserError
+from stages.methods import lookup
+from stages.prune.config import ALLOCATIONS, BUDGETS, COMPENSATIONS, OFFLOADS, SCOPES, PruneConfig
+from stages.prune.criteria import CRITERIA
+from stages.prune.plan import Budget, PrunePlan, budget_of, parse_layers
+from stages.prune.ranking import ladders_of, ranked_plan
+from stages.prune.uniform import DEPTH, alike, by_channel_ratio
+from stages.shapes import DecoderShape
+
+if TYPE_CHECKING:
+    from stages.prune.groups import Scores
+
+
+def check_options(config: PruneConfig) -> None:
+    """Raise UserError where the options common to all criteria can't be right or exclude each other."""
+    lookup("prune.allocation", config.allocation, dict.fromkeys(ALLOCATIONS))
+    lookup("prune.compensate", config.compensate, dict.fromkeys(COMPENSATIONS))
+    lookup("prune.budget", config.budget, dict.fromkeys(BUDGETS))
+    lookup("prune.offload", config.offload, dict.fromkeys(OFFLOADS))
+    if not config.granularity:
+        raise UserError("prune.granularity is empty: name what may go, as in prune.granularity=[heads,channels].")
+    for name, value in (
+        ("prune.round_to", config.round_to),
+        ("prune.steps", config.steps),
+        ("prune.search.trials", config.search.trials),
+        ("prune.search.sequences", config.search.sequences),
+    ):
+        if value < 1:
+            raise UserError(f"{name}={value} must be at least 1.")
+    fixed = [name for name in ("channel_ratio", "layer_ratios") if getattr(config, name) is not None]
+    fixed += ["megabytes"] if config.megabytes is not None else []
+    if len(fixed) > 1:
+        raise UserError(f"prune.{fixed[0]} and prune.{fixed[1]} both say how much goes: give one of them.")
+    if fixed and fixed != ["megabytes"] and (config.steps > 1 or config.allocation in ("global", "searched")):
+        raise UserError(
+            f"prune.{fixed[0]} fixes what each layer loses, so there is nothing for prune.steps={config.steps} and "
+            f"prune.allocation={config.allocation} to decide: give a ratio with these, or leave them out."
+        )
+    if config.scope is not None:
+        lookup("prune.scope", config.scope, SCOPES)
+    if "hidden" in config.granularity and (config.compensate != "none" or config.allocation in ("global", "searched")):
+        raise UserError(
+            "hidden channels go through all layers at once: they can neither compete with the groups of a layer "
+            "(prune.allocation=global, searched) nor be compensated for in one. Use prune.allocation=uniform "
+            "prune.compensate=none."
+        )
+    if len(set(config.granularity) & set(DEPTH)) > 1 and allocation(config) in ("uniform", "equal"):
+        raise UserError(
+            f"prune.granularity={config.granularity}: layers and sub-layers of several kinds compete with each other. "
+            "Use prune.allocation=global, or name one of the kinds."
+        )
+
+
+def reads_text(config: PruneConfig) -> bool:
+    """Return whether pruning by `config` looks at calibration tokens."""
+    return CRITERIA[config.method].reads_text or config.compensate != "none" or config.allocation == "searched"
+
+
+def allocation(config: PruneConfig) -> str:
+    """Return what decides the shapes: uniform, equal, global, depth or searched."""
+    if config.scope is not None and config.allocation == "uniform":
+        return SCOPES[config.scope]
+    return CRITERIA[config.method].paper if config.allocation == "paper" else config.allocation
+
+
+def decided_by_shapes(config: PruneConfig) -> bool:
+    """Return whether every layer's shape is known before anything is scored."""
+    ruled = config.channel_ratio is not None or config.layer_ratios is not None
+    return ruled or allocation(config) in ("uniform", "equal", "depth")
+
+
+def plan_shapes(
+    shape: DecoderShape, config: PruneConfig, scores: Scores | None = None, budget: Budget | None = None
+) -> PrunePlan:
+    """Return what becomes of every layer of `shape`.
+
+    Args:
+        shape: the model that is cut.
+        config: how.
+        scores: of its groups; None for a preview, where `decided_by_shapes`.
+        budget: what to arrive at, where it is not `config`'s share of `shape` itself.
+
+    Raises:
+        UserError: the budget can't be met.
+    """
+    if config.channel_ratio is not None or config.layer_ratios is not None:
+        return by_channel_ratio(shape, config)
+    budget = budget or budget_of(shape, config)
+    if not budget.ratio:
+        return PrunePlan(dense=shape, layers=shape.layers, hidden=shape.hidden, requested=0.0)
+    way = allocation(config)
+    if way == "global":
+        if scores is None:
+            raise ValueError("a global ranking needs scores")
+        criterion = CRITERIA[config.method]
+        ladders = ladders_of(_numbers(scores), shape, config, cumulative=criterion.cumulative)
+        return ranked_plan(ladders, budget, shape, per_size=criterion.cumulative or criterion.paper != "global")
+    gone = _weakest(scores, shape, config) if scores is not None else ()
+    return alike(budget, shape, config, nearest=way == "equal", gone=gone)
+
+
+def _numbers(scores: Scores) -> dict[int, dict[str, list[float]]]:
+    return {index: {kind: values.tolist() for kind, values in kinds.items()} for index, kinds in scores.layers.items()}
+
+
+def _weakest(scores: Scores, shape: DecoderShape, config: PruneConfig) -> Sequence[int]:
+    """Return the layers that may go, or lose the sub-layer that may, in the order of its score."""
+    kinds = [kind for kind in DEPTH if kind in config.granularity]
+    if not kinds:
+        return ()
+    layers = [i for i in parse_layers(config.layers, len(shape.layers)) if kinds[0] in scores.layers.get(i, {})]
+    return sorted(layers, key=lambda index: float(scores.layers[index][kinds[0]][0]))

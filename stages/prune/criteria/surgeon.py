@@ -1,0 +1,89 @@
+"""Optimal Brain Surgeon for heads and channels, under a Kronecker-factored Fisher information (LLM Surgeon, 2024).
+
+A group enters the residual stream through its inputs of an output projection (o of the attention, down of the MLP). It
+matters as much as the loss is expected to rise when these inputs go and the projection's other weights make up for them
+as well as they can (van der Ouderaa et al., arXiv 2312.17244, eq. 9): ½ tr(B W_S [A⁻¹]_SS⁻¹ W_Sᵀ), with A and B from
+`stages.prune.curvature`. Groups leave one after the other, each time the cheapest, and a score is what has been lost in
+that sub-layer once the group is gone, in nats a token: scores of all layers and kinds are on one scale, can be ranked
+together and say what a cut will cost.
+
+Where this differs from the paper: of each group only the output projection's side is scored (its q, k, v or gate, up
+rows go with it); 16 channels leave at a time; one shot by default (`prune.steps` for more); adjusting the weights is
+`prune.compensate=least_squares`.
+
+Shape legend: K key/value heads, Q query heads, D rows of one head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stages.prune.config import PruneConfig
+from stages.prune.resident import Resident, always
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from stages.anatomy import LayerAnatomy
+    from stages.prune.curvature import SecondMoments
+    from stages.prune.groups import Scores
+
+
+@dataclass(kw_only=True, slots=True)
+class SurgeonConfig(PruneConfig):
+    """The surgeon has no options beyond the common ones."""
+
+    method: str = "surgeon"
+
+
+def score(
+    model: PreTrainedModel,
+    layers: Sequence[LayerAnatomy],
+    ids_BT: Tensor | None,
+    config: SurgeonConfig,
+    resident: Resident = always,
+) -> Scores:
+    """Return the loss at which every group of `layers` goes, in nats a token, from the calibration tokens `ids_BT`."""
+    import torch
+
+    from stages.progress import progress
+    from stages.prune.curvature import moments
+    from stages.prune.groups import Scores
+
+    if ids_BT is None:
+        raise ValueError("the surgeon needs calibration tokens")
+    parts = [(layer, part) for layer in layers for part in (layer.attention, layer.mlp) if part]
+    found: dict[int, dict[str, Tensor]] = {layer.index: {} for layer in layers}
+    with torch.no_grad(), progress("eliminating", total=len(parts), unit="map") as bar:
+        maps = [part[-1].linear for _, part in parts]
+        for (layer, part), own in zip(parts, moments(model, maps, ids_BT, seed=config.seed), strict=True):
+            losses = _attention(layer, own, config) if part is layer.attention else _mlp(layer, own)
+            found[layer.index] |= losses
+            bar.update()
+    for kinds in found.values():
+        whole = [kinds[name] for name in ("attention", "mlp") if name in kinds]
+        kinds["layers"] = torch.stack(whole).sum(0) if whole else torch.zeros(1, dtype=torch.float64)
+    return Scores(found)
+
+
+def _attention(layer: LayerAnatomy, own: SecondMoments, config: SurgeonConfig) -> dict[str, Tensor]:
+    from stages.prune.curvature import block_losses
+
+    weight, shape = layer.attention[-1].weight, layer.shape
+    each = shape.heads // shape.kv_heads
+    heads_K = block_losses(weight, own, [range(shape.kv_heads)], each * layer.head_dim)
+    kinds = {"heads": heads_K, "attention": heads_K.max().view(1)}
+    if "queries" in config.granularity:
+        groups = [range(first, first + each) for first in range(0, shape.heads, each)]
+        kinds["queries"] = block_losses(weight, own, groups, layer.head_dim)
+    return kinds
+
+
+def _mlp(layer: LayerAnatomy, own: SecondMoments) -> dict[str, Tensor]:
+    from stages.prune.curvature import channel_losses
+
+    channels_C = channel_losses(layer.mlp[-1].weight, own)
+    return {"channels": channels_C, "mlp": channels_C.max().view(1)}

@@ -1,0 +1,233 @@
+"""What removing inputs of a linear map costs the loss, with the others adjusted to make up for it.
+
+A map W with inputs x and output gradients g has the Fisher information F = E[(g xᵀ)(g xᵀ)ᵀ], taken as the Kronecker
+product of B = E[g gᵀ] and A = E[x xᵀ] (K-FAC; Martens and Grosse 2015, arXiv 1503.05671). A change ΔW then costs
+
+    ΔL = ½ tr(B ΔW A ΔWᵀ)      nats a token, to second order.
+
+Removing the inputs S and adjusting the rest at best (Optimal Brain Surgeon; for structures LLM Surgeon, arXiv
+2312.17244, eq. 9 and 10, and ZipLM, arXiv 2302.04089) costs ½ tr(B W_S [A⁻¹]_SS⁻¹ W_Sᵀ), and A⁻¹ without them follows by
+elimination. B does not enter the adjustment: it is least squares on the calibration inputs, which `stages.prune.compensation` does.
+
+Gradients are those of the loss on answers that the model itself draws, which makes F the Fisher information and not a
+sum over what the calibration text happens to say; it is the same for all tokens of the sequences.
+
+Shape legend: R outputs and C inputs of a map, B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.progress import progress
+from stages.prune.gradients import frozen
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BATCH_TOKENS = 1024
+"""Tokens of one forward and backward pass, at least one sequence; their logits exist at once, in float32."""
+MEMORY = 4 * 2**30
+"""Bytes of second moments that are gathered in one sweep over the calibration text; more maps take more sweeps."""
+DAMPING = 0.01
+"""Added to the diagonal of A, as a share of its mean."""
+TOGETHER = 16
+"""Inputs that are eliminated at once: the cheapest so many, whose joint cost is exact."""
+
+
+@dataclass(slots=True)
+class SecondMoments:
+    """Second moments of one linear map over tokens: A = E[x xᵀ] of its inputs, B = E[g gᵀ] of its output gradients."""
+
+    inputs_CC: Tensor
+    gradients_RR: Tensor
+
+
+def moments(model: PreTrainedModel, maps: Sequence[nn.Linear], ids_BT: Tensor, *, seed: int) -> Iterator[SecondMoments]:
+    """Yield the second moments of each map, in order, in float32; as few are held at once as `MEMORY` allows."""
+    for part in _parts(maps):
+        yield from _sweep(model, part, ids_BT, seed)
+
+
+def _parts(maps: Sequence[nn.Linear]) -> Iterator[list[nn.Linear]]:
+    part: list[nn.Linear] = []
+    held = 0
+    for linear in maps:
+        size = 4 * (linear.in_features**2 + linear.out_features**2)
+        if part and held + size > MEMORY:
+            yield part
+            part, held = [], 0
+        part.append(linear)
+        held += size
+    if part:
+        yield part
+
+
+def _sweep(model: PreTrainedModel, maps: Sequence[nn.Linear], ids_BT: Tensor, seed: int) -> list[SecondMoments]:
+    """Return the moments of all `maps` from one forward and backward pass over the calibration text."""
+    found = [
+        SecondMoments(*(torch.zeros(n, n, device=ids_BT.device) for n in (linear.in_features, linear.out_features)))
+        for linear in maps
+    ]
+    draw = torch.Generator(ids_BT.device).manual_seed(seed % 2**63)
+    batches = torch.split(ids_BT, max(1, BATCH_TOKENS // ids_BT.shape[1]))
+    with (
+        ExitStack() as stack,
+        frozen(model),
+        progress("curvature", total=ids_BT.numel(), unit="tok", scale=True) as bar,
+    ):
+        stack.callback(model.get_input_embeddings().register_forward_hook(_differentiable).remove)
+        for linear, own in zip(maps, found, strict=True):
+            stack.callback(linear.register_forward_hook(_gather(own)).remove)
+        for ids in batches:
+            logits = model(ids, use_cache=False).logits.float().flatten(0, 1)
+            answers = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
+            F.cross_entropy(logits, answers, reduction="sum").backward()  # type: ignore[no-untyped-call]
+            bar.update(ids.numel())
+    for own in found:
+        own.inputs_CC /= ids_BT.numel()
+        own.gradients_RR /= ids_BT.numel()
+    return found
+
+
+def _differentiable(module: Any, inputs: Any, output: Tensor) -> Tensor:
+    return output.requires_grad_()
+
+
+def _gather(own: SecondMoments) -> Any:
+    def forward(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if not output.requires_grad:
+            return
+        given = inputs[0].detach().flatten(0, -2).float()
+        own.inputs_CC.addmm_(given.T, given)
+        output.register_hook(backward)  # type: ignore[no-untyped-call]
+
+    def backward(gradient: Tensor) -> None:
+        flat = gradient.flatten(0, -2).float()
+        own.gradients_RR.addmm_(flat.T, flat)
+
+    return forward
+
+
+class Removal:
+    """Inputs of one map leaving one after the other, the others as they are.
+
+    Attributes:
+        loss: nats a token lost with all inputs removed so far.
+    """
+
+    def __init__(self, weight_RC: Tensor, own: SecondMoments) -> None:
+        self.inputs_CC = own.inputs_CC
+        self.weight_RC = _whitened(weight_RC, own)
+        self.given_RC = torch.zeros_like(self.weight_RC)
+        """ΔW A of all inputs removed so far."""
+        self.loss = 0.0
+
+    def remove(self, columns: Tensor) -> float:
+        """Remove the given inputs; returns the loss so far."""
+        change_RS = self.weight_RC[:, columns]
+        added_RC = change_RS @ self.inputs_CC[columns]
+        self.loss += float(((self.given_RC[:, columns] + 0.5 * added_RC[:, columns]) * change_RS).sum())
+        self.given_RC += added_RC
+        return self.loss
+
+
+class Elimination:
+    """Inputs of one map leaving one after the other, the others making up for them.
+
+    Attributes:
+        loss: nats a token lost with all inputs removed so far.
+    """
+
+    def __init__(self, weight_RC: Tensor, own: SecondMoments) -> None:
+        inputs_CC = own.inputs_CC.clone()
+        inputs_CC.diagonal().add_(DAMPING * inputs_CC.diagonal().mean() + torch.finfo(torch.float32).tiny)
+        self.inverse_CC = torch.cholesky_inverse(torch.linalg.cholesky(inputs_CC))
+        self.weight_RC = _whitened(weight_RC, own)
+        self.loss = 0.0
+
+    def costs_of_one(self) -> Tensor:
+        """Return what each single input would cost next, [C]; meaningless for those that are gone."""
+        return 0.5 * self.weight_RC.square().sum(0) / self.inverse_CC.diagonal()
+
+    def cost(self, columns: Tensor) -> float:
+        """Return what the given inputs would cost next, together."""
+        return 0.5 * float((self.weight_RC[:, columns] @ self._block(columns) * self.weight_RC[:, columns]).sum())
+
+    def remove(self, columns: Tensor) -> float:
+        """Remove the given inputs, adjust the others; returns the loss so far."""
+        block = self._block(columns)
+        change_RS = self.weight_RC[:, columns] @ block
+        self.loss += 0.5 * float((change_RS * self.weight_RC[:, columns]).sum())
+        rows_SC = self.inverse_CC[columns]
+        self.weight_RC -= change_RS @ rows_SC
+        self.inverse_CC -= rows_SC.T @ (block @ rows_SC)
+        self.weight_RC[:, columns] = 0.0
+        self.inverse_CC[columns] = 0.0
+        self.inverse_CC[:, columns] = 0.0
+        self.inverse_CC[columns, columns] = 1.0
+        return self.loss
+
+    def _block(self, columns: Tensor) -> Tensor:
+        block_SS: Tensor = torch.linalg.inv(self.inverse_CC[columns][:, columns])
+        return block_SS
+
+
+def _whitened(weight_RC: Tensor, own: SecondMoments) -> Tensor:
+    """Return the weight in coordinates in which B is the identity, so that a cost is a sum of squares."""
+    values, vectors_RR = torch.linalg.eigh(own.gradients_RR)
+    whitened_RC: Tensor = (vectors_RR * values.clamp(min=0).sqrt()).T @ weight_RC.detach().float()
+    return whitened_RC
+
+
+def losses_in_order(order: Sequence[Tensor], removal: Removal | Elimination) -> list[float]:
+    """Return what has been lost with 0, 1, 2, … of the given sets of inputs gone, in that order."""
+    return [0.0, *(removal.remove(columns) for columns in order)]
+
+
+def channel_losses(weight_RC: Tensor, own: SecondMoments) -> Tensor:
+    """Return for each input what has been lost once it is gone, cheapest first, [C] in float64 nats a token."""
+    elimination, losses_C = Elimination(weight_RC, own), torch.zeros(weight_RC.shape[1], dtype=torch.float64)
+    alive_C = torch.ones(weight_RC.shape[1], dtype=torch.bool, device=weight_RC.device)
+    while bool(alive_C.any()):
+        costs_C = elimination.costs_of_one().masked_fill(~alive_C, float("inf"))
+        order = torch.argsort(costs_C)[: min(TOGETHER, int(alive_C.sum()))]
+        before = elimination.loss
+        after = elimination.remove(order)
+        # Within a step the joint cost is spread as the single costs are.
+        steps = costs_C[order].double().cumsum(0)
+        losses_C[order.cpu()] = (before + (after - before) * steps / steps[-1].clamp(min=1e-300)).cpu()
+        alive_C[order] = False
+    return losses_C
+
+
+def block_losses(weight_RC: Tensor, own: SecondMoments, rounds: Sequence[Sequence[int]], width: int) -> Tensor:
+    """Return for each block of `width` adjacent inputs what has been lost once it is gone, float64.
+
+    Args:
+        weight_RC: the map's weight.
+        own: its second moments.
+        rounds: the blocks in sets; in each round every set loses its cheapest block.
+        width: inputs in a block.
+    """
+    elimination, losses = Elimination(weight_RC, own), torch.zeros(weight_RC.shape[1] // width, dtype=torch.float64)
+    left = [list(blocks) for blocks in rounds]
+    while any(left):
+        chosen = []
+        for blocks in left:
+            costs = [elimination.cost(_columns([block], width, weight_RC)) for block in blocks]
+            chosen.append(blocks.pop(costs.index(min(costs))))
+        losses[chosen] = elimination.remove(_columns(chosen, width, weight_RC))
+    return losses
+
+
+def _columns(blocks: Sequence[int], width: int, like: Tensor) -> Tensor:
+    firsts = torch.tensor(blocks, device=like.device)[:, None] * width
+    return (firsts + torch.arange(width, device=like.device)).flatten()

@@ -1,0 +1,157 @@
+"""What pruning will need in memory, told before anything is loaded. No torch here.
+
+    weights      in the precision of the scores, or as stored where that is more, as they are cut in it; with
+                 `prune.offload=layer` all but the layers, and one layer twice
+    activations  with gradients what backward needs, `GRAPH` bytes at most (`stages.prune.gradients` computes the rest
+                 again); else a batch's in one layer; and the text's between two layers
+    matrices     logits of a batch, what a matrix was given in float32, and the moments of its inputs where
+                 compensation solves for it
+
+Activations are those of a llama's layer; `benchmarks.prune` sets the estimate beside what was measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from stages.errors import UserError
+from stages.machine import free_memory_bytes
+from stages.prune.config import PruneConfig
+from stages.shapes import DecoderShape, LayerShape
+
+GRAPH = 2**31
+"""Bytes of activations that are kept for backward at once, at least those of one layer."""
+BATCH_TOKENS = 2048
+"""Tokens that pass a layer together where there is no backward, at least one sequence."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What decides the memory.
+
+    Attributes:
+        shape: the dense decoder.
+        dtype: precision of the scores' passes; stored: of the checkpoint.
+        sequences, length: of the calibration text; 0 where none is read.
+        gradients: whether the criterion runs backward.
+        offload: whether one layer is in memory at a time.
+        least_squares: whether compensation solves for the output projections.
+    """
+
+    shape: DecoderShape
+    dtype: str
+    stored: str
+    sequences: int
+    length: int
+    gradients: bool
+    offload: bool
+    least_squares: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Bytes, as the module says."""
+
+    weights: int
+    activations: int
+    matrices: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.activations + self.matrices
+
+
+def check_memory(
+    shape: DecoderShape,
+    config: PruneConfig,
+    *,
+    gradients: bool,
+    stored: str,
+    calibration: tuple[int, int] | None,
+    device: str,
+) -> Estimate:
+    """Return what pruning a model of `shape` will need at most.
+
+    Args:
+        shape: the dense decoder.
+        config: how it is pruned.
+        gradients: whether the criterion runs backward.
+        stored: the checkpoint's precision.
+        calibration: sequences and tokens in each; None where no text is read.
+        device: where the model will be.
+
+    Raises:
+        UserError: more than is free there; it says how much, and what would need less.
+    """
+    sequences, length = calibration or (0, 0)
+    work = Work(
+        shape=shape,
+        dtype=config.dtype,
+        stored=stored,
+        sequences=sequences,
+        length=length,
+        gradients=gradients,
+        offload=config.offload == "layer",
+        least_squares=config.compensate == "least_squares",
+    )
+    need, free = estimate(work), free_memory_bytes(device)
+    if free is None or need.total <= free:
+        return need
+    text = f", {need.activations / GIB:.1f} activations of {sequences} x {length} tokens" if sequences else ""
+    raise UserError(
+        f"prune={config.method} needs about {need.total / GIB:.1f} GiB on {device} ({need.weights / GIB:.1f} weights"
+        f"{text}, {need.matrices / GIB:.1f} matrices at work), and {free / GIB:.1f} GiB are free. {_remedies(work)}"
+    )
+
+
+def estimate(work: Work) -> Estimate:
+    """Return what pruning will need."""
+    shape, each = work.shape, BYTES[work.dtype]
+    largest = max(shape.layers, key=shape.layer_parameters)
+    held = shape.parameters() * max(each, BYTES[work.stored])
+    if work.offload:
+        outside = shape.embedding_parameters() + shape.hidden
+        held = (outside + 2 * shape.layer_parameters(largest)) * max(each, BYTES[work.stored])
+    tokens = work.sequences * work.length
+    batch = min(tokens, max(work.length, BATCH_TOKENS))
+    one_layer = activation_bytes(largest, shape.head_dim, hidden=shape.hidden, each=each)
+    activations = 2 * tokens * shape.hidden * each
+    if work.gradients:
+        activations += min(tokens * one_layer * len(shape.layers), max(GRAPH, tokens * one_layer))
+    else:
+        activations += batch * one_layer
+    inputs = max(largest.mlp, largest.heads * shape.head_dim, shape.hidden)
+    matrices = batch * shape.vocabulary * (each + 8) + 8 * tokens * inputs * work.gradients
+    if work.least_squares:
+        matrices += 4 * 8 * inputs**2
+    return Estimate(weights=held, activations=activations, matrices=matrices)
+
+
+def activation_bytes(layer: LayerShape, head_dim: int, *, hidden: int, each: int) -> int:
+    """Return the bytes of activations that backward through one layer needs for each token.
+
+    Two norms (in float32 inside), q, k and v before and after their rotation, the attention's output, and four times
+    the MLP's channels. `each` is the bytes of one number.
+    """
+    norms = (8 + 6 * each) * hidden
+    attention = 3 * each * (layer.heads + layer.kv_heads) * head_dim
+    return norms + attention + 4 * each * layer.mlp
+
+
+def _remedies(work: Work) -> str:
+    """Return what would need less, with the estimate of each."""
+    ways = {"prune.dtype=bfloat16": replace(work, dtype="bfloat16")}
+    if work.gradients:
+        ways["prune.offload=layer with a criterion without gradients"] = replace(work, gradients=False, offload=True)
+    else:
+        ways["prune.offload=layer"] = replace(work, offload=True)
+    if work.sequences > 1:
+        half = work.sequences // 2
+        ways[f"prune.calibration.sequences={half}"] = replace(work, sequences=half)
+    need = estimate(work).total
+    less = {way: estimate(other).total for way, other in ways.items() if estimate(other).total < 0.95 * need}
+    listed = ", ".join(f"{way} ({total / GIB:.1f} GiB)" for way, total in less.items())
+    return f"What needs less: {listed}." if listed else "Prune on a machine with more memory, or a smaller model."

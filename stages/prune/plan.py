@@ -1,0 +1,212 @@
+"""What pruning will do, decided before anything is cut: the budget, the shape of every layer, and the printed table.
+
+No torch here: the pipeline prints it before a weight is read, where scores have no say in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+from stages.errors import UserError
+from stages.prune.config import PruneConfig
+from stages.shapes import DecoderShape, LayerShape
+
+TOLERANCE = 0.005
+"""How far the achieved share may be from `ratio`."""
+CONTEXT = 64
+"""Tokens of the sequence for which multiply-accumulates a token are counted (as LLM-Pruner counts them)."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+Layers = Sequence[LayerShape | None]
+"""What becomes of each layer of the dense model; None where it goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much may stay, in parameters or in multiply-accumulates a token.
+
+    Attributes:
+        dense: the model that the share is of.
+        ratio: share to remove, in [0, 1).
+        macs: whether multiply-accumulates are counted, and not parameters.
+        asked: the option it comes from, as the user wrote it.
+    """
+
+    dense: DecoderShape
+    ratio: float
+    macs: bool = False
+    asked: str = "ratio"
+
+    def size(self, shape: DecoderShape) -> int:
+        """Return what `shape` counts."""
+        return shape.multiply_accumulates(CONTEXT) if self.macs else shape.parameters()
+
+    def layer_size(self, shape: DecoderShape, layer: LayerShape | None) -> int:
+        """Return what one layer of `shape` counts; nothing if it goes."""
+        if layer is None:
+            return 0
+        return shape.layer_multiply_accumulates(layer, CONTEXT) if self.macs else shape.layer_parameters(layer)
+
+    def removed(self, shape: DecoderShape) -> float:
+        """Return the share that is gone when `shape` is left."""
+        return 1 - self.size(shape) / self.size(self.dense)
+
+    def near(self, shape: DecoderShape) -> bool:
+        """Return whether `shape` meets the budget."""
+        return abs(self.removed(shape) - self.ratio) <= TOLERANCE
+
+    def part(self, share: float) -> Budget:
+        """Return the budget of having gone `share` of the way."""
+        return Budget(self.dense, self.ratio * share, self.macs, self.asked)
+
+
+def budget_of(shape: DecoderShape, config: PruneConfig, dtype: str | None = None) -> Budget:
+    """Return the budget that `config` gives a model of `shape`, whose weights are stored in `dtype`.
+
+    Raises:
+        UserError: a value is out of its range, or the megabytes can't be compared with a model of unknown precision.
+    """
+    if config.megabytes is None:
+        check_share("ratio", config.ratio)
+        return Budget(shape, config.ratio, config.budget == "macs", f"ratio={config.ratio:g}")
+    asked = f"prune.megabytes={config.megabytes:g}"
+    if config.budget == "macs":
+        raise UserError(f"{asked} is a size of weights, and prune.budget=macs counts work. Give one of the two.")
+    size = shape.parameters() * BYTES.get(dtype or "float32", 4) / 1e6
+    if not 0 < config.megabytes <= size:
+        raise UserError(f"{asked} must be above 0 and at most the model's own {size:.1f} MB.")
+    return Budget(shape, 1 - config.megabytes / size, asked=asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunePlan:
+    """The shape of every layer before and after."""
+
+    dense: DecoderShape
+    layers: tuple[LayerShape | None, ...]
+    """What each layer of `dense` becomes; None where it goes."""
+    hidden: int
+    """Hidden channels that stay."""
+    requested: float | None
+    """The share asked for; None where `channel_ratio` or `layer_ratios` rule."""
+    output_bias: bool = False
+    """Whether compensation adds a bias to the output projections."""
+    remarks: tuple[str, ...] = ()
+
+    @cached_property
+    def pruned(self) -> DecoderShape:
+        """The shape that is left."""
+        return shape_left(self.dense, self.layers, self.hidden, output_bias=self.output_bias)
+
+    @cached_property
+    def parameters_before(self) -> int:
+        """Parameters of the dense model."""
+        return self.dense.parameters()
+
+    @cached_property
+    def parameters_after(self) -> int:
+        """Parameters of the pruned model."""
+        return self.pruned.parameters()
+
+    @property
+    def achieved(self) -> float:
+        """Share of all parameters that goes."""
+        return 1 - self.parameters_after / self.parameters_before
+
+    @property
+    def macs_before(self) -> int:
+        """Multiply-accumulates a token of the dense model, in a sequence of `CONTEXT` tokens."""
+        return self.dense.multiply_accumulates(CONTEXT)
+
+    @property
+    def macs_after(self) -> int:
+        """Multiply-accumulates a token of the pruned model, in a sequence of `CONTEXT` tokens."""
+        return self.pruned.multiply_accumulates(CONTEXT)
+
+    def table(self) -> str:
+        """Return the plan as text: one line for each run of layers that change alike, then the totals and remarks."""
+        head = ("layers", "query heads", "key/value heads", "MLP channels", "parameters", "multiply-accumulates")
+        rows: list[tuple[str, ...]] = [(*head[:4], f"{head[4]} a layer", f"{head[5]} a layer")]
+        pairs = enumerate(zip(self.dense.layers, self.layers, strict=True))
+        for (old, new), run in groupby(pairs, key=lambda pair: pair[1]):
+            indices = [index for index, _ in run]
+            where = f"{indices[0]}-{indices[-1]}" if len(indices) > 1 else str(indices[0])
+            rows.append((where, *self._changes(old, new)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        if self.hidden != self.dense.hidden:
+            lines.append(f"hidden channels  {_change(self.dense.hidden, self.hidden)}")
+        removed = len(self.layers) - len(self.pruned.layers)
+        lines += [f"layers  {_change(len(self.layers), len(self.pruned.layers))}"] if removed else []
+        lines.append(
+            f"parameters  {_change(self.parameters_before, self.parameters_after)}  ({self.achieved:.2%} removed)"
+        )
+        saved = 1 - self.macs_after / self.macs_before
+        lines.append(
+            f"multiply-accumulates a token  {_change(self.macs_before, self.macs_after)}  ({saved:.2%} removed)"
+        )
+        return "\n".join([*lines, *self.remarks])
+
+    def _changes(self, old: LayerShape, new: LayerShape | None) -> tuple[str, ...]:
+        if new is None:
+            return ("removed", "removed", "removed", f"{self.dense.layer_parameters(old):,} → 0", "→ 0")
+        after = self.pruned
+        return (
+            _change(old.heads, new.heads),
+            _change(old.kv_heads, new.kv_heads),
+            _change(old.mlp, new.mlp),
+            _change(self.dense.layer_parameters(old), after.layer_parameters(new)),
+            _change(
+                self.dense.layer_multiply_accumulates(old, CONTEXT), after.layer_multiply_accumulates(new, CONTEXT)
+            ),
+        )
+
+
+def shape_left(
+    dense: DecoderShape, layers: Layers, hidden: int | None = None, *, output_bias: bool = False
+) -> DecoderShape:
+    """Return the shape of `dense` with its layers become `layers`.
+
+    Raises:
+        UserError: no layer would be left.
+    """
+    left = [layer for layer in layers if layer is not None]
+    if not left:
+        raise UserError("every layer would go. Remove less, or protect some with prune.layers=.")
+    shape = dense.with_layers(left).with_hidden(dense.hidden if hidden is None else hidden)
+    return shape.with_output_bias() if output_bias else shape
+
+
+def parse_layers(text: str, count: int) -> list[int]:
+    """Return the zero-based indices in `text` ("all", "4-27", "0,2,5-7"; bounds included), sorted.
+
+    Raises:
+        UserError: the text is not of this form, names no layer, or a layer that a model of `count` layers lacks.
+    """
+    if text.strip() == "all":
+        return list(range(count))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UserError(
+                f"prune.layers='{text}' can't be read. Write all, or zero-based layers like 4-27 or 0,2,5-7."
+            )
+        low, high = int(first), int(last or first)
+        if low > high or high >= count:
+            raise UserError(f"prune.layers='{text}' asks for {part.strip()}, and this model has layers 0-{count - 1}.")
+        chosen.update(range(low, high + 1))
+    return sorted(chosen)
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise UserError unless `value` is in [0, 1)."""
+    if not 0 <= value < 1:
+        raise UserError(f"{name}={value:g} must be at least 0 and less than 1: it is the share that is removed.")
+
+
+def _change(old: int, new: int) -> str:
+    return f"{old:,}" if old == new else f"{old:,} → {new:,}"

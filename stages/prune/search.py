@@ -1,0 +1,204 @@
+"""`prune.allocation=searched`: heads, channels and sub-layers weighed against each other by what they cost the loss.
+
+Three steps, all on the calibration text:
+
+1. What every layer's groups of each kind cost, in the order in which the criterion would let them go, in nats a token
+   (`stages.prune.curvature`: one forward and backward pass for all of them). The surgeon's scores are these already.
+2. The cheapest allocations that meet the budget, for several sets of kinds (`stages.prune.ranking`), or with
+   `search.uniform` the cheapest shapes that all layers can share.
+3. The best `search.trials` of them are tried: the model computes as if cut so (and compensated, where that is asked
+   for), and its own loss on `search.sequences` sequences decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.anatomy import LayerAnatomy, decoder_layers
+from stages.progress import progress
+from stages.prune.activations import outputs
+from stages.prune.compensation import fitted_weights
+from stages.prune.config import PruneConfig
+from stages.prune.curvature import TOGETHER, Elimination, Removal, SecondMoments, losses_in_order, moments
+from stages.prune.gradients import calibration_loss
+from stages.prune.groups import Scores, Selection, selection_of
+from stages.prune.plan import Budget, PrunePlan
+from stages.prune.ranking import ladders_of, predicted_loss, ranked_plan
+from stages.prune.uniform import DEPTH, shared_plans
+from stages.shapes import DecoderShape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Losses = dict[int, dict[str, list[float]]]
+"""By layer, by kind of group: what has been lost once that group is gone, in nats a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """An allocation, what it is predicted to cost, and what the model's own loss is when so cut, in nats a token."""
+
+    plan: PrunePlan
+    named: str
+    selection: Selection
+    predicted: float
+    loss: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return what `pruning.json` says of it."""
+        return {"allocation": self.named, "predicted": self.predicted, "loss": self.loss}
+
+
+def searched(
+    model: PreTrainedModel,
+    scores: Scores,
+    ids_BT: Tensor,
+    config: PruneConfig,
+    budget: Budget,
+    before: DecoderShape,
+    *,
+    cumulative: bool,
+) -> tuple[PrunePlan, Selection, list[dict[str, Any]]]:
+    """Return the best allocation that was tried, what stays by it, and the record of all trials.
+
+    Args:
+        model: the live model of shape `before`; it is left as it was.
+        scores: the order in which groups go.
+        ids_BT: the calibration tokens.
+        config: kinds of group, compensation, and what the search may spend.
+        budget: what to arrive at.
+        before: the shape that is cut.
+        cumulative: whether the scores are losses already.
+    """
+    losses = _numbers(scores) if cumulative else group_losses(model, scores, ids_BT, config)
+    plans = (
+        _uniform_plans(budget, before, config) if config.search.uniform else _free_plans(budget, before, config, losses)
+    )
+    ladders = ladders_of(losses, before, replace(config, granularity=_all_kinds(losses)), cumulative=True, limit=False)
+    drafts = [
+        Trial(plan, named, selection_of(scores, plan.dense.layers, plan.layers), predicted_loss(ladders, plan))
+        for named, plan in plans
+    ]
+    distinct = {draft.plan.layers: draft for draft in reversed(drafts)}.values()
+    drafts = sorted(distinct, key=lambda trial: trial.predicted)[: config.search.trials]
+    tried = list(_tried(model, drafts, ids_BT, config))
+    best = min(tried, key=lambda trial: trial.loss if trial.loss is not None else float("inf"))
+    return best.plan, best.selection, [trial.record() for trial in tried]
+
+
+def group_losses(model: PreTrainedModel, scores: Scores, ids_BT: Tensor, config: PruneConfig) -> Losses:
+    """Return what has been lost once each group is gone, in the order that `scores` give."""
+    layers = [layer for layer in decoder_layers(model) if layer.index in scores.layers]
+    maps = [(layer, output.linear, output in layer.attention) for layer in layers for output in outputs(layer)]
+    found: Losses = {layer.index: {} for layer in layers}
+    sweep = moments(model, [linear for _, linear, _ in maps], ids_BT, seed=config.seed)
+    with torch.no_grad(), progress("costs of groups", total=len(maps), unit="map") as bar:
+        for (layer, linear, attention), own in zip(maps, sweep, strict=True):
+            kinds = {kind: values.to(linear.weight.device) for kind, values in scores.layers[layer.index].items()}
+            losses = _map_losses(layer, linear.weight, own, kinds, attention, config)
+            found[layer.index] |= losses
+            bar.update()
+    for kinds_found in found.values():
+        kinds_found["layers"] = [sum(kinds_found[kind][0] for kind in ("attention", "mlp") if kind in kinds_found)]
+    return found
+
+
+def _map_losses(
+    layer: LayerAnatomy,
+    weight_RC: Tensor,
+    own: SecondMoments,
+    scores: Mapping[str, Tensor],
+    attention: bool,
+    config: PruneConfig,
+) -> dict[str, list[float]]:
+    """Return the losses of all kinds of group that are inputs of one output projection."""
+    removal = Elimination if config.compensate == "least_squares" else Removal
+    width = weight_RC.shape[1]
+    found: dict[str, list[float]] = {}
+    for kind, size in (("heads", width // max(1, layer.shape.kv_heads)), ("queries", layer.head_dim), ("channels", 1)):
+        if kind not in scores or attention != (kind != "channels"):
+            continue
+        sets = _sets(kind, scores[kind], layer)
+        columns = [(torch.tensor(s)[:, None] * size + torch.arange(size)).flatten() for s in sets]
+        climbed = losses_in_order([c.to(weight_RC.device) for c in columns], removal(weight_RC, own))
+        losses = [0.0] * len(scores[kind])
+        for members, start, end in zip(sets, climbed, climbed[1:], strict=False):
+            for place, group in enumerate(members):
+                together = kind == "queries"  # one of each key/value head in a step: none is gone before the others
+                losses[group] = end if together else start + (end - start) * (place + 1) / len(members)
+        found[kind] = losses
+    whole = max((max(values) for values in found.values()), default=0.0)
+    return {**found, "attention" if attention else "mlp": [whole]}
+
+
+def _sets(kind: str, scores: Tensor, layer: LayerAnatomy) -> list[list[int]]:
+    """Return the groups in the sets in which they go, lowest scores first."""
+    order: list[int] = torch.argsort(scores, stable=True).tolist()
+    if kind == "channels":
+        return [order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)]
+    if kind == "heads":
+        return [[group] for group in order]
+    each = layer.shape.heads // layer.shape.kv_heads
+    groups = [[query for query in order if query // each == group] for group in range(layer.shape.kv_heads)]
+    return [list(queries) for queries in zip(*groups, strict=True)]
+
+
+def _free_plans(
+    budget: Budget, before: DecoderShape, config: PruneConfig, losses: Losses
+) -> Iterator[tuple[str, PrunePlan]]:
+    """Yield the cheapest allocation for the asked kinds of group, and for some of them alone."""
+    asked = list(config.granularity)
+    subsets = [
+        asked,
+        [k for k in asked if k not in DEPTH],
+        [k for k in asked if k not in ("heads", "queries", "attention")],
+    ]
+    subsets.append([kind for kind in asked if kind != "queries"])
+    for kinds in dict.fromkeys(tuple(kinds) for kinds in subsets if kinds):
+        ladders = ladders_of(losses, before, replace(config, granularity=list(kinds)), cumulative=True)
+        plan = ranked_plan(ladders, budget, before, partial=True)
+        if budget.near(plan.pruned) or kinds == tuple(asked):
+            yield f"{', '.join(kinds)} in competition", plan
+
+
+def _uniform_plans(budget: Budget, before: DecoderShape, config: PruneConfig) -> list[tuple[str, PrunePlan]]:
+    """Return every shape that all layers can share within the budget."""
+    return [(f"every layer {plan.pruned.layers[0]}", plan) for plan in shared_plans(budget, before, config)]
+
+
+def _tried(model: PreTrainedModel, drafts: Sequence[Trial], ids_BT: Tensor, config: PruneConfig) -> Iterator[Trial]:
+    """Yield each trial with the loss that the model has when it computes as if so cut."""
+    fits = fitted_weights(model, [draft.selection for draft in drafts], ids_BT, config.compensate)
+    with progress("trying allocations", total=len(drafts), unit="trial") as bar:
+        for draft, weights in zip(drafts, fits, strict=True):
+            with _in_place(weights):
+                loss = calibration_loss(model, ids_BT[: config.search.sequences])
+            bar.update()
+            yield replace(draft, loss=loss)
+
+
+@contextmanager
+def _in_place(weights: Mapping[nn.Linear, Tensor]) -> Iterator[None]:
+    """Let linear maps compute with other weights."""
+    held = {linear: linear.weight.data for linear in weights}
+    for linear, weight_RC in weights.items():
+        linear.weight.data = weight_RC
+    try:
+        yield
+    finally:
+        for linear, weight_RC in held.items():
+            linear.weight.data = weight_RC
+
+
+def _numbers(scores: Scores) -> Losses:
+    return {index: {kind: values.tolist() for kind, values in kinds.items()} for index, kinds in scores.layers.items()}
+
+
+def _all_kinds(losses: Losses) -> list[str]:
+    return sorted({kind for kinds in losses.values() for kind in kinds})

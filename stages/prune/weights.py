@@ -1,0 +1,73 @@
+"""A model's weights in memory, or a layer at a time from disk: what the prune stage works on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages import checkpoint
+from stages.errors import UserError
+from stages.prune.gradients import calibration_loss
+from stages.prune.layerwise import Layerwise
+from stages.prune.offload import Offloaded
+from stages.prune.resident import Resident, always
+from stages.shapes import DecoderShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A live model, and what holds a layer's weights in memory."""
+
+    model: PreTrainedModel
+    resident: Resident = always
+
+    def loss(self, ids_BT: Tensor | None) -> float | None:
+        """Return the mean next-token cross-entropy of the calibration tokens in nats, or None without any."""
+        if ids_BT is None:
+            return None
+        if self.resident is always:
+            return calibration_loss(self.model, ids_BT)
+        decoder = Layerwise(self.model, ids_BT, resident=self.resident)
+        return float(decoder.losses(decoder.run_from(0, decoder.embedded())).mean())
+
+
+@contextmanager
+def opened(source: Path, shape: DecoderShape, *, dtype: str, device: str, scratch: Path | None) -> Iterator[Weights]:
+    """Yield the weights of the model in `source`, checked to be what `shape` counted.
+
+    Args:
+        source: a model directory.
+        shape: what its config.json describes.
+        dtype: precision to hold them in.
+        device: where.
+        scratch: an empty directory for layers that change, where weights stay on disk until they are needed; else None.
+
+    Raises:
+        UserError: the weights are not those that the config describes.
+    """
+    if scratch is None:
+        weights = Weights(checkpoint.load_model(source, dtype=dtype, device=device))
+    else:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        on_disk = Offloaded(source, dtype=dtype, device=device, scratch=scratch)
+        weights = Weights(on_disk.model, on_disk.resident)
+    found = checkpoint.count_parameters(weights.model)
+    if found != shape.parameters():
+        raise UserError(
+            f"{source}: the weights have {found:,} parameters, its config.json describes {shape.parameters():,}. "
+            "Fetch or build the checkpoint again."
+        )
+    try:
+        yield weights
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
