@@ -197,7 +197,7 @@ def test_an_independent_dependency_analysis_finds_the_same_groups(monkeypatch: p
 
     def group(module: torch.nn.Module, prune: Any, indices: list[int]) -> set[tuple[torch.Tensor, int]]:
         """Every parameter that loses `indices` with those of `module`, and the axis."""
-        found = set()
+        found: set[tuple[torch.Tensor, int]] = set()
         for dependency, lost in graph.get_pruning_group(module, prune, idxs=indices):
             target = dependency.target.module
             if isinstance(target, torch.nn.Linear | torch.nn.Embedding | torch.nn.Parameter):
