@@ -114,18 +114,18 @@ def verify_all(store: Store, *, discard: bool) -> int:
 
 
 def garbage(store: Store, *, delete: bool) -> int:
-    """Print (and with `delete` remove) unfinished builds and artifacts that no current report rests on."""
+    """Print (and with `delete` remove) unfinished builds and artifacts that no current report or export rests on."""
     paths = [*store.partials(), *store.root.glob("*/*.replaced-*")]
     needed: set[str] = set()
     by_name = {artifact.name: artifact for artifact in store.artifacts()}
-    reports = [a for a in by_name.values() if a.manifest["stage"] == "report" and current(a)]
+    reports = [a for a in by_name.values() if a.manifest["stage"] in ("report", "export") and current(a)]
     while reports:
         artifact = reports.pop()
         needed.add(artifact.name)
         reports += [by_name[n] for n in artifact.manifest["inputs"].values() if n in by_name and n not in needed]
     paths += [artifact.path for name, artifact in by_name.items() if name not in needed]
     if not paths:
-        print("nothing to collect: every artifact belongs to a report.")
+        print("nothing to collect: every artifact belongs to a report or an export.")
         return 0
     for path in paths:
         if store.in_use(path):

@@ -8,21 +8,18 @@ was written: the prune and the recover stage know no evaluation, so their cards 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from stages.files import read_json
+from stages.lineage import Lineage, title
 from stages.shapes import DecoderShape
 
 JSON = dict[str, Any]
 
 CARD = "README.md"
-ORIGIN = "origin.json"
-"""Beside a source model's directory: where it comes from, and its license."""
+"""Its name in a model directory."""
 LATER = (
     "Evaluations were made after this directory was written: the report of the run has them, and `export=hf` a card "
     "with them."
@@ -37,56 +34,7 @@ another model and no longer sparse. Use the merged model in `model/` beside this
 those of the pruned model; or mask the product yourself."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """What is known of a model; empty where nothing is.
-
-    Attributes:
-        config: its config.json.
-        base: where the dense model comes from, as its origin.json says: repo, revision, member, license, each if known;
-            and its name.
-        pruning: its pruning.json.
-        recovery: its recovery.json.
-        results: what was measured, in Markdown.
-    """
-
-    config: JSON
-    base: JSON = field(default_factory=dict)
-    pruning: JSON = field(default_factory=dict)
-    recovery: JSON = field(default_factory=dict)
-    results: str = ""
-
-    @property
-    def name(self) -> str:
-        """What the dense model is called."""
-        member = Path(self.base.get("member") or "").stem
-        return str(self.base.get("name") or self.base.get("repo") or member or "the model")
-
-
-def base_of(model: Path) -> JSON:
-    """Return where the dense model of the model directory `model` comes from, as far as that is recorded."""
-    for record in (model / "pruning.json", model.parent / "recovery.json"):
-        if record.is_file():
-            return dict(read_json(record).get("base") or {})
-    origin = model.parent / ORIGIN
-    return dict(read_json(origin)) if origin.is_file() else {}
-
-
-def subject(
-    model: Path, *, base: JSON | None = None, recovery: JSON | None = None, name: str = "", results: str = ""
-) -> Subject:
-    """Return what is recorded beside the weights in the model directory `model`, and what is given."""
-    pruning = model / "pruning.json"
-    return Subject(
-        config=read_json(model / "config.json"),
-        base=(base_of(model) if base is None else base) | ({"name": name} if name else {}),
-        pruning=read_json(pruning) if pruning.is_file() else {},
-        recovery=recovery or {},
-        results=results,
-    )
-
-
-def model_card(known: Subject) -> str:
+def model_card(known: Lineage) -> str:
     """Return the card of a Hugging Face directory."""
     loading = [
         _code(
@@ -109,7 +57,7 @@ def model_card(known: Subject) -> str:
     return _card(known, {"library_name": "transformers", "pipeline_tag": "text-generation"}, "", loading)
 
 
-def adapter_card(known: Subject) -> str:
+def adapter_card(known: Lineage) -> str:
     """Return the card of an adapter in PEFT's format; `known` is the model that it was trained on."""
     loading = [
         _code(
@@ -127,7 +75,7 @@ def adapter_card(known: Subject) -> str:
     return _card(known, {"library_name": "peft"}, "Adapter: ", loading)
 
 
-def gguf_card(known: Subject, conversion: JSON) -> str:
+def gguf_card(known: Lineage, conversion: JSON) -> str:
     """Return the card of a GGUF file; `conversion` is what the stage that wrote it returned."""
     architecture = conversion.get("architecture")
     what = f"llama.cpp's architecture `{architecture}`, matrices as {conversion.get('dtype')}."
@@ -150,7 +98,7 @@ def gguf_card(known: Subject, conversion: JSON) -> str:
     return _card(known, matter, "", loading, tags=("gguf", "llama.cpp"))
 
 
-def _trust(known: Subject) -> str:
+def _trust(known: Lineage) -> str:
     return ", trust_remote_code=True" if known.config.get("auto_map") else ""
 
 
@@ -158,7 +106,7 @@ def _code(language: str, *lines: str) -> str:
     return "\n".join([f"```{language}", *lines, "```"])
 
 
-def _card(known: Subject, matter: JSON, prefix: str, loading: Sequence[str], tags: Iterable[str] = ()) -> str:
+def _card(known: Lineage, matter: JSON, prefix: str, loading: Sequence[str], tags: Iterable[str] = ()) -> str:
     parts = [
         _front_matter(known, matter, tags),
         f"# {prefix}{title(known)}",
@@ -172,7 +120,7 @@ def _card(known: Subject, matter: JSON, prefix: str, loading: Sequence[str], tag
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(known: Subject, matter: JSON, tags: Iterable[str]) -> str:
+def _front_matter(known: Lineage, matter: JSON, tags: Iterable[str]) -> str:
     """Return the card's YAML: library, base model, license and tags, as the hub reads them."""
     fields = dict(matter)
     for name, value in (("base_model", known.base.get("repo")), ("license", known.base.get("license"))):
@@ -184,19 +132,7 @@ def _front_matter(known: Subject, matter: JSON, tags: Iterable[str]) -> str:
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
-def title(known: Subject) -> str:
-    """Return one line: what the model is called and what was done to it."""
-    steps = []
-    if known.pruning.get("method"):
-        share = known.pruning.get("ratio", {}).get("achieved")
-        amount = f" by {share:.1%}".replace("%", " %") if share is not None else ""
-        steps.append(f"{'masked' if known.pruning.get('masks') else 'pruned'}{amount} ({known.pruning['method']})")
-    if known.recovery.get("adapter"):
-        steps.append(f"recovered with {known.recovery['adapter']['name']}")
-    return f"{known.name}{', ' if steps else ''}{' and '.join(steps)}"
-
-
-def _pruned(known: Subject) -> Iterator[str]:
+def _pruned(known: Lineage) -> Iterator[str]:
     """Yield what was removed: sizes before and after, the options, and what is left of each layer."""
     record = known.pruning
     if not record.get("method"):

@@ -22,10 +22,11 @@ from safetensors.torch import save_file
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from stages import modeling_pruned
-from stages.card import CARD, base_of, model_card, subject
+from stages.card import CARD, model_card
 from stages.errors import UserError
 from stages.files import COMPANIONS, read_json, write_json
 from stages.headers import INDEX, numbers_by_precision, read_header
+from stages.lineage import base_of, lineage
 from stages.shapes import PRUNED_PREFIX, DecoderShape
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def save_model(model: PreTrainedModel, directory: Path, *, like: Path, recovery:
         copy_companions(like, beside)
         if model.config.model_type in PRUNED_MODELS:
             shutil.copyfile(MODELLING_FILE, beside / MODELLING_FILE.name)
-        known = subject(beside, base=base_of(like), recovery=recovery)
+        known = lineage(beside, base=base_of(like), recovery=recovery)
         (beside / CARD).write_text(model_card(known), encoding="utf-8")
 
 
@@ -169,7 +170,7 @@ def save_cut_model(
             shutil.copyfile(MODELLING_FILE, beside / MODELLING_FILE.name)
         saved_as = {"architecture": {"model_type": config.model_type, "reason": reason}, "base": base_of(like)}
         (beside / "pruning.json").write_text(json.dumps(record | saved_as) + "\n", encoding="utf-8")
-        (beside / CARD).write_text(model_card(subject(beside)), encoding="utf-8")
+        (beside / CARD).write_text(model_card(lineage(beside)), encoding="utf-8")
 
 
 def _write_weights(

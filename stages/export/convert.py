@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.card import subject, title
 from stages.checkpoint import config_class, load_tokenizer
 from stages.errors import UserError
 from stages.export.architectures import target
@@ -17,6 +16,7 @@ from stages.export.hyperparameters import hyperparameters, remarks, rope_factors
 from stages.export.tensors import Entry, entries
 from stages.export.tokenizer import tokenizer_fields, tokenizer_remarks
 from stages.files import read_json, write_json
+from stages.lineage import lineage, title
 from stages.shapes import DecoderShape
 from stages.stage import JSON, Context
 
@@ -69,7 +69,7 @@ def convert(directory: Path, path: Path, *, dtype: str = "auto") -> JSON:
 
 def _general(directory: Path, precision: str) -> JSON:
     """Return what the header says about the model as a whole."""
-    known = subject(directory)
+    known = lineage(directory)
     fields: JSON = {"general.type": "model", "general.name": title(known)}
     if known.base.get("license"):
         fields["general.license"] = known.base["license"]

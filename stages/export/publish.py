@@ -10,9 +10,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from stages.card import CARD, gguf_card, model_card, subject
+from stages.card import CARD, gguf_card, model_card
 from stages.export.config import PublishConfig
 from stages.files import read_json, write_text
+from stages.lineage import lineage
 from stages.stage import JSON, Context
 
 
@@ -24,7 +25,7 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], context: Context) -> 
     model, gguf = inputs["model"] / "model", inputs.get("gguf")
     recovery = inputs["model"] / "recovery.json"
     results = inputs["report"] / "results.md"
-    known = subject(
+    known = lineage(
         model,
         recovery=read_json(recovery) if recovery.is_file() else None,
         name=config.model,

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from stages.card import CARD, adapter_card, base_of, subject
+from stages.card import CARD, adapter_card
 from stages.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
 from stages.data.packing import Stream, encode
 from stages.files import read_jsonl, write_json, write_jsonl, write_text
+from stages.lineage import base_of, lineage
 from stages.masks import masked_modules
 from stages.recover import checkpoints
 from stages.recover.adapters.adapter import Adapter
@@ -76,7 +77,7 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
         "validation": _validation_facts(progress, curve),
     } | ({"masked_modules": len(masked)} if masked else {})
     del adapted, model, curve, training
-    card = adapter_card(subject(base, recovery=summary))
+    card = adapter_card(lineage(base, recovery=summary))
     write_text(context.output / "adapter" / CARD, card)
     _save_merged(adapter, base, context.output, masked, summary)
     write_jsonl(context.output / "history.jsonl", progress.history)

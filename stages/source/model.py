@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from stages.card import ORIGIN
 from stages.errors import UserError
 from stages.files import read_json, write_json
+from stages.lineage import ORIGIN
 from stages.methods import lookup
 from stages.shapes import PRUNED_PREFIX
 from stages.source.config import ModelSource

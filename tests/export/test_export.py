@@ -12,10 +12,11 @@ from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 from world import World, make_world
 
-from stages.card import LATER, Subject, adapter_card, gguf_card, model_card
+from stages.card import LATER, adapter_card, gguf_card, model_card
 from stages.errors import UserError
 from stages.export.publish import place
 from stages.files import read_json
+from stages.lineage import Lineage
 
 BRIEF = ("adapter=none", "evaluate=none")
 
@@ -103,14 +104,14 @@ CONFIG |= {"num_key_value_heads": 2, "intermediate_size": 4, "num_hidden_layers"
 def test_layers_that_differ_load_with_their_modelling_file_and_stand_in_a_table() -> None:
     shapes = [[2, 2, 4], [2, 2, 4], [1, 1, 3]]
     config = CONFIG | {"model_type": "pruned_llama", "layer_shapes": shapes, "auto_map": {"AutoConfig": "m.C"}}
-    card = model_card(Subject(config=config, pruning={"method": "magnitude"}))
+    card = model_card(Lineage(config=config, pruning={"method": "magnitude"}))
     assert "from_pretrained(directory, trust_remote_code=True)" in card
     assert "| 0 to 1 | 2 | 2 | 4 |\n| 2 | 1 | 1 | 3 |" in card
 
 
 def test_base_and_license_are_in_the_front_matter_as_the_hub_reads_them() -> None:
     base = {"repo": "someone/tiny", "revision": "0123456789abcdef", "license": "mit"}
-    card = model_card(Subject(config=CONFIG, base=base, pruning={"method": "wanda", "ratio": {"achieved": 0.25}}))
+    card = model_card(Lineage(config=CONFIG, base=base, pruning={"method": "wanda", "ratio": {"achieved": 0.25}}))
     matter = front_matter(card)
     assert (matter["base_model"], matter["license"]) == ("someone/tiny", "mit")
     assert matter["library_name"] == "transformers"
@@ -120,7 +121,7 @@ def test_base_and_license_are_in_the_front_matter_as_the_hub_reads_them() -> Non
 
 def test_masks_are_called_masks_and_their_adapter_is_not_for_plain_peft() -> None:
     pruning = {"method": "sparseml", "masks": {"a": {}, "b": {}}, "sparsity": {"achieved": 0.5}}
-    known = Subject(config=CONFIG, pruning=pruning, recovery={"adapter": {"name": "lora"}, "masked_modules": 2})
+    known = Lineage(config=CONFIG, pruning=pruning, recovery={"adapter": {"name": "lora"}, "masked_modules": 2})
     card = model_card(known)
     assert "2 matrices are masked. 50.0 % of their weights are zero" in card
     assert "sparse" in front_matter(card)["tags"]
@@ -131,7 +132,7 @@ def test_masks_are_called_masks_and_their_adapter_is_not_for_plain_peft() -> Non
 
 def test_what_llama_cpp_does_otherwise_is_in_the_files_card() -> None:
     conversion = {"architecture": "deci", "dtype": "q8_0", "remarks": ["llama.cpp does not normalise unicode"]}
-    card = gguf_card(Subject(config=CONFIG), conversion)
+    card = gguf_card(Lineage(config=CONFIG), conversion)
     assert "`deci`, matrices as q8_0" in card
     assert "Llama.cpp does not normalise unicode." in card
 
