@@ -154,7 +154,7 @@ def test_pruned_models_load_where_this_project_is_not_and_compute_the_same_bits(
     assert abroad[name] == {"class": ABROAD[name][2], "same_logits": True, "same_tokens": True}
 
 
-CASES = {
+CASES: dict[str, tuple[list[Kept], dict[str, Any]]] = {
     "uniform": (UNIFORM, {"tie_word_embeddings": True}),
     "as-mistral": (FIVE_HEADS, {"num_key_value_heads": 6}),
     "differing": (DIFFERING, {"tie_word_embeddings": True}),

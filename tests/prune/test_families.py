@@ -205,7 +205,8 @@ def test_an_independent_dependency_analysis_finds_the_same_groups(monkeypatch: p
                 rows = isinstance(target, torch.nn.Parameter) or (
                     isinstance(target, torch.nn.Linear) and graph.is_out_channel_pruning_fn(dependency.handler)
                 )
-                found.add((getattr(target, "weight", target), 0 if rows else 1))
+                weight = target if isinstance(target, torch.nn.Parameter) else target.weight
+                found.add((weight, 0 if rows else 1))
         return found
 
     out = torch_pruning.prune_linear_out_channels
