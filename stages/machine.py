@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -54,3 +55,26 @@ def return_freed_memory() -> None:
     """
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def free_memory_bytes(device: str) -> int | None:
+    """Return the bytes that can still be had on `device`: cpu, or a GPU such as cuda:0; None where none can tell."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return min(psutil.virtual_memory().available, _left_in_container())
+
+
+def _left_in_container() -> int:
+    """Return the bytes that a container's limit (cgroup v2) leaves, caches of files counted as free; a lot if none."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit = (root / "memory.max").read_text(encoding="ascii").strip()
+        used = int((root / "memory.current").read_text(encoding="ascii"))
+        statistics = dict(line.split() for line in (root / "memory.stat").read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):
+        return sys.maxsize
+    return sys.maxsize if limit == "max" else int(limit) - used + int(statistics["inactive_file"])

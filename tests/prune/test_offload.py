@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from decoders import decoder, saved, token_ids
+from peak import has_mark, peak_bytes
 from transformers import PreTrainedModel
 
 from stages.anatomy import decoder_layers
 from stages.checkpoint import count_parameters, load_model, save_cut_model
 from stages.errors import UserError
 from stages.files import read_json
-from stages.machine import resident_bytes
 from stages.prune.criteria import CRITERIA
 from stages.prune.groups import Kept, Selection, kept_shape
 from stages.prune.layerwise import Layerwise
@@ -106,7 +104,7 @@ def test_a_missing_weight_is_named(tmp_path: Path) -> None:
         offloaded(artifact / "model")
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system has no high-water mark to reset")
+@has_mark
 def test_memory_is_that_of_a_layer(tmp_path: Path) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8}
     model = decoder(num_hidden_layers=48, **sizes)
@@ -123,13 +121,5 @@ def test_memory_is_that_of_a_layer(tmp_path: Path) -> None:
         scored_and_cut(off.model, off.resident)
         save(off.model, selection, tmp_path / "cut", like=directory, resident=off.resident)
 
-    assert _peak(on_disk) < 0.25 * weights
-    assert _peak(lambda: scored_and_cut(load_model(directory, dtype="float32"), always)) > 0.9 * weights
-
-
-def _peak(work: Callable[[], None]) -> int:
-    gc.collect()
-    before = resident_bytes("VmRSS") or 0
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    work()
-    return (resident_bytes("VmHWM") or 0) - before
+    assert peak_bytes(on_disk) < 0.25 * weights
+    assert peak_bytes(lambda: scored_and_cut(load_model(directory, dtype="float32"), always)) > 0.9 * weights

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from decoders import decoder, token_ids
+from peak import has_mark, peak_bytes
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -87,3 +88,32 @@ def test_an_expansion_scores_the_same_alone(name: str) -> None:
     assert_equal(
         slice_scores(model, projections, ids, [name])[name], slice_scores(model, projections, ids, EXPANSIONS)[name]
     )
+
+
+@pytest.mark.parametrize("graph", [2**31, 1])
+def test_what_lies_below_the_first_weight_changes_nothing(graph: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "GRAPH", graph)
+    model, ids = decoder(), token_ids()
+    last = decoder_anatomy(model).layers[2].projections
+    head = [Projection("head", model.get_output_embeddings(), 1)]
+    everything = slice_scores(model, [*both_sides(model), *last, *head], ids, ["param_mix"])["param_mix"]
+    for own, expected in ((last, everything[-8:-1]), (head, everything[-1:])):
+        assert_equal(slice_scores(model, own, ids, ["param_mix"])["param_mix"], expected)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = decoder()
+    model.model.norm.weight.requires_grad_(False)
+    slice_scores(model, both_sides(model), token_ids(), EXPANSIONS)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["model.norm.weight"]
+
+
+@has_mark
+@pytest.mark.parametrize("name", ["param_first", "param_mix"])
+def test_no_gradient_is_held(name: str) -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 8}
+    model, ids = decoder(num_hidden_layers=12, **sizes), token_ids(length=8)
+    projections = [projection for layer in decoder_anatomy(model).layers for projection in layer.projections]
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    assert peak_bytes(lambda: slice_scores(model, projections, ids, [name])) < 0.4 * weights
