@@ -318,6 +318,15 @@ def preview_prune(graph: Graph, config: Config, directory: Path | None) -> Prune
     if not decided_by_shapes(prune):
         budget_of(shape, prune)
         return None
-    plan = plan_shapes(shape, prune)
-    check_export(config.export, plan.pruned)
-    return plan
+    return plan_shapes(shape, prune)
+
+
+def check_exportable(graph: Graph, config: Config, directory: Path | None, plan: PrunePlan | None) -> None:
+    """Raise where llama.cpp takes no model of the shape that will be exported, as far as that is known.
+
+    Raises:
+        UserError: it has no architecture for the family, or the family's does not take what `plan` leaves.
+    """
+    if config.export.format == "gguf":
+        shape = plan.pruned if plan is not None else model_shape(config, graph.roles["model"], directory)
+        check_export(config.export, shape)

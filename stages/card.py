@@ -159,8 +159,11 @@ def _pruned(known: Lineage) -> Iterator[str]:
     if record.get("options"):
         yield f"Options: {_options(record['options'])}."
     shape = DecoderShape.from_config(known.config)
-    yield f"What is left: hidden size {shape.hidden:,}, heads of {shape.head_dim}, {len(shape.layers)} layers."
+    of = f" of {len(record['layers'])}" if len(record.get("layers", [])) > len(shape.layers) else ""
+    yield f"What is left: {len(shape.layers)}{of} layers, hidden size {shape.hidden:,}, heads of {shape.head_dim}."
     yield "\n".join(_layers(shape))
+    if record.get("search"):
+        yield f"The best of {len(record['search'])} allocations by the calibration loss."
     if record.get("remarks"):
         yield "\n".join(f"- {remark}" for remark in record["remarks"])
     if record.get("layers") and not record.get("masks"):

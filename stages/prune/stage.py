@@ -14,6 +14,7 @@ Output: `model/`, a Hugging Face directory in the precision of the model it was 
                            score kept and the highest removed (of the last step)
     search                 the allocations that were tried: {allocation, predicted, loss}
     architecture           {model_type, reason}: what it is saved as, and why
+    base                   where the dense model is from, as its origin.json says
 
 What criteria that set single weights to zero write is `stages.prune.sparse.stage`'s.
 """

@@ -17,6 +17,7 @@ from stages.errors import UserError
 from stages.export.publish import place
 from stages.files import read_json
 from stages.lineage import Lineage
+from tests.export.models import pruned
 
 BRIEF = ("adapter=none", "evaluate=none")
 
@@ -92,9 +93,13 @@ def test_a_card_of_a_pruned_model_has_the_sizes_and_how_it_was_cut(world: World)
     assert "trust_remote_code" not in card
 
 
-def test_an_unknown_format_is_refused_before_anything_runs(world: World) -> None:
+def test_what_cannot_be_exported_is_refused_before_anything_runs(world: World, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'gguf'"):
         world.run("export.format=ggfu")
+    qwen3 = pruned(tmp_path, "qwen3")
+    with pytest.raises(UserError, match="llama.cpp's qwen3 takes one shape for all layers"):
+        world.run(*BRIEF, f"model.path={qwen3}", "prune.layers=1", "ratio=0.05", "export=gguf", store="unused")
+    assert not (world.root / "unused").exists()
 
 
 CONFIG = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "head_dim": 4, "vocab_size": 9}
