@@ -30,6 +30,13 @@ def check_options(config: PruneConfig) -> None:
     lookup("prune.compensate", config.compensate, dict.fromkeys(COMPENSATIONS))
     lookup("prune.budget", config.budget, dict.fromkeys(BUDGETS))
     lookup("prune.offload", config.offload, dict.fromkeys(OFFLOADS))
+    if config.offload == "layer" and needs_gradients(config):
+        able = ", ".join(name for name, criterion in CRITERIA.items() if not criterion.needs_gradients)
+        culprit = "prune.allocation=searched" if config.allocation == "searched" else f"prune={config.method}"
+        raise UserError(
+            f"prune.offload=layer holds one layer in memory at a time, and {culprit} needs gradients, for which all "
+            f"have to be there. Criteria that can do without: {able} (with prune.allocation=uniform, global or paper)."
+        )
     if not config.granularity:
         raise UserError("prune.granularity is empty: name what may go, as in prune.granularity=[heads,channels].")
     for name, value in (
@@ -67,6 +74,11 @@ def check_options(config: PruneConfig) -> None:
 def reads_text(config: PruneConfig) -> bool:
     """Return whether pruning by `config` looks at calibration tokens."""
     return CRITERIA[config.method].reads_text or config.compensate != "none" or config.allocation == "searched"
+
+
+def needs_gradients(config: PruneConfig) -> bool:
+    """Return whether pruning by `config` runs backward, for which the whole model has to be in memory."""
+    return CRITERIA[config.method].needs_gradients or allocation(config) == "searched"
 
 
 def allocation(config: PruneConfig) -> str:

@@ -32,12 +32,20 @@ from stages import checkpoint
 from stages.anatomy import decoder_layers
 from stages.files import read_json
 from stages.methods import lookup
-from stages.prune.allocate import allocation, check_options, decided_by_shapes, plan_shapes, reads_text
+from stages.prune.allocate import (
+    allocation,
+    check_options,
+    decided_by_shapes,
+    needs_gradients,
+    plan_shapes,
+    reads_text,
+)
 from stages.prune.calibration import calibration_ids
 from stages.prune.compensation import compensate
 from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA, Criterion
 from stages.prune.groups import Scores, Selection, check_finite, composed, keep_all, kept_layer, selection_of
+from stages.prune.memory import check_memory
 from stages.prune.plan import Budget, PrunePlan, budget_of, parse_layers
 from stages.prune.record import pruning_record, spreads, summary
 from stages.prune.search import searched
@@ -77,6 +85,9 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
     if reads_text(config):
         ids_BT = calibration_ids(config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
         ids_BT = ids_BT.to(context.device)
+    text = None if ids_BT is None else (ids_BT.shape[0], ids_BT.shape[1])
+    gradients = needs_gradients(config)
+    check_memory(shape, config, gradients=gradients, stored=stored, calibration=text, device=context.device)
 
     def weights(dtype: str) -> Any:
         scratch = context.output / "layers.partial" if config.offload == "layer" else None

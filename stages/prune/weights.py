@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from stages import checkpoint
 from stages.errors import UserError
 from stages.prune.gradients import calibration_loss
-from stages.prune.layerwise import Layerwise
 from stages.prune.offload import Offloaded
 from stages.prune.resident import Resident, always
 from stages.shapes import DecoderShape
@@ -31,12 +30,7 @@ class Weights:
 
     def loss(self, ids_BT: Tensor | None) -> float | None:
         """Return the mean next-token cross-entropy of the calibration tokens in nats, or None without any."""
-        if ids_BT is None:
-            return None
-        if self.resident is always:
-            return calibration_loss(self.model, ids_BT)
-        decoder = Layerwise(self.model, ids_BT, resident=self.resident)
-        return float(decoder.losses(decoder.run_from(0, decoder.embedded())).mean())
+        return None if ids_BT is None else calibration_loss(self.model, ids_BT, self.resident)
 
 
 @contextmanager
