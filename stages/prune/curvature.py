@@ -6,8 +6,9 @@ product of B = E[g gᵀ] and A = E[x xᵀ] (K-FAC; Martens and Grosse 2015, arXi
     ΔL = ½ tr(B ΔW A ΔWᵀ)      nats a token, to second order.
 
 Removing the inputs S and adjusting the rest at best (Optimal Brain Surgeon; for structures LLM Surgeon, arXiv
-2312.17244, eq. 9 and 10, and ZipLM, arXiv 2302.04089) costs ½ tr(B W_S [A⁻¹]_SS⁻¹ W_Sᵀ), and A⁻¹ without them follows by
-elimination. B does not enter the adjustment: it is least squares on the calibration inputs, which `stages.prune.compensation` does.
+2312.17244, eq. 9 and 10, and ZipLM, arXiv 2302.04089) costs ½ tr(B W_S [A⁻¹]_SS⁻¹ W_Sᵀ), and A⁻¹ without them follows
+by elimination. B does not enter the adjustment: it is least squares on the calibration inputs, as
+`stages.prune.compensation` does it.
 
 Gradients are those of the loss on answers that the model itself draws, which makes F the Fisher information and not a
 sum over what the calibration text happens to say; it is the same for all tokens of the sequences.

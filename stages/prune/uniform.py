@@ -1,7 +1,7 @@
 """From a budget to the shape of every layer, as far as shapes alone decide. No torch here: a plan solves this.
 
-Owns the solver for layers that all end alike, and LLM-Pruner's own ratio. Which heads, channels and layers go is decided by scores (`stages.prune.criteria`); how much goes where when that depends on scores is
-`stages.prune.ranking`.
+Owns the solver for layers that all end alike, and LLM-Pruner's own ratio. Which heads, channels and layers go is
+decided by scores (`stages.prune.criteria`); how much goes where when that depends on them is `stages.prune.ranking`.
 
 The rule of `allocation=uniform`. Every pruned layer loses about the same share of its heads as of its MLP channels.
 Heads go in whole key/value groups (or as many queries of each), so their share moves in coarse steps; for each step the
