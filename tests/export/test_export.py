@@ -17,7 +17,7 @@ from stages.errors import UserError
 from stages.export.publish import place
 from stages.files import read_json
 from stages.lineage import Lineage
-from tests.export.models import pruned
+from tests.export.pruned_models import pruned
 
 BRIEF = ("adapter=none", "evaluate=none")
 

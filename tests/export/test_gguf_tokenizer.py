@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.errors import UserError
 from stages.export.tokenizer import tokenizer_fields, tokenizer_remarks
-from tests.export.models import PIECES, sentencepiece, with_splitting
+from tests.export.pruned_models import PIECES, sentencepiece, with_splitting
 from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -17,7 +17,7 @@ import torch
 
 from stages.checkpoint import load_model, load_tokenizer
 from stages.export.convert import convert
-from tests.export.models import SELECTIONS, pruned, sentencepiece
+from tests.export.pruned_models import SELECTIONS, pruned, sentencepiece
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="pip install -e .[llama-cpp] compiles it")
 

@@ -14,8 +14,10 @@ from safetensors import safe_open
 
 from stages.checkpoint import load_model
 from stages.errors import UserError
+from stages.files import read_json
 from stages.source import weights
 from stages.source.config import ModelSource
+from stages.source.license import license_of
 from stages.source.local import directory_digest
 from stages.source.model import run
 from stages.source.weights import place
@@ -180,3 +182,15 @@ def test_a_truncated_pickle_is_named(directory: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match="truncated"):
         place(directory, tmp_path / "placed")
+
+
+def test_the_license_that_the_models_card_names_is_recorded_and_the_card_stays_behind(
+    directory: Path, tmp_path: Path
+) -> None:
+    (directory / "README.md").write_text("---\nlicense: mit\ntags: [x]\n---\n# A model of other weights\n")
+    artifact = load(directory, tmp_path)
+    assert read_json(artifact / "origin.json")["license"] == "mit"
+    assert not (artifact / "model" / "README.md").exists()
+    for unreadable in ("", "---\nlicense: [\n---\n", "# no front matter"):
+        (directory / "README.md").write_text(unreadable)
+        assert license_of(directory) == {}

@@ -23,7 +23,7 @@ from stages.export.convert import convert
 from stages.files import read_json, write_json
 from stages.shapes import DecoderShape
 from tests.decoders import token_ids
-from tests.export.models import pruned
+from tests.export.pruned_models import pruned
 from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 
 
