@@ -3,16 +3,18 @@
     python -m benchmarks.prune
     python -m benchmarks.prune --second
     python -m benchmarks.prune --size 100m --dtype float32
-    python -m benchmarks.prune --device cuda --size 7b --sequences 10 --length 64
+    python -m benchmarks.prune --device cuda --size 7b --sequences 10 --length 64 --no-reference
 
 A llama of a billion parameters with random weights in bfloat16, built in place. Both ways run the same forward and
 backward passes; the stock one keeps every gradient (`benchmarks.taylor`). Each has a process of its own, one after the
 other, and its peak memory counts above what the process held with the weights loaded.
 
 `extra_memory_fraction` is that peak less the activations, in weights; the activations are the peak of forward and loss
-alone, graph kept (`peak_fraction` is with them). `time_ratio` is ours over stock. `max_score_difference` is the largest
-relative difference of a group's score. The three stand for `--expansion`, param_first by default; `--second` measures
-param_second too, under its name. The last line is one JSON object.
+alone, graph kept (`peak_fraction` is with them, `estimated` what the prune stage foresees for weights and peak).
+`time_ratio` is ours over stock. `score_difference` is the relative difference of groups' scores (root mean square of
+the layer where it is largest), `max_score_difference` the largest of any group. Passes in bfloat16 round, both ways:
+`error` is how far each is from the scores of float32 passes with the same weights. These stand for `--expansion`,
+param_first by default; `--second` measures param_second too, under its name. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
-from benchmarks.taylor import SIZES, Groups, Task, measure
+from benchmarks.taylor import SIZES, Groups, Task, estimated, measure
 from stages.checkpoint import DTYPES
 from stages.machine import hardware
 from stages.prune.taylor import EXPANSIONS
@@ -36,12 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark that the command line asks for."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # its account is followed while it runs
     options = vars(_parser().parse_args(arguments))
-    second = options.pop("second")
+    second, reference = options.pop("second"), options.pop("reference")
     task = Task(**options)
     print(f"llama {task.size}, {task.dtype} on {task.device}, {task.sequences} x {task.length} tokens")
-    result = compare(task)
+    result = compare(task, reference=reference)
     if second:
-        result["param_second"] = compare(replace(task, expansion="param_second"))
+        result["param_second"] = compare(replace(task, expansion="param_second"), reference=reference)
     print(json.dumps(result | {"hardware": hardware()}))
 
 
@@ -54,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--length", type=_positive, default=32, help="tokens in each, at least 2 (32)")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of weights and passes (bfloat16)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--reference",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="score in float32 too, with twice the memory, for the error of both ways",
+    )
     parser.add_argument("--threads", type=_positive, help="processor threads; by default torch's choice")
     return parser
 
@@ -64,22 +72,29 @@ def _positive(text: str) -> int:
     return number
 
 
-def compare(task: Task) -> JSON:
+def compare(task: Task, *, reference: bool) -> JSON:
     """Return what was measured of both ways, and print it as it comes."""
     print(f"\n{task.expansion}\n{'':8}{'seconds':>10}{'peak MiB':>10}{'of it activations':>20}")
+    ways = ("stock", "ours", "exact") if reference and task.dtype != "float32" else ("stock", "ours")
     measured: dict[str, JSON] = {}
     groups: dict[str, Groups] = {}
-    for way in ("stock", "ours"):
-        context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.taylor"])
+    for way in ways:
         with ProcessPoolExecutor(1, mp_context=context) as pool:
-            numbers, groups[way] = pool.submit(measure, way, task).result()
-        measured[way] = numbers
+            measured[way], groups[way] = pool.submit(measure, way, task).result()
+        numbers = measured[way]
         print(f"{way:8}{numbers['seconds']:10.1f}{numbers['peak'] / 2**20:10.0f}{numbers['activations'] / 2**20:20.0f}")
     found = _ratios(measured["ours"], measured["stock"])
-    found["max_score_difference"] = _difference(groups["ours"], groups["stock"])
+    apart, largest = _differences(groups["ours"], groups["stock"])
+    found |= {"score_difference": apart, "max_score_difference": largest, "estimated": estimated(task)}
     extra, stock = (f"{found[name]:.1%}" for name in ("extra_memory_fraction", "stock_extra_memory_fraction"))
     print(f"{found['time_ratio']:.2f} of the time; above weights and activations {extra} of the weights, not {stock}")
-    print(f"scores within {found['max_score_difference']:.1e}")
+    print(f"scores within {apart:.1e} (root mean square; at most {largest:.1e})", end="")
+    if "exact" in groups:
+        found["error"] = {way: _differences(groups[way], groups["exact"])[0] for way in ("ours", "stock")}
+        print("; of float32's: ours {ours:.1e}, stock {stock:.1e}".format(**found["error"]), end="")
+    print()
     return found | {"ours": measured["ours"], "stock": measured["stock"], "tokens": [task.sequences, task.length]}
 
 
@@ -93,8 +108,10 @@ def _ratios(ours: JSON, stock: JSON) -> JSON:
     }
 
 
-def _difference(ours: Groups, stock: Groups) -> float:
-    return max(float(((ours[name] - stock[name]).abs() / stock[name]).max()) for name in stock)
+def _differences(found: Groups, expected: Groups) -> tuple[float, float]:
+    """Return the relative difference as a root mean square, of the worst layer and kind, and at its largest."""
+    relative = [(found[name] - scores).abs() / scores for name, scores in expected.items()]
+    return max(float(d.square().mean().sqrt()) for d in relative), max(float(d.max()) for d in relative)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,10 @@ from stages.anatomy import Projection, decoder_layers
 from stages.checkpoint import DTYPES
 from stages.machine import resident_bytes, return_freed_memory
 from stages.prune.groups import slice_sums
+from stages.prune.memory import Work, estimate
 from stages.prune.slices import group_scores
 from stages.prune.taylor import slice_scores
+from stages.shapes import DecoderShape
 from stages.stage import JSON
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ def measure(way: str, task: Task) -> tuple[JSON, Groups]:
     if task.threads is not None:
         torch.set_num_threads(task.threads)
     model = build(task)
+    model = model.float() if way == "exact" else model
     shape, generator = (task.sequences, task.length), torch.Generator().manual_seed(1)
     ids_BT = torch.randint(model.config.vocab_size, shape, generator=generator).to(task.device)
     torch.autograd.backward(_loss(model, ids_BT[:1, :2]))  # the libraries set themselves up
@@ -85,6 +88,22 @@ def build(task: Task) -> PreTrainedModel:
             LlamaConfig(**SIZES[task.size]), dtype=DTYPES[task.dtype]
         )
     return model.eval()
+
+
+def estimated(task: Task) -> int:
+    """Return the bytes that the prune stage foresees for all of it."""
+    config = LlamaConfig(**SIZES[task.size])
+    work = Work(
+        shape=DecoderShape.from_config(config.to_dict()),
+        dtype=task.dtype,
+        stored=task.dtype,
+        sequences=task.sequences,
+        length=task.length,
+        gradients=True,
+        offload=False,
+        least_squares=False,
+    )
+    return estimate(work).total
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
@@ -132,7 +151,8 @@ def _kept_scores(projection: Projection, expansion: str) -> Tensor:
     return slice_sums(projection, values.abs())
 
 
-WAYS: dict[str, Callable[[PreTrainedModel, Tensor, str], Groups]] = {"stock": stock, "ours": ours}
+WAYS: dict[str, Callable[[PreTrainedModel, Tensor, str], Groups]] = {"stock": stock, "ours": ours, "exact": ours}
+"""exact: ours in float32 with the same weights, for what the other precision costs both."""
 
 
 def _groups(model: PreTrainedModel, slices: list[Tensor]) -> Groups:
