@@ -72,8 +72,8 @@ def measure(way: str, task: Task) -> tuple[JSON, Groups]:
     model = model.float() if way == "exact" else model
     shape, generator = (task.sequences, task.length), torch.Generator().manual_seed(1)
     ids_BT = torch.randint(model.config.vocab_size, shape, generator=generator).to(task.device)
-    torch.autograd.backward(_loss(model, ids_BT[:1, :2]))  # the libraries set themselves up
-    model.zero_grad()
+    with torch.no_grad():
+        _loss(model, ids_BT[:1, :2])  # the libraries set themselves up
     activations, _, _ = _peak(task.device, lambda: float(_loss(model, ids_BT).detach()))
     peak, seconds, groups = _peak(task.device, lambda: WAYS[way](model, ids_BT, task.expansion))
     numbers = {"weights": weight_bytes(model), "activations": activations, "peak": peak, "seconds": seconds}

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 EXPANSIONS = ("vectorize", "param_first", "param_second", "param_mix")
 BLOCK = 2**20
-"""Numbers of a gradient that exist at once, at least one row (of each sequence, where they are kept apart)."""
+"""Numbers of a gradient that exist at once on a processor (whose caches they fit), at least one row of each sequence."""
+DEVICE_BLOCK = 2**24
+"""The same on a GPU, which wants larger products."""
 
 Side = tuple[int, int, int | None]
 """What is summed over: an axis of the weight, and for sums over rows which of them (first and number; None for all)."""
@@ -58,7 +60,8 @@ def slice_scores(
     def visit(index: int, gradient: Gradient) -> None:
         weight = weights[index].detach()
         apart = any(name in expansions for name in ("param_second", "param_mix"))
-        for rows, gradient_SRC in gradient.blocks(weight, BLOCK, apart=apart):
+        size = BLOCK if weight.device.type == "cpu" else DEVICE_BLOCK
+        for rows, gradient_SRC in gradient.blocks(weight, size, apart=apart):
             terms = _terms(weight[rows].float().view(len(gradient_SRC[0]), -1), gradient_SRC, expansions)
             for side, sums in sides[index].items():
                 for name, values_RC in terms.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from stages.anatomy import decoder_layers
 from stages.checkpoint import count_parameters, load_model, save_cut_model
 from stages.errors import UserError
 from stages.files import read_json
+from stages.prune.allocate import check_options
 from stages.prune.criteria import CRITERIA
 from stages.prune.groups import Kept, Selection, kept_shape
 from stages.prune.layerwise import Layerwise
 from stages.prune.offload import Offloaded
 from stages.prune.resident import Resident, always
+from stages.prune.stage import run
 from stages.prune.surgery import cut
 from stages.shapes import DecoderShape
+from stages.stage import Context
 
 DIFFERENT = [Kept([0, 4], [0, 2], list(range(0, 40, 3))), None, Kept([], [], [1, 2, 3])]
 
@@ -44,6 +48,12 @@ def save(
 ) -> None:
     shape = kept_shape(DecoderShape.from_config(read_json(like / "config.json")), selection)
     save_cut_model(model, shape, directory, like=like, dtype="float32", record={}, resident=resident)
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    found, expected = (load_model(directory, dtype="float32").state_dict() for directory in (one, other))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("name", [name for name, criterion in CRITERIA.items() if not criterion.needs_gradients])
@@ -76,9 +86,36 @@ def test_what_is_cut_and_saved_is_that_of_a_model_in_memory_to_the_bit(family: s
     save(off.model, selection, tmp_path / "off", like=directory, resident=off.resident)
     save(model, selection, tmp_path / "whole", like=directory)
     assert len(list((tmp_path / "off").glob("*.safetensors"))) == 1 + 2
-    weights = [load_model(tmp_path / name, dtype="float32").state_dict() for name in ("off", "whole")]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+    assert_same_weights(tmp_path / "off", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "wanda", "allocation": "global"},
+        {"method": "magnitude", "granularity": ["hidden"], "steps": 2},
+        {"method": "flap", "compensate": "bias"},
+        {"method": "wanda", "compensate": "least_squares", "dtype": "bfloat16"},
+        {"method": "block_influence", "granularity": ["layers"], "ratio": 0.2},
+    ],
+)
+def test_the_stage_writes_the_same_weights(options: dict[str, Any], tmp_path: Path) -> None:
+    source = saved(decoder(tie_word_embeddings=True), tmp_path)
+    config = CRITERIA[options["method"]].config(**{"ratio": 0.3, "calibration_ids": token_ids().tolist()} | options)
+    records = []
+    for offload in ("none", "layer"):
+        (tmp_path / offload).mkdir()
+        records.append(run(replace(config, offload=offload), {"model": source}, Context(output=tmp_path / offload)))
+        assert [path.name for path in (tmp_path / offload).iterdir()] == ["model"]
+    assert records[0] == records[1]
+    assert_same_weights(tmp_path / "layer" / "model", tmp_path / "none" / "model")
+
+
+@pytest.mark.parametrize("options", [{"method": "llmpruner"}, {"method": "wanda", "allocation": "searched"}])
+def test_a_criterion_with_gradients_is_refused_and_those_without_are_named(options: dict[str, Any]) -> None:
+    config = CRITERIA[options["method"]].config(ratio=0.3, offload="layer", **options)
+    with pytest.raises(UserError, match=r"prune\.offload=layer .* needs gradients.* can do without: wanda, flap"):
+        check_options(config)
 
 
 def test_a_layers_changes_last_and_one_within_another_is_the_same(tmp_path: Path) -> None:
