@@ -35,7 +35,7 @@ from stages.export.config import GgufConfig, PublishConfig
 from stages.files import read_json
 from stages.machine import processor
 from stages.methods import lookup
-from stages.prune.allocate import decided_by_shapes, plan_shapes, reads_text
+from stages.prune.allocate import check_uncut, decided_by_shapes, plan_shapes, reads_text
 from stages.prune.config import PruneConfig
 from stages.prune.plan import PrunePlan, budget_of
 from stages.prune.sparse import MASKS
@@ -67,6 +67,8 @@ def build_graph(config: Config) -> Graph:
     subject = model.label
     if recovers:
         roles["data"] = _data(config)
+    if cuts and "model" in model.locations:
+        check_uncut(model.locations["model"], config.prune)
     if cuts:
         prune = dataclasses.replace(
             _settled(config.prune),
@@ -141,8 +143,9 @@ def _dense(config: Config, model: Node) -> Node | None:
         return model
     if config.model.dense is None:
         raise UserError(
-            f"{config.model.name} comes pruned and names no dense model to compare with. Give one with "
-            "model.dense.repo= (and model.dense.name=, model.dense.revision=), or run without: reference=none."
+            f"{config.model.name} comes pruned and names no dense model to compare with. Give one of conf/model with "
+            "+model@model.dense=NAME, a directory with +model@model.dense=local model.dense.path=DIR, or run without: "
+            "reference=none."
         )
     return _model(config.model.dense, config)
 

@@ -148,6 +148,10 @@ class DecoderShape:
         """Return this decoder with another number of hidden channels."""
         return replace(self, hidden=hidden)
 
+    def with_output_bias(self) -> DecoderShape:
+        """Return this decoder with a bias on every o and down."""
+        return replace(self, output_bias=True)
+
     def parameters(self) -> int:
         """Return the number of parameters; tied embeddings count once."""
         return self.embedding_parameters() + self.hidden + sum(self.layer_parameters(layer) for layer in self.layers)
@@ -184,12 +188,13 @@ class DecoderShape:
         Counted: the projections, the output projection onto the vocabulary, and attention over all `tokens` keys (a
         dense kernel's work, and how published counts take it). Not counted: norms, rotations, activations, the softmax.
         """
-        matrices = sum(
-            (2 * layer.heads + 2 * layer.kv_heads) * self.head_dim * self.hidden + 3 * layer.mlp * self.hidden
-            for layer in self.layers
-        )
-        attention = sum(2 * layer.heads * self.head_dim * tokens for layer in self.layers)
-        return matrices + attention + self.vocabulary * self.hidden
+        layers = sum(self.layer_multiply_accumulates(layer, tokens) for layer in self.layers)
+        return layers + self.vocabulary * self.hidden
+
+    def layer_multiply_accumulates(self, layer: LayerShape, tokens: int) -> int:
+        """Return the same of one layer."""
+        projections = 2 * (layer.heads + layer.kv_heads) * self.head_dim + 3 * layer.mlp
+        return projections * self.hidden + 2 * layer.heads * self.head_dim * tokens
 
 
 def family_name(config: Mapping[str, Any]) -> str:

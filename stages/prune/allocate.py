@@ -9,6 +9,7 @@ searched  they compete by what each cut costs the loss (`stages.prune.search`)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.errors import UserError
@@ -68,6 +69,15 @@ def check_options(config: PruneConfig) -> None:
         raise UserError(
             f"prune.granularity={config.granularity}: layers and sub-layers of several kinds compete with each other. "
             "Use prune.allocation=global, or name one of the kinds."
+        )
+
+
+def check_uncut(directory: Path, config: PruneConfig) -> None:
+    """Raise UserError where the model in `directory` comes pruned and nobody asked to prune it again."""
+    if (directory / "pruning.json").is_file() and not config.again:
+        raise UserError(
+            f"{directory} comes pruned (its pruning.json says how). Recover it as it is with prune=sheared "
+            "(+model@model.dense=NAME is what it is compared with); or cut it further with prune.again=true."
         )
 
 

@@ -74,6 +74,8 @@ class PruneConfig:
     compensate: str = "none"
     """Change the attention's and the MLP's output projections to make up for what is gone, without training: none, bias
     (FLAP's) or least_squares."""
+    again: bool = False
+    """Cut a model further that comes pruned; without it such a model is left as it is."""
     offload: str = "none"
     """layer: hold one layer's weights in memory at a time (for criteria without gradients), or none."""
     calibration: Calibration = field(default_factory=Calibration)

@@ -35,6 +35,7 @@ from stages.methods import lookup
 from stages.prune.allocate import (
     allocation,
     check_options,
+    check_uncut,
     decided_by_shapes,
     needs_gradients,
     plan_shapes,
@@ -73,6 +74,7 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
     if isinstance(config, SparseMLConfig):
         return run_masks(config, inputs, context)
     source = inputs["model"] / "model"
+    check_uncut(source, config)
     criterion = lookup("pruning criterion", config.method, CRITERIA)
     criterion.check(config)
     check_options(config)

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import UserError
-from stages.prune.config import PruneConfig
-from stages.prune.uniform import TOLERANCE, parse_layers, plan_shapes
+from stages.prune.config import PruneConfig, Search
+from stages.prune.criteria.magnitude import MagnitudeConfig
+from stages.prune.allocate import check_options, plan_shapes
+from stages.prune.plan import TOLERANCE, budget_of, parse_layers
 from stages.shapes import DecoderShape, LayerShape
 from tests.test_shapes import LLAMA_7B, SMOLLM2
 
@@ -18,7 +20,7 @@ SMALL, LARGE = DecoderShape.from_config(SMOLLM2), DecoderShape.from_config(LLAMA
 @given(ratio=st.floats(0, 0.72), large=st.booleans())
 @settings(deadline=None, max_examples=40)
 def test_any_reachable_ratio_is_hit_with_one_shape_for_every_layer(ratio: float, large: bool) -> None:
-    plan = plan_shapes(LARGE if large else SMALL, PruneConfig(ratio=ratio))
+    plan = plan_shapes(LARGE if large else SMALL, MagnitudeConfig(ratio=ratio))
     assert abs(plan.achieved - ratio) <= TOLERANCE
     assert plan.pruned.uniform
     layer = plan.pruned.layers[0]
@@ -27,7 +29,7 @@ def test_any_reachable_ratio_is_hit_with_one_shape_for_every_layer(ratio: float,
 
 @pytest.mark.parametrize(("ratio", "heads"), [(0.1, 9), (0.2, 9), (0.3, 6), (0.5, 6), (0.65, 3)])
 def test_heads_go_in_whole_groups_rounded_down_from_the_share_of_the_channels(ratio: float, heads: int) -> None:
-    plan = plan_shapes(SMALL, PruneConfig(ratio=ratio))
+    plan = plan_shapes(SMALL, MagnitudeConfig(ratio=ratio))
     assert plan.pruned.layers[0].heads == heads
     assert plan.pruned.layers[0].kv_heads == heads // 3
     assert any("whole key/value groups" in remark for remark in plan.remarks)
@@ -37,12 +39,12 @@ def test_on_a_tie_fewer_heads_go() -> None:
     # Attention (2 groups of 24 parameters) weighs as much as the MLP (8 channels of 6). Half of either can go: no head
     # and 1/2 of the channels, or 1/2 of the heads and no channel. Both shares differ by 1/2.
     shape = DecoderShape(family="llama", hidden=2, head_dim=3, vocabulary=2, tied=True, layers=(LayerShape(2, 2, 8),))
-    plan = plan_shapes(shape, PruneConfig(ratio=24 / shape.parameters()))
+    plan = plan_shapes(shape, MagnitudeConfig(ratio=24 / shape.parameters()))
     assert plan.pruned.layers == (LayerShape(2, 2, 4),)
 
 
 def test_llm_pruners_own_ratio_gives_its_published_size() -> None:
-    plan = plan_shapes(LARGE, PruneConfig(channel_ratio=0.25, layers="4-29"))
+    plan = plan_shapes(LARGE, MagnitudeConfig(channel_ratio=0.25, layers="4-29"))
     assert plan.parameters_after == 5_422_977_024
     assert plan.pruned.layers[3] == plan.pruned.layers[30] == LayerShape(32, 32, 11008)
     assert set(plan.pruned.layers[4:30]) == {LayerShape(24, 24, 8256)}
@@ -50,19 +52,19 @@ def test_llm_pruners_own_ratio_gives_its_published_size() -> None:
 
 
 def test_protected_layers_keep_their_shape_and_the_ratio_still_holds_for_all_parameters() -> None:
-    plan = plan_shapes(SMALL, PruneConfig(ratio=0.2, layers="4-27"))
+    plan = plan_shapes(SMALL, MagnitudeConfig(ratio=0.2, layers="4-27"))
     changed = [i for i in range(30) if plan.pruned.layers[i] != plan.dense.layers[i]]
     assert changed == list(range(4, 28))
     assert abs(plan.achieved - 0.2) <= TOLERANCE
 
 
 def test_ratio_zero_keeps_everything() -> None:
-    assert plan_shapes(SMALL, PruneConfig(ratio=0.0)).pruned == SMALL
+    assert plan_shapes(SMALL, MagnitudeConfig(ratio=0.0)).pruned == SMALL
 
 
 def test_layers_that_differ_already_lose_the_same_share() -> None:
     mixed = SMALL.with_layers([LayerShape(9, 3, 1536)] * 15 + [LayerShape(3, 1, 768)] * 15)
-    plan = plan_shapes(mixed, PruneConfig(ratio=0.3))
+    plan = plan_shapes(mixed, MagnitudeConfig(ratio=0.3))
     assert abs(plan.achieved - 0.3) <= TOLERANCE
     first, last = plan.pruned.layers[0], plan.pruned.layers[-1]
     assert abs(first.mlp / 1536 - last.mlp / 768) < 0.01
@@ -71,27 +73,27 @@ def test_layers_that_differ_already_lose_the_same_share() -> None:
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.5, float("nan")])
 def test_a_ratio_outside_its_range_is_refused(ratio: float) -> None:
     with pytest.raises(UserError, match="at least 0 and less than 1"):
-        plan_shapes(SMALL, PruneConfig(ratio=ratio))
+        plan_shapes(SMALL, MagnitudeConfig(ratio=ratio))
     with pytest.raises(UserError, match=r"prune\.channel_ratio"):
-        plan_shapes(SMALL, PruneConfig(channel_ratio=ratio))
+        plan_shapes(SMALL, MagnitudeConfig(channel_ratio=ratio))
 
 
 def test_a_ratio_beyond_what_may_go_says_what_stays_and_what_can_be_asked() -> None:
     with pytest.raises(UserError, match=r"embeddings are 21\.0%.*At most 0\.7231"):
-        plan_shapes(SMALL, PruneConfig(ratio=0.9))
+        plan_shapes(SMALL, MagnitudeConfig(ratio=0.9))
     with pytest.raises(UserError, match=r"protected layers 34\.2%.*At most 0\.4098.*prune\.layers"):
-        plan_shapes(SMALL, PruneConfig(ratio=0.6, layers="4-20"))
+        plan_shapes(SMALL, MagnitudeConfig(ratio=0.6, layers="4-20"))
 
 
 def test_a_ratio_between_two_steps_names_the_nearest() -> None:
     layers = (LayerShape(2, 2, 4),)
     coarse = DecoderShape(family="llama", hidden=32, head_dim=32, vocabulary=8, tied=True, layers=layers)
     with pytest.raises(UserError, match=r"can't be reached within 0\.005.*nearest is 0\.0323"):
-        plan_shapes(coarse, PruneConfig(ratio=0.1))
+        plan_shapes(coarse, MagnitudeConfig(ratio=0.1))
 
 
 def test_a_channel_ratio_that_rounds_to_no_group_says_so() -> None:
-    plan = plan_shapes(SMALL, PruneConfig(channel_ratio=0.2))
+    plan = plan_shapes(SMALL, MagnitudeConfig(channel_ratio=0.2))
     assert plan.pruned.layers[0] == LayerShape(9, 3, 1228)
     assert any("rounds to none of 3" in remark for remark in plan.remarks)
 
@@ -110,7 +112,7 @@ def test_layers_that_make_no_sense_are_refused(text: str) -> None:
 
 
 def test_the_printed_plan_has_every_layer_and_the_totals() -> None:
-    text = plan_shapes(SMALL, PruneConfig(channel_ratio=0.4, layers="4-27")).table()
+    text = plan_shapes(SMALL, MagnitudeConfig(channel_ratio=0.4, layers="4-27")).table()
     for part in (
         "0-3",
         "4-27",

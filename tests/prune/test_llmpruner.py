@@ -21,7 +21,7 @@ from stages.errors import UserError
 from stages.prune.criteria.llmpruner import MERGES, TAYLOR, LLMPrunerConfig, check, expanded, score
 from stages.prune.groups import select
 from stages.prune.slices import merged_slices
-from stages.prune.uniform import plan_shapes
+from stages.prune.allocate import plan_shapes
 from stages.shapes import DecoderShape
 from tests.decoders import decoder, token_ids
 
