@@ -35,8 +35,9 @@ from stages.export.config import GgufConfig, PublishConfig
 from stages.files import read_json
 from stages.machine import processor
 from stages.methods import lookup
-from stages.prune.allocate import check_uncut, decided_by_shapes, plan_shapes, reads_text
+from stages.prune.allocate import check_uncut, decided_by_shapes, for_scores, plan_shapes, reads_text
 from stages.prune.config import PruneConfig
+from stages.prune.criteria import CRITERIA
 from stages.prune.plan import PrunePlan, budget_of
 from stages.prune.sparse import MASKS
 from stages.prune.sparse.config import SparseMLConfig
@@ -82,6 +83,8 @@ def build_graph(config: Config) -> Graph:
             text = _calibration(config)
             inputs["data"] = text
             roles |= {} if text.key in {node.key for node in roles.values()} else {"calibration": text}
+        if prune.method in CRITERIA:
+            roles["scores"] = inputs["scores"] = _scores(prune, model, inputs.get("data"))
         subject = f"{prune.method}-{subject}-{_amount(prune)}"
         roles["prune"] = Node(STAGES["prune"], subject, prune, inputs)
     pruned = roles.get("prune", model)
@@ -128,6 +131,14 @@ def _model(entry: ModelEntry, config: Config) -> Node:
         source.digest = directory_digest(path, cache_directory(config))
         locations["model"] = path
     return Node(STAGES["model"], re.sub(r"[^\w.+-]", "-", entry.name) or "model", source, locations=locations)
+
+
+def _scores(prune: PruneConfig, model: Node, text: Node | None) -> Node:
+    """Return the node that scores the dense model's groups, shared by all ratios and allocations."""
+    inputs = {"model": model}
+    if text is not None and CRITERIA[prune.method].reads_text:
+        inputs["data"] = text
+    return Node(STAGES["scores"], f"{prune.method}-{model.label}", for_scores(prune), inputs)
 
 
 def _dense(config: Config, model: Node) -> Node | None:

@@ -26,8 +26,14 @@ STAGES: dict[str, Stage] = {
             outputs=("train.jsonl", "validation.jsonl", "data.json"),
         ),
         Stage(
-            name="prune",
+            name="scores",
             version=1,
+            function="stages.prune.scoring:run",
+            outputs=("scores.safetensors",),
+        ),
+        Stage(
+            name="prune",
+            version=2,
             function="stages.prune.stage:run",
             outputs=(
                 "model/config.json",

@@ -9,6 +9,7 @@ searched  they compete by what each cut costs the loss (`stages.prune.search`)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,14 @@ def reads_text(config: PruneConfig) -> bool:
 def needs_gradients(config: PruneConfig) -> bool:
     """Return whether pruning by `config` runs backward, for which the whole model has to be in memory."""
     return CRITERIA[config.method].needs_gradients or allocation(config) == "searched"
+
+
+def for_scores(config: PruneConfig) -> PruneConfig:
+    """Return `config` without what has no say in the scores of the dense model, as the scores stage takes it."""
+    plain = PruneConfig()
+    budget = ("ratio", "budget", "megabytes", "channel_ratio", "layer_ratios", "again")
+    way = ("allocation", "scope", "search", "round_to", "max_per_layer", "steps", "compensate")
+    return replace(config, **{name: getattr(plain, name) for name in (*budget, *way)})
 
 
 def allocation(config: PruneConfig) -> str:

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import checkpoint
-from stages.anatomy import decoder_layers
 from stages.files import read_json
 from stages.methods import lookup
 from stages.prune.allocate import (
@@ -44,11 +43,13 @@ from stages.prune.allocate import (
 from stages.prune.calibration import calibration_ids
 from stages.prune.compensation import compensate
 from stages.prune.config import PruneConfig
-from stages.prune.criteria import CRITERIA, Criterion
-from stages.prune.groups import Scores, Selection, check_finite, composed, keep_all, kept_layer, selection_of
+from stages.prune.criteria import CRITERIA
+from stages.prune.groups import Scores, Selection, composed, keep_all, kept_layer, selection_of
 from stages.prune.memory import check_memory
 from stages.prune.plan import Budget, PrunePlan, budget_of, parse_layers
 from stages.prune.record import pruning_record, spreads, summary
+from stages.prune.scoring import FILE as SCORES
+from stages.prune.scoring import load_scores, score_groups
 from stages.prune.search import searched
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.stage import run as run_masks
@@ -67,6 +68,8 @@ Chosen = tuple[PrunePlan, Selection, dict[str, Any]]
 
 def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
     """Prune `inputs["model"]`, calibrated on `inputs["data"]` where text is read; returns the summary.
+
+    `inputs["scores"]`, where it is given, has been found by the scores stage; else groups are scored here.
 
     Raises:
         UserError: an option is wrong, the budget can't be met, or loss or scores are not finite.
@@ -96,30 +99,36 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
         return opened(source, shape, dtype=dtype, device=context.device, scratch=scratch)
 
     finish = partial(_cut_and_save, config=config, source=source, output=context.output / "model", dtype=stored)
+    scores = load_scores(inputs["scores"] / SCORES) if "scores" in inputs else None
     with weights(config.dtype) as held:
         loss = {"dense": held.loss(ids_BT)}
-        plan, kept, found = _choose_in_steps(held, criterion, ids_BT, config, budget, shape)
+        plan, kept, found = _choose_in_steps(held, scores, ids_BT, config, budget, shape)
         if not decided_by_shapes(config) or config.steps > 1:
             _announce(config, plan)
         if stored == config.dtype and config.steps == 1:
             return finish(held, plan, kept, ids_BT, found, loss)
+    del held
     with weights(stored) as held:  # the weights that are cut never pass through the precision of the scores
         return finish(held, plan, kept, ids_BT, found, loss)
 
 
 def _choose_in_steps(
     held: Weights,
-    criterion: Criterion,
+    scores: Scores | None,
     ids_BT: Tensor | None,
     config: PruneConfig,
     budget: Budget | None,
     shape: DecoderShape,
 ) -> Chosen:
-    """Choose what stays, in `config.steps` steps that score anew what each leaves; all but the last cut the model."""
+    """Choose what stays, in `config.steps` steps; all but the last cut the model, and what each leaves is scored anew.
+
+    `scores` are those of the dense model, where it has been scored.
+    """
     left, kept = shape, Selection([keep_all(layer) for layer in shape.layers])
     for step in range(1, config.steps + 1):
         part = None if budget is None else budget.part(step / config.steps)
-        plan, stays, found = _choose(held, criterion, ids_BT, _renumbered(config, kept), part, left)
+        plan, stays, found = _choose(held, scores, ids_BT, _renumbered(config, kept), part, left)
+        scores = None
         kept = composed(kept, stays)
         if step < config.steps:
             if config.compensate == "least_squares":
@@ -148,23 +157,19 @@ def _renumbered(config: PruneConfig, kept: Selection) -> PruneConfig:
 
 def _choose(
     held: Weights,
-    criterion: Criterion,
+    scores: Scores | None,
     ids_BT: Tensor | None,
     config: PruneConfig,
     budget: Budget | None,
     shape: DecoderShape,
 ) -> Chosen:
-    """Score the groups of the model that is held and choose which of them stay."""
-    wanted = set(parse_layers(config.layers, len(shape.layers)))
-    if config.layer_ratios is not None:
-        wanted = {index for index, ratio in enumerate(config.layer_ratios) if ratio}
-    layers = [layer for layer in decoder_layers(held.model) if layer.index in wanted]
+    """Choose which groups of the model that is held stay, by `scores` or, where there are none yet, by new ones."""
     idle = budget is not None and not budget.ratio
-    scores = Scores({}) if idle or not layers else criterion.score(held.model, layers, ids_BT, config, held.resident)
-    check_finite(scores, config.method)
+    if scores is None:
+        scores = Scores({}) if idle else score_groups(held, ids_BT, config)
     found: dict[str, Any] = {}
     if allocation(config) == "searched" and budget is not None and ids_BT is not None and not idle:
-        cumulative = criterion.cumulative and config.compensate == "least_squares"
+        cumulative = CRITERIA[config.method].cumulative and config.compensate == "least_squares"
         plan, kept, trials = searched(held.model, scores, ids_BT, config, budget, shape, cumulative=cumulative)
         found["search"] = trials
     else:

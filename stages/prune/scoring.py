@@ -1,0 +1,89 @@
+"""The scores stage: how much every group of the dense model matters, whatever is cut of it afterwards.
+
+A sweep over ratios, allocations or compensations scores once. Output: `scores.safetensors`, float64, one tensor for
+each layer and kind of group ("12.channels"), and "hidden" where hidden channels were scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+
+from stages import checkpoint
+from stages.anatomy import LayerAnatomy, decoder_layers
+from stages.files import read_json
+from stages.prune.calibration import calibration_ids
+from stages.prune.config import PruneConfig
+from stages.prune.criteria import CRITERIA
+from stages.prune.groups import Scores, check_finite
+from stages.prune.memory import check_memory
+from stages.prune.plan import parse_layers
+from stages.prune.weights import Weights, opened
+from stages.shapes import DecoderShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stages.stage import Context
+
+FILE = "scores.safetensors"
+
+
+def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
+    """Score the groups of `inputs["model"]`, on `inputs["data"]` where the criterion reads text.
+
+    Raises:
+        UserError: an option is wrong, memory will not do, or a score is not finite.
+    """
+    source, criterion = inputs["model"] / "model", CRITERIA[config.method]
+    criterion.check(config)
+    shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)
+    ids_BT = None
+    if criterion.reads_text:
+        ids_BT = calibration_ids(config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
+        ids_BT = ids_BT.to(context.device)
+    text = None if ids_BT is None else (ids_BT.shape[0], ids_BT.shape[1])
+    gradients = criterion.needs_gradients
+    check_memory(shape, config, gradients=gradients, stored=stored, calibration=text, device=context.device)
+    scratch = context.output / "layers.partial" if config.offload == "layer" else None
+    with opened(source, shape, dtype=config.dtype, device=context.device, scratch=scratch) as held:
+        scores = score_groups(held, ids_BT, config)
+    save_scores(scores, context.output / FILE)
+    return {"method": config.method, "layers": len(scores.layers)}
+
+
+def score_groups(held: Weights, ids_BT: Tensor | None, config: PruneConfig) -> Scores:
+    """Return the scores of the groups in the layers that `config` names.
+
+    Raises:
+        UserError: one is not finite.
+    """
+    layers: Sequence[LayerAnatomy] = decoder_layers(held.model)
+    wanted = set(parse_layers(config.layers, len(layers)))
+    layers = [layer for layer in layers if layer.index in wanted]
+    scores = CRITERIA[config.method].score(held.model, layers, ids_BT, config, held.resident)
+    check_finite(scores, config.method)
+    return scores
+
+
+def save_scores(scores: Scores, path: Path) -> None:
+    """Write `scores` in one rename."""
+    tensors = {f"{index}.{kind}": values for index, kinds in scores.layers.items() for kind, values in kinds.items()}
+    tensors |= {} if scores.hidden_H is None else {"hidden": scores.hidden_H}
+    beside = path.with_name(f".{path.name}.partial")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
+    beside.rename(path)
+
+
+def load_scores(path: Path) -> Scores:
+    """Return the scores that `save_scores` wrote."""
+    layers: dict[int, dict[str, Tensor]] = {}
+    tensors = load_file(path)
+    hidden_H = tensors.pop("hidden", None)
+    for name, values in tensors.items():
+        index, _, kind = name.partition(".")
+        layers.setdefault(int(index), {})[kind] = values
+    return Scores(layers, hidden_H)
