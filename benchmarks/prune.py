@@ -12,9 +12,14 @@ other, and its peak memory counts above what the process held with the weights l
 `extra_memory_fraction` is that peak less the activations, in weights; the activations are the peak of forward and loss
 alone, graph kept (`peak_fraction` is with them, `estimated` what the prune stage foresees for weights and peak).
 `time_ratio` is ours over stock. `score_difference` is the relative difference of groups' scores (root mean square of
-the layer where it is largest), `max_score_difference` the largest of any group. Passes in bfloat16 round, both ways:
-`error` is how far each is from the scores of float32 passes with the same weights. These stand for `--expansion`,
-param_first by default; `--second` measures param_second too, under its name. The last line is one JSON object.
+the layer where it is largest), `max_score_difference` the largest of any group.
+
+Passes in bfloat16 round, and products summed in another order round elsewhere. So with `--reference` (the default)
+ours is measured twice more: with torch's own products, where it has others (`same_products`, where only the scoring
+differs), and in float32 (`error`: how far ours and stock are from the exact scores).
+
+These stand for `--expansion`, param_first by default; `--second` measures param_second too, under its name. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,9 +32,12 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
+import torch
+
 from benchmarks.taylor import SIZES, Groups, Task, estimated, measure
 from stages.checkpoint import DTYPES
 from stages.machine import hardware
+from stages.prune.products import slow
 from stages.prune.taylor import EXPANSIONS
 from stages.stage import JSON
 
@@ -60,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--reference",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="score in float32 too, with twice the memory, for the error of both ways",
+        help="score with torch's own products and in float32 too (which takes the weights twice)",
     )
     parser.add_argument("--threads", type=_positive, help="processor threads; by default torch's choice")
     return parser
@@ -75,36 +83,48 @@ def _positive(text: str) -> int:
 def compare(task: Task, *, reference: bool) -> JSON:
     """Return what was measured of both ways, and print it as it comes."""
     print(f"\n{task.expansion}\n{'':8}{'seconds':>10}{'peak MiB':>10}{'of it activations':>20}")
-    ways = ("stock", "ours", "exact") if reference and task.dtype != "float32" else ("stock", "ours")
     measured: dict[str, JSON] = {}
     groups: dict[str, Groups] = {}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.taylor"])
-    for way in ways:
+    for way in ("stock", "ours", *(_references(task) if reference else ())):
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             measured[way], groups[way] = pool.submit(measure, way, task).result()
         numbers = measured[way]
         print(f"{way:8}{numbers['seconds']:10.1f}{numbers['peak'] / 2**20:10.0f}{numbers['activations'] / 2**20:20.0f}")
-    found = _ratios(measured["ours"], measured["stock"])
-    apart, largest = _differences(groups["ours"], groups["stock"])
-    found |= {"score_difference": apart, "max_score_difference": largest, "estimated": estimated(task)}
+    found = _ratios("ours", measured, groups) | {"estimated": estimated(task)}
     extra, stock = (f"{found[name]:.1%}" for name in ("extra_memory_fraction", "stock_extra_memory_fraction"))
     print(f"{found['time_ratio']:.2f} of the time; above weights and activations {extra} of the weights, not {stock}")
-    print(f"scores within {apart:.1e} (root mean square; at most {largest:.1e})", end="")
+    print(_scores("scores", found))
+    if "torch" in groups:
+        found["same_products"] = _ratios("torch", measured, groups)
+        print(_scores("with torch's own products", found["same_products"]))
     if "exact" in groups:
         found["error"] = {way: _differences(groups[way], groups["exact"])[0] for way in ("ours", "stock")}
-        print("; of float32's: ours {ours:.1e}, stock {stock:.1e}".format(**found["error"]), end="")
-    print()
+        print("from float32's: ours {ours:.1e}, stock {stock:.1e}".format(**found["error"]))
     return found | {"ours": measured["ours"], "stock": measured["stock"], "tokens": [task.sequences, task.length]}
 
 
-def _ratios(ours: JSON, stock: JSON) -> JSON:
+def _references(task: Task) -> list[str]:
+    others = slow(torch.zeros((), dtype=DTYPES[task.dtype], device=task.device))
+    return (["torch"] if others else []) + (["exact"] if task.dtype != "float32" else [])
+
+
+def _scores(what: str, found: JSON) -> str:
+    return f"{what} within {found['score_difference']:.1e} (at most {found['max_score_difference']:.1e})"
+
+
+def _ratios(way: str, measured: dict[str, JSON], groups: dict[str, Groups]) -> JSON:
+    ours, stock = measured[way], measured["stock"]
+    apart, largest = _differences(groups[way], groups["stock"])
     return {
         "time_ratio": ours["seconds"] / stock["seconds"],
         "extra_memory_fraction": max(0, ours["peak"] - ours["activations"]) / ours["weights"],
         "stock_extra_memory_fraction": max(0, stock["peak"] - stock["activations"]) / stock["weights"],
         "peak_fraction": ours["peak"] / ours["weights"],
         "stock_peak_fraction": stock["peak"] / stock["weights"],
+        "score_difference": apart,
+        "max_score_difference": largest,
     }
 
 

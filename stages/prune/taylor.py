@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 EXPANSIONS = ("vectorize", "param_first", "param_second", "param_mix")
 BLOCK = 2**20
-"""Numbers of a gradient that exist at once on a processor (whose caches they fit), at least one row of each sequence."""
+"""Numbers of a gradient that exist at once on a processor, about what its caches hold; at least a row's."""
 DEVICE_BLOCK = 2**24
 """The same on a GPU, which wants larger products."""
 

@@ -26,4 +26,5 @@ def test_in_bfloat16_both_ways_are_as_near_to_float32(capsys: pytest.CaptureFixt
     main(["--size", "tiny", "--sequences", "2", "--length", "8", "--threads", "1"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["score_difference"] < 1e-2
+    assert result.get("same_products", result)["max_score_difference"] < 1e-2
     assert result["error"]["ours"] < 1.5 * result["error"]["stock"] < 3e-2
