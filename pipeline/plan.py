@@ -35,7 +35,7 @@ from stages.export.config import GgufConfig, PublishConfig
 from stages.files import read_json
 from stages.machine import processor
 from stages.methods import lookup
-from stages.prune.allocate import check_uncut, decided_by_shapes, for_scores, plan_shapes, reads_text
+from stages.prune.allocate import check_uncut, for_scores, foreseen, reads_text, ruled
 from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA
 from stages.prune.plan import PrunePlan, budget_of
@@ -299,40 +299,41 @@ def cache_directory(config: Config) -> Path:
     return Path(config.runtime.cache).expanduser().resolve()
 
 
+def model_fields(config: Config, node: Node, directory: Path | None) -> Mapping[str, Any] | None:
+    """Return the nearest config.json there is of the model that is pruned; None before any is there."""
+    for place in (directory, node.locations.get("model")):
+        if place is not None and (place / "config.json").is_file():
+            fields: dict[str, Any] = read_json(place / "config.json")
+            return fields
+    found = cached_config(config.model.repo, node.config.revision) if config.model.repo else None
+    return found or config.model.shape or None
+
+
 def model_shape(config: Config, node: Node, directory: Path | None) -> DecoderShape | None:
-    """Return the shape of the model that is pruned, from the nearest config.json there is; None before any is there.
+    """Return the shape of the model that is pruned; None before its config.json is there.
 
     Raises:
         UserError: its architecture is not one this knows.
     """
-    for place in (directory, node.locations.get("model")):
-        if place is not None and (place / "config.json").is_file():
-            return DecoderShape.from_config(read_json(place / "config.json"))
-    if config.model.repo:
-        found = cached_config(config.model.repo, node.config.revision)
-        if found is not None:
-            return DecoderShape.from_config(found)
-    if config.model.shape:
-        return DecoderShape.from_config(dict(config.model.shape))
-    return None
+    fields = model_fields(config, node, directory)
+    return None if fields is None else DecoderShape.from_config(fields)
 
 
 def preview_prune(graph: Graph, config: Config, directory: Path | None) -> PrunePlan | None:
-    """Return what pruning will cut, or None where nothing is cut (masks) or the shape is known only after the download.
+    """Return what pruning will cut, or None where that is known only after the download or the scores, or it is masks.
 
     Raises:
         UserError: the ratio can't be reached, or the architecture is unknown.
     """
     if "prune" not in graph.roles or config.prune.method in MASKS:
         return None
-    shape = model_shape(config, graph.roles["model"], directory)
-    if shape is None:
+    prune, fields = graph.roles["prune"].config, model_fields(config, graph.roles["model"], directory)
+    if fields is None:
         return None
-    prune = graph.roles["prune"].config
-    if not decided_by_shapes(prune):
-        budget_of(shape, prune)
+    shape, stored = DecoderShape.from_config(fields), fields.get("dtype") or fields.get("torch_dtype")
+    if prune.megabytes is not None and stored is None:
         return None
-    return plan_shapes(shape, prune)
+    return foreseen(shape, prune, None if ruled(prune) else budget_of(shape, prune, stored))
 
 
 def check_exportable(graph: Graph, config: Config, directory: Path | None, plan: PrunePlan | None) -> None:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from stages.errors import UserError
 from stages.methods import lookup
-from stages.prune.config import ALLOCATIONS, BUDGETS, COMPENSATIONS, OFFLOADS, SCOPES, PruneConfig
+from stages.prune.config import ALLOCATIONS, BUDGETS, COMPENSATIONS, DEPTH, OFFLOADS, SCOPES, PruneConfig
 from stages.prune.criteria import CRITERIA
+from stages.prune.limits import check_reachable
 from stages.prune.plan import Budget, PrunePlan, budget_of, parse_layers
 from stages.prune.ranking import ladders_of, ranked_plan
-from stages.prune.uniform import DEPTH, alike, by_channel_ratio
+from stages.prune.uniform import alike, by_channel_ratio
 from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:
@@ -49,27 +50,69 @@ def check_options(config: PruneConfig) -> None:
     ):
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1.")
-    fixed = [name for name in ("channel_ratio", "layer_ratios") if getattr(config, name) is not None]
-    fixed += ["megabytes"] if config.megabytes is not None else []
-    if len(fixed) > 1:
-        raise UserError(f"prune.{fixed[0]} and prune.{fixed[1]} both say how much goes: give one of them.")
-    if fixed and fixed != ["megabytes"] and (config.steps > 1 or config.allocation in ("global", "searched")):
+    if not 0 < config.max_per_layer <= 1:
+        raise UserError(f"prune.max_per_layer={config.max_per_layer:g} must be above 0 and at most 1.")
+    _check_scope(config)
+    _check_fixed(config)
+    _check_kinds(config)
+
+
+def _check_scope(config: PruneConfig) -> None:
+    if config.scope is None:
+        return
+    meant = lookup("prune.scope", config.scope, SCOPES)
+    if config.allocation not in ("uniform", meant):
         raise UserError(
-            f"prune.{fixed[0]} fixes what each layer loses, so there is nothing for prune.steps={config.steps} and "
-            f"prune.allocation={config.allocation} to decide: give a ratio with these, or leave them out."
+            f"prune.scope={config.scope} means prune.allocation={meant}, and prune.allocation={config.allocation} says "
+            "otherwise: give one of the two."
         )
-    if config.scope is not None:
-        lookup("prune.scope", config.scope, SCOPES)
-    if "hidden" in config.granularity and (config.compensate != "none" or config.allocation in ("global", "searched")):
+
+
+def _check_fixed(config: PruneConfig) -> None:
+    """Raise UserError where a fixed share of each layer meets an option that it leaves nothing to decide."""
+    given = [name for name in ("channel_ratio", "layer_ratios", "megabytes") if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise UserError(f"prune.{given[0]} and prune.{given[1]} both say how much goes: give one of them.")
+    if not ruled(config):
+        return
+    idle = {
+        f"prune.steps={config.steps}": config.steps > 1,
+        f"prune.allocation={allocation(config)}": allocation(config) in ("global", "searched"),
+        f"prune.budget={config.budget}": config.budget != "parameters",
+        f"prune.round_to={config.round_to}": config.round_to > 1,
+        f"prune.layers={config.layers}": config.layer_ratios is not None and config.layers != "all",
+    }
+    if any(idle.values()):
+        option = next(option for option, wrong in idle.items() if wrong)
+        raise UserError(
+            f"prune.{given[0]} fixes what each layer loses, so there is nothing for {option} to decide: give a ratio "
+            "with it, or leave it out."
+        )
+    if not {"heads", "channels"} >= set(config.granularity):
+        raise UserError(
+            f"prune.{given[0]} is a share of heads and of MLP channels, and prune.granularity={config.granularity} "
+            "lets others go. Use prune.granularity=[heads,channels], or one of them."
+        )
+
+
+def _check_kinds(config: PruneConfig) -> None:
+    """Raise UserError where kinds of group can't be cut in the way that is asked for."""
+    way, kinds = allocation(config), set(config.granularity)
+    if "hidden" in kinds and (config.compensate != "none" or way in ("global", "searched")):
         raise UserError(
             "hidden channels go through all layers at once: they can neither compete with the groups of a layer "
             "(prune.allocation=global, searched) nor be compensated for in one. Use prune.allocation=uniform "
             "prune.compensate=none."
         )
-    if len(set(config.granularity) & set(DEPTH)) > 1 and allocation(config) in ("uniform", "equal"):
+    if len(kinds & set(DEPTH)) > 1 and way not in ("global", "searched"):
         raise UserError(
             f"prune.granularity={config.granularity}: layers and sub-layers of several kinds compete with each other. "
             "Use prune.allocation=global, or name one of the kinds."
+        )
+    if way == "searched" and config.search.uniform and (not kinds - set(DEPTH) or config.layers != "all"):
+        raise UserError(
+            "prune.search.uniform=true wants every layer to end alike, so heads, queries or channels must be in "
+            f"prune.granularity={config.granularity}, and prune.layers={config.layers} be all."
         )
 
 
@@ -107,10 +150,26 @@ def allocation(config: PruneConfig) -> str:
     return CRITERIA[config.method].paper if config.allocation == "paper" else config.allocation
 
 
+def ruled(config: PruneConfig) -> bool:
+    """Return whether an option says what each layer loses, so that no budget is shared out."""
+    return config.channel_ratio is not None or config.layer_ratios is not None
+
+
 def decided_by_shapes(config: PruneConfig) -> bool:
     """Return whether every layer's shape is known before anything is scored."""
-    ruled = config.channel_ratio is not None or config.layer_ratios is not None
-    return ruled or allocation(config) in ("uniform", "equal", "depth")
+    return ruled(config) or allocation(config) in ("uniform", "equal", "depth")
+
+
+def foreseen(shape: DecoderShape, config: PruneConfig, budget: Budget | None = None) -> PrunePlan | None:
+    """Return what becomes of every layer of `shape`, or None where that depends on scores.
+
+    Raises:
+        UserError: the budget can't be met.
+    """
+    if decided_by_shapes(config):
+        return plan_shapes(shape, config, budget=budget)
+    check_reachable(budget or budget_of(shape, config), shape, config, config.max_per_layer)
+    return None
 
 
 def plan_shapes(
@@ -121,30 +180,27 @@ def plan_shapes(
     Args:
         shape: the model that is cut.
         config: how.
-        scores: of its groups; None for a preview, where `decided_by_shapes`.
+        scores: of its groups; None where shapes decide and nothing is scored yet.
         budget: what to arrive at, where it is not `config`'s share of `shape` itself.
 
     Raises:
         UserError: the budget can't be met.
     """
-    if config.channel_ratio is not None or config.layer_ratios is not None:
+    if ruled(config):
         return by_channel_ratio(shape, config)
     budget = budget or budget_of(shape, config)
     if not budget.ratio:
         return PrunePlan(dense=shape, layers=shape.layers, hidden=shape.hidden, requested=0.0)
-    way = allocation(config)
-    if way == "global":
-        if scores is None:
-            raise ValueError("a global ranking needs scores")
-        criterion = CRITERIA[config.method]
-        ladders = ladders_of(_numbers(scores), shape, config, cumulative=criterion.cumulative)
-        return ranked_plan(ladders, budget, shape, per_size=criterion.cumulative or criterion.paper != "global")
-    gone = _weakest(scores, shape, config) if scores is not None else ()
-    return alike(budget, shape, config, nearest=way == "equal", gone=gone)
-
-
-def _numbers(scores: Scores) -> dict[int, dict[str, list[float]]]:
-    return {index: {kind: values.tolist() for kind, values in kinds.items()} for index, kinds in scores.layers.items()}
+    way, criterion = allocation(config), CRITERIA[config.method]
+    if way != "global":
+        check_reachable(budget, shape, config)
+        gone = _weakest(scores, shape, config) if scores is not None else ()
+        return alike(budget, shape, config, nearest=way == "equal", gone=gone)
+    if scores is None:
+        raise ValueError("a global ranking needs scores")
+    check_reachable(budget, shape, config, config.max_per_layer)
+    ladders = ladders_of(scores.numbers(), shape, config, cumulative=criterion.cumulative)
+    return ranked_plan(ladders, budget, shape, per_size=criterion.cumulative or criterion.paper != "global")
 
 
 def _weakest(scores: Scores, shape: DecoderShape, config: PruneConfig) -> Sequence[int]:

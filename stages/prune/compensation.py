@@ -86,26 +86,34 @@ def compensate(
 
 def fitted_weights(
     model: PreTrainedModel, selections: Sequence[Selection], ids_BT: Tensor | None, how: str
-) -> list[dict[nn.Linear, Tensor]]:
-    """Return for each selection the weights [R, C] of the output projections that it changes, zero where inputs go.
+) -> list[dict[Tensor, Tensor]]:
+    """Return for each selection what becomes of the output projections that it changes, zero where inputs go.
 
-    With these in place the model computes what it would cut to that selection. One pass over the calibration text
-    serves all; without compensation (`how` is none, or the bias, which is not tried out) there is none.
+    With these values in place the model computes what it would cut to that selection (olmo2's but nearly, whose q and k
+    are normed over all heads). One pass over the calibration text serves all; without compensation (`how` is none, or
+    the bias, which is not tried out) there is none.
     """
-    found: list[dict[nn.Linear, Tensor]] = [{} for _ in selections]
+    found: list[dict[Tensor, Tensor]] = [{} for _ in selections]
     walked = ((layer, [(None, output) for output in outputs(layer)]) for layer in decoder_layers(model))
     fits = how == "least_squares"
     with torch.no_grad():
         for layer, inputs in _gathered(model, ids_BT, "fitting") if fits else walked:
             for own, output in inputs:
-                weight_RC = output.linear.weight
-                for weights, selection in zip(found, selections, strict=True):
-                    stays_S = kept_inputs(layer, selection.layers[layer.index], output).to(weight_RC.device)
-                    if len(stays_S) < weight_RC.shape[1]:
-                        weights[output.linear] = torch.zeros_like(weight_RC)
-                        kept_RS = weight_RC[:, stays_S] if own is None or not len(stays_S) else _fitted(own, stays_S)
-                        weights[output.linear][:, stays_S] = kept_RS
+                for values, selection in zip(found, selections, strict=True):
+                    values |= _cut_values(own, output.linear, kept_inputs(layer, selection.layers[layer.index], output))
     return found
+
+
+def _cut_values(own: _Inputs | None, linear: nn.Linear, stays_S: Tensor) -> dict[Tensor, Tensor]:
+    """Return what becomes of a projection's weight, and of its bias where it goes itself; fitted if `own` is given."""
+    if len(stays_S) == linear.in_features:
+        return {}
+    stays_S = stays_S.to(linear.weight.device)
+    if not len(stays_S):
+        return {parameter: torch.zeros_like(parameter) for parameter in linear.parameters()}
+    weight_RC = torch.zeros_like(linear.weight)
+    weight_RC[:, stays_S] = linear.weight[:, stays_S] if own is None else _fitted(own, stays_S)
+    return {linear.weight: weight_RC}
 
 
 def _gathered(

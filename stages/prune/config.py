@@ -7,6 +7,8 @@ from typing import Any
 
 GRANULARITIES = ("heads", "queries", "channels", "hidden", "attention", "mlp", "layers")
 """The kinds of group that can go; `stages.prune.groups` says what each is."""
+DEPTH = ("layers", "attention", "mlp")
+"""Those that are a layer or a sub-layer."""
 ALLOCATIONS = ("paper", "uniform", "global", "searched")
 COMPENSATIONS = ("none", "bias", "least_squares")
 BUDGETS = ("parameters", "macs")

@@ -52,9 +52,16 @@ class SecondMoments:
 
 
 def moments(model: PreTrainedModel, maps: Sequence[nn.Linear], ids_BT: Tensor, *, seed: int) -> Iterator[SecondMoments]:
-    """Yield the second moments of each map, in order, in float32; as few are held at once as `MEMORY` allows."""
+    """Yield the second moments of each map, in order, in float32; as few are held at once as `MEMORY` allows.
+
+    Two progress bars take turns: of the sweep over the text, and of what the caller then does with each map.
+    """
     for part in _parts(maps):
-        yield from _sweep(model, part, ids_BT, seed)
+        found = _sweep(model, part, ids_BT, seed)
+        with progress("costs of groups", total=len(part), unit="map") as bar:
+            while found:
+                yield found.pop(0)
+                bar.update()
 
 
 def _parts(maps: Sequence[nn.Linear]) -> Iterator[list[nn.Linear]]:

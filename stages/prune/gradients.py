@@ -26,15 +26,13 @@ from torch.overrides import TorchFunctionMode
 from stages.anatomy import decoder_layers
 from stages.errors import UserError
 from stages.prune.layerwise import Layerwise
-from stages.prune.memory import GRAPH, activation_bytes
+from stages.prune.memory import GRAPH, LOGITS, activation_bytes
 from stages.prune.products import FastProducts, slow
 from stages.prune.resident import Resident, always
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LOGITS = 2**22
-"""Logits that exist at once (16 MiB in float32), at least those of one sequence."""
 
 EVERY = slice(None)
 

@@ -45,6 +45,10 @@ class Scores:
     layers: Mapping[int, Mapping[str, Tensor]]
     hidden_H: Tensor | None = None
 
+    def numbers(self) -> dict[int, dict[str, list[float]]]:
+        """Return those of the layers as plain lists."""
+        return {index: {kind: found.tolist() for kind, found in kinds.items()} for index, kinds in self.layers.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:

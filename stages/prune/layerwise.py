@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from stages.prune.memory import BATCH_TOKENS as BATCH_TOKENS
+from stages.prune.memory import LOGITS
 from stages.prune.products import FastProducts
 from stages.prune.resident import Resident, always
 
@@ -69,7 +70,8 @@ class Layerwise:
     def losses(self, hidden_BTH: Tensor) -> Tensor:
         """Return each sequence's mean next-token cross-entropy [B] in nats, from the last layer's output [B, T, H]."""
         found = []
-        for ids, hidden in zip(torch.split(self.ids_BT, self.batch), torch.split(hidden_BTH, self.batch), strict=True):
+        count = max(1, LOGITS // (self.ids_BT.shape[1] * self.model.config.vocab_size))
+        for ids, hidden in zip(torch.split(self.ids_BT, count), torch.split(hidden_BTH, count), strict=True):
             with FastProducts():
                 logits = self.logits(ids, hidden)[:, :-1].float()
             nats = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")

@@ -23,6 +23,8 @@ GRAPH = 2**31
 """Bytes of activations that are kept for backward at once, at least those of one layer."""
 BATCH_TOKENS = 2048
 """Tokens that pass a layer together where there is no backward, at least one sequence."""
+LOGITS = 2**22
+"""Logits that exist at once (16 MiB in float32), at least those of one sequence."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 2**30
 
@@ -124,7 +126,7 @@ def estimate(work: Work) -> Estimate:
     else:
         activations += batch * one_layer
     inputs = max(largest.mlp, largest.heads * shape.head_dim, shape.hidden)
-    matrices = batch * shape.vocabulary * (each + 8) + 8 * tokens * inputs * work.gradients
+    matrices = max(LOGITS, work.length * shape.vocabulary) * (each + 12) + 8 * tokens * inputs * work.gradients
     if work.least_squares:
         matrices += 4 * 8 * inputs**2
     return Estimate(weights=held, activations=activations, matrices=matrices)

@@ -6,7 +6,7 @@ No torch here: the pipeline prints it before a weight is read, where scores have
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
@@ -33,12 +33,19 @@ class Budget:
         ratio: share to remove, in [0, 1).
         macs: whether multiply-accumulates are counted, and not parameters.
         asked: the option it comes from, as the user wrote it.
+        step: whether this is one of several steps towards it, in which nothing need go.
     """
 
     dense: DecoderShape
     ratio: float
     macs: bool = False
     asked: str = "ratio"
+    step: bool = False
+
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+        return "multiply-accumulates" if self.macs else "parameters"
 
     def size(self, shape: DecoderShape) -> int:
         """Return what `shape` counts."""
@@ -60,7 +67,7 @@ class Budget:
 
     def part(self, share: float) -> Budget:
         """Return the budget of having gone `share` of the way."""
-        return Budget(self.dense, self.ratio * share, self.macs, self.asked)
+        return replace(self, ratio=self.ratio * share, step=share < 1)
 
 
 def budget_of(shape: DecoderShape, config: PruneConfig, dtype: str | None = None) -> Budget:
@@ -163,6 +170,34 @@ class PrunePlan:
                 self.dense.layer_multiply_accumulates(old, CONTEXT), after.layer_multiply_accumulates(new, CONTEXT)
             ),
         )
+
+
+def planned(
+    budget: Budget, before: DecoderShape, layers: Layers, hidden: int | None = None, remarks: Sequence[str] = ()
+) -> PrunePlan:
+    """Return the plan by which the layers of `before` become `layers`, with a remark where that misses the budget.
+
+    Raises:
+        UserError: nothing would go, though something should.
+    """
+    left, remarks = shape_left(before, layers, hidden), list(remarks)
+    if not budget.near(left):
+        if left == before and not budget.step:
+            raise UserError(
+                f"{budget.asked} is less than half of the smallest cut there is: nothing would go. Ask for more, or "
+                "let smaller groups go, as in prune.granularity=[heads,channels]."
+            )
+        remarks.append(
+            f"{budget.asked} lies between two steps of what can go: {budget.removed(left):.2%} of the {budget.unit} "
+            "is the nearest"
+        )
+    return PrunePlan(
+        dense=before,
+        layers=tuple(layers),
+        hidden=left.hidden,
+        requested=budget.ratio,
+        remarks=tuple(remarks),
+    )
 
 
 def shape_left(

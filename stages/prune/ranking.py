@@ -10,13 +10,14 @@ cheap ones is found (the lower convex hull of the ladder).
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
-from stages.errors import UserError
-from stages.prune.config import PruneConfig
-from stages.prune.plan import Budget, PrunePlan, parse_layers
-from stages.prune.uniform import DEPTH, without, without_sublayer
+from stages.prune.config import DEPTH, PruneConfig
+from stages.prune.limits import most_gone, without, without_sublayer
+from stages.prune.plan import Budget, PrunePlan, parse_layers, planned
 from stages.shapes import DecoderShape, LayerShape
 
 
@@ -27,20 +28,25 @@ class Ladder:
     Attributes:
         layer: the layer's index.
         kind: heads, queries (one of each key/value head at a time), channels, attention, mlp or layers.
-        losses: what is lost with 0, 1, 2, … groups gone; never falling.
-        each: groups that go in one step.
+        counts: how many groups are gone at each step, from 0 on.
+        losses: what is lost by then; never falling.
     """
 
     layer: int
     kind: str
+    counts: Sequence[int]
     losses: Sequence[float]
-    each: int = 1
+
+    def up_to(self, most: int) -> Ladder:
+        """Return the part of it by which at most so many groups go."""
+        steps = bisect_right(self.counts, most)
+        return replace(self, counts=self.counts[:steps], losses=self.losses[:steps])
 
 
 INSIDE = {
     "attention": ("heads", "queries"),
     "mlp": ("channels",),
-    "layers": ("heads", "queries", "channels", *DEPTH[1:]),
+    "layers": ("heads", "queries", "channels", "attention", "mlp"),
 }
 """What a layer or sub-layer takes with it, and has been lost already when it goes."""
 
@@ -70,19 +76,15 @@ class _Layer:
 
 
 def allocate(
-    ladders: Iterable[Ladder], budget: Budget, before: DecoderShape, *, per_size: bool = True, partial: bool = False
+    ladders: Iterable[Ladder], budget: Budget, before: DecoderShape, *, per_size: bool = True
 ) -> tuple[LayerShape | None, ...]:
     """Return what every layer becomes when the cheapest stretches go until `budget` is met, as near as a step allows.
 
     Args:
-        ladders: those of the layers that may lose something.
+        ladders: those of the layers that may lose something; where all of them save too little, all are climbed.
         budget: what to arrive at.
         before: the shape that is cut.
         per_size: weigh a loss against what it saves; else losses are compared as they are, one group with another.
-        partial: fall short of the budget where all ladders together do not save enough.
-
-    Raises:
-        UserError: all ladders together do not save enough.
     """
     layers = [_Layer(layer) for layer in before.layers]
     fixed = budget.size(before) - sum(budget.layer_size(before, layer) for layer in before.layers)
@@ -103,7 +105,7 @@ def allocate(
     for number, ladder in enumerate(pool):
         by_layer.setdefault(ladder.layer, []).append(number)
         offer(number)
-    total, passed = fixed + sum(sizes), False
+    total, alive = fixed + sum(sizes), len(layers)
     while total > goal and heap:
         slope, number = heapq.heappop(heap)
         stretch = cheapest(number)
@@ -114,25 +116,21 @@ def allocate(
             continue
         ladder, to = pool[number], stretch[1]
         layer, held = layers[ladder.layer], dict(layers[ladder.layer].gone)
-        layer.gone[ladder.kind] = to * ladder.each
-        size = budget.layer_size(before, layer.shape())
+        layer.gone[ladder.kind] = ladder.counts[to]
+        left = layer.shape()
+        size = budget.layer_size(before, left)
         after = total - sizes[ladder.layer] + size
-        if after < goal and goal - after > total - goal:  # beyond the goal by more than what is missing now
-            layer.gone, passed = held, True
+        if goal - after > total - goal or (left is None and alive == 1):  # too much: a shorter stretch may do
+            layer.gone, pool[number] = held, ladder.up_to(ladder.counts[to - 1])
+            offer(number)
             continue
         total, sizes[ladder.layer], climbed[number] = after, size, to
+        alive -= left is None
         layer.lost[ladder.kind] = layer.lost.get(ladder.kind, 0.0) + layer.loss(ladder, to)
         for other in by_layer[ladder.layer]:
             if other == number or pool[other].kind in DEPTH:
                 offer(other)
-    shapes = tuple(layer.shape() for layer in layers)
-    if not (partial or passed) and total > goal and (total - goal) > 0.005 * budget.size(budget.dense):
-        most = 1 - total / budget.size(budget.dense)
-        raise UserError(
-            f"{budget.asked} is more than can go: at most {most:.4f} with these layers, kinds of group and "
-            "prune.max_per_layer."
-        )
-    return shapes
+    return tuple(layer.shape() for layer in layers)
 
 
 def _cheapest(
@@ -145,10 +143,10 @@ def _cheapest(
     # The losses of channels, many and small, grow evenly: looking further than the next would find nothing.
     furthest = at + 1 if ladder.kind == "channels" else len(ladder.losses) - 1
     for to in range(at + 1, min(furthest, len(ladder.losses) - 1) + 1):
-        layer.gone = {**held, ladder.kind: to * ladder.each}
-        saved = (size - budget.layer_size(before, layer.shape())) if per_size else (to - at) * ladder.each
+        layer.gone = {**held, ladder.kind: ladder.counts[to]}
+        saved = size - budget.layer_size(before, layer.shape())
         if saved > 0:
-            slope = layer.loss(ladder, to) / saved
+            slope = layer.loss(ladder, to) / (saved if per_size else ladder.counts[to] - ladder.counts[at])
             if best is None or slope < best[0]:
                 best = (slope, to)
     layer.gone = held
@@ -171,22 +169,11 @@ def ladders_of(
         config: layers, kinds, `round_to` and `max_per_layer`.
         cumulative: whether a score is what has been lost once that group is gone, and not the loss of it alone.
         limit: stop where a layer keeps one group, and where `max_per_layer` says.
-
-    Raises:
-        UserError: hidden channels are asked for, which have no layer.
     """
-    kinds = set(config.granularity)
-    if "hidden" in kinds:
-        raise UserError(
-            "hidden channels go through all layers at once, so they can't compete with the groups of a layer: use "
-            "prune.allocation=uniform with prune.granularity=[hidden]."
-        )
-    if not 0 < config.max_per_layer <= 1:
-        raise UserError(f"prune.max_per_layer={config.max_per_layer:g} must be above 0 and at most 1.")
     found = []
     for index in parse_layers(config.layers, len(before.layers)):
         if index in scores:
-            ladders = _layer_ladders(index, before.layers[index], scores[index], config, kinds, cumulative)
+            ladders = _layer_ladders(index, before.layers[index], scores[index], config, cumulative)
             found += [_limited(ladder, before.layers[index], config) for ladder in ladders] if limit else ladders
     return found
 
@@ -197,48 +184,38 @@ def predicted_loss(ladders: Iterable[Ladder], plan: PrunePlan) -> float:
     for ladder in ladders:
         old, new = plan.dense.layers[ladder.layer], plan.layers[ladder.layer] or LayerShape(0, 0, 0)
         each = new.heads // new.kv_heads if new.kv_heads else 0
-        steps = {
+        gone = {
             "heads": (old.kv_heads - new.kv_heads) * bool(new.kv_heads),
             "queries": (old.heads // max(1, old.kv_heads) - each) * bool(new.kv_heads),
-            "channels": (old.mlp - new.mlp) // ladder.each * bool(new.mlp),
+            "channels": (old.mlp - new.mlp) * bool(new.mlp),
             "attention": int(bool(old.heads) and not new.heads),
             "mlp": int(bool(old.mlp) and not new.mlp),
             "layers": 0,  # its attention and its MLP are counted
         }
-        total += ladder.losses[min(steps[ladder.kind], len(ladder.losses) - 1)]
+        total += ladder.up_to(gone[ladder.kind]).losses[-1]
     return total
 
 
 def _layer_ladders(
-    index: int,
-    shape: LayerShape,
-    scores: Mapping[str, Sequence[float]],
-    config: PruneConfig,
-    kinds: set[str],
-    cumulative: bool,
+    index: int, shape: LayerShape, scores: Mapping[str, Sequence[float]], config: PruneConfig, cumulative: bool
 ) -> list[Ladder]:
-    ladders = []
-    for kind in sorted(kinds & set(DEPTH)):
-        if kind in scores:
-            ladders.append(Ladder(index, kind, [0.0, float(scores[kind][0])]))
+    kinds = set(config.granularity) & set(scores)
+    ladders = [Ladder(index, kind, (0, 1), (0.0, float(scores[kind][0]))) for kind in DEPTH if kind in kinds]
     if "heads" in kinds and shape.kv_heads > 1:
-        ladders.append(Ladder(index, "heads", _climb(sorted(scores["heads"]), 1, cumulative)))
-    if "queries" in kinds and shape.kv_heads and shape.heads > shape.kv_heads:
-        ladders.append(Ladder(index, "queries", _climb(_rounds(scores["queries"], shape, cumulative), 1, cumulative)))
+        ladders.append(_ladder(index, "heads", sorted(scores["heads"]), 1, cumulative))
+    if "queries" in kinds and shape.heads > shape.kv_heads:
+        ladders.append(_ladder(index, "queries", _rounds(scores["queries"], shape, cumulative), 1, cumulative))
     if "channels" in kinds and shape.mlp > config.round_to:
-        each = config.round_to
-        ladders.append(Ladder(index, "channels", _climb(sorted(scores["channels"]), each, cumulative), each))
+        ladders.append(_ladder(index, "channels", sorted(scores["channels"]), config.round_to, cumulative))
     return ladders
 
 
-def _climb(ordered: Sequence[float], each: int, cumulative: bool) -> list[float]:
-    """Return what is lost with 0, 1, 2, … times `each` groups gone."""
-    losses, total = [0.0], 0.0
-    for start in range(0, len(ordered) - each + 1, each):
-        part = [float(value) for value in ordered[start : start + each]]
-        total = part[-1] if cumulative else total + sum(part)
-        losses.append(total)
-    return losses
+def _ladder(layer: int, kind: str, ordered: Sequence[float], multiple: int, cumulative: bool) -> Ladder:
+    """Return the ladder of groups with these scores, whose steps leave multiples of `multiple`."""
+    lost = [0.0, *(ordered if cumulative else accumulate(ordered))]
+    of = len(ordered)
+    counts = sorted({0, *range(of % multiple, of + 1, multiple)})
+    return Ladder(layer, kind, counts, [lost[count] for count in counts])
 
 
 def _rounds(scores: Sequence[float], shape: LayerShape, cumulative: bool) -> list[float]:
@@ -252,19 +229,13 @@ def _limited(ladder: Ladder, shape: LayerShape, config: PruneConfig) -> Ladder:
     """Return the ladder up to where the layer keeps one group, and no less than `max_per_layer` leaves it."""
     if ladder.kind in DEPTH:
         return ladder
-    of = {"heads": shape.kv_heads, "queries": shape.heads // max(1, shape.kv_heads), "channels": shape.mlp}[ladder.kind]
-    most = min(int(config.max_per_layer * of), of - (config.round_to if ladder.kind == "channels" else 1))
-    return Ladder(ladder.layer, ladder.kind, ladder.losses[: most // ladder.each + 1], ladder.each)
+    return ladder.up_to(most_gone(shape, ladder.kind, config, config.max_per_layer))
 
 
-def ranked_plan(
-    ladders: Iterable[Ladder], budget: Budget, before: DecoderShape, *, per_size: bool = True, partial: bool = False
-) -> PrunePlan:
-    """Return the plan that `allocate` gives."""
-    layers = allocate(ladders, budget, before, per_size=per_size, partial=partial)
-    plan = PrunePlan(dense=before, layers=layers, hidden=before.hidden, requested=budget.ratio)
-    if budget.near(plan.pruned):
-        return plan
-    achieved = budget.removed(plan.pruned)
-    remark = f"{budget.asked} is missed by the size of what can go: {achieved:.2%} of it is the nearest"
-    return PrunePlan(dense=before, layers=layers, hidden=before.hidden, requested=budget.ratio, remarks=(remark,))
+def ranked_plan(ladders: Iterable[Ladder], budget: Budget, before: DecoderShape, *, per_size: bool = True) -> PrunePlan:
+    """Return the plan that `allocate` gives.
+
+    Raises:
+        UserError: nothing would go.
+    """
+    return planned(budget, before, allocate(ladders, budget, before, per_size=per_size))

@@ -15,22 +15,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.anatomy import LayerAnatomy, decoder_layers
 from stages.progress import progress
 from stages.prune.activations import outputs
 from stages.prune.compensation import fitted_weights
-from stages.prune.config import PruneConfig
+from stages.prune.config import DEPTH, PruneConfig
 from stages.prune.curvature import TOGETHER, Elimination, Removal, SecondMoments, losses_in_order, moments
 from stages.prune.gradients import calibration_loss
 from stages.prune.groups import Scores, Selection, selection_of
-from stages.prune.plan import Budget, PrunePlan
-from stages.prune.ranking import ladders_of, predicted_loss, ranked_plan
-from stages.prune.uniform import DEPTH, shared_plans
+from stages.prune.plan import Budget, PrunePlan, planned, shape_left
+from stages.prune.ranking import allocate, ladders_of, predicted_loss
+from stages.prune.uniform import shared_plans
 from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def searched(
         before: the shape that is cut.
         cumulative: whether the scores are losses already.
     """
-    losses = _numbers(scores) if cumulative else group_losses(model, scores, ids_BT, config)
+    losses = scores.numbers() if cumulative else group_losses(model, scores, ids_BT, config)
     plans = (
         _uniform_plans(budget, before, config) if config.search.uniform else _free_plans(budget, before, config, losses)
     )
@@ -98,12 +99,10 @@ def group_losses(model: PreTrainedModel, scores: Scores, ids_BT: Tensor, config:
     maps = [(layer, output.linear, output in layer.attention) for layer in layers for output in outputs(layer)]
     found: Losses = {layer.index: {} for layer in layers}
     sweep = moments(model, [linear for _, linear, _ in maps], ids_BT, seed=config.seed)
-    with torch.no_grad(), progress("costs of groups", total=len(maps), unit="map") as bar:
+    with torch.no_grad():
         for (layer, linear, attention), own in zip(maps, sweep, strict=True):
-            kinds = {kind: values.to(linear.weight.device) for kind, values in scores.layers[layer.index].items()}
-            losses = _map_losses(layer, linear.weight, own, kinds, attention, config)
-            found[layer.index] |= losses
-            bar.update()
+            kinds = scores.layers[layer.index]
+            found[layer.index] |= _map_losses(layer, linear.weight, own, kinds, attention, config)
     for kinds_found in found.values():
         kinds_found["layers"] = [sum(kinds_found[kind][0] for kind in ("attention", "mlp") if kind in kinds_found)]
     return found
@@ -126,14 +125,16 @@ def _map_losses(
             continue
         sets = _sets(kind, scores[kind], layer)
         columns = [(torch.tensor(s)[:, None] * size + torch.arange(size)).flatten() for s in sets]
-        climbed = losses_in_order([c.to(weight_RC.device) for c in columns], removal(weight_RC, own))
+        gone = losses_in_order([c.to(weight_RC.device) for c in columns], removal(weight_RC, own))
+        climbed = list(accumulate(gone, max))  # without adjustment, removing more can cost less
         losses = [0.0] * len(scores[kind])
         for members, start, end in zip(sets, climbed, climbed[1:], strict=False):
             for place, group in enumerate(members):
                 together = kind == "queries"  # one of each key/value head in a step: none is gone before the others
                 losses[group] = end if together else start + (end - start) * (place + 1) / len(members)
         found[kind] = losses
-    whole = max((max(values) for values in found.values()), default=0.0)
+    whole = Removal(weight_RC, own).remove(torch.arange(width, device=weight_RC.device))
+    whole = max([whole, *(max(losses) for losses in found.values())])
     return {**found, "attention" if attention else "mlp": [whole]}
 
 
@@ -153,51 +154,45 @@ def _free_plans(
     budget: Budget, before: DecoderShape, config: PruneConfig, losses: Losses
 ) -> Iterator[tuple[str, PrunePlan]]:
     """Yield the cheapest allocation for the asked kinds of group, and for some of them alone."""
-    asked = list(config.granularity)
-    subsets = [
-        asked,
-        [k for k in asked if k not in DEPTH],
-        [k for k in asked if k not in ("heads", "queries", "attention")],
-    ]
-    subsets.append([kind for kind in asked if kind != "queries"])
-    for kinds in dict.fromkeys(tuple(kinds) for kinds in subsets if kinds):
+    asked = tuple(config.granularity)
+    without: list[tuple[str, ...]] = [(), DEPTH, ("heads", "queries", "attention"), ("queries",)]
+    subsets = [tuple(kind for kind in asked if kind not in left_out) for left_out in without]
+    for kinds in dict.fromkeys(subset for subset in subsets if subset):
         ladders = ladders_of(losses, before, replace(config, granularity=list(kinds)), cumulative=True)
-        plan = ranked_plan(ladders, budget, before, partial=True)
-        if budget.near(plan.pruned) or kinds == tuple(asked):
-            yield f"{', '.join(kinds)} in competition", plan
+        layers = allocate(ladders, budget, before)
+        if kinds == asked or budget.near(shape_left(before, layers)):
+            yield f"{', '.join(kinds)} in competition", planned(budget, before, layers)
 
 
-def _uniform_plans(budget: Budget, before: DecoderShape, config: PruneConfig) -> list[tuple[str, PrunePlan]]:
-    """Return every shape that all layers can share within the budget."""
-    return [(f"every layer {plan.pruned.layers[0]}", plan) for plan in shared_plans(budget, before, config)]
+def _uniform_plans(budget: Budget, before: DecoderShape, config: PruneConfig) -> Iterator[tuple[str, PrunePlan]]:
+    """Yield every shape that all layers can share within the budget."""
+    for plan in shared_plans(budget, before, config):
+        layer = plan.pruned.layers[0]
+        yield f"every layer {layer.heads} heads on {layer.kv_heads} and {layer.mlp} channels", plan
 
 
 def _tried(model: PreTrainedModel, drafts: Sequence[Trial], ids_BT: Tensor, config: PruneConfig) -> Iterator[Trial]:
     """Yield each trial with the loss that the model has when it computes as if so cut."""
     fits = fitted_weights(model, [draft.selection for draft in drafts], ids_BT, config.compensate)
     with progress("trying allocations", total=len(drafts), unit="trial") as bar:
-        for draft, weights in zip(drafts, fits, strict=True):
-            with _in_place(weights):
+        for draft, values in zip(drafts, fits, strict=True):
+            with _in_place(values):
                 loss = calibration_loss(model, ids_BT[: config.search.sequences])
             bar.update()
             yield replace(draft, loss=loss)
 
 
 @contextmanager
-def _in_place(weights: Mapping[nn.Linear, Tensor]) -> Iterator[None]:
-    """Let linear maps compute with other weights."""
-    held = {linear: linear.weight.data for linear in weights}
-    for linear, weight_RC in weights.items():
-        linear.weight.data = weight_RC
+def _in_place(values: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """Let parameters have other values."""
+    held = {parameter: parameter.data for parameter in values}
+    for parameter, value in values.items():
+        parameter.data = value
     try:
         yield
     finally:
-        for linear, weight_RC in held.items():
-            linear.weight.data = weight_RC
-
-
-def _numbers(scores: Scores) -> Losses:
-    return {index: {kind: values.tolist() for kind, values in kinds.items()} for index, kinds in scores.layers.items()}
+        for parameter, value in held.items():
+            parameter.data = value
 
 
 def _all_kinds(losses: Losses) -> list[str]:

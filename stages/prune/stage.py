@@ -35,10 +35,11 @@ from stages.prune.allocate import (
     allocation,
     check_options,
     check_uncut,
-    decided_by_shapes,
+    foreseen,
     needs_gradients,
     plan_shapes,
     reads_text,
+    ruled,
 )
 from stages.prune.calibration import calibration_ids
 from stages.prune.compensation import compensate
@@ -82,10 +83,10 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
     criterion.check(config)
     check_options(config)
     shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)
-    ruled = config.channel_ratio is not None or config.layer_ratios is not None
-    budget = None if ruled else budget_of(shape, config, stored)
-    if decided_by_shapes(config):  # bad numbers before long work
-        _announce(config, plan_shapes(shape, config, budget=budget))
+    budget = None if ruled(config) else budget_of(shape, config, stored)
+    preview = foreseen(shape, config, budget)  # bad numbers before long work
+    if preview is not None:
+        _announce(config, preview)
     ids_BT = None
     if reads_text(config):
         ids_BT = calibration_ids(config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
@@ -103,7 +104,7 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
     with weights(config.dtype) as held:
         loss = {"dense": held.loss(ids_BT)}
         plan, kept, found = _choose_in_steps(held, scores, ids_BT, config, budget, shape)
-        if not decided_by_shapes(config) or config.steps > 1:
+        if preview is None or config.steps > 1:
             _announce(config, plan)
         if stored == config.dtype and config.steps == 1:
             return finish(held, plan, kept, ids_BT, found, loss)

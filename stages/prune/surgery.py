@@ -126,7 +126,7 @@ def _cut_hidden(model: PreTrainedModel, anatomy: DecoderAnatomy, kept: list[int]
 
 def head_rows(heads: list[int], layer: LayerAnatomy) -> Tensor:
     """Return the rows of the given heads, head_dim each."""
-    return (torch.tensor(heads)[:, None] * layer.head_dim + torch.arange(layer.head_dim)).flatten()
+    return (torch.tensor(heads, dtype=torch.long)[:, None] * layer.head_dim + torch.arange(layer.head_dim)).flatten()
 
 
 def _keep_slices(projections: Sequence[Projection], indices: Sequence[Tensor]) -> None:

@@ -18,16 +18,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import product
 
 from stages.errors import UserError
-from stages.prune.config import PruneConfig
-from stages.prune.plan import TOLERANCE, Budget, Layers, PrunePlan, check_share, parse_layers, shape_left
+from stages.prune.config import DEPTH, PruneConfig
+from stages.prune.limits import without, without_sublayer
+from stages.prune.plan import TOLERANCE, Budget, Layers, PrunePlan, check_share, parse_layers, planned, shape_left
 from stages.shapes import DecoderShape, LayerShape
 
-DEPTH = ("layers", "attention", "mlp")
-"""Kinds of group that are a layer or a sub-layer."""
-Ranked = TypeVar("Ranked")
+ELASTIC = {"channels": "MLP", "hidden": "hidden"}
+"""Kinds of group so many that they make up a remainder."""
 
 
 @dataclass(frozen=True)
@@ -44,25 +44,26 @@ class _Step:
 def by_channel_ratio(shape: DecoderShape, config: PruneConfig) -> PrunePlan:
     """Return the plan of `channel_ratio` or `layer_ratios`, rounded the way LLM-Pruner rounds.
 
-    In each layer the same share of heads and of MLP channels goes. The kept size is truncated, `int(size · (1 −
-    ratio))` with a head counted as head_dim rows, and the removed rows are truncated to whole heads. With grouped-query
-    attention the heads are key/value groups. Its own code fails where that rounds to no head, or to all: here none
-    goes, or one stays, and a remark says so.
+    In each layer the same share of heads and of MLP channels goes, where these may go. The kept size is truncated,
+    `int(size · (1 − ratio))` with a head counted as head_dim rows, and the removed rows are truncated to whole heads.
+    With grouped-query attention the heads are key/value groups. Its own code fails where that rounds to no head, or to
+    all: here none goes, or one stays, and a remark says so.
 
     Raises:
         UserError: a share is out of its range, or there are not as many as layers.
     """
     targets, remarks = list(shape.layers), []
+    heads, mlp = ("heads" in config.granularity, "channels" in config.granularity)
     for index, ratio in enumerate(_channel_ratios(shape, config)):
         old = shape.layers[index]
-        rows = old.kv_heads * shape.head_dim
+        rows = old.kv_heads * shape.head_dim * heads
         groups = (rows - int(rows * (1 - ratio))) // shape.head_dim
-        targets[index] = without(old, groups, 0, old.mlp - int(old.mlp * (1 - ratio)))
-        if ratio and groups == 0:
+        targets[index] = without(old, groups, 0, (old.mlp - int(old.mlp * (1 - ratio))) * mlp)
+        if ratio and rows and groups == 0:
             remarks.append(
                 f"a channel ratio of {ratio:g} rounds to none of {old.kv_heads} key/value groups: all heads stay"
             )
-        if groups == old.kv_heads:
+        if rows and groups == old.kv_heads:
             remarks.append(f"a channel ratio of {ratio:g} would remove all {old.kv_heads} key/value groups: one stays")
     return PrunePlan(
         dense=shape,
@@ -104,73 +105,45 @@ def alike(
             score is known (the plan then takes the last ones, whose shape is the others').
 
     Raises:
-        UserError: the ratio can't be reached with these layers and kinds.
+        UserError: nothing would go.
     """
-    layers = parse_layers(config.layers, len(before.layers))
-    targets, remarks = _without_depth(budget, before, layers, config, gone)
-    if not (budget.removed(shape_left(before, targets)) < budget.ratio and set(config.granularity) - set(DEPTH)):
-        return _plan(budget, before, targets, before.hidden, remarks, layers, config)
-    steps = _candidates(budget, before, targets, layers, config)
-    near = [step for step in steps if abs(step.achieved - budget.ratio) <= TOLERANCE]
-    if near and {"heads", "queries"} & set(config.granularity) and _elastic(config):
-        best = min(near, key=lambda s: (not nearest and s.heads > s.channels, abs(s.heads - s.channels)))
-    else:
-        best = min(steps, key=lambda step: (round(abs(step.achieved - budget.ratio), 9), step.heads))
-    if abs(best.heads - best.channels) > 0.02 and _elastic(config) and {"heads", "queries"} & set(config.granularity):
+    kinds = set(config.granularity)
+    targets, remarks = _without_depth(budget, before, config, gone)
+    if not kinds - set(DEPTH) or budget.removed(shape_left(before, targets)) >= budget.ratio:
+        return planned(budget, before, targets, remarks=remarks)
+    steps = _candidates(budget, before, targets, config)
+    near = _near(steps, budget)
+    elastic = [name for kind, name in ELASTIC.items() if kind in kinds]
+    if not (elastic and kinds & {"heads", "queries"}):
+        best = min(near, key=lambda step: (round(abs(step.achieved - budget.ratio), 9), step.heads))
+        return planned(budget, before, best.layers, best.hidden, remarks)
+    best = min(near, key=lambda s: (not nearest and s.heads > s.channels, abs(s.heads - s.channels)))
+    if abs(best.heads - best.channels) > 0.02:
         remarks.append(
             f"heads go in steps: {best.heads:.1%} of the heads go, and {best.channels:.1%} of the "
-            f"{' and '.join(_elastic(config))} channels make up the remainder"
+            f"{' and '.join(elastic)} channels make up the remainder"
         )
-    return _plan(budget, before, best.layers, best.hidden, remarks, layers, config)
+    return planned(budget, before, best.layers, best.hidden, remarks)
 
 
 def shared_plans(budget: Budget, before: DecoderShape, config: PruneConfig) -> list[PrunePlan]:
-    """Return every plan within the budget by which all pruned layers of `before` end with the same shape.
+    """Return every plan within the budget by which all pruned layers of `before` lose the same, or the nearest one.
 
     Raises:
-        UserError: there is none.
+        UserError: nothing would go.
     """
-    layers = parse_layers(config.layers, len(before.layers))
-    steps = _candidates(budget, before, before.layers, layers, config)
-    near = [step for step in steps if abs(step.achieved - budget.ratio) <= TOLERANCE]
-    nearest = min(steps, key=lambda step: abs(step.achieved - budget.ratio))
-    return [_plan(budget, before, s.layers, s.hidden, (), layers, config) for s in near or [nearest]]
+    steps = _near(_candidates(budget, before, before.layers, config), budget)
+    return [planned(budget, before, step.layers, step.hidden) for step in steps]
 
 
-def _elastic(config: PruneConfig) -> list[str]:
-    """Return the kinds that go one by one and make up a remainder."""
-    return [
-        {"channels": "MLP", "hidden": "hidden"}[kind] for kind in ("channels", "hidden") if kind in config.granularity
-    ]
-
-
-def _plan(
-    budget: Budget,
-    before: DecoderShape,
-    targets: Layers,
-    hidden: int,
-    remarks: Sequence[str],
-    layers: Sequence[int],
-    config: PruneConfig,
-) -> PrunePlan:
-    """Return the plan, with a remark where it misses the ratio by the size of what can go.
-
-    Raises:
-        UserError: it misses it by more than that, or would remove nothing.
-    """
-    remarks = list(remarks)
-    left = shape_left(before, targets, hidden)
-    achieved = budget.removed(left)
-    if not budget.near(left):
-        most = _most(budget, before, layers, config)
-        if budget.ratio > most + TOLERANCE or budget.size(left) == budget.size(before):
-            raise UserError(_unreachable(budget, before, layers, most, achieved, config))
-        remarks.append(f"{budget.asked} is missed by the size of what can go: {achieved:.2%} of it is the nearest")
-    return PrunePlan(dense=before, layers=tuple(targets), hidden=hidden, requested=budget.ratio, remarks=tuple(remarks))
+def _near(steps: Sequence[_Step], budget: Budget) -> list[_Step]:
+    """Return the candidates within the budget; the nearest where none is."""
+    nearest = min(steps, key=lambda step: (round(abs(step.achieved - budget.ratio), 9), step.heads))
+    return [step for step in steps if abs(step.achieved - budget.ratio) <= TOLERANCE] or [nearest]
 
 
 def _without_depth(
-    budget: Budget, before: DecoderShape, layers: Sequence[int], config: PruneConfig, gone: Sequence[int]
+    budget: Budget, before: DecoderShape, config: PruneConfig, gone: Sequence[int]
 ) -> tuple[list[LayerShape | None], list[str]]:
     """Return the layers with as many gone as the budget has room for; the nearest number where nothing else may go."""
     targets: list[LayerShape | None] = list(before.layers)
@@ -178,7 +151,7 @@ def _without_depth(
     if not kinds:
         return targets, []
     kind, count = kinds[0], 0
-    order = list(gone) or list(reversed(layers))
+    order = list(gone) or parse_layers(config.layers, len(before.layers))[::-1]
     fills = bool(set(config.granularity) - set(DEPTH))
     for index in order[: len(before.layers) - 1 if kind == "layers" else None]:
         after = list(targets)
@@ -191,22 +164,14 @@ def _without_depth(
     return targets, [f"{count} {named} go" + ("" if gone else "; scores decide which")]
 
 
-def without_sublayer(layer: LayerShape, kind: str) -> LayerShape | None:
-    """Return `layer` without its attention, its MLP, or not at all."""
-    left = {"layers": (0, 0, 0), "attention": (0, 0, layer.mlp), "mlp": (layer.heads, layer.kv_heads, 0)}[kind]
-    return LayerShape(*left) if any(left) else None
-
-
-def _candidates(
-    budget: Budget, before: DecoderShape, targets: Layers, layers: Sequence[int], config: PruneConfig
-) -> list[_Step]:
+def _candidates(budget: Budget, before: DecoderShape, targets: Layers, config: PruneConfig) -> list[_Step]:
     """Return, for each number of key/value groups and queries that may go, the channels that bring it nearest."""
-    kinds = set(config.granularity)
+    kinds, layers = set(config.granularity), parse_layers(config.layers, len(before.layers))
     cut = [layer for index in layers if (layer := targets[index]) is not None]
     most_groups = max((layer.kv_heads for layer in cut), default=0)
     most_each = max((layer.heads // layer.kv_heads for layer in cut if layer.kv_heads), default=0)
-    fine = max([layer.mlp for layer in cut] if "channels" in kinds else [before.hidden], default=0)
-    steps = []
+    fine = max((layer.mlp for layer in cut), default=0) if "channels" in kinds else 0
+    fine = max(fine, before.hidden) if "hidden" in kinds else fine
 
     def step(groups: int, queries: int, count: int) -> _Step:
         after = list(targets)
@@ -222,28 +187,16 @@ def _candidates(
         heads = 1 - (1 - groups / (most_groups or 1)) * (1 - queries / (most_each or 1))
         return _Step(heads, count / (fine or 1), after, hidden, budget.removed(left))
 
-    for groups in range(max(1, most_groups) if "heads" in kinds else 1):
-        for queries in range(max(1, most_each) if "queries" in kinds else 1):
-            if not _elastic(config):
-                steps.append(step(groups, queries, 0))
-                continue
+    def nearest(groups: int, queries: int) -> _Step:
+        above = bisect_left(range(fine), budget.ratio, key=lambda count: step(groups, queries, count).achieved)
+        around = [step(groups, queries, count) for count in (above - 1, above) if 0 <= count < max(1, fine)]
+        return min(around, key=lambda step: abs(step.achieved - budget.ratio))
 
-            def achieved(count: int, groups: int = groups, queries: int = queries) -> float:
-                return step(groups, queries, count).achieved
-
-            above = bisect_left(range(fine), budget.ratio, key=achieved)
-            around = [step(groups, queries, n) for n in (above - 1, above) if 0 <= n < fine]
-            steps.append(min(around, key=lambda step: abs(step.achieved - budget.ratio)))
-    return steps
-
-
-def without(layer: LayerShape, groups: int, queries: int, channels: int) -> LayerShape:
-    """Return `layer` with so many key/value groups, queries of each group and channels less; one of each stays."""
-    if not layer.kv_heads:
-        return LayerShape(0, 0, max(1, layer.mlp - channels))
-    kv_heads = max(1, layer.kv_heads - groups)
-    each = max(1, layer.heads // layer.kv_heads - queries)
-    return LayerShape(each * kv_heads, kv_heads, max(1, layer.mlp - channels) if layer.mlp else 0)
+    numbers = (
+        range(max(1, most_groups) if "heads" in kinds else 1),
+        range(max(1, most_each) if "queries" in kinds else 1),
+    )
+    return [nearest(groups, queries) for groups, queries in product(*numbers)]
 
 
 def _rounded(kept: int, size: int, multiple: int) -> int:
@@ -256,44 +209,3 @@ def _rounded(kept: int, size: int, multiple: int) -> int:
 def _scaled(count: int, of: int, size: int) -> int:
     """Return the nearest whole number to `count / of` of `size`; `count` itself where layers are alike."""
     return (2 * count * size + of) // (2 * of) if of else 0
-
-
-def _most(budget: Budget, before: DecoderShape, layers: Sequence[int], config: PruneConfig) -> float:
-    """Return the largest share that these layers and kinds can give up."""
-    kinds, targets = set(config.granularity), list[LayerShape | None](before.layers)
-    for index in layers:
-        old = before.layers[index]
-        each = old.heads // old.kv_heads if old.kv_heads else 0
-        left: LayerShape | None = without(
-            old,
-            old.kv_heads if "heads" in kinds else 0,
-            each if "queries" in kinds else 0,
-            old.mlp - config.round_to if "channels" in kinds else 0,
-        )
-        for kind in kinds & set(DEPTH):
-            left = None if left is None else without_sublayer(left, kind)
-        targets[index] = left
-    if all(layer is None for layer in targets):
-        targets[0] = min(before.layers, key=before.layer_parameters)
-    hidden = config.round_to if "hidden" in kinds else before.hidden
-    return budget.removed(shape_left(before, targets, hidden))
-
-
-def _unreachable(
-    budget: Budget, before: DecoderShape, layers: Sequence[int], most: float, nearest: float, config: PruneConfig
-) -> str:
-    """Return why the ratio can't be reached, and what can be asked instead."""
-    if budget.ratio <= most + TOLERANCE:
-        return (
-            f"{budget.asked} is less than the smallest cut of {', '.join(config.granularity)}, alike in {len(layers)} "
-            "layers: nothing would go. Ask for more, or let finer groups go (prune.granularity=[channels])."
-        )
-    total = before.parameters()
-    protected = sum(before.layer_parameters(layer) for i, layer in enumerate(before.layers) if i not in set(layers))
-    stays = f"embeddings are {before.embedding_parameters() / total:.1%} of the {total:,} parameters"
-    stays += f", protected layers {protected / total:.1%}" if protected else ""
-    return (
-        f"{budget.asked} is more than can go: {stays}, and one of each kind of group stays in each layer. With "
-        f"prune.granularity=[{','.join(config.granularity)}] at most {most:.4f} can be removed"
-        + ("; or protect fewer layers with prune.layers=." if protected else ".")
-    )

@@ -138,16 +138,16 @@ def test_a_uniform_result_is_a_stock_model(tmp_path: Path) -> None:
 def test_a_pruned_model_can_be_pruned_again(tmp_path: Path) -> None:
     model = saved(decoder(), tmp_path / "dense")
     prune(MagnitudeConfig(ratio=0.1, layers="1"), model, tmp_path / "once")
-    summary, _ = prune(MagnitudeConfig(ratio=0.2), tmp_path / "once", tmp_path / "twice")
+    summary, _ = prune(MagnitudeConfig(ratio=0.2, again=True), tmp_path / "once", tmp_path / "twice")
     again = load_model(tmp_path / "twice" / "model", dtype="float32")
     assert count_parameters(again) == summary["parameters"]["pruned"]
 
 
 def test_the_plan_is_printed_before_anything_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = saved(decoder(), tmp_path / "dense")
-    (tmp_path / "dense" / "model" / "model.safetensors").unlink()
+    broken = decoder()
+    broken.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(UserError):
-        prune(MagnitudeConfig(ratio=0.3), model, tmp_path / "pruned")
+        prune(MagnitudeConfig(ratio=0.3), saved(broken, tmp_path / "dense"), tmp_path / "pruned")
     printed = capsys.readouterr().err
     assert "MLP channels" in printed
     assert "multiply-accumulates" in printed

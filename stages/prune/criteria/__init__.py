@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
 from stages.methods import lookup
-from stages.prune.config import GRANULARITIES, PruneConfig
+from stages.prune.config import DEPTH, GRANULARITIES, PruneConfig
 from stages.prune.criteria import block_influence, flap, hywia, llmpruner, magnitude, perplexity, random, surgeon, wanda
 from stages.prune.resident import Resident
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 Score = Callable[["PreTrainedModel", "Sequence[LayerAnatomy]", "Tensor | None", Any, Resident], "Scores"]
 BLOCKS = ("heads", "queries", "channels", "attention", "mlp", "layers")
-DEPTH = ("attention", "mlp", "layers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,6 @@ def score(
     """Return the loss at which every group of `layers` goes, in nats a token, from the calibration tokens `ids_BT`."""
     import torch
 
-    from stages.progress import progress
     from stages.prune.curvature import moments
     from stages.prune.groups import Scores
 
@@ -57,12 +56,10 @@ def score(
         raise ValueError("the surgeon needs calibration tokens")
     parts = [(layer, part) for layer in layers for part in (layer.attention, layer.mlp) if part]
     found: dict[int, dict[str, Tensor]] = {layer.index: {} for layer in layers}
-    with torch.no_grad(), progress("eliminating", total=len(parts), unit="map") as bar:
-        maps = [part[-1].linear for _, part in parts]
-        for (layer, part), own in zip(parts, moments(model, maps, ids_BT, seed=config.seed), strict=True):
-            losses = _attention(layer, own, config) if part is layer.attention else _mlp(layer, own)
-            found[layer.index] |= losses
-            bar.update()
+    sweep = moments(model, [part[-1].linear for _, part in parts], ids_BT, seed=config.seed)
+    with torch.no_grad():
+        for (layer, part), own in zip(parts, sweep, strict=True):
+            found[layer.index] |= _attention(layer, own, config) if part is layer.attention else _mlp(layer, own)
     for kinds in found.values():
         whole = [kinds[name] for name in ("attention", "mlp") if name in kinds]
         kinds["layers"] = torch.stack(whole).sum(0) if whole else torch.zeros(1, dtype=torch.float64)

@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import UserError
-from stages.prune.config import PruneConfig, Search
+from stages.prune.allocate import plan_shapes
 from stages.prune.criteria.magnitude import MagnitudeConfig
-from stages.prune.allocate import check_options, plan_shapes
-from stages.prune.plan import TOLERANCE, budget_of, parse_layers
+from stages.prune.plan import TOLERANCE, parse_layers
 from stages.shapes import DecoderShape, LayerShape
 from tests.test_shapes import LLAMA_7B, SMOLLM2
 
@@ -32,7 +31,7 @@ def test_heads_go_in_whole_groups_rounded_down_from_the_share_of_the_channels(ra
     plan = plan_shapes(SMALL, MagnitudeConfig(ratio=ratio))
     assert plan.pruned.layers[0].heads == heads
     assert plan.pruned.layers[0].kv_heads == heads // 3
-    assert any("whole key/value groups" in remark for remark in plan.remarks)
+    assert any("heads go in steps" in remark for remark in plan.remarks)
 
 
 def test_on_a_tie_fewer_heads_go() -> None:
@@ -85,11 +84,12 @@ def test_a_ratio_beyond_what_may_go_says_what_stays_and_what_can_be_asked() -> N
         plan_shapes(SMALL, MagnitudeConfig(ratio=0.6, layers="4-20"))
 
 
-def test_a_ratio_between_two_steps_names_the_nearest() -> None:
-    layers = (LayerShape(2, 2, 4),)
-    coarse = DecoderShape(family="llama", hidden=32, head_dim=32, vocabulary=8, tied=True, layers=layers)
-    with pytest.raises(UserError, match=r"can't be reached within 0\.005.*nearest is 0\.0323"):
-        plan_shapes(coarse, MagnitudeConfig(ratio=0.1))
+def test_a_ratio_between_two_steps_gives_the_nearest_and_says_so() -> None:
+    plan = plan_shapes(SMALL, MagnitudeConfig(ratio=0.2, granularity=["layers"]))
+    assert len(plan.pruned.layers) == 22
+    assert any("ratio=0.2 lies between two steps of what can go: 21.05% of the parameters" in r for r in plan.remarks)
+    with pytest.raises(UserError, match=r"ratio=0\.01 is less than half of the smallest cut.*granularity"):
+        plan_shapes(SMALL, MagnitudeConfig(ratio=0.01, granularity=["layers"]))
 
 
 def test_a_channel_ratio_that_rounds_to_no_group_says_so() -> None:

@@ -1,0 +1,73 @@
+"""What a layer can lose, kind by kind, and the most that a whole model can. No torch here."""
+
+from __future__ import annotations
+
+from stages.errors import UserError
+from stages.prune.config import DEPTH, PruneConfig
+from stages.prune.plan import TOLERANCE, Budget, parse_layers, shape_left
+from stages.shapes import DecoderShape, LayerShape
+
+
+def without(layer: LayerShape, groups: int, queries: int, channels: int) -> LayerShape:
+    """Return `layer` with so many key/value groups, queries of each group and channels less; one of each stays."""
+    if not layer.kv_heads:
+        return LayerShape(0, 0, max(1, layer.mlp - channels))
+    kv_heads = max(1, layer.kv_heads - groups)
+    each = max(1, layer.heads // layer.kv_heads - queries)
+    return LayerShape(each * kv_heads, kv_heads, max(1, layer.mlp - channels) if layer.mlp else 0)
+
+
+def without_sublayer(layer: LayerShape, kind: str) -> LayerShape | None:
+    """Return `layer` without its attention, its MLP, or not at all."""
+    left = {"layers": (0, 0, 0), "attention": (0, 0, layer.mlp), "mlp": (layer.heads, layer.kv_heads, 0)}[kind]
+    return LayerShape(*left) if any(left) else None
+
+
+def most_gone(layer: LayerShape, kind: str, config: PruneConfig, share: float = 1.0) -> int:
+    """Return how many heads, queries of each key/value head or channels `layer` can lose: `share` of them, not all."""
+    of = {"heads": layer.kv_heads, "queries": layer.heads // max(1, layer.kv_heads), "channels": layer.mlp}[kind]
+    stay = config.round_to if kind == "channels" else 1
+    return max(0, min(int(share * of + 1e-9), of - stay))
+
+
+def check_reachable(budget: Budget, before: DecoderShape, config: PruneConfig, share: float = 1.0) -> None:
+    """Raise UserError, naming what stays and the remedy, where more is to go than can.
+
+    Args:
+        budget: what to arrive at.
+        before: the shape that is cut.
+        config: layers, kinds of group and rounding.
+        share: how much of a layer's heads, and of its channels, may go.
+    """
+    layers = parse_layers(config.layers, len(before.layers))
+    most = budget.removed(_least(before, layers, config, share))
+    if budget.ratio <= most + TOLERANCE:
+        return
+    total, of_layers = budget.size(before), [budget.layer_size(before, layer) for layer in before.layers]
+    protected = (sum(of_layers) - sum(of_layers[index] for index in layers)) / total
+    stays = "the output projection is" if budget.macs else "embeddings are"
+    stays += f" {1 - sum(of_layers) / total:.1%} of the {total:,} {budget.unit}"
+    stays += f", protected layers {protected:.1%}" if protected else ""
+    remedies = ["ask for less"]
+    remedies += ["protect fewer layers with prune.layers="] if protected else []
+    remedies += ["raise prune.max_per_layer"] if share < 1 else []
+    remedies += ["let more kinds go with prune.granularity="]
+    raise UserError(
+        f"{budget.asked} is more than can go: {stays}, and one of each kind of group stays in each layer. At most "
+        f"{most:.4f} can be removed with prune.granularity=[{','.join(config.granularity)}]: {', or '.join(remedies)}."
+    )
+
+
+def _least(before: DecoderShape, layers: list[int], config: PruneConfig, share: float) -> DecoderShape:
+    """Return what stays of `before` when all goes that can."""
+    kinds, targets = set(config.granularity), list[LayerShape | None](before.layers)
+    for index in layers:
+        old = before.layers[index]
+        gone = [most_gone(old, k, config, share) if k in kinds else 0 for k in ("heads", "queries", "channels")]
+        left: LayerShape | None = without(old, *gone)
+        for kind in kinds & set(DEPTH):
+            left = None if left is None else without_sublayer(left, kind)
+        targets[index] = left
+    if not any(targets):
+        targets[0] = min(before.layers, key=before.layer_parameters)
+    return shape_left(before, targets, min(config.round_to, before.hidden) if "hidden" in kinds else before.hidden)
