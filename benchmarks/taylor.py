@@ -102,8 +102,6 @@ def estimated(task: Task) -> int:
         sequences=task.sequences,
         length=task.length,
         gradients=True,
-        offload=False,
-        least_squares=False,
     )
     return estimate(work).total
 

@@ -57,12 +57,12 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def free_memory_bytes(device: str) -> int | None:
-    """Return the bytes that can still be had on `device`: cpu, or a GPU such as cuda:0; None where none can tell."""
+def free_memory_bytes(device: str) -> int:
+    """Return the bytes that can still be had on `device`: cpu, or a GPU such as cuda:0."""
     if device.startswith("cuda"):
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
     return min(psutil.virtual_memory().available, _left_in_container())
@@ -77,4 +77,4 @@ def _left_in_container() -> int:
         statistics = dict(line.split() for line in (root / "memory.stat").read_text(encoding="ascii").splitlines())
     except (OSError, ValueError):
         return sys.maxsize
-    return sys.maxsize if limit == "max" else int(limit) - used + int(statistics["inactive_file"])
+    return sys.maxsize if limit == "max" else int(limit) - used + int(statistics.get("inactive_file", 0))

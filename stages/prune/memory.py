@@ -37,7 +37,7 @@ class Work:
         shape: the dense decoder.
         dtype: precision of the scores' passes; stored: of the checkpoint.
         sequences, length: of the calibration text; 0 where none is read.
-        gradients: whether the criterion runs backward.
+        gradients: whether the criterion runs backward; output: also to the output projection, for hidden channels.
         offload: whether one layer is in memory at a time.
         least_squares: whether compensation solves for the output projections.
     """
@@ -48,8 +48,9 @@ class Work:
     sequences: int
     length: int
     gradients: bool
-    offload: bool
-    least_squares: bool
+    output: bool = False
+    offload: bool = False
+    least_squares: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +97,12 @@ def check_memory(
         sequences=sequences,
         length=length,
         gradients=gradients,
+        output=gradients and "hidden" in config.granularity,
         offload=config.offload == "layer",
         least_squares=config.compensate == "least_squares",
     )
     need, free = estimate(work), free_memory_bytes(device)
-    if free is None or need.total <= free:
+    if need.total <= free:
         return need
     text = f", {need.activations / GIB:.1f} activations of {sequences} x {length} tokens" if sequences else ""
     raise UserError(
@@ -127,6 +129,8 @@ def estimate(work: Work) -> Estimate:
         activations += batch * one_layer
     inputs = max(largest.mlp, largest.heads * shape.head_dim, shape.hidden)
     matrices = max(LOGITS, work.length * shape.vocabulary) * (each + 12) + 8 * tokens * inputs * work.gradients
+    if work.output:
+        matrices += tokens * shape.vocabulary * each
     if work.least_squares:
         matrices += 4 * 8 * inputs**2
     return Estimate(weights=held, activations=activations, matrices=matrices)
@@ -147,7 +151,9 @@ def _remedies(work: Work) -> str:
     """Return what would need less, with the estimate of each."""
     ways = {"prune.dtype=bfloat16": replace(work, dtype="bfloat16")}
     if work.gradients:
-        ways["prune.offload=layer with a criterion without gradients"] = replace(work, gradients=False, offload=True)
+        ways["prune.offload=layer with a criterion without gradients"] = replace(
+            work, gradients=False, output=False, offload=True
+        )
     else:
         ways["prune.offload=layer"] = replace(work, offload=True)
     if work.sequences > 1:

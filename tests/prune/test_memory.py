@@ -25,8 +25,6 @@ WORK = Work(
     sequences=10,
     length=64,
     gradients=True,
-    offload=False,
-    least_squares=False,
 )
 
 
