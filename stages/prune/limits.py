@@ -48,12 +48,13 @@ def check_reachable(budget: Budget, before: DecoderShape, config: PruneConfig, s
     stays = "the output projection is" if budget.macs else "embeddings are"
     stays += f" {1 - sum(of_layers) / total:.1%} of the {total:,} {budget.unit}"
     stays += f", protected layers {protected:.1%}" if protected else ""
+    stays += "" if set(config.granularity) <= set(DEPTH) else ", and one group of each kind stays in each layer"
     remedies = ["ask for less"]
     remedies += ["protect fewer layers with prune.layers="] if protected else []
     remedies += ["raise prune.max_per_layer"] if share < 1 else []
     remedies += ["let more kinds go with prune.granularity="]
     raise UserError(
-        f"{budget.asked} is more than can go: {stays}, and one of each kind of group stays in each layer. At most "
+        f"{budget.asked} is more than can go: {stays}. At most "
         f"{most:.4f} can be removed with prune.granularity=[{','.join(config.granularity)}]: {', or '.join(remedies)}."
     )
 

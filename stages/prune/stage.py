@@ -127,8 +127,10 @@ def _choose_in_steps(
     """
     left, kept = shape, Selection([keep_all(layer) for layer in shape.layers])
     for step in range(1, config.steps + 1):
-        part = None if budget is None else budget.part(step / config.steps)
-        plan, stays, found = _choose(held, scores, ids_BT, _renumbered(config, kept), part, left)
+        part, renumbered = None if budget is None else budget.part(step / config.steps), _renumbered(config, kept)
+        if not renumbered.layers:
+            break  # the layers that may go have gone
+        plan, stays, found = _choose(held, scores, ids_BT, renumbered, part, left)
         scores = None
         kept = composed(kept, stays)
         if step < config.steps:

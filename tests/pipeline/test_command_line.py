@@ -51,6 +51,12 @@ MISTAKES = {
     "prune=llmpruner,magnitud": ["magnitud", "did you mean 'magnitude'"],
     "prune.taylr=vectorize": ["taylr", "did you mean 'taylor'"],
     "prune.taylor=param_frist": ["param_frist", "did you mean 'param_first'"],
+    "prune.reduction=summ": ["summ", "did you mean 'sum'"],
+    "prune.allocation=globl": ["globl", "did you mean 'global'"],
+    "prune.granularity=[heads,chanels]": ["chanels", "did you mean 'channels'"],
+    "prune.calibration.data=pasages": ["pasages", "did you mean 'passages'"],
+    "prune.channel_ratio=0.3 prune.steps=2": ["prune.channel_ratio", "prune.steps=2"],
+    "prune=best ratio=0.95": ["0.95", "At most", "prune.max_per_layer"],
     "prune.norm=l2": ["norm"],
     "rank=8": ["adapter.rank"],
     "ratio=1.0": ["ratio", "less than 1"],
@@ -181,3 +187,35 @@ def test_beside_a_channel_ratio_the_ratio_decides_nothing() -> None:
     one = build_graph(configuration("prune.channel_ratio=0.5", "ratio=0.2"))
     other = build_graph(configuration("prune.channel_ratio=0.5", "ratio=0.4"))
     assert [node.key for node in one] == [node.key for node in other]
+
+
+def test_calibration_text_of_its_own_is_a_stage_and_in_the_key() -> None:
+    own, shared = (
+        build_graph(configuration("prune=wanda", *more)) for more in (["prune.calibration.data=passages"], [])
+    )
+    assert own.roles["prune"].inputs["data"] is own.roles["calibration"] is not own.roles["data"]
+    assert shared.roles["prune"].inputs["data"].key == shared.roles["data"].key
+    assert "calibration" not in shared.roles
+    assert own.roles["prune"].key != shared.roles["prune"].key
+    assert own.roles["scores"].key != shared.roles["scores"].key
+
+
+def test_all_ratios_and_allocations_share_the_scores_of_the_dense_model() -> None:
+    settings = (["ratio=0.2"], ["ratio=0.4", "prune.allocation=global"], ["prune.compensate=least_squares"])
+    graphs = [build_graph(configuration("prune=wanda", *more)) for more in settings]
+    assert len({graph.roles["scores"].key for graph in graphs}) == 1
+    assert len({graph.roles["prune"].key for graph in graphs}) == 3
+
+
+def test_a_plan_that_scores_decide_is_checked_without_being_foreseen() -> None:
+    config = configuration("prune=best", "ratio=0.3")
+    assert preview_prune(build_graph(config), config, None) is None
+
+
+def test_megabytes_are_foreseen_in_the_precision_that_the_weights_have(tmp_path: Path) -> None:
+    config = configuration("prune.megabytes=200")
+    assert preview_prune(build_graph(config), config, None) is None, "not known before config.json is there"
+    write_json(tmp_path / "config.json", dict(config.model.shape or {}) | {"dtype": "bfloat16"})
+    plan = preview_prune(build_graph(config), config, tmp_path)
+    assert plan is not None
+    assert plan.parameters_after * 2 == pytest.approx(200e6, rel=0.005)

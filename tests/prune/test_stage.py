@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from stages.checkpoint import count_parameters, load_model, load_tokenizer, stored_dtype
 from stages.errors import UserError
 from stages.prune.config import Calibration
+from stages.prune.criteria.block_influence import BlockInfluenceConfig
 from stages.prune.criteria.llmpruner import LLMPrunerConfig
 from stages.prune.criteria.magnitude import MagnitudeConfig
 from stages.prune.criteria.random import RandomConfig
-from stages.prune.stage import run
-from stages.stage import Context
+from stages.prune.criteria.surgeon import SurgeonConfig
+from stages.prune.criteria.wanda import WandaConfig
+from stages.prune.gradients import calibration_loss
+from stages.prune.groups import Kept, Selection, composed
 from tests.decoders import decoder, saved, token_ids
+from tests.prune.pruning import prune
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "llmpruner"
 IDS = token_ids().tolist()
@@ -43,13 +48,6 @@ def rows(directory: Path, count: int = 40) -> Path:
     lines = [json.dumps({"prompt": text[:9] + " ", "response": text[10:], "task": "toy"}) + "\n" for text in texts]
     (directory / "train.jsonl").write_text("".join(lines))
     return directory
-
-
-def prune(config: Any, model: Path, output: Path, **inputs: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run the stage; returns the summary and pruning.json."""
-    output.mkdir()
-    summary = run(config, {"model": model, **inputs}, Context(output=output))
-    return summary, json.loads((output / "model" / "pruning.json").read_text())
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5])
@@ -200,3 +198,97 @@ def test_scores_that_are_not_finite_name_the_layer(tmp_path: Path) -> None:
     broken.model.layers[2].mlp.down_proj.weight.data[0, 0] = float("inf")
     with pytest.raises(UserError, match="scores of layer 2 are not finite"):
         prune(MagnitudeConfig(ratio=0.3), saved(broken, tmp_path / "dense"), tmp_path / "pruned")
+
+
+def selection(record: dict[str, Any]) -> Selection:
+    return Selection([None if keep is None else Kept(**keep) for keep in record["layers"]], record["hidden"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"allocation": "uniform"},
+        {"allocation": "global", "compensate": "least_squares", "granularity": ["heads", "queries", "channels"]},
+        {"allocation": "uniform", "granularity": ["hidden"], "method": "magnitude"},
+        {"granularity": ["layers"], "method": "block_influence", "layers": "1-4"},
+    ],
+    ids=["uniform", "global", "hidden", "layers"],
+)
+def test_two_steps_are_what_pruning_twice_gives_by_index_into_the_dense_model(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    model = saved(decoder(num_hidden_layers=5), tmp_path / "dense")
+    kind = {"magnitude": MagnitudeConfig, "block_influence": BlockInfluenceConfig}.get(options.get("method", ""))
+    config = (kind or WandaConfig)(ratio=0.35, calibration_ids=IDS, steps=2, **options)
+    summary, steps = prune(config, model, tmp_path / "steps")
+
+    _, first = prune(replace(config, ratio=0.175, steps=1), model, tmp_path / "first")
+    ratio = 1 - 0.65 * first["parameters"]["dense"] / first["parameters"]["pruned"]
+    layers = "1-3" if options.get("layers") else "all"  # one of the layers 1-4 has gone
+    second_config = replace(config, ratio=ratio, steps=1, again=True, layers=layers)
+    _, second = prune(second_config, tmp_path / "first", tmp_path / "second")
+    assert selection(steps) == composed(selection(first), selection(second))
+    assert steps["parameters"]["pruned"] == second["parameters"]["pruned"]
+    assert summary["ratio_requested"] == 0.35
+    again = load_model(tmp_path / "steps" / "model", dtype="float32")
+    assert count_parameters(again) == steps["parameters"]["pruned"]
+
+
+def test_steps_so_small_that_nothing_goes_in_some_are_no_error(tmp_path: Path) -> None:
+    model = saved(decoder(num_hidden_layers=5), tmp_path / "dense")
+    config = BlockInfluenceConfig(ratio=0.17, granularity=["layers"], layers="1", calibration_ids=IDS, steps=6)
+    _, record = prune(config, model, tmp_path / "pruned")
+    assert [index for index, keep in enumerate(record["layers"]) if keep is None] == [1]
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "searched"])
+def test_protected_layers_keep_every_bit(allocation: str, tmp_path: Path) -> None:
+    model = saved(decoder(), tmp_path / "dense")
+    config = SurgeonConfig(
+        ratio=0.2, layers="1", allocation=allocation, compensate="least_squares", calibration_ids=IDS
+    )
+    _, record = prune(config, model, tmp_path / "pruned")
+    dense, cut = (load_file(a / "model" / "model.safetensors") for a in (model, tmp_path / "pruned"))
+    for name, tensor in dense.items():
+        if not name.startswith("model.layers.1."):
+            assert torch.equal(cut[name], tensor), name
+    assert record["layers"][1]["mlp"] != list(range(40))
+    assert [entry is None for entry in record["scores"]] == [True, False, True]
+
+
+def test_what_is_stored_in_bfloat16_is_scored_in_float32(tmp_path: Path) -> None:
+    rounded = decoder().to(torch.bfloat16)
+    records = []
+    for name, model in (("bfloat16", rounded), ("float32", rounded.float())):
+        config = SurgeonConfig(ratio=0.3, allocation="global", calibration_ids=IDS)
+        records.append(
+            prune(config, saved(model.to(getattr(torch, name)), tmp_path / name), tmp_path / f"{name}-cut")[1]
+        )
+    assert records[0]["scores"] == records[1]["scores"]
+    assert records[0]["layers"] == records[1]["layers"]
+    assert records[0]["calibration"]["loss"]["dense"] == records[1]["calibration"]["loss"]["dense"]
+
+
+def test_the_record_says_what_was_asked_what_stays_and_how_clear_the_cut_was(tmp_path: Path) -> None:
+    config = SurgeonConfig(
+        ratio=0.3, allocation="global", granularity=["heads", "channels", "mlp"], calibration_ids=IDS
+    )
+    summary, record = prune(config, saved(decoder(), tmp_path / "dense"), tmp_path / "pruned")
+    assert {"method", "options", "layers", "hidden", "parameters", "multiply_accumulates", "ratio"} <= set(record)
+    assert {"calibration", "scores", "architecture", "remarks"} <= set(record)
+    assert record["options"]["allocation"] == "global"
+    assert "calibration_ids" not in record["options"]
+    assert record["multiply_accumulates"]["pruned"] < record["multiply_accumulates"]["dense"]
+    assert summary["layers"]["pruned"]["mlp"] == [len(keep["mlp"]) for keep in record["layers"]]
+    for keep, scores in zip(record["layers"], record["scores"], strict=True):
+        channels = scores["channels"]
+        assert channels["min"] <= channels["mean"] <= channels["max"] == pytest.approx(scores["mlp"])
+        assert (
+            channels["lowest_kept"] is None or channels["highest_removed"] is None or len(keep["mlp"]) in range(1, 40)
+        )
+        if channels["lowest_kept"] is not None and channels["highest_removed"] is not None:
+            assert channels["highest_removed"] <= channels["lowest_kept"]
+    losses = record["calibration"]["loss"]
+    assert calibration_loss(load_model(tmp_path / "pruned" / "model", dtype="float32"), token_ids()) == pytest.approx(
+        losses["pruned"], rel=1e-6
+    )
