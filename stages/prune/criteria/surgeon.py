@@ -17,10 +17,10 @@ Shape legend: K key/value heads, Q query heads, D rows of one head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stages.prune.config import PruneConfig
+from stages.prune.config import Calibration, PruneConfig
 from stages.prune.resident import Resident, always
 
 if TYPE_CHECKING:
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, slots=True)
 class SurgeonConfig(PruneConfig):
-    """The surgeon has no options beyond the common ones."""
+    """The surgeon has no options beyond the common ones, and wants more text than the others."""
 
     method: str = "surgeon"
+    calibration: Calibration = field(default_factory=lambda: Calibration(sequences=64, length=256))
 
 
 def score(
