@@ -10,6 +10,7 @@ cheap ones is found (the lower convex hull of the ladder).
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from itertools import accumulate
 
 from stages.prune.config import DEPTH, PruneConfig
 from stages.prune.limits import most_gone, without, without_sublayer
-from stages.prune.plan import Budget, PrunePlan, parse_layers, planned
+from stages.prune.plan import TOLERANCE, Budget, PrunePlan, parse_layers, planned
 from stages.shapes import DecoderShape, LayerShape
 
 
@@ -64,19 +65,25 @@ class _Layer:
         spent = sum(self.lost.get(kind, 0.0) for kind in (ladder.kind, *INSIDE.get(ladder.kind, ())))
         return max(0.0, ladder.losses[to] - spent)
 
-    def shape(self) -> LayerShape | None:
-        """Return what is left."""
+    def climb(self, ladder: Ladder, to: int) -> None:
+        """Let the groups up to a step of a ladder go."""
+        self.lost[ladder.kind] = self.lost.get(ladder.kind, 0.0) + self.loss(ladder, to)
+        self.gone[ladder.kind] = ladder.counts[to]
+
+    def shape(self, ladder: Ladder | None = None, to: int = 0) -> LayerShape | None:
+        """Return what is left, or would be at a step of a ladder."""
+        gone = self.gone if ladder is None else self.gone | {ladder.kind: ladder.counts[to]}
         left: LayerShape | None = without(
-            self.dense, self.gone.get("heads", 0), self.gone.get("queries", 0), self.gone.get("channels", 0)
+            self.dense, gone.get("heads", 0), gone.get("queries", 0), gone.get("channels", 0)
         )
         for kind in DEPTH:
-            if self.gone.get(kind) and left is not None:
+            if gone.get(kind) and left is not None:
                 left = without_sublayer(left, kind)
         return left
 
 
 def allocate(
-    ladders: Iterable[Ladder], budget: Budget, before: DecoderShape, *, per_size: bool = True
+    ladders: Sequence[Ladder], budget: Budget, before: DecoderShape, *, per_size: bool = True
 ) -> tuple[LayerShape | None, ...]:
     """Return what every layer becomes when the cheapest stretches go until `budget` is met, as near as a step allows.
 
@@ -86,71 +93,82 @@ def allocate(
         before: the shape that is cut.
         per_size: weigh a loss against what it saves; else losses are compared as they are, one group with another.
     """
-    layers = [_Layer(layer) for layer in before.layers]
-    fixed = budget.size(before) - sum(budget.layer_size(before, layer) for layer in before.layers)
-    sizes = [budget.layer_size(before, layer) for layer in before.layers]
-    goal = budget.size(budget.dense) * (1 - budget.ratio)
-    pool = list(ladders)
-    climbed = [0] * len(pool)
-    heap: list[tuple[float, int]] = []
+    climb = _Climb(budget, before, per_size)
+    climb.run(ladders, TOLERANCE * budget.size(budget.dense))
+    climb.run(ladders, math.inf)  # nothing finer is left
+    return tuple(layer.shape() for layer in climb.layers)
 
-    def cheapest(number: int) -> tuple[float, int] | None:
-        return _cheapest(pool[number], climbed[number], layers[pool[number].layer], budget, before, per_size)
 
-    def offer(number: int) -> None:
-        if (stretch := cheapest(number)) is not None:
-            heapq.heappush(heap, (stretch[0], number))
+class _Climb:
+    """Ladders being climbed: what every layer has lost, and what the model weighs."""
 
-    by_layer: dict[int, list[int]] = {}
-    for number, ladder in enumerate(pool):
-        by_layer.setdefault(ladder.layer, []).append(number)
-        offer(number)
-    total, alive = fixed + sum(sizes), len(layers)
-    while total > goal and heap:
-        slope, number = heapq.heappop(heap)
-        stretch = cheapest(number)
-        if stretch is None:
-            continue
-        if stretch[0] > slope:  # what the layer has lost since changes what this saves
-            heapq.heappush(heap, (stretch[0], number))
-            continue
-        ladder, to = pool[number], stretch[1]
-        layer, held = layers[ladder.layer], dict(layers[ladder.layer].gone)
-        layer.gone[ladder.kind] = ladder.counts[to]
-        left = layer.shape()
-        size = budget.layer_size(before, left)
-        after = total - sizes[ladder.layer] + size
-        if goal - after > total - goal or (left is None and alive == 1):  # too much: a shorter stretch may do
-            layer.gone, pool[number] = held, ladder.up_to(ladder.counts[to - 1])
+    def __init__(self, budget: Budget, before: DecoderShape, per_size: bool) -> None:
+        self.budget, self.before, self.per_size = budget, before, per_size
+        self.layers = [_Layer(layer) for layer in before.layers]
+        self.size = budget.size(before)
+        self.goal = budget.size(budget.dense) * (1 - budget.ratio)
+
+    def run(self, ladders: Iterable[Ladder], beyond: float) -> None:
+        """Take the cheapest stretch again and again until the goal is reached.
+
+        One that would lead further beyond the goal than `beyond`, or than the goal is away now, is taken in part if it
+        can be.
+        """
+        pool, heap = list(ladders), list[tuple[float, int]]()
+        by_layer: dict[int, list[int]] = {}
+
+        def offer(number: int) -> None:
+            if (stretch := self._cheapest(pool[number])) is not None:
+                heapq.heappush(heap, (stretch[0], number))
+
+        for number, ladder in enumerate(pool):
+            by_layer.setdefault(ladder.layer, []).append(number)
             offer(number)
-            continue
-        total, sizes[ladder.layer], climbed[number] = after, size, to
-        alive -= left is None
-        layer.lost[ladder.kind] = layer.lost.get(ladder.kind, 0.0) + layer.loss(ladder, to)
-        for other in by_layer[ladder.layer]:
-            if other == number or pool[other].kind in DEPTH:
-                offer(other)
-    return tuple(layer.shape() for layer in layers)
+        while self.size > self.goal and heap:
+            slope, number = heapq.heappop(heap)
+            ladder, stretch = pool[number], self._cheapest(pool[number])
+            if stretch is None:
+                continue
+            if stretch[0] > slope:  # what the layer has lost since changes what this saves
+                heapq.heappush(heap, (stretch[0], number))
+                continue
+            if self._take(ladder, stretch[1], min(beyond, self.size - self.goal)):
+                for other in by_layer[ladder.layer]:
+                    if other == number or pool[other].kind in DEPTH:
+                        offer(other)
+            else:
+                pool[number] = ladder.up_to(ladder.counts[stretch[1] - 1])
+                offer(number)
 
+    def _take(self, ladder: Ladder, to: int, beyond: float) -> bool:
+        """Climb to a step of a ladder, unless that leads too far beyond the goal or leaves no layer."""
+        layer = self.layers[ladder.layer]
+        size = self.size - self._saved(ladder, to)
+        last = layer.shape(ladder, to) is None and not any(other.shape() for other in self.layers if other is not layer)
+        if self.goal - size > beyond or last:
+            return False
+        layer.climb(ladder, to)
+        self.size = size
+        return True
 
-def _cheapest(
-    ladder: Ladder, at: int, layer: _Layer, budget: Budget, before: DecoderShape, per_size: bool
-) -> tuple[float, int] | None:
-    """Return (loss for what it saves, where it ends) of the best stretch of a ladder from `at` on, None at its top."""
-    best = None
-    held = dict(layer.gone)
-    size = budget.layer_size(before, layer.shape())
-    # The losses of channels, many and small, grow evenly: looking further than the next would find nothing.
-    furthest = at + 1 if ladder.kind == "channels" else len(ladder.losses) - 1
-    for to in range(at + 1, min(furthest, len(ladder.losses) - 1) + 1):
-        layer.gone = {**held, ladder.kind: ladder.counts[to]}
-        saved = size - budget.layer_size(before, layer.shape())
-        if saved > 0:
-            slope = layer.loss(ladder, to) / (saved if per_size else ladder.counts[to] - ladder.counts[at])
-            if best is None or slope < best[0]:
-                best = (slope, to)
-    layer.gone = held
-    return best
+    def _saved(self, ladder: Ladder, to: int) -> int:
+        """Return what the model loses in size by climbing to a step of a ladder."""
+        layer = self.layers[ladder.layer]
+        now, then = layer.shape(), layer.shape(ladder, to)
+        return self.budget.layer_size(self.before, now) - self.budget.layer_size(self.before, then)
+
+    def _cheapest(self, ladder: Ladder) -> tuple[float, int] | None:
+        """Return (loss for what it saves, where it ends) of a ladder's best next stretch, None at its top."""
+        layer, best = self.layers[ladder.layer], None
+        at = bisect_right(ladder.counts, layer.gone.get(ladder.kind, 0)) - 1
+        # The losses of channels, many and small, grow evenly: looking further than the next would find nothing.
+        furthest = at + 1 if ladder.kind == "channels" else len(ladder.losses) - 1
+        for to in range(at + 1, min(furthest, len(ladder.losses) - 1) + 1):
+            if (saved := self._saved(ladder, to)) > 0:
+                slope = layer.loss(ladder, to) / (saved if self.per_size else ladder.counts[to] - ladder.counts[at])
+                if best is None or slope < best[0]:
+                    best = (slope, to)
+        return best
 
 
 def ladders_of(
@@ -232,7 +250,7 @@ def _limited(ladder: Ladder, shape: LayerShape, config: PruneConfig) -> Ladder:
     return ladder.up_to(most_gone(shape, ladder.kind, config, config.max_per_layer))
 
 
-def ranked_plan(ladders: Iterable[Ladder], budget: Budget, before: DecoderShape, *, per_size: bool = True) -> PrunePlan:
+def ranked_plan(ladders: Sequence[Ladder], budget: Budget, before: DecoderShape, *, per_size: bool = True) -> PrunePlan:
     """Return the plan that `allocate` gives.
 
     Raises:

@@ -12,8 +12,10 @@ from stages.prune.plan import Budget, planned, shape_left
 from stages.prune.ranking import Ladder, allocate, predicted_loss
 from stages.shapes import DecoderShape, LayerShape
 
-# An MLP channel and a key/value head with its one query head weigh 12 and 16 parameters.
-SHAPE = DecoderShape(family="llama", hidden=4, head_dim=1, vocabulary=2, tied=True, layers=(LayerShape(3, 3, 4),) * 3)
+# An MLP channel and a key/value head with its one query head weigh 12 and 16 parameters, a fraction of the tolerance.
+SHAPE = DecoderShape(
+    family="llama", hidden=4, head_dim=1, vocabulary=2000, tied=True, layers=(LayerShape(3, 3, 4),) * 3
+)
 LADDERS = [
     Ladder(0, "channels", range(5), (0.0, 0.1, 0.3, 0.9, 2.0)),
     Ladder(1, "channels", range(5), (0.0, 0.5, 1.1, 1.8, 2.6)),
@@ -37,7 +39,7 @@ def losses_by_brute_force(size: int) -> float:
 
 def test_what_goes_is_the_cheapest_there_is_at_its_size() -> None:
     total, checked = SHAPE.parameters(), set()
-    for ratio in (0.05 * step for step in range(1, 15)):
+    for ratio in (0.0015 * step for step in range(1, 16)):
         budget = Budget(SHAPE, ratio)
         plan = planned(replace(budget, step=True), SHAPE, allocate(LADDERS, budget, SHAPE))
         size = plan.pruned.parameters()
@@ -88,3 +90,13 @@ def test_predicted_losses_of_kinds_and_layers_add_up() -> None:
     plan = planned(Budget(SHAPE, 0.5), SHAPE, layers)
     assert plan.pruned == shape_left(SHAPE, layers)
     assert predicted_loss(ladders, plan) == pytest.approx(7.0 + 0.3 + 0.2 + 1.8 + 30.0 + 50.0)
+
+
+def test_a_cheap_coarse_step_does_not_miss_a_budget_that_finer_ones_meet() -> None:
+    shape = replace(SHAPE, hidden=16, vocabulary=10, layers=(LayerShape(1, 1, 40),) * 3)
+    channels = [Ladder(index, "channels", range(40), [float(count) for count in range(40)]) for index in range(3)]
+    whole = Ladder(0, "mlp", (0, 1), (0.0, 1e-3))
+    budget = Budget(shape, 0.2)
+    assert budget.near(shape_left(shape, allocate([*channels, whole], budget, shape)))
+    alone = allocate([whole], budget, shape)
+    assert alone[0] == LayerShape(1, 1, 0), "where nothing finer is there the nearest step is taken"
