@@ -138,12 +138,13 @@ def _choose_in_steps(
                 compensate(held.model, stays, ids_BT, config.compensate, held.resident)
             cut(held.model, stays, held.resident)
             left = plan.pruned
+    layers = tuple(None if keep is None else kept_layer(keep) for keep in kept.layers)
     plan = dataclasses.replace(
         plan,
         dense=shape,
-        layers=tuple(None if keep is None else kept_layer(keep) for keep in kept.layers),
+        layers=layers,
         requested=None if budget is None else budget.ratio,
-        output_bias=config.compensate == "bias",
+        output_bias=config.compensate == "bias" and layers != shape.layers,
     )
     return plan, kept, found
 

@@ -91,7 +91,9 @@ def test_criteria_that_read_no_text_need_none(config: Any, tmp_path: Path) -> No
 
 def test_ratio_zero_gives_the_same_model(tmp_path: Path) -> None:
     model = saved(decoder(), tmp_path / "dense")
-    _, record = prune(LLMPrunerConfig(ratio=0.0, calibration_ids=IDS), model, tmp_path / "pruned")
+    config = LLMPrunerConfig(ratio=0.0, compensate="bias", calibration_ids=IDS)
+    _, record = prune(config, model, tmp_path / "pruned")
+    assert record["parameters"]["pruned"] == record["parameters"]["dense"]
     assert record["scores"] == [None] * 3
     before, after = (load_model(a / "model", dtype="float32") for a in (model, tmp_path / "pruned"))
     with torch.no_grad():
