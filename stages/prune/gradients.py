@@ -1,12 +1,9 @@
 """Gradients of the calibration loss that are never held: each weight's is handed over as the factors of a product.
 
-A linear map y = x Wᵀ has ∂L/∂W = Σ (∂L/∂y)ᵀ x over tokens, and an embedding adds ∂L/∂y to the rows of its tokens. So
-the weights themselves need no gradient: what a map was given and the gradient of what it gave say everything, and any
-block of rows, of all sequences together or of each by itself, is one small product. Scoring then needs the memory of
-the weights, of the activations and of a block; and one backward pass serves first and second order alike.
+Scoring then needs the memory of the weights, of the activations and of a block (`stages.prune.factors`); and one
+backward pass serves first and second order alike.
 
-Shape legend: B sequences, T tokens, R rows (outputs) and C columns (inputs) of a weight, H hidden channels, S sequences
-kept apart (B, or 1 for all of them together), N tokens of each.
+Shape legend: B sequences, T tokens, R numbers of a vector, H hidden channels.
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,9 +21,10 @@ from torch.overrides import TorchFunctionMode
 
 from stages.anatomy import decoder_layers
 from stages.errors import UserError
+from stages.prune.factors import Gradient
 from stages.prune.layerwise import Layerwise
 from stages.prune.memory import GRAPH, LOGITS, activation_bytes
-from stages.prune.products import FastProducts, slow
+from stages.prune.products import FastProducts
 from stages.prune.resident import Resident, always
 
 if TYPE_CHECKING:
@@ -35,76 +32,6 @@ if TYPE_CHECKING:
 
 
 EVERY = slice(None)
-
-Factors = tuple[Tensor, Tensor]
-"""What a map was given, and the gradient of what it gave."""
-
-
-@dataclass(slots=True)
-class Gradient:
-    """The gradient of one weight, made block by block.
-
-    The loss is the mean over all sequences, so the gradient's parts for single sequences add up to the whole.
-
-    Attributes:
-        linear: uses in a linear map: its input [b, T, C], and the gradient of its output [b, T, R].
-        embedding: uses as a table: token ids [b, T], and the gradient of the rows looked up [b, T, C].
-        vector_BR: the gradient of a vector (a norm's weight), sequence by sequence.
-    """
-
-    linear: list[Factors] = field(default_factory=list)
-    embedding: list[Factors] = field(default_factory=list)
-    vector_BR: Tensor | None = None
-
-    def blocks(self, weight: Tensor, size: int, *, apart: bool) -> Iterator[tuple[slice | Tensor, Tensor]]:
-        """Yield rows of the weight and their gradient [S, rows, C] in float32, about `size` numbers at a time.
-
-        S is B where the sequences are to be kept `apart`. Rows that only a table has and no token looked up are left
-        out, as their gradient is zero; such a weight's rows come as indices.
-        """
-        if self.vector_BR is not None:
-            vector_SR = self.vector_BR.float() if apart else self.vector_BR.float().sum(0, keepdim=True)
-            yield slice(0, len(weight)), vector_SR[..., None]
-            return
-        sequences = sum(len(given) for given, _ in self.linear or self.embedding) if apart else 1
-        step = max(1, size // (sequences * weight.shape[1]))
-        table = _joined(self.embedding, apart) if self.embedding else None
-        if not self.linear:
-            assert table is not None
-            for indices in torch.split(torch.unique(table[0]), step):
-                yield indices, _looked_up(table, indices)
-            return
-        linear = _joined(self.linear, apart)
-        for start in range(0, len(weight), step):
-            rows = slice(start, min(start + step, len(weight)))
-            gradient = _product(linear, rows)
-            if table is not None:
-                gradient += _looked_up(table, torch.arange(rows.start, rows.stop, device=weight.device))
-            yield rows, gradient
-
-
-def _joined(uses: Sequence[Factors], apart: bool) -> Factors:
-    """Return the factors of all sequences, [S, N, …]."""
-    given, gradient = (torch.cat(side) if len(side) > 1 else side[0] for side in zip(*uses, strict=True))
-    if not apart:
-        given, gradient = given.flatten(0, 1)[None], gradient.flatten(0, 1)[None]
-    return (given.float() if slow(given) else given), gradient
-
-
-def _product(factors: Factors, rows: slice) -> Tensor:
-    """Return the rows of a linear map's gradient, [S, rows, C]."""
-    x_SNC, dy_SNR = factors
-    return torch.bmm(dy_SNR[..., rows].to(x_SNC.dtype).transpose(1, 2), x_SNC).float()
-
-
-def _looked_up(factors: Factors, rows: Tensor) -> Tensor:
-    """Return the given rows, ascending, of a table's gradient [S, rows, C]: sums over the places of each token."""
-    ids_SN, gradient_SNC = factors
-    place_SN = torch.searchsorted(rows, ids_SN).clamp(max=len(rows) - 1)
-    sequence, token = (rows[place_SN] == ids_SN).nonzero(as_tuple=True)
-    sums = gradient_SNC.new_zeros(len(ids_SN), len(rows), gradient_SNC.shape[-1], dtype=torch.float32)
-    found = (sequence, place_SN[sequence, token])
-    return sums.index_put_(found, gradient_SNC[sequence, token].float(), accumulate=True)
 
 
 def stream_gradients(

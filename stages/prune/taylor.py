@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stages.prune.gradients import Gradient, stream_gradients
+from stages.prune.factors import Gradient
+from stages.prune.gradients import stream_gradients
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
