@@ -3,7 +3,7 @@
     python -m benchmarks.prune
     python -m benchmarks.prune --second
     python -m benchmarks.prune --size 100m --dtype float32
-    python -m benchmarks.prune --device cuda --size 7b --sequences 10 --length 64 --no-reference
+    python -m benchmarks.prune --device cuda --size 7b --sequences 10 --length 64
 
 A llama of a billion parameters with random weights in bfloat16, built in place. Both ways run the same forward and
 backward passes; the stock one keeps every gradient (`benchmarks.taylor`). Each has a process of its own, one after the
@@ -14,9 +14,8 @@ alone, graph kept (`peak_fraction` is with them, `estimated` what the prune stag
 `time_ratio` is ours over stock. `score_difference` is the relative difference of groups' scores (root mean square of
 the layer where it is largest), `max_score_difference` the largest of any group.
 
-Passes in bfloat16 round, and products summed in another order round elsewhere. So with `--reference` (the default)
-ours is measured twice more: with torch's own products, where it has others (`same_products`, where only the scoring
-differs), and in float32 (`error`: how far ours and stock are from the exact scores).
+Passes in bfloat16 round. With `--reference` ours is run in float32 too, which takes the weights twice: `error` is how
+far ours and stock are from these scores.
 
 These stand for `--expansion`, param_first by default; `--second` measures param_second too, under its name. The last
 line is one JSON object.
@@ -32,12 +31,9 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
-import torch
-
 from benchmarks.taylor import SIZES, Groups, Task, estimated, measure
 from stages.checkpoint import DTYPES
 from stages.machine import hardware
-from stages.prune.products import slow
 from stages.prune.taylor import EXPANSIONS
 from stages.stage import JSON
 
@@ -67,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="score with torch's own products and in float32 too (which takes the weights twice)",
+        default=False,
+        help="score in float32 too (which takes the weights twice)",
     )
     parser.add_argument("--threads", type=_positive, help="processor threads; by default torch's choice")
     return parser
@@ -87,7 +83,7 @@ def compare(task: Task, *, reference: bool) -> JSON:
     groups: dict[str, Groups] = {}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.taylor"])
-    for way in ("stock", "ours", *(_references(task) if reference else ())):
+    for way in ("stock", "ours", *(("exact",) if reference else ())):
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             measured[way], groups[way] = pool.submit(measure, way, task).result()
         numbers = measured[way]
@@ -95,23 +91,11 @@ def compare(task: Task, *, reference: bool) -> JSON:
     found = _ratios("ours", measured, groups) | {"estimated": estimated(task)}
     extra, stock = (f"{found[name]:.1%}" for name in ("extra_memory_fraction", "stock_extra_memory_fraction"))
     print(f"{found['time_ratio']:.2f} of the time; above weights and activations {extra} of the weights, not {stock}")
-    print(_scores("scores", found))
-    if "torch" in groups:
-        found["same_products"] = _ratios("torch", measured, groups)
-        print(_scores("with torch's own products", found["same_products"]))
+    print(f"scores within {found['score_difference']:.1e} (at most {found['max_score_difference']:.1e})")
     if "exact" in groups:
         found["error"] = {way: _differences(groups[way], groups["exact"])[0] for way in ("ours", "stock")}
         print("from float32's: ours {ours:.1e}, stock {stock:.1e}".format(**found["error"]))
     return found | {"ours": measured["ours"], "stock": measured["stock"], "tokens": [task.sequences, task.length]}
-
-
-def _references(task: Task) -> list[str]:
-    others = slow(torch.zeros((), dtype=DTYPES[task.dtype], device=task.device))
-    return (["torch"] if others else []) + (["exact"] if task.dtype != "float32" else [])
-
-
-def _scores(what: str, found: JSON) -> str:
-    return f"{what} within {found['score_difference']:.1e} (at most {found['max_score_difference']:.1e})"
 
 
 def _ratios(way: str, measured: dict[str, JSON], groups: dict[str, Groups]) -> JSON:

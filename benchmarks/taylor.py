@@ -23,7 +23,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from stages.anatomy import Projection, decoder_layers
 from stages.checkpoint import DTYPES
 from stages.machine import resident_bytes, return_freed_memory
-from stages.prune import products
 from stages.prune.groups import slice_sums
 from stages.prune.memory import Work, estimate
 from stages.prune.slices import group_scores
@@ -71,7 +70,6 @@ def measure(way: str, task: Task) -> tuple[JSON, Groups]:
         torch.set_num_threads(task.threads)
     model = build(task)
     model = model.float() if way == "exact" else model
-    products.torchs_own = way == "torch"
     shape, generator = (task.sequences, task.length), torch.Generator().manual_seed(1)
     ids_BT = torch.randint(model.config.vocab_size, shape, generator=generator).to(task.device)
     with torch.no_grad():
@@ -154,10 +152,9 @@ def _kept_scores(projection: Projection, expansion: str) -> Tensor:
 WAYS: dict[str, Callable[[PreTrainedModel, Tensor, str], Groups]] = {
     "stock": stock,
     "ours": ours,
-    "torch": ours,
     "exact": ours,
 }
-"""torch: ours with torch's own products where ours are others; exact: ours in float32 with the same weights."""
+"""exact: ours in float32 with the same weights."""
 
 
 def _groups(model: PreTrainedModel, slices: list[Tensor]) -> Groups:

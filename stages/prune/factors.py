@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stages.prune.products import slow
-
 Factors = tuple[Tensor, Tensor]
 """What a map was given, and the gradient of what it gave."""
 
@@ -70,7 +68,7 @@ def _joined(uses: Sequence[Factors], apart: bool) -> Factors:
     given, gradient = (torch.cat(side) if len(side) > 1 else side[0] for side in zip(*uses, strict=True))
     if not apart:
         given, gradient = given.flatten(0, 1)[None], gradient.flatten(0, 1)[None]
-    return (given.float() if slow(given) else given), gradient
+    return given, gradient
 
 
 def _product(factors: Factors, rows: slice) -> Tensor:

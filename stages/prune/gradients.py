@@ -24,7 +24,6 @@ from stages.errors import UserError
 from stages.prune.factors import Gradient
 from stages.prune.layerwise import Layerwise
 from stages.prune.memory import GRAPH, LOGITS, activation_bytes
-from stages.prune.products import FastProducts
 from stages.prune.resident import Resident, always
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def stream_gradients(
     table = id(model.get_input_embeddings().weight)
     to_the_table = table in recorder.expected
     segments = _segments(run, {id(weight) for weight in weights})
-    with frozen(model), FastProducts(), recorder:
+    with frozen(model), recorder:
         inputs = _inputs(run, segments)
         gradient_BTH: Tensor | None = None
         for segment in reversed(segments):

@@ -22,15 +22,11 @@ BLOCK = 2**20
 """Numbers of a weight that are in float32 at once (4 MiB), at least one row."""
 
 
-torchs_own = False
-"""Set to compute all products torch's own way, to compare with."""
-
-
 def slow(tensor: Tensor) -> bool:
     """Return whether products with `tensor` are better done in float32."""
     if tensor.device.type != "cpu" or tensor.dtype not in (torch.bfloat16, torch.float16):
         return False
-    return not (torchs_own or _has_bfloat16())
+    return not _has_bfloat16()
 
 
 @cache

@@ -23,8 +23,7 @@ def test_the_last_line_has_the_ratios_and_both_ways_give_the_same_scores(capsys:
 
 
 def test_in_bfloat16_both_ways_are_as_near_to_float32(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--size", "tiny", "--sequences", "2", "--length", "8", "--threads", "1"])
+    main(["--size", "tiny", "--sequences", "2", "--length", "8", "--threads", "1", "--reference"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["score_difference"] < 1e-2
-    assert result.get("same_products", result)["max_score_difference"] < 1e-2
+    assert result["max_score_difference"] < 1e-2
     assert result["error"]["ours"] < 1.5 * result["error"]["stock"] < 3e-2
