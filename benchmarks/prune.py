@@ -34,7 +34,7 @@ from dataclasses import replace
 from benchmarks.taylor import SIZES, Groups, Task, estimated, measure
 from stages.checkpoint import DTYPES
 from stages.machine import hardware
-from stages.prune.taylor import EXPANSIONS
+from stages.prune.statistics.taylor import EXPANSIONS
 from stages.stage import JSON
 
 

@@ -24,9 +24,9 @@ from stages.anatomy import Projection, decoder_layers
 from stages.checkpoint import DTYPES
 from stages.machine import resident_bytes, return_freed_memory
 from stages.prune.groups import slice_sums
-from stages.prune.memory import Work, estimate
-from stages.prune.slices import group_scores
-from stages.prune.taylor import slice_scores
+from stages.prune.memory.estimate import Work, estimate
+from stages.prune.statistics.slices import group_scores
+from stages.prune.statistics.taylor import slice_scores
 from stages.shapes import DecoderShape
 from stages.stage import JSON
 

@@ -8,7 +8,7 @@ from pipeline.config import Config
 from stages.errors import UserError
 from stages.evaluate.check import check_cost
 from stages.methods import lookup
-from stages.prune.allocate import check_options
+from stages.prune.allocation.allocate import check_options
 from stages.prune.criteria import Criterion
 from stages.prune.methods import METHODS
 from stages.tasks.registry import SUITES

@@ -35,10 +35,10 @@ from stages.export.config import GgufConfig, PublishConfig
 from stages.files import read_json
 from stages.machine import processor
 from stages.methods import lookup
-from stages.prune.allocate import check_uncut, for_scores, foreseen, reads_text, ruled
+from stages.prune.allocation.allocate import check_uncut, for_scores, foreseen, reads_text, ruled
+from stages.prune.allocation.plan import PrunePlan, budget_of
 from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA
-from stages.prune.plan import PrunePlan, budget_of
 from stages.prune.sparse import MASKS
 from stages.prune.sparse.config import SparseMLConfig
 from stages.recover.check import check as check_recovery

@@ -19,7 +19,7 @@ from pipeline.store import Store, explain_disk_error
 from pipeline.tracking import Tracker, open_tracker
 from stages.files import read_jsonl
 from stages.machine import hardware
-from stages.prune.allocate import decided_by_shapes
+from stages.prune.allocation.allocate import decided_by_shapes
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.recipe import table as masks_table
 from stages.report.render import write_run_report

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.engine import MISSING, Engine
 from pipeline.graph import Graph, Node
-from stages.prune.plan import PrunePlan
+from stages.prune.allocation.plan import PrunePlan
 
 DIGITS = 12
 """Hex digits of a key that are shown."""

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from stages.anatomy import LayerAnatomy, Projection, decoder_layers
 from stages.methods import lookup
-from stages.prune.activations import calibrated, outputs, walk
 from stages.prune.groups import Kept, Selection
-from stages.prune.products import FastProducts
-from stages.prune.resident import Resident, always
+from stages.prune.memory.resident import Resident, always
+from stages.prune.statistics.activations import calibrated, outputs, walk
+from stages.prune.statistics.products import FastProducts
 from stages.prune.surgery import add_output_bias, head_rows
 
 if TYPE_CHECKING:

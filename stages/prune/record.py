@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.prune.allocation.plan import CONTEXT, PrunePlan
 from stages.prune.config import PruneConfig
 from stages.prune.groups import Kept, Scores, Selection
-from stages.prune.plan import CONTEXT, PrunePlan
 from stages.shapes import DecoderShape
 
 

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from stages import checkpoint
 from stages.anatomy import LayerAnatomy, decoder_layers
 from stages.files import read_json
+from stages.prune.allocation.plan import parse_layers
 from stages.prune.calibration import calibration_ids
 from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA
 from stages.prune.groups import Scores, check_finite
-from stages.prune.memory import check_memory
-from stages.prune.plan import parse_layers
-from stages.prune.weights import Weights, opened
+from stages.prune.memory.estimate import check_memory
+from stages.prune.memory.weights import Weights, opened
 from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:

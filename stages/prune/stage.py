@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from stages import checkpoint
 from stages.files import read_json
 from stages.methods import lookup
-from stages.prune.allocate import (
+from stages.prune.allocation.allocate import (
     allocation,
     check_options,
     check_uncut,
@@ -41,21 +41,21 @@ from stages.prune.allocate import (
     reads_text,
     ruled,
 )
+from stages.prune.allocation.plan import Budget, PrunePlan, budget_of, parse_layers
+from stages.prune.allocation.search import searched
 from stages.prune.calibration import calibration_ids
 from stages.prune.compensation import compensate
 from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA
 from stages.prune.groups import Scores, Selection, composed, keep_all, kept_layer, selection_of
-from stages.prune.memory import check_memory
-from stages.prune.plan import Budget, PrunePlan, budget_of, parse_layers
+from stages.prune.memory.estimate import check_memory
+from stages.prune.memory.weights import Weights, opened
 from stages.prune.record import pruning_record, spreads, summary
 from stages.prune.scoring import FILE as SCORES
 from stages.prune.scoring import load_scores, score_groups
-from stages.prune.search import searched
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.stage import run as run_masks
 from stages.prune.surgery import cut
-from stages.prune.weights import Weights, opened
 from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:

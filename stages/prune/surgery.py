@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from stages.anatomy import DecoderAnatomy, LayerAnatomy, Projection, decoder_anatomy, decoder_layers
 from stages.modeling_pruned import remove_attention, remove_mlp, set_heads
-from stages.prune.resident import Resident, always
+from stages.prune.memory.resident import Resident, always
 from stages.shapes import FAMILIES, family_name
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stages.anatomy import decoder_layers
-from stages.prune.activations import Moments, cosine_distance, input_moments, outputs, silenced
-from stages.prune.layerwise import Layerwise
+from stages.prune.statistics.activations import Moments, cosine_distance, input_moments, outputs, silenced
+from stages.prune.statistics.layerwise import Layerwise
 from tests.decoders import decoder, token_ids
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from stages.errors import UserError
-from stages.prune.allocate import check_options, foreseen, plan_shapes
+from stages.prune.allocation.allocate import check_options, foreseen, plan_shapes
+from stages.prune.allocation.plan import budget_of
 from stages.prune.config import DEPTH, Search
 from stages.prune.criteria import CRITERIA
 from stages.prune.criteria.magnitude import MagnitudeConfig
 from stages.prune.groups import Scores, with_sublayers
-from stages.prune.plan import budget_of
 from stages.shapes import DecoderShape, LayerShape
 
 SHAPE = DecoderShape(

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from stages.anatomy import decoder_layers
 from stages.checkpoint import count_parameters, load_model
 from stages.errors import UserError
-from stages.prune.activations import outputs
 from stages.prune.compensation import DAMPING, compensate, fitted_weights, kept_inputs
 from stages.prune.criteria.magnitude import MagnitudeConfig
-from stages.prune.gradients import calibration_loss
 from stages.prune.groups import Kept, Selection, keep_all
+from stages.prune.statistics.activations import outputs
+from stages.prune.statistics.gradients import calibration_loss
 from stages.prune.surgery import cut
 from tests.decoders import decoder, saved, token_ids
 from tests.prune.pruning import prune

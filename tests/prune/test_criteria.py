@@ -19,7 +19,7 @@ from stages.prune.criteria import CRITERIA
 from stages.prune.criteria.magnitude import MagnitudeConfig
 from stages.prune.criteria.random import RandomConfig
 from stages.prune.groups import Kept, Scores, Selection, check_finite
-from stages.prune.resident import Resident, always
+from stages.prune.memory.resident import Resident, always
 from stages.prune.surgery import cut
 from tests.decoders import KINDS, decoder, token_ids
 
@@ -196,6 +196,6 @@ def test_an_unknown_norm_is_refused() -> None:
 
 
 def test_a_plan_reads_options_shapes_and_budget_without_torch() -> None:
-    code = "import sys, stages.prune.criteria, stages.prune.uniform; sys.exit('torch' in sys.modules)"
+    code = "import sys, stages.prune.criteria, stages.prune.allocation.uniform; sys.exit('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

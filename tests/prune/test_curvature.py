@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.anatomy import decoder_layers
-from stages.prune import curvature
-from stages.prune.activations import outputs
 from stages.prune.criteria.surgeon import SurgeonConfig, score
-from stages.prune.curvature import DAMPING, Elimination, Removal, SecondMoments, losses_in_order, moments
+from stages.prune.statistics import curvature
+from stages.prune.statistics.activations import outputs
+from stages.prune.statistics.curvature import DAMPING, Elimination, Removal, SecondMoments, losses_in_order, moments
 from tests.decoders import decoder, token_ids
 
 ORDER = [[3], [0, 7], [1, 2, 9], [4], [5, 6, 8]]

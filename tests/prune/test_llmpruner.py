@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 from stages.anatomy import decoder_layers
 from stages.checkpoint import load_model
 from stages.errors import UserError
-from stages.prune.allocate import plan_shapes
+from stages.prune.allocation.allocate import plan_shapes
 from stages.prune.criteria.llmpruner import MERGES, TAYLOR, LLMPrunerConfig, check, expanded, score
 from stages.prune.groups import select
-from stages.prune.slices import merged_slices
+from stages.prune.statistics.slices import merged_slices
 from stages.shapes import DecoderShape
 from tests.decoders import decoder, token_ids
 

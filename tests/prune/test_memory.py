@@ -11,7 +11,7 @@ from peak import has_mark, peak_bytes
 
 from stages.errors import UserError
 from stages.prune.config import PruneConfig
-from stages.prune.memory import GRAPH, Work, check_memory, estimate
+from stages.prune.memory.estimate import GRAPH, Work, check_memory, estimate
 from stages.shapes import DecoderShape, LayerShape
 
 LLAMA_7B = DecoderShape(

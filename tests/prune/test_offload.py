@@ -16,13 +16,13 @@ from stages.anatomy import decoder_layers
 from stages.checkpoint import count_parameters, load_model, save_cut_model
 from stages.errors import UserError
 from stages.files import read_json
-from stages.prune.allocate import check_options
+from stages.prune.allocation.allocate import check_options
 from stages.prune.criteria import CRITERIA
 from stages.prune.groups import Kept, Selection, kept_shape
-from stages.prune.layerwise import Layerwise
-from stages.prune.offload import Offloaded
-from stages.prune.resident import Resident, always
+from stages.prune.memory.offload import Offloaded
+from stages.prune.memory.resident import Resident, always
 from stages.prune.stage import run
+from stages.prune.statistics.layerwise import Layerwise
 from stages.prune.surgery import cut
 from stages.shapes import DecoderShape
 from stages.stage import Context

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.prune import products
-from stages.prune.products import FastProducts
+from stages.prune.statistics import products
+from stages.prune.statistics.products import FastProducts
 
 
 @pytest.mark.parametrize("bias", [False, True])

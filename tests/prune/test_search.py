@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from stages.checkpoint import load_model
 from stages.prune.config import Search
 from stages.prune.criteria import CRITERIA
-from stages.prune.gradients import calibration_loss
+from stages.prune.statistics.gradients import calibration_loss
 from tests.decoders import decoder, saved, token_ids
 from tests.prune.pruning import prune
 

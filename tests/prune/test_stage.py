@@ -23,8 +23,8 @@ from stages.prune.criteria.magnitude import MagnitudeConfig
 from stages.prune.criteria.random import RandomConfig
 from stages.prune.criteria.surgeon import SurgeonConfig
 from stages.prune.criteria.wanda import WandaConfig
-from stages.prune.gradients import calibration_loss
 from stages.prune.groups import Kept, Selection, composed
+from stages.prune.statistics.gradients import calibration_loss
 from tests.decoders import decoder, saved, token_ids
 from tests.prune.pruning import prune
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stages.anatomy import Projection, decoder_anatomy
-from stages.prune import gradients, taylor
-from stages.prune.taylor import EXPANSIONS, slice_scores
+from stages.prune.statistics import gradients, taylor
+from stages.prune.statistics.taylor import EXPANSIONS, slice_scores
 
 TERMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "vectorize": lambda w, g, a: w * g,

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import UserError
-from stages.prune.allocate import plan_shapes
+from stages.prune.allocation.allocate import plan_shapes
+from stages.prune.allocation.plan import TOLERANCE, parse_layers
 from stages.prune.criteria.magnitude import MagnitudeConfig
-from stages.prune.plan import TOLERANCE, parse_layers
 from stages.shapes import DecoderShape, LayerShape
 from tests.test_shapes import LLAMA_7B, SMOLLM2
 

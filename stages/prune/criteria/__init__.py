@@ -6,8 +6,8 @@ A criterion is one file: its options, a subclass of `PruneConfig`, and one funct
 
 that says how much each group of each given layer matters, for at least the kinds in `config.granularity` that the layer
 has. `ids` are the calibration tokens [sequences, tokens], or None for a criterion that reads none. `resident(index)`
-holds a layer's weights in memory (`stages.prune.resident`): one that needs no gradients reads and runs weights within
-it only. Adding a criterion is that file, a line here, and a YAML file in `conf/prune/`.
+holds a layer's weights in memory (`stages.prune.memory.resident`): one that needs no gradients reads and runs weights
+within it only. Adding a criterion is that file, a line here, and a YAML file in `conf/prune/`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stages.errors import UserError
 from stages.methods import lookup
 from stages.prune.config import DEPTH, GRANULARITIES, PruneConfig
 from stages.prune.criteria import block_influence, flap, hywia, llmpruner, magnitude, perplexity, random, surgeon, wanda
-from stages.prune.resident import Resident
+from stages.prune.memory.resident import Resident
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stages.prune.config import PruneConfig
-from stages.prune.resident import Resident, always
+from stages.prune.memory.resident import Resident, always
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,8 +46,8 @@ def score(
     """Return how far each of `layers`, and each of its sub-layers if asked for, turns the calibration tokens."""
     import torch
 
-    from stages.prune.activations import calibrated, cosine_distance, silenced, walk
     from stages.prune.groups import Scores
+    from stages.prune.statistics.activations import calibrated, cosine_distance, silenced, walk
 
     decoder = calibrated(model, ids_BT, resident)
     scores = {}

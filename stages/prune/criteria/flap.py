@@ -33,15 +33,15 @@ from typing import TYPE_CHECKING
 
 from stages.methods import lookup
 from stages.prune.config import PruneConfig
-from stages.prune.resident import Resident, always
+from stages.prune.memory.resident import Resident, always
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from stages.anatomy import LayerAnatomy, Projection
-    from stages.prune.activations import Moments
     from stages.prune.groups import Scores
+    from stages.prune.statistics.activations import Moments
 
 METRICS = ("wifv", "ifv", "wifn")
 
@@ -68,8 +68,8 @@ def score(
     resident: Resident = always,
 ) -> Scores:
     """Return the standardised fluctuation of every group of `layers`, from the calibration tokens `ids_BT`."""
-    from stages.prune.activations import calibrated, input_moments
     from stages.prune.groups import Scores
+    from stages.prune.statistics.activations import calibrated, input_moments
 
     check(config)
     scores: dict[int, dict[str, Tensor]] = {}

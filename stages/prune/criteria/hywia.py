@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from stages.errors import UserError
 from stages.prune.config import PruneConfig
 from stages.prune.criteria.llmpruner import expanded, merge_hidden
-from stages.prune.resident import Resident, always
+from stages.prune.memory.resident import Resident, always
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ def score(
 ) -> Scores:
     """Return the fused score of every group of `layers`, from the calibration tokens `ids_BT`."""
     from stages.prune.groups import Scores, with_sublayers
-    from stages.prune.slices import group_scores
+    from stages.prune.statistics.slices import group_scores
 
     check(config)
     found = expanded(model, layers, ids_BT, config.granularity, [FINE, COARSE])

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 
 from stages.methods import lookup
 from stages.prune.config import PruneConfig
-from stages.prune.resident import Resident, always
+from stages.prune.memory.resident import Resident, always
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,7 @@ def score(
 ) -> Scores:
     """Return the Taylor score of every group of `layers`, from the calibration tokens `ids_BT`."""
     from stages.prune.groups import Scores
-    from stages.prune.slices import group_scores
+    from stages.prune.statistics.slices import group_scores
 
     check(config)
     found = expanded(model, layers, ids_BT, config.granularity, [config.taylor])[config.taylor]
@@ -105,8 +105,8 @@ def expanded(
     expansions: Sequence[str],
 ) -> dict[str, Expanded]:
     """Return the slices' scores of each expansion, all from the same gradients."""
-    from stages.prune.slices import hidden_slices
-    from stages.prune.taylor import slice_scores
+    from stages.prune.statistics.slices import hidden_slices
+    from stages.prune.statistics.taylor import slice_scores
 
     if ids_BT is None:
         raise ValueError("a Taylor expansion needs calibration tokens")

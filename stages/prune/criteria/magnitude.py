@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from stages.methods import lookup
 from stages.prune.config import PruneConfig
-from stages.prune.resident import Resident, always
+from stages.prune.memory.resident import Resident, always
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ def score(
     """Return the norm of every group of `layers`; `ids` are not read."""
     from stages.anatomy import decoder_layers
     from stages.prune.groups import Scores, slice_sums
-    from stages.prune.slices import group_scores, hidden_slices, total
+    from stages.prune.statistics.slices import group_scores, hidden_slices, total
 
     check(config)
     power = POWERS[config.norm]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stages.prune.config import PruneConfig
-from stages.prune.resident import Resident, always
+from stages.prune.memory.resident import Resident, always
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from stages.anatomy import LayerAnatomy
     from stages.prune.groups import Scores
-    from stages.prune.layerwise import Layerwise
+    from stages.prune.statistics.layerwise import Layerwise
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,8 +47,8 @@ def score(
 ) -> Scores:
     """Return how far the calibration loss rises, in nats a token, without each layer or sub-layer of `layers`."""
     from stages.progress import progress
-    from stages.prune.activations import calibrated
     from stages.prune.groups import Scores
+    from stages.prune.statistics.activations import calibrated
 
     decoder = calibrated(model, ids_BT, resident)
     before_BTH = decoder.embedded()
@@ -71,7 +71,7 @@ def _without(
     decoder: Layerwise, layer: LayerAnatomy, before_BTH: Tensor, kinds: Sequence[str]
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the kinds asked for that the layer has, with what is behind the layer when that part is left out."""
-    from stages.prune.activations import silenced
+    from stages.prune.statistics.activations import silenced
 
     if "layers" in kinds:
         yield "layers", before_BTH

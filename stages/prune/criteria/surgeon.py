@@ -3,9 +3,9 @@
 A group enters the residual stream through its inputs of an output projection (o of the attention, down of the MLP). It
 matters as much as the loss is expected to rise when these inputs go and the projection's other weights make up for them
 as well as they can (van der Ouderaa et al., arXiv 2312.17244, eq. 9): ½ tr(B W_S [A⁻¹]_SS⁻¹ W_Sᵀ), with A and B from
-`stages.prune.curvature`. Groups leave one after the other, each time the cheapest, and a score is what has been lost in
-that sub-layer once the group is gone, in nats a token: scores of all layers and kinds are on one scale, can be ranked
-together and say what a cut will cost.
+`stages.prune.statistics.curvature`. Groups leave one after the other, each time the cheapest, and a score is what has
+been lost in that sub-layer once the group is gone, in nats a token: scores of all layers and kinds are on one scale,
+can be ranked together and say what a cut will cost.
 
 Where this differs from the paper: of each group only the output projection's side is scored (its q, k, v or gate, up
 rows go with it); 16 channels leave at a time; one shot by default (`prune.steps` for more); adjusting the weights is
@@ -21,15 +21,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stages.prune.config import Calibration, PruneConfig
-from stages.prune.resident import Resident, always
+from stages.prune.memory.resident import Resident, always
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from stages.anatomy import LayerAnatomy
-    from stages.prune.curvature import SecondMoments
     from stages.prune.groups import Scores
+    from stages.prune.statistics.curvature import SecondMoments
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,8 +50,8 @@ def score(
     """Return the loss at which every group of `layers` goes, in nats a token, from the calibration tokens `ids_BT`."""
     import torch
 
-    from stages.prune.curvature import moments
     from stages.prune.groups import Scores
+    from stages.prune.statistics.curvature import moments
 
     if ids_BT is None:
         raise ValueError("the surgeon needs calibration tokens")
@@ -68,7 +68,7 @@ def score(
 
 
 def _attention(layer: LayerAnatomy, own: SecondMoments, config: SurgeonConfig) -> dict[str, Tensor]:
-    from stages.prune.curvature import block_losses
+    from stages.prune.statistics.curvature import block_losses
 
     weight, shape = layer.attention[-1].weight, layer.shape
     each = shape.heads // shape.kv_heads
@@ -81,7 +81,7 @@ def _attention(layer: LayerAnatomy, own: SecondMoments, config: SurgeonConfig) -
 
 
 def _mlp(layer: LayerAnatomy, own: SecondMoments) -> dict[str, Tensor]:
-    from stages.prune.curvature import channel_losses
+    from stages.prune.statistics.curvature import channel_losses
 
     channels_C = channel_losses(layer.mlp[-1].weight, own)
     return {"channels": channels_C, "mlp": channels_C.max().view(1)}

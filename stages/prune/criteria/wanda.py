@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stages.prune.config import PruneConfig
-from stages.prune.resident import Resident, always
+from stages.prune.memory.resident import Resident, always
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,9 +46,9 @@ def score(
     resident: Resident = always,
 ) -> Scores:
     """Return the weights times inputs of every group of `layers`, from the calibration tokens `ids_BT`."""
-    from stages.prune.activations import calibrated, input_moments
     from stages.prune.groups import Scores, slice_sums
-    from stages.prune.slices import group_scores
+    from stages.prune.statistics.activations import calibrated, input_moments
+    from stages.prune.statistics.slices import group_scores
 
     scores = {}
     for layer, moments in input_moments(calibrated(model, ids_BT, resident), layers):

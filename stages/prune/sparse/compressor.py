@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from stages.errors import UserError
 from stages.progress import progress
-from stages.prune.layerwise import BATCH_TOKENS
 from stages.prune.sparse.recipe import Masking
+from stages.prune.statistics.layerwise import BATCH_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -27,14 +27,14 @@ import torch
 
 from stages import checkpoint
 from stages.files import read_json
+from stages.prune.allocation.plan import CONTEXT
 from stages.prune.calibration import calibration_ids
-from stages.prune.gradients import calibration_loss
 from stages.prune.groups import keep_all
-from stages.prune.layerwise import BATCH_TOKENS
-from stages.prune.plan import CONTEXT
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.mask import mask
 from stages.prune.sparse.recipe import check, table
+from stages.prune.statistics.gradients import calibration_loss
+from stages.prune.statistics.layerwise import BATCH_TOKENS
 from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:

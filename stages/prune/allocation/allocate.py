@@ -3,7 +3,7 @@
 paper     what the criterion's own paper does: one of those below, or `equal`, LLM-Pruner's nearest shares
 uniform   every layer loses the same shares
 global    the groups of all layers and kinds compete by their scores
-searched  they compete by what each cut costs the loss (`stages.prune.search`)
+searched  they compete by what each cut costs the loss (`stages.prune.allocation.search`)
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from stages.errors import UserError
 from stages.methods import lookup
+from stages.prune.allocation.limits import check_reachable
+from stages.prune.allocation.plan import Budget, PrunePlan, budget_of, parse_layers
+from stages.prune.allocation.ranking import ladders_of, ranked_plan
+from stages.prune.allocation.uniform import alike, by_channel_ratio
 from stages.prune.config import ALLOCATIONS, BUDGETS, COMPENSATIONS, DEPTH, OFFLOADS, SCOPES, PruneConfig
 from stages.prune.criteria import CRITERIA
-from stages.prune.limits import check_reachable
-from stages.prune.plan import Budget, PrunePlan, budget_of, parse_layers
-from stages.prune.ranking import ladders_of, ranked_plan
-from stages.prune.uniform import alike, by_channel_ratio
 from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from stages.errors import UserError
+from stages.prune.allocation.plan import TOLERANCE, Budget, parse_layers, shape_left
 from stages.prune.config import DEPTH, PruneConfig
-from stages.prune.plan import TOLERANCE, Budget, parse_layers, shape_left
 from stages.shapes import DecoderShape, LayerShape
 
 

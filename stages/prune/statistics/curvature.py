@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.progress import progress
-from stages.prune.gradients import frozen
+from stages.prune.statistics.gradients import frozen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

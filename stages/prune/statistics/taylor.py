@@ -9,8 +9,8 @@ the gradients of the n single sequences, a row or column scores (LLM-Pruner, arX
     param_mix     Σ |w·g − ½ w·a·w|
 
 All of them come from one forward and one backward pass over all sequences, and no gradient is held: blocks of rows are
-made from what `stages.prune.gradients` hands over, each sequence's by itself where a is asked for. Blocks are in
-float32, sums over blocks in float64.
+made from what `.gradients` hands over, each sequence's by itself where a is asked for. Blocks are in float32, sums over
+blocks in float64.
 
 Shape legend: R rows and C columns of a weight, S sequences kept apart.
 """
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stages.prune.factors import Gradient
-from stages.prune.gradients import stream_gradients
+from stages.prune.statistics.factors import Gradient
+from stages.prune.statistics.gradients import stream_gradients
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from stages import checkpoint
 from stages.errors import UserError
-from stages.prune.gradients import calibration_loss
-from stages.prune.offload import Offloaded
-from stages.prune.resident import Resident, always
+from stages.prune.memory.offload import Offloaded
+from stages.prune.memory.resident import Resident, always
+from stages.prune.statistics.gradients import calibration_loss
 from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:

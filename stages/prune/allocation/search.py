@@ -3,8 +3,9 @@
 Three steps, all on the calibration text:
 
 1. What every layer's groups of each kind cost, in the order in which the criterion would let them go, in nats a token
-   (`stages.prune.curvature`: one forward and backward pass for all of them). The surgeon's scores are these already.
-2. The cheapest allocations that meet the budget, for several sets of kinds (`stages.prune.ranking`), or with
+   (`stages.prune.statistics.curvature`: one forward and backward pass for all of them). The surgeon's scores are
+   these already.
+2. The cheapest allocations that meet the budget, for several sets of kinds (`stages.prune.allocation.ranking`), or with
    `search.uniform` the cheapest shapes that all layers can share.
 3. The best `search.trials` of them are tried: the model computes as if cut so (and compensated, where that is asked
    for), and its own loss on `search.sequences` sequences decides.
@@ -23,15 +24,15 @@ from torch import Tensor
 
 from stages.anatomy import LayerAnatomy, decoder_layers
 from stages.progress import progress
-from stages.prune.activations import outputs
+from stages.prune.allocation.plan import Budget, PrunePlan, planned, shape_left
+from stages.prune.allocation.ranking import allocate, ladders_of, predicted_loss
+from stages.prune.allocation.uniform import shared_plans
 from stages.prune.compensation import fitted_weights
 from stages.prune.config import DEPTH, PruneConfig
-from stages.prune.curvature import TOGETHER, Elimination, Removal, SecondMoments, losses_in_order, moments
-from stages.prune.gradients import calibration_loss
 from stages.prune.groups import Scores, Selection, selection_of
-from stages.prune.plan import Budget, PrunePlan, planned, shape_left
-from stages.prune.ranking import allocate, ladders_of, predicted_loss
-from stages.prune.uniform import shared_plans
+from stages.prune.statistics.activations import outputs
+from stages.prune.statistics.curvature import TOGETHER, Elimination, Removal, SecondMoments, losses_in_order, moments
+from stages.prune.statistics.gradients import calibration_loss
 from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ class Offloaded:
     """The model in a directory, its layers on the meta device until `resident` holds them in memory.
 
     Attributes:
-        model: it; `stages.prune.layerwise` runs it.
+        model: it; `stages.prune.statistics.layerwise` runs it.
     """
 
     def __init__(self, directory: Path, *, dtype: str, device: str, scratch: Path) -> None:

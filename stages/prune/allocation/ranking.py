@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
+from stages.prune.allocation.limits import most_gone, without, without_sublayer
+from stages.prune.allocation.plan import TOLERANCE, Budget, PrunePlan, parse_layers, planned
 from stages.prune.config import DEPTH, PruneConfig
-from stages.prune.limits import most_gone, without, without_sublayer
-from stages.prune.plan import TOLERANCE, Budget, PrunePlan, parse_layers, planned
 from stages.shapes import DecoderShape, LayerShape
 
 

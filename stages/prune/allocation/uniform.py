@@ -1,7 +1,7 @@
 """From a budget to the shape of every layer, as far as shapes alone decide. No torch here: a plan solves this.
 
 Owns the solver for layers that all end alike, and LLM-Pruner's own ratio. Which heads, channels and layers go is
-decided by scores (`stages.prune.criteria`); how much goes where when that depends on them is `stages.prune.ranking`.
+decided by scores (`stages.prune.criteria`); how much goes where when that depends on them is `.ranking`.
 
 The rule of `allocation=uniform`. Every pruned layer loses about the same share of its heads as of its MLP channels.
 Heads go in whole key/value groups (or as many queries of each), so their share moves in coarse steps; for each step the
@@ -21,9 +21,18 @@ from dataclasses import dataclass
 from itertools import product
 
 from stages.errors import UserError
+from stages.prune.allocation.limits import without, without_sublayer
+from stages.prune.allocation.plan import (
+    TOLERANCE,
+    Budget,
+    Layers,
+    PrunePlan,
+    check_share,
+    parse_layers,
+    planned,
+    shape_left,
+)
 from stages.prune.config import DEPTH, PruneConfig
-from stages.prune.limits import without, without_sublayer
-from stages.prune.plan import TOLERANCE, Budget, Layers, PrunePlan, check_share, parse_layers, planned, shape_left
 from stages.shapes import DecoderShape, LayerShape
 
 ELASTIC = {"channels": "MLP", "hidden": "hidden"}

@@ -1,7 +1,7 @@
 """Gradients of the calibration loss that are never held: each weight's is handed over as the factors of a product.
 
-Scoring then needs the memory of the weights, of the activations and of a block (`stages.prune.factors`); and one
-backward pass serves first and second order alike.
+Scoring then needs the memory of the weights, of the activations and of a block (`.factors`); and one backward pass
+serves first and second order alike.
 
 Shape legend: B sequences, T tokens, R numbers of a vector, H hidden channels.
 """
@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode
 
 from stages.anatomy import decoder_layers
 from stages.errors import UserError
-from stages.prune.factors import Gradient
-from stages.prune.layerwise import Layerwise
-from stages.prune.memory import GRAPH, LOGITS, activation_bytes
-from stages.prune.resident import Resident, always
+from stages.prune.memory.estimate import GRAPH, LOGITS, activation_bytes
+from stages.prune.memory.resident import Resident, always
+from stages.prune.statistics.factors import Gradient
+from stages.prune.statistics.layerwise import Layerwise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -2,8 +2,8 @@
 
     weights      in the precision of the scores, or as stored where that is more, as they are cut in it; with
                  `prune.offload=layer` all but the layers, and one layer twice
-    activations  with gradients what backward needs, `GRAPH` bytes at most (`stages.prune.gradients` computes the rest
-                 again); else a batch's in one layer; and the text's between two layers
+    activations  with gradients what backward needs, `GRAPH` bytes at most (`stages.prune.statistics.gradients`
+                 computes the rest again); else a batch's in one layer; and the text's between two layers
     matrices     logits of a batch, what a matrix was given in float32, and the moments of its inputs where
                  compensation solves for it
 

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.progress import progress
-from stages.prune.layerwise import Layerwise
+from stages.prune.statistics.layerwise import Layerwise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from stages.anatomy import LayerAnatomy, Projection
-    from stages.prune.resident import Resident
+    from stages.prune.memory.resident import Resident
 
 
 @dataclass(slots=True)
