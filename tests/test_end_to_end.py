@@ -124,7 +124,7 @@ def test_without_adapter_evaluation_and_tracker_the_model_is_only_pruned(world: 
         "evaluate=none",
         f"runtime.artifact_root={tmp_path}",
     )
-    assert set(statuses(report)) == {"model", "prune", "report"}
+    assert set(statuses(report)) == {"model", "scores", "prune", "report"}
     pruning = read_json(next((tmp_path / "prune").glob("*/model/pruning.json")))
     selections = json.loads((golden / "selections.json").read_text())
     kept = selections["param_first-sum-0.25"]["kept"]

@@ -98,7 +98,15 @@ def test_what_cannot_be_exported_is_refused_before_anything_runs(world: World, t
         world.run("export.format=ggfu")
     qwen3 = pruned(tmp_path, "qwen3")
     with pytest.raises(UserError, match="llama.cpp's qwen3 takes one shape for all layers"):
-        world.run(*BRIEF, f"model.path={qwen3}", "prune.layers=1", "ratio=0.05", "export=gguf", store="unused")
+        world.run(
+            *BRIEF,
+            f"model.path={qwen3}",
+            "prune.again=true",
+            "prune.layers=1",
+            "ratio=0.05",
+            "export=gguf",
+            store="unused",
+        )
     assert not (world.root / "unused").exists()
 
 
