@@ -265,7 +265,7 @@ def _reads_text(prune: PruneConfig) -> bool:
 
 def _ratio_rules(prune: PruneConfig) -> bool:
     """Return whether `ratio` says how much goes, and no other option."""
-    return prune.channel_ratio is None and prune.layer_ratios is None and prune.megabytes is None
+    return not ruled(prune) and prune.megabytes is None
 
 
 def _amount(prune: PruneConfig) -> str:

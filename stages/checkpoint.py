@@ -287,6 +287,11 @@ def copy_companions(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
+def count_nonzeros(model: torch.nn.Module) -> int:
+    """Return how many parameters are not zero; tied ones count once."""
+    return sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+
+
 def count_parameters(model: torch.nn.Module) -> int:
     """Return the number of parameters; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())

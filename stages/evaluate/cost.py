@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
-from stages.checkpoint import DTYPES, count_parameters, load_model
+from stages.checkpoint import DTYPES, count_nonzeros, count_parameters, load_model
 from stages.errors import UserError
 from stages.evaluate.check import check_cost
 from stages.evaluate.config import CostConfig
@@ -147,8 +147,7 @@ def _size(directory: Path, config: CostConfig) -> JSON:
 
 
 def _weight(model: PreTrainedModel) -> JSON:
-    nonzeros = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
-    return {"parameters": count_parameters(model), "nonzeros": nonzeros}
+    return {"parameters": count_parameters(model), "nonzeros": count_nonzeros(model)}
 
 
 def _fit(models: Mapping[str, Path], config: CostConfig, device: str) -> bool:

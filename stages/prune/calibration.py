@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from random import Random
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from stages.checkpoint import load_tokenizer
 from stages.errors import UserError
+from stages.prune.memory.estimate import check_memory
 
 if TYPE_CHECKING:
     from stages.prune.config import PruneConfig
+    from stages.shapes import DecoderShape
+    from stages.stage import Context
 
 
 def calibration_ids(config: PruneConfig, *, model: Path, data: Path | None, vocabulary: int) -> Tensor:
@@ -32,6 +36,31 @@ def calibration_ids(config: PruneConfig, *, model: Path, data: Path | None, voca
             "prune.calibration_ids=FILE.json."
         )
     return _from_rows(config, model, data / "train.jsonl")
+
+
+def calibration_text(
+    config: PruneConfig,
+    inputs: Mapping[str, Path],
+    context: Context,
+    shape: DecoderShape,
+    stored: str,
+    *,
+    reads: bool,
+    gradients: bool,
+) -> Tensor | None:
+    """Return the tokens to look at, on the context's device, or None where nothing `reads` text.
+
+    Raises:
+        UserError: there is too little text, or memory will not do for the model and for it.
+    """
+    ids_BT = None
+    if reads:
+        source = inputs["model"] / "model"
+        ids_BT = calibration_ids(config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
+        ids_BT = ids_BT.to(context.device)
+    size = None if ids_BT is None else (ids_BT.shape[0], ids_BT.shape[1])
+    check_memory(shape, config, gradients=gradients, stored=stored, calibration=size, device=context.device)
+    return ids_BT
 
 
 def _given(rows: Any, vocabulary: int) -> Tensor:

