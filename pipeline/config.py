@@ -1,7 +1,7 @@
 """The schema of the command line: one dataclass a group, checked by Hydra before anything runs.
 
-A group whose options differ by method (prune) takes its schema from the method's own file, so that a new criterion
-brings its options with it. No torch here.
+A group whose options differ by method (prune, adapter) takes its schema from the method's own file, so that a new
+criterion or adapter brings its options with it. No torch here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from stages.evaluate.config import CostConfig, EvaluateConfig
 from stages.export.config import ExportConfig
 from stages.prune.config import PruneConfig
 from stages.prune.methods import METHODS
+from stages.recover.adapters import ADAPTERS
 from stages.recover.config import AdapterConfig, RecoverConfig
 from stages.stage import CHECKPOINT_SECONDS
 from stages.wheels import Wheel
@@ -134,3 +135,6 @@ def register() -> None:
     store.store(group="prune/schema", name="base", node=PruneConfig)
     for name, method in METHODS.items():
         store.store(group="prune/schema", name=name, node=method.config)
+    store.store(group="adapter/schema", name="base", node=AdapterConfig)
+    for name, adapter in ADAPTERS.items():
+        store.store(group="adapter/schema", name=name, node=adapter.config)

@@ -41,7 +41,7 @@ from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA
 from stages.prune.sparse import MASKS
 from stages.prune.sparse.config import SparseMLConfig
-from stages.recover.check import check as check_recovery
+from stages.recover.adapters import ADAPTERS, adapter_of
 from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.registry import STAGES
 from stages.report.config import ReportConfig
@@ -98,7 +98,7 @@ def build_graph(config: Config) -> Graph:
             dtype=resolve_dtype(config.recover.dtype, device),
             seed=keys.derive_seed(config.recover.seed, "recover"),
         )
-        check_recovery(stage_config)
+        adapter_of(stage_config)
         roles["recover"] = _recover(stage_config, pruned, roles["data"])
         if config.reference is Reference.dense_recovered and dense is not None and config.evaluate.protocol != "none":
             roles["recover-dense"] = _recover(stage_config, dense, roles["data"])
@@ -162,7 +162,7 @@ def _dense(config: Config, model: Node) -> Node | None:
 
 
 def _recover(config: RecoverStageConfig, model: Node, data: Node) -> Node:
-    label = f"{config.adapter.name}-r{config.adapter.rank}-{model.label}"
+    label = f"{config.adapter.name}-{ADAPTERS[config.adapter.name].label(config.adapter)}-{model.label}"
     return Node(STAGES["recover"], label, config, {"model": model, "data": data})
 
 

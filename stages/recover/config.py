@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from dataclasses import dataclass
 
 
 @dataclass(kw_only=True, slots=True)
 class AdapterConfig:
-    """What is trained. `name` chooses the builder in `stages.recover.adapters.ADAPTERS`."""
+    """Common to every adapter; each subclasses this in its file with options of its own."""
 
-    name: str = "rora"
-    rank: int = 16
-    """Rank r of the update; at least 1."""
-    alpha: float = 16.0
-    """Scaling numerator: LoRA scales by alpha/r, RoRA by alpha/sqrt(r)."""
-    dropout: float = 0.0
-    """Probability of dropping an input of the adapter while training."""
-    targets: list[str] = field(default_factory=lambda: list(PROJECTIONS))
-    """Names of the linear layers that get an adapter."""
+    name: str = "none"
+    """Name in `stages.recover.adapters.ADAPTERS`, or "none" where nothing is recovered."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -15,9 +15,9 @@ from stages.files import read_jsonl, write_json, write_jsonl, write_text
 from stages.lineage import base_of, lineage
 from stages.masks import masked_modules
 from stages.recover import checkpoints
+from stages.recover.adapters import adapter_of
 from stages.recover.adapters.adapter import Adapter
 from stages.recover.attention import use_packed_attention
-from stages.recover.check import check
 from stages.recover.checkpoints import Progress
 from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve
@@ -37,7 +37,7 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
         UserError: a field of `config` is outside its range, the data is empty, the model has no tokenizer, or the
             loss is not finite.
     """
-    adapter = check(config)
+    adapter = adapter_of(config)
     base, data = inputs["model"] / "model", inputs["data"]
     tokenizer = load_tokenizer(base)
     to_documents = partial(
@@ -103,10 +103,7 @@ def _fingerprint(base: Path) -> str:
 
 
 def _describe(adapter: Adapter, config: RecoverStageConfig) -> JSON:
-    fields = asdict(config.adapter)
-    if adapter.scaling is not None:
-        fields["scaling"] = adapter.scaling(config.adapter)
-    return fields | {"merged": adapter.merge is not None}
+    return asdict(config.adapter) | dict(adapter.facts(config.adapter)) | {"merged": adapter.merge is not None}
 
 
 def _training_facts(progress: Progress, stream: Stream) -> JSON:

@@ -9,6 +9,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from stages.files import write_jsonl
+from stages.recover.adapters import ADAPTERS
+from stages.recover.adapters.low_rank import LowRankConfig
 from stages.recover.config import AdapterConfig, RecoverConfig, RecoverStageConfig
 from stages.recover.stage import run
 from stages.stage import JSON, Context
@@ -44,6 +46,13 @@ def data_artifact(directory: Path, rows: int = 120, *, choices: bool = True) -> 
     return directory
 
 
+def adapter_config(name: str = "rora", **options: Any) -> AdapterConfig:
+    """Return the options of a small adapter."""
+    kind = ADAPTERS[name].config
+    small = {"rank": 4, "alpha": 8.0} if issubclass(kind, LowRankConfig) else {}
+    return kind(name=name, **small | options)
+
+
 def config(
     adapter: dict[str, Any] | None = None, *, dtype: str = "float32", seed: int = 0, **recover: Any
 ) -> RecoverStageConfig:
@@ -59,7 +68,7 @@ def config(
         validation_tokens=300,
     )
     return RecoverStageConfig(
-        adapter=AdapterConfig(**{"rank": 4, "alpha": 8.0} | (adapter or {})),
+        adapter=adapter_config(**(adapter or {})),
         recover=replace(defaults, **recover),
         dtype=dtype,
         seed=seed,

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from stages.methods import lookup
 from stages.recover.adapters import dora, lora, rora
 from stages.recover.adapters.adapter import Adapter
+from stages.recover.check import DTYPES, check_recover, require
+from stages.recover.config import RecoverStageConfig
 
 ADAPTERS: dict[str, Adapter] = {
     "rora": rora.RORA,
     "lora": lora.LORA,
     "dora": dora.DORA,
 }
+
+
+def adapter_of(config: RecoverStageConfig) -> Adapter:
+    """Return the adapter that `config` names, all of it checked.
+
+    Raises:
+        UserError: a field is outside its range; the message has the field, the rule and the value.
+    """
+    adapter = lookup("adapter", config.adapter.name, ADAPTERS)
+    adapter.check(config.adapter)
+    check_recover(config.recover)
+    require(config.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", config.dtype)
+    return adapter

@@ -8,22 +8,7 @@ deviations beyond the targets: all seven projections, where the paper leaves out
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING
-
-from stages.recover.adapters.adapter import Adapter
 from stages.recover.adapters.lora import scaling
-from stages.recover.adapters.low_rank import attach_lora, merge_lora, save_lora
-from stages.recover.config import AdapterConfig
+from stages.recover.adapters.low_rank import low_rank
 
-if TYPE_CHECKING:
-    from torch.nn import Module
-    from transformers import PreTrainedModel
-
-
-def attach(model: PreTrainedModel, config: AdapterConfig, masked: Collection[str] = ()) -> Module:
-    """Attach DoRA to `model` in place."""
-    return attach_lora(model, config, masked, use_dora=True)
-
-
-DORA = Adapter(scaling=scaling, attach=attach, save=save_lora, merge=merge_lora)
+DORA = low_rank(scaling, use_dora=True)

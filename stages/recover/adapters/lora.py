@@ -7,26 +7,12 @@ No deviations. It is attached to all seven projections by default, where the pap
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING
-
-from stages.recover.adapters.adapter import Adapter
-from stages.recover.adapters.low_rank import attach_lora, merge_lora, save_lora
-from stages.recover.config import AdapterConfig
-
-if TYPE_CHECKING:
-    from torch.nn import Module
-    from transformers import PreTrainedModel
+from stages.recover.adapters.low_rank import LowRankConfig, low_rank
 
 
-def scaling(config: AdapterConfig) -> float:
+def scaling(config: LowRankConfig) -> float:
     """Return alpha / r."""
     return config.alpha / config.rank
 
 
-def attach(model: PreTrainedModel, config: AdapterConfig, masked: Collection[str] = ()) -> Module:
-    """Attach LoRA to `model` in place."""
-    return attach_lora(model, config, masked)
-
-
-LORA = Adapter(scaling=scaling, attach=attach, save=save_lora, merge=merge_lora)
+LORA = low_rank(scaling)

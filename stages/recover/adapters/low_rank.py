@@ -5,13 +5,16 @@ torch and PEFT are imported inside the functions, because a plan reads the dicti
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
 from stages.files import write_json
 from stages.methods import nearest
+from stages.recover.adapters.adapter import Adapter, no_rates
+from stages.recover.check import require
 from stages.recover.config import AdapterConfig
 
 if TYPE_CHECKING:
@@ -22,7 +25,53 @@ BASE = "pruned-model"
 """Stands for the base in adapter_config.json: a path of the machine that trained it would mislead every other one."""
 
 
-def attach_lora(model: PreTrainedModel, config: AdapterConfig, masked: Collection[str], **options: Any) -> Module:
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(kw_only=True, slots=True)
+class LowRankConfig(AdapterConfig):
+    """An update of rank r to each targeted weight."""
+
+    rank: int = 16
+    """Rank r of the update; at least 1."""
+    alpha: float = 16.0
+    """Scaling numerator: LoRA scales by alpha/r, RoRA by alpha/sqrt(r)."""
+    dropout: float = 0.0
+    """Probability of dropping an input of the adapter while training."""
+    targets: list[str] = field(default_factory=lambda: list(PROJECTIONS))
+    """Names of the linear layers that get an adapter."""
+
+
+def low_rank(
+    scaling: Callable[[LowRankConfig], float], *, config: type[LowRankConfig] = LowRankConfig, **options: Any
+) -> Adapter:
+    """Return the adapter that PEFT's LoraConfig gives with `options`, and whose update is scaled by `scaling`."""
+
+    def attach(model: PreTrainedModel, settings: LowRankConfig, masked: Collection[str] = ()) -> Module:
+        return attach_lora(model, settings, masked, **options)
+
+    return Adapter(
+        config=config,
+        check=check_low_rank,
+        label=lambda settings: f"r{settings.rank}",
+        facts=lambda settings: {"scaling": scaling(settings)},
+        attach=attach,
+        rates=no_rates,
+        save=save_lora,
+        load=load_peft,
+        merge=merge_lora,
+    )
+
+
+def check_low_rank(config: LowRankConfig) -> None:
+    """Raise a `UserError` for an option outside its range."""
+    require(config.rank >= 1, "adapter.rank", "at least 1", config.rank)
+    require(config.alpha > 0, "adapter.alpha", "above 0", config.alpha)
+    require(0 <= config.dropout < 1, "adapter.dropout", "in [0, 1)", config.dropout)
+    require(bool(config.targets), "adapter.targets", "at least one linear layer's name", config.targets)
+
+
+def attach_lora(model: PreTrainedModel, config: LowRankConfig, masked: Collection[str], **options: Any) -> Module:
     """Wrap the target layers of `model` in PEFT's LoRA layers with float32 adapters; returns the `PeftModel`.
 
     Where a layer is `masked`, the zeros of its weight stay (`.masked`).
@@ -81,6 +130,13 @@ def save_lora(adapted: Module, directory: Path) -> None:
     config |= {"base_model_name_or_path": BASE, "inference_mode": True}
     ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.items())}
     write_json(directory / "adapter_config.json", ordered)
+
+
+def load_peft(base: PreTrainedModel, directory: Path) -> None:
+    """Attach the adapter that PEFT's format holds in `directory` to `base`, in place."""
+    from peft import PeftModel
+
+    PeftModel.from_pretrained(base, directory)
 
 
 def merge_lora(base: PreTrainedModel, directory: Path, masked: Collection[str] = ()) -> PreTrainedModel:

@@ -11,27 +11,14 @@ Read from the abstract alone: the paper's alpha, learning rates and ranks are no
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from math import sqrt
-from typing import TYPE_CHECKING
 
-from stages.recover.adapters.adapter import Adapter
-from stages.recover.adapters.low_rank import attach_lora, merge_lora, save_lora
-from stages.recover.config import AdapterConfig
-
-if TYPE_CHECKING:
-    from torch.nn import Module
-    from transformers import PreTrainedModel
+from stages.recover.adapters.low_rank import LowRankConfig, low_rank
 
 
-def scaling(config: AdapterConfig) -> float:
+def scaling(config: LowRankConfig) -> float:
     """Return alpha / sqrt(r)."""
     return config.alpha / sqrt(config.rank)
 
 
-def attach(model: PreTrainedModel, config: AdapterConfig, masked: Collection[str] = ()) -> Module:
-    """Attach LoRA layers with RoRA's scaling to `model` in place."""
-    return attach_lora(model, config, masked, use_rslora=True)
-
-
-RORA = Adapter(scaling=scaling, attach=attach, save=save_lora, merge=merge_lora)
+RORA = low_rank(scaling, use_rslora=True)
