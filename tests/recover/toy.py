@@ -48,7 +48,7 @@ def data_artifact(directory: Path, rows: int = 120, *, choices: bool = True) -> 
 
 def adapter_config(name: str = "rora", **options: Any) -> AdapterConfig:
     """Return the options of a small adapter."""
-    kind = ADAPTERS[name].config
+    kind = ADAPTERS[name].config if name in ADAPTERS else LowRankConfig
     small = {"rank": 4, "alpha": 8.0} if issubclass(kind, LowRankConfig) else {}
     return kind(name=name, **small | options)
 
