@@ -7,12 +7,14 @@ from stages.recover.config import RecoverConfig
 
 DTYPES = ("float32", "bfloat16")
 LOSSES = ("response", "all")
+KEPT = ("last", "best")
 
 
 def check_recover(config: RecoverConfig) -> None:
     """Raise a `UserError` for a field outside its range."""
     for name in ("tokens", "batch_tokens", "micro_batch_tokens", "curve_every", "validation_tokens"):
         require(getattr(config, name) >= 1, f"recover.{name}", "at least 1 token", getattr(config, name))
+    require(config.test_tokens >= 0, "recover.test_tokens", "at least 0 tokens", config.test_tokens)
     require(config.sequence_length >= 2, "recover.sequence_length", "at least 2 tokens", config.sequence_length)
     require(config.learning_rate > 0, "recover.learning_rate", "above 0", config.learning_rate)
     require(0 <= config.warmup < 1, "recover.warmup", "in [0, 1), a fraction of the budget", config.warmup)
@@ -20,6 +22,7 @@ def check_recover(config: RecoverConfig) -> None:
     require(config.weight_decay >= 0, "recover.weight_decay", "at least 0", config.weight_decay)
     require(config.gradient_clip >= 0, "recover.gradient_clip", "at least 0", config.gradient_clip)
     require(config.loss in LOSSES, "recover.loss", f"one of {', '.join(LOSSES)}", config.loss)
+    require(config.keep in KEPT, "recover.keep", f"one of {', '.join(KEPT)}", config.keep)
 
 
 def require(fulfilled: bool, field: str, rule: str, value: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(kw_only=True, slots=True)
@@ -11,6 +11,20 @@ class AdapterConfig:
 
     name: str = "none"
     """Name in `stages.recover.adapters.ADAPTERS`, or "none" where nothing is recovered."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DistillationConfig:
+    """Options of `objective=distillation`; without it they decide nothing."""
+
+    temperature: float = 1.0
+    """T, by which teacher's and student's logits are divided; above 1 small probabilities weigh more."""
+    weight: float = 1.0
+    """Share of the divergence in its mixture with cross-entropy: 1 is divergence alone, 0 cross-entropy alone."""
+    teacher_top_k: int | None = None
+    """Tokens of the vocabulary whose probability the teacher says, the rest being one sum; null is all of them."""
+    cache_teacher: bool = False
+    """Keep what the teacher says on disk (8 k bytes a labelled token), for all recoveries on the same documents."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,12 +51,21 @@ class RecoverConfig:
     """Tokens in one forward and backward pass, rows packed without padding: memory against speed."""
     loss: str = "all"
     """Where the loss is taken: "all" tokens, or only the "response", which on short answers forgets the language."""
+    objective: str = "cross_entropy"
+    """What is minimised: "cross_entropy" of the labelled tokens, or "distillation" from the dense model."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    keep: str = "last"
+    """Which parameters are saved: the "last", or the "best" by validation loss among the points of the curve, the one
+    before training included."""
     curve_every: int = 20_000
     """Tokens trained on between two points of the curve at which held-out rows are scored; the first point is before
     training and the last after it."""
     validation_tokens: int = 1536
     """Tokens of held-out rows scored at a point (all rows where there are fewer): noise against time. Where the data
     has choices, these rows are the questions of the curve's accuracy too."""
+    test_tokens: int = 1536
+    """Tokens of further held-out rows, scored once when the training is over (as far as there are such rows). Nothing
+    is chosen by them, so they tell fairly what a rate chosen by the validation loss is worth; 0 scores none."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,7 +1,8 @@
 """The training loop: micro-batches, steps, schedule and the curve.
 
-Owns what happens in which order. Does not own a batch's shape (`stages.data.packing`), the loss (`.loss`), what is
-trained (`.adapters`), what a point of the curve measures (`.curve`) or how a checkpoint is stored (`.checkpoints`).
+Owns what happens in which order. Does not own a batch's shape (`stages.data.packing`), what is minimised
+(`.objectives`), what is trained (`.adapters`), what a point of the curve measures (`.curve`) or how a checkpoint is
+stored (`.checkpoints`).
 Notable:
 
 * the loss is divided by the labelled tokens of the whole step, so how a step is cut into micro-batches changes
@@ -14,26 +15,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stages.data.packing import Document, Stream, collate, split, take
-from stages.errors import UserError
+from stages.errors import Diverged
 from stages.progress import progress as progress_bar
 from stages.recover import checkpoints
 from stages.recover.attention import hidden_states
 from stages.recover.checkpoints import Progress
 from stages.recover.config import RecoverConfig
 from stages.recover.interruption import deferred_signals, leave
-from stages.recover.loss import summed_cross_entropy
 from stages.recover.seeds import seeded
 from stages.stage import JSON, Context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from stages.recover.objectives.objective import Summed
 
 Signalled = Callable[[], int | None]
 
@@ -52,6 +54,7 @@ class Training:
 
     Attributes:
         model: the frozen model with an adapter attached; what requires a gradient is trained.
+        objective: what is minimised (`stages.recover.objectives`).
         stream: the documents to train on.
         measure: scores held-out rows for a point of the curve; has no effect on the training.
         config: how it is trained.
@@ -62,6 +65,7 @@ class Training:
     """
 
     model: PreTrainedModel
+    objective: Summed
     stream: Stream
     measure: Callable[[], JSON]
     config: RecoverConfig
@@ -84,7 +88,7 @@ class Training:
         """Train to the end of the budget, from the newest checkpoint if there is one.
 
         Raises:
-            UserError: the loss or its gradient is not finite.
+            Diverged: the loss or its gradient is not finite.
             SystemExit, KeyboardInterrupt: after SIGTERM or SIGINT, with a checkpoint of the last whole step.
         """
         self.progress = checkpoints.resume(self.context.output, self.parameters, self.optimizer, self.identity)
@@ -97,11 +101,11 @@ class Training:
             documents = self.stream.documents(self.progress.documents)
             while self.progress.tokens < self.config.tokens:
                 drawn = take(documents, self._share() - self.progress.tokens)
-                loss = self._accumulate(drawn, signalled)
+                losses = self._accumulate(drawn, signalled)
                 if (number := signalled()) is not None:
                     self._checkpoint()
                     leave(number)
-                self._finish_step(drawn, loss, bar)
+                self._finish_step(drawn, losses, bar)
         return self.progress
 
     def _share(self) -> int:
@@ -109,23 +113,24 @@ class Training:
         steps = math.ceil(self.config.tokens / self.config.batch_tokens)
         return self.config.tokens * min(self.progress.step + 1, steps) // steps
 
-    def _accumulate(self, documents: list[Document], signalled: Signalled) -> float:
-        """Add up the gradients of one step's documents; returns their mean loss, in nats a labelled token."""
+    def _accumulate(self, documents: list[Document], signalled: Signalled) -> dict[str, float]:
+        """Add up the gradients of one step's documents; returns their mean loss and its parts, in nats a label."""
         labels = max(sum(document.labels for document in documents), 1)
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
-        total = 0.0
+        means: dict[str, float] = {"loss": 0.0}
         with seeded(self.seed, self.progress.step):
             for part in split(documents, self.config.micro_batch_tokens):
                 if signalled() is not None:
                     break
-                loss = self._summed_loss(part) / labels
-                total += loss.item()
-                self._require_finite(total, "loss")
-                loss.backward()  # type: ignore[no-untyped-call]
-        return total
+                summed = self._summed(part)
+                for name, value in summed.items():
+                    means[name] = means.get(name, 0.0) + value.item() / labels
+                self._require_finite(means["loss"], "loss")
+                (summed["loss"] / labels).backward()  # type: ignore[no-untyped-call]
+        return means
 
-    def _finish_step(self, documents: list[Document], loss: float, bar: Any) -> None:
+    def _finish_step(self, documents: list[Document], losses: Mapping[str, float], bar: Any) -> None:
         """Clip, update the adapter, and record what the step did."""
         before, tokens = self.progress.tokens, sum(len(document.ids) for document in documents)
         rate = learning_rate(self.config, (before + tokens) / self.config.tokens)
@@ -135,14 +140,14 @@ class Training:
             group["lr"] = rate
         self.optimizer.step()
         self._count(documents, tokens)
-        point = {"step": self.progress.step, "tokens": self.progress.tokens, "loss": loss, "learning_rate": rate}
+        point = {"step": self.progress.step, "tokens": self.progress.tokens, **losses, "learning_rate": rate}
         finished = self.progress.tokens >= self.config.tokens
         if finished or before // self.config.curve_every < self.progress.tokens // self.config.curve_every:
             point |= self._measured()
         self._record(point)
         if finished or time.monotonic() - self.saved_at >= self.context.checkpoint_seconds:
             self._checkpoint()
-        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        bar.set_postfix(loss=f"{losses['loss']:.3f}", refresh=False)
         bar.update(tokens)
 
     def _count(self, documents: list[Document], tokens: int) -> None:
@@ -168,22 +173,23 @@ class Training:
         self._require_finite(measured["validation_loss"], "validation loss")
         return measured
 
-    def _summed_loss(self, documents: list[Document]) -> torch.Tensor:
+    def _summed(self, documents: list[Document]) -> Mapping[str, torch.Tensor]:
+        """Return the objective summed over the labels of a micro-batch, with its parts."""
         device = self.context.device
         batch = collate(documents, device)
         bfloat16 = self.dtype == "bfloat16"
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bfloat16):
             hidden_TE = hidden_states(self.model, batch)
-        head = self.model.get_output_embeddings()
-        softcap = getattr(self.model.config, "final_logit_softcapping", None)
-        return summed_cross_entropy(hidden_TE[batch.predictors_N], head, batch.labels_N, softcap)
+        return self.objective(hidden_TE, batch)
 
     def _require_finite(self, value: float, name: str) -> None:
         if math.isfinite(value):
             return
         last = checkpoints.newest(self.context.output)
-        raise UserError(
+        raise Diverged(
             f"the {name} of step {self.progress.step + 1} is {value} (after {self.progress.tokens:,} tokens). Lower "
             f"recover.learning_rate (now {self.config.learning_rate:g}) or adapter.alpha, or compute "
-            f"in float32. Last good checkpoint: {last or 'none yet'}."
+            f"in float32. Last good checkpoint: {last or 'none yet'}.",
+            step=self.progress.step + 1,
+            tokens=self.progress.tokens,
         )

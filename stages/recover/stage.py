@@ -22,6 +22,7 @@ from stages.recover.checkpoints import Progress
 from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve
 from stages.recover.loop import Training
+from stages.recover.objectives import objective_of
 from stages.recover.seeds import seeded
 from stages.stage import JSON, Context
 
@@ -37,7 +38,7 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
         UserError: a field of `config` is outside its range, the data is empty, the model has no tokenizer, or the
             loss is not finite.
     """
-    adapter = adapter_of(config)
+    adapter, objective = adapter_of(config), objective_of(config)
     base, data = inputs["model"] / "model", inputs["data"]
     tokenizer = load_tokenizer(base)
     to_documents = partial(
@@ -58,6 +59,7 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
     curve = Curve(model, tokenizer, held_out, config=config.recover, dtype=config.dtype)
     training = Training(
         model=model,
+        objective=objective.build(model, config, inputs["teacher"] / "model" if objective.taught else None, context),
         stream=stream,
         measure=curve.point,
         config=config.recover,
