@@ -63,6 +63,7 @@ class Training:
         context: where it runs.
         identity: what a checkpoint must agree in to be resumed from.
     """
+        rates: the factor on the learning rate of each parameter that has one of its own, by name.
 
     model: PreTrainedModel
     objective: Summed
@@ -74,9 +75,11 @@ class Training:
     context: Context
     identity: JSON
     parameters: dict[str, torch.nn.Parameter] = field(init=False)
+    rates: Mapping[str, float] = field(default_factory=dict)
     optimizer: torch.optim.Optimizer = field(init=False)
     progress: Progress = field(init=False)
     saved_at: float = field(init=False, default_factory=time.monotonic)
+    best: dict[str, torch.Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
@@ -85,6 +88,13 @@ class Training:
         )
 
     def run(self) -> Progress:
+    def _groups(self) -> list[dict[str, Any]]:
+        """Return the parameters by the factor on their learning rate."""
+        groups: dict[float, list[torch.nn.Parameter]] = {}
+        for name, value in self.parameters.items():
+            groups.setdefault(self.rates.get(name, 1.0), []).append(value)
+        return [{"params": values, "factor": factor} for factor, values in groups.items()]
+
         """Train to the end of the budget, from the newest checkpoint if there is one.
 
         Raises:
@@ -137,7 +147,7 @@ class Training:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clip or math.inf)
         self._require_finite(norm.item(), "gradient")
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.optimizer.step()
         self._count(documents, tokens)
         point = {"step": self.progress.step, "tokens": self.progress.tokens, **losses, "learning_rate": rate}

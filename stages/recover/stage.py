@@ -79,6 +79,7 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
         "validation": _validation_facts(progress, curve),
     } | ({"masked_modules": len(masked)} if masked else {})
     del adapted, model, curve, training
+        rates=adapter.rates(model, config.adapter),
     card = adapter_card(lineage(base, recovery=summary))
     write_text(context.output / "adapter" / CARD, card)
     _save_merged(adapter, base, context.output, masked, summary)
