@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,8 @@ class Document:
     task: str
     cut: bool
     """Whether the row was longer than the sequence length."""
+    row: int = 0
+    """The line of the file that it was read from, counted from 1; 0 where it is from no file."""
 
     @property
     def labels(self) -> int:
@@ -135,11 +137,13 @@ class Stream:
     def _read(self, order: list[int]) -> Iterator[Document]:
         with self.path.open("rb") as file:
             for first in range(0, len(order), BLOCK):
+                block = order[first : first + BLOCK]
                 rows = []
-                for index in order[first : first + BLOCK]:
+                for index in block:
                     file.seek(self._offsets[index])
                     rows.append(json.loads(file.readline()))
-                yield from self._encode(rows)
+                for index, document in zip(block, self._encode(rows), strict=True):
+                    yield replace(document, row=index + 1)
 
 
 def _line_offsets(path: Path) -> list[int]:
