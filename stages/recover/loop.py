@@ -84,7 +84,7 @@ class Training:
     def __post_init__(self) -> None:
         self.parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+            self._groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
 
     def run(self) -> Progress:
