@@ -31,6 +31,8 @@ class Adapter:
         load: attaches the adapter saved in a directory to a freshly loaded base model, in place and for inference.
         merge: returns a freshly loaded base model with the saved adapter folded into its weights, the masks kept; None
             for adapters that can't be folded.
+        trained: for what trains the model's own weights: returns the model, in float32, masks kept. It is all that
+            there is to keep, so save, load and merge are None. None for every other adapter.
     """
 
     config: type[AdapterConfig]
@@ -39,9 +41,15 @@ class Adapter:
     facts: Callable[[Any], Mapping[str, Any]]
     attach: Callable[[PreTrainedModel, Any, Collection[str]], Module]
     rates: Callable[[Module, Any], Mapping[str, float]]
-    save: Callable[[Module, Path], None]
-    load: Callable[[PreTrainedModel, Path], None]
-    merge: Callable[[PreTrainedModel, Path, Collection[str]], PreTrainedModel] | None
+    save: Callable[[Module, Path], None] | None = None
+    load: Callable[[PreTrainedModel, Path], None] | None = None
+    merge: Callable[[PreTrainedModel, Path, Collection[str]], PreTrainedModel] | None = None
+    trained: Callable[[Module], PreTrainedModel] | None = None
+
+    @property
+    def gives_model(self) -> bool:
+        """Whether what was trained ends up in a model of the base's own shape, `model/`."""
+        return self.merge is not None or self.trained is not None
 
 
 def no_rates(adapted: Module, config: Any) -> Mapping[str, float]:
