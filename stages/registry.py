@@ -43,7 +43,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="recover",
-            version=2,
+            version=3,
             function="stages.recover.stage:run",
             outputs=("model/config.json", "history.jsonl", "recovery.json"),
         ),

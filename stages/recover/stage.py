@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.card import CARD, adapter_card
 from stages.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
@@ -26,6 +27,9 @@ from stages.recover.objectives import objective_of
 from stages.recover.seeds import seeded
 from stages.stage import JSON, Context
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Recover the model in `inputs["model"]` on the rows in `inputs["data"]`; returns what recovery.json holds.
@@ -35,9 +39,17 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
     base is masked, what is trained, measured and merged has exactly its zeros.
 
     Raises:
-        UserError: a field of `config` is outside its range, the data is empty, the model has no tokenizer, or the
-            loss is not finite.
+        UserError: a field of `config` is outside its range, the data is empty, or the model has no tokenizer.
+        Diverged: the loss is not finite.
     """
+    summary = train(config, inputs, context)
+    merge(config, inputs, context, summary)
+    checkpoints.remove(context.output)
+    return summary
+
+
+def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
+    """Do all of `run` but merging, and leave the last checkpoint; returns what recovery.json holds."""
     adapter, objective = adapter_of(config), objective_of(config)
     base, data = inputs["model"] / "model", inputs["data"]
     tokenizer = load_tokenizer(base)
@@ -67,6 +79,7 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
         seed=config.seed,
         context=context,
         identity={"config": asdict(config), "model": _fingerprint(base), "rows": len(stream)},
+        rates=adapter.rates(model, config.adapter),
     )
     progress = training.run()
     adapter.save(adapted, context.output / "adapter")
@@ -77,24 +90,23 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
         "parameters": {"model": total, "trainable": trainable},
         "training": _training_facts(progress, stream),
         "validation": _validation_facts(progress, curve),
+        "test": _test_facts(model, tokenizer, held_out[len(curve.documents) :], config),
     } | ({"masked_modules": len(masked)} if masked else {})
-    del adapted, model, curve, training
-        rates=adapter.rates(model, config.adapter),
     card = adapter_card(lineage(base, recovery=summary))
     write_text(context.output / "adapter" / CARD, card)
-    _save_merged(adapter, base, context.output, masked, summary)
     write_jsonl(context.output / "history.jsonl", progress.history)
     write_json(context.output / "recovery.json", summary)
-    checkpoints.remove(context.output)
     return summary
 
 
-def _save_merged(adapter: Adapter, base: Path, output: Path, masked: Collection[str], recovery: JSON) -> None:
+def merge(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context, recovery: JSON) -> None:
     """Fold the saved adapter into a fresh copy of the base, in the dtype it is stored in; masks stay."""
+    adapter, base = adapter_of(config), inputs["model"] / "model"
     if adapter.merge is None:
         return
-    merged = adapter.merge(load_model(base, dtype=stored_dtype(base)), output / "adapter", masked)
-    save_model(merged, output / "model", like=base, recovery=recovery)
+    pruned = load_model(base, dtype=stored_dtype(base))
+    merged = adapter.merge(pruned, context.output / "adapter", masked_modules(base))
+    save_model(merged, context.output / "model", like=base, recovery=recovery)
 
 
 def _fingerprint(base: Path) -> str:
@@ -121,17 +133,31 @@ def _training_facts(progress: Progress, stream: Stream) -> JSON:
     }
 
 
-def _validation_facts(progress: Progress, curve: Curve) -> JSON:
-    measured = [point for point in progress.history if "validation_loss" in point]
+def _test_facts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, unseen: Sequence[JSON], config: RecoverStageConfig
+) -> JSON | None:
+    """Score rows that no point of the curve has seen; None where there are none."""
+    if not unseen or not config.recover.test_tokens:
+        return None
+    rows = replace(config.recover, validation_tokens=config.recover.test_tokens)
+    test = Curve(model, tokenizer, unseen, config=rows, dtype=config.dtype)
+    return _scored(test) | {name.partition("_")[2]: value for name, value in test.point().items()}
+
+
+def _scored(curve: Curve) -> JSON:
     return {
         "rows": len(curve.documents),
         "tokens": sum(len(document.ids) for document in curve.documents),
         "labelled_tokens": curve.labels,
         "questions": len(curve.questions),
-        **{
-            f"{when}_{name.partition('_')[2]}": value
-            for when, point in (("initial", measured[0]), ("final", measured[-1]))
-            for name, value in point.items()
-            if name.startswith(("validation_", "curve_"))
-        },
+    }
+
+
+def _validation_facts(progress: Progress, curve: Curve) -> JSON:
+    measured = [point for point in progress.history if "validation_loss" in point]
+    return _scored(curve) | {
+        f"{when}_{name.partition('_')[2]}": value
+        for when, point in (("initial", measured[0]), ("final", measured[-1]))
+        for name, value in point.items()
+        if name.startswith(("validation_", "curve_"))
     }
