@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 
 CHUNK = 256
 """Labelled tokens whose logits exist at one time: 50 MB in float32 for a vocabulary of 49k."""
@@ -31,20 +30,30 @@ class _HeadCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden_NE.device)
         gradient_NE = torch.empty_like(hidden_NE) if ctx.needs_input_grad[0] else None
+        # One buffer for all chunks: the logits of a new one each time would cost more page faults than arithmetic.
+        buffer_CV = hidden_NE.new_empty(min(CHUNK, len(labels_N)), len(weight_VE))
         for start in range(0, len(labels_N), CHUNK):
             chunk = slice(start, start + CHUNK)
-            labels_C1 = labels_N[chunk, None]
-            logits_CV = linear(hidden_NE[chunk], weight_VE, bias_V).float()
+            hidden_CE, labels_C1 = hidden_NE[chunk], labels_N[chunk, None]
+            logits_CV = _logits(hidden_CE, weight_VE, bias_V, buffer_CV[: len(hidden_CE)])
+            slope_CV = None
             if softcap is not None:
-                logits_CV = softcap * torch.tanh(logits_CV / softcap)
-            total += (logits_CV.logsumexp(1, keepdim=True) - logits_CV.gather(1, labels_C1)).sum()
+                logits_CV.div_(softcap).tanh_()
+                slope_CV = 1 - logits_CV.square() if gradient_NE is not None else None
+                logits_CV.mul_(softcap)
+            said_C1 = logits_CV.gather(1, labels_C1)
+            largest_C1 = logits_CV.amax(1, keepdim=True)
+            sums_C1 = logits_CV.sub_(largest_C1).exp_().sum(1, keepdim=True)
+            total += (sums_C1.log() + largest_C1 - said_C1).sum()
             if gradient_NE is None:
                 continue
-            slope_CV = torch.softmax(logits_CV, 1)
-            slope_CV.scatter_add_(1, labels_C1, torch.full_like(labels_C1, -1, dtype=slope_CV.dtype))
-            if softcap is not None:
-                slope_CV *= 1 - (logits_CV / softcap) ** 2
-            gradient_NE[chunk] = slope_CV.to(weight_VE.dtype) @ weight_VE
+            # (softmax(z) - onehot(label)) W, without a pass over the logits for either the division or the label.
+            of_label_CE = weight_VE[labels_C1[:, 0]]
+            if slope_CV is not None:
+                logits_CV.mul_(slope_CV)
+                of_label_CE = of_label_CE * slope_CV.gather(1, labels_C1).to(of_label_CE.dtype)
+            pulled_CE = logits_CV.to(weight_VE.dtype) @ weight_VE
+            gradient_NE[chunk] = pulled_CE.float().div_(sums_C1).sub_(of_label_CE)
         if gradient_NE is not None:
             ctx.save_for_backward(gradient_NE)
         return total
@@ -53,6 +62,17 @@ class _HeadCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         (gradient_NE,) = ctx.saved_tensors
         return gradient_NE * upstream[0].to(gradient_NE.dtype), None, None, None, None
+
+
+def _logits(
+    hidden_CE: torch.Tensor, weight_VE: torch.Tensor, bias_V: torch.Tensor | None, out_CV: torch.Tensor
+) -> torch.Tensor:
+    """Return the logits in float32; in `out_CV` itself where it is that."""
+    if bias_V is None:
+        torch.mm(hidden_CE, weight_VE.T, out=out_CV)
+    else:
+        torch.addmm(bias_V, hidden_CE, weight_VE.T, out=out_CV)
+    return out_CV.float()
 
 
 def summed_cross_entropy(

@@ -81,6 +81,9 @@ def attach_lora(model: PreTrainedModel, config: LowRankConfig, masked: Collectio
     """
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
+    from torch.nn import Linear
+
+    from stages.recover.adapters.fused import FusedLora
 
     check_targets(model, config.targets)
     lora = LoraConfig(
@@ -91,6 +94,7 @@ def attach_lora(model: PreTrainedModel, config: LowRankConfig, masked: Collectio
         target_modules=sorted(config.targets),
         **options,
     )
+    lora._register_custom_module({Linear: FusedLora})
     adapted: Module = get_peft_model(model, lora)
     for module in adapted.modules():
         if isinstance(module, LoraLayer):
