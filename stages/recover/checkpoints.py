@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class Progress:
     """Documents drawn by task."""
     history: list[JSON] = field(default_factory=list)
     """Points of the curve."""
+    best: JSON | None = None
+    """Step, tokens and validation loss of the parameters to keep, where the best ones are kept."""
 
 
 def newest(output: Path) -> Path | None:
@@ -53,6 +56,7 @@ def save(
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     identity: JSON,
+    best: Mapping[str, torch.Tensor],
 ) -> Path:
     """Write a checkpoint, remove the older ones and return its path.
 
@@ -62,10 +66,12 @@ def save(
         parameters: what is trained, by name.
         optimizer: its state must be tensors, as AdamW's is.
         identity: what must be equal for the checkpoint to be resumed from.
+        best: the best parameters so far, by name, where those are kept.
     """
     tensors = {f"parameter {name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         tensors |= {f"{key} {name}": value for key, value in optimizer.state.get(parameter, {}).items()}
+    tensors |= {f"best {name}": tensor for name, tensor in best.items()}
     final = output / FOLDER / f"step-{progress.step:08d}"
     beside = final.with_name(f"writing-{final.name}")
     shutil.rmtree(beside, ignore_errors=True)
@@ -85,8 +91,9 @@ def resume(
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     identity: JSON,
+    best: dict[str, torch.Tensor],
 ) -> Progress:
-    """Load the newest checkpoint into `parameters` and `optimizer`; without one, return a fresh `Progress`.
+    """Load the newest checkpoint into `parameters`, `optimizer` and `best`; without one, return a fresh `Progress`.
 
     Raises:
         UserError: the checkpoint is of another recovery.
@@ -103,6 +110,9 @@ def resume(
         parameter.data.copy_(tensors.pop(f"parameter {name}"))
     for entry, tensor in tensors.items():
         key, _, name = entry.partition(" ")
+        if key == "best":
+            best[name] = tensor
+            continue
         # AdamW keeps its step count on the CPU wherever the parameter is.
         device = "cpu" if tensor.dim() == 0 else parameters[name].device
         optimizer.state[parameters[name]][key] = tensor.to(device)

@@ -8,6 +8,7 @@ Notable:
 * the loss is divided by the labelled tokens of the whole step, so how a step is cut into micro-batches changes
   nothing but rounding;
 * steps share the budget evenly: each draws documents until the run has reached its share;
+* the best parameters (`keep=best`) are copied where the curve is measured, and put back after the last step;
 * dropout's random numbers come from (seed, step), so a resumed run needs no random state.
 """
 
@@ -62,8 +63,8 @@ class Training:
         seed: of dropout.
         context: where it runs.
         identity: what a checkpoint must agree in to be resumed from.
-    """
         rates: the factor on the learning rate of each parameter that has one of its own, by name.
+    """
 
     model: PreTrainedModel
     objective: Summed
@@ -74,12 +75,12 @@ class Training:
     seed: int
     context: Context
     identity: JSON
-    parameters: dict[str, torch.nn.Parameter] = field(init=False)
     rates: Mapping[str, float] = field(default_factory=dict)
+    parameters: dict[str, torch.nn.Parameter] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     progress: Progress = field(init=False)
-    saved_at: float = field(init=False, default_factory=time.monotonic)
     best: dict[str, torch.Tensor] = field(init=False, default_factory=dict)
+    saved_at: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
@@ -87,7 +88,6 @@ class Training:
             self._groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
 
-    def run(self) -> Progress:
     def _groups(self) -> list[dict[str, Any]]:
         """Return the parameters by the factor on their learning rate."""
         groups: dict[float, list[torch.nn.Parameter]] = {}
@@ -95,13 +95,18 @@ class Training:
             groups.setdefault(self.rates.get(name, 1.0), []).append(value)
         return [{"params": values, "factor": factor} for factor, values in groups.items()]
 
+    def run(self) -> Progress:
         """Train to the end of the budget, from the newest checkpoint if there is one.
+
+        The model then holds the parameters that `config.keep` asks for.
 
         Raises:
             Diverged: the loss or its gradient is not finite.
             SystemExit, KeyboardInterrupt: after SIGTERM or SIGINT, with a checkpoint of the last whole step.
         """
-        self.progress = checkpoints.resume(self.context.output, self.parameters, self.optimizer, self.identity)
+        self.progress = checkpoints.resume(
+            self.context.output, self.parameters, self.optimizer, self.identity, self.best
+        )
         for point in self.progress.history:
             self.context.log(point)
         if not self.progress.history:
@@ -116,6 +121,8 @@ class Training:
                     self._checkpoint()
                     leave(number)
                 self._finish_step(drawn, losses, bar)
+        for name, tensor in self.best.items():
+            self.parameters[name].data.copy_(tensor)
         return self.progress
 
     def _share(self) -> int:
@@ -175,13 +182,26 @@ class Training:
         self.context.log(point)
 
     def _checkpoint(self) -> None:
-        checkpoints.save(self.context.output, self.progress, self.parameters, self.optimizer, self.identity)
+        checkpoints.save(self.context.output, self.progress, self.parameters, self.optimizer, self.identity, self.best)
         self.saved_at = time.monotonic()
 
     def _measured(self) -> JSON:
         measured = self.measure()
         self._require_finite(measured["validation_loss"], "validation loss")
+        if self.config.keep == "best":
+            self._keep_if_best(measured["validation_loss"])
         return measured
+
+    def _keep_if_best(self, loss: float) -> None:
+        """Copy the parameters if no point of the curve before had a validation loss as low."""
+        if self.progress.best is not None and self.progress.best["validation_loss"] <= loss:
+            return
+        self.progress.best = {
+            "step": self.progress.step,
+            "tokens": self.progress.tokens,
+            "validation_loss": loss,
+        }
+        self.best.update({name: value.detach().to("cpu", copy=True) for name, value in self.parameters.items()})
 
     def _summed(self, documents: list[Document]) -> Mapping[str, torch.Tensor]:
         """Return the objective summed over the labels of a micro-batch, with its parts."""

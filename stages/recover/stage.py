@@ -82,6 +82,7 @@ def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
         rates=adapter.rates(model, config.adapter),
     )
     progress = training.run()
+    kept = _kept(progress)
     adapter.save(adapted, context.output / "adapter")
     trainable = sum(parameter.numel() for parameter in training.parameters.values())
     summary: JSON = {
@@ -89,7 +90,8 @@ def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
         "adapter": _describe(adapter, config),
         "parameters": {"model": total, "trainable": trainable},
         "training": _training_facts(progress, stream),
-        "validation": _validation_facts(progress, curve),
+        "kept": {"parameters": config.recover.keep, "step": kept["step"], "tokens": kept["tokens"]},
+        "validation": _validation_facts(progress.history[0], kept, curve),
         "test": _test_facts(model, tokenizer, held_out[len(curve.documents) :], config),
     } | ({"masked_modules": len(masked)} if masked else {})
     card = adapter_card(lineage(base, recovery=summary))
@@ -153,11 +155,17 @@ def _scored(curve: Curve) -> JSON:
     }
 
 
-def _validation_facts(progress: Progress, curve: Curve) -> JSON:
-    measured = [point for point in progress.history if "validation_loss" in point]
+def _kept(progress: Progress) -> JSON:
+    """Return the point of the curve whose parameters are saved."""
+    step = progress.step if progress.best is None else progress.best["step"]
+    return next(point for point in progress.history if point["step"] == step)
+
+
+def _validation_facts(initial: JSON, kept: JSON, curve: Curve) -> JSON:
+    """Return what the curve measured before training and with the parameters that are saved."""
     return _scored(curve) | {
         f"{when}_{name.partition('_')[2]}": value
-        for when, point in (("initial", measured[0]), ("final", measured[-1]))
+        for when, point in (("initial", initial), ("final", kept))
         for name, value in point.items()
         if name.startswith(("validation_", "curve_"))
     }
