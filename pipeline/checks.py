@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.config import Config
+from pipeline.config import Config, RecoverOptions
 from stages.errors import UserError
 from stages.evaluate.check import check_cost
 from stages.methods import lookup
@@ -18,6 +18,7 @@ UNCUT = ("none", "sheared")
 PRECISIONS = {"auto": None, "float32": None, "bfloat16": None}
 PROTOCOLS = {"likelihood": None, "generation": None, "none": None}
 ROWS = {"wheel": None, "hub": None}
+TUNED = {"lr": None, "none": None}
 
 
 def check_values(config: Config) -> None:
@@ -54,12 +55,22 @@ def check_values(config: Config) -> None:
         ("runtime.threads", config.runtime.threads),
     ):
         require(count is None or count >= 1, where, "at least 1", count)
+    _check_tuning(config.recover)
     check_cost(evaluate.cost)
     seconds = config.runtime.checkpoint_seconds
     require(seconds >= 0, "runtime.checkpoint_seconds", "at least 0", seconds)
     if not evaluate.tasks:
         suites = ", ".join(SUITES)
         raise UserError(f"evaluate.tasks is empty. Name some, or a suite ({suites}); or judge nothing: evaluate=none.")
+
+
+def _check_tuning(recover: RecoverOptions) -> None:
+    lookup("recover.tune", recover.tune, TUNED)
+    factors, tokens = recover.tune_factors, recover.tune_tokens
+    sound = len(set(factors)) == len(factors) and all(0 < factor < math.inf for factor in factors)
+    require(sound and 1.0 in factors, "recover.tune_factors", "different factors above 0, 1 among them", factors)
+    within = tokens is None or 1 <= tokens <= recover.tokens
+    require(within, "recover.tune_tokens", f"from 1 to recover.tokens={recover.tokens}", tokens)
 
 
 def require(fulfilled: bool, field: str, rule: str, value: object) -> None:

@@ -4,6 +4,7 @@
            └→ prune ─┬─────→ evaluate (pruned) ─────┤
                      └→ recover → evaluate (recovered) → report → export
 
+With `recover.tune=lr` recover is preceded by trials, one a rate (`pipeline.tuning`).
 With `reference=dense_recovered` the dense model takes the same recovery: one more branch, evaluated like the others.
 Two roles with the same key are one artifact: a sweep evaluates the dense model once. No torch here.
 """
@@ -25,6 +26,7 @@ from pipeline.config import Config, ModelEntry, Reference
 from pipeline.graph import Graph, Node
 from pipeline.runtime import resolve_device, resolve_dtype
 from pipeline.tasks import tasks_source
+from pipeline.tuning import TRIAL, recovery_roles
 from stages.data.config import DataConfig
 from stages.data.registry import DATASETS
 from stages.errors import UserError
@@ -99,9 +101,9 @@ def build_graph(config: Config) -> Graph:
             seed=keys.derive_seed(config.recover.seed, "recover"),
         )
         adapter_of(stage_config)
-        roles["recover"] = _recover(stage_config, pruned, roles["data"])
+        roles |= recovery_roles("recover", _recover(stage_config, pruned, roles["data"]), config.recover)
         if config.reference is Reference.dense_recovered and dense is not None and config.evaluate.protocol != "none":
-            roles["recover-dense"] = _recover(stage_config, dense, roles["data"])
+            roles |= recovery_roles("recover-dense", _recover(stage_config, dense, roles["data"]), config.recover)
     models = {"dense": dense, "dense_recovered": roles.get("recover-dense")}
     models |= {"pruned": pruned, "recovered": roles.get("recover")}
     roles |= _judge(config, {name: node for name, node in models.items() if node is not None}, device)
@@ -227,7 +229,7 @@ def _report(config: Config, roles: Mapping[str, Node]) -> Node:
         ratio=config.prune.ratio if _ratio_rules(config.prune) else None,
         channel_ratio=config.prune.channel_ratio,
         trained_tasks=list(DATASETS[config.data.name].tasks) if config.adapter.name != "none" else [],
-        configuration={role: node.payload["config"] for role, node in roles.items()},
+        configuration={role: node.payload["config"] for role, node in roles.items() if node.stage is not TRIAL},
     )
     return Node(STAGES["report"], model.label, report, inputs or {"model": roles["model"]})
 

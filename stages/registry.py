@@ -48,6 +48,18 @@ STAGES: dict[str, Stage] = {
             outputs=("model/config.json", "history.jsonl", "recovery.json"),
         ),
         Stage(
+            name="trial",
+            version=1,
+            function="stages.recover.tuning:trial",
+            outputs=("history.jsonl", "recovery.json"),
+        ),
+        Stage(
+            name="tune",
+            version=1,
+            function="stages.recover.tuning:tune",
+            outputs=("model/config.json", "history.jsonl", "recovery.json"),
+        ),
+        Stage(
             name="evaluate",
             version=2,
             function="stages.evaluate.stage:run",

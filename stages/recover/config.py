@@ -77,3 +77,13 @@ class RecoverStageConfig:
     dtype: str
     """Computation's precision, "float32" or "bfloat16"; adapter and optimizer stay float32."""
     seed: int
+
+
+@dataclass(kw_only=True, slots=True)
+class TuneStageConfig(RecoverStageConfig):
+    """Everything that decides the tune stage's artifact: a recovery, of which the trials decide the rate."""
+
+    rates: list[float]
+    """Learning rates tried."""
+    tokens: int
+    """Budget of each trial; the recovery's own, or less."""

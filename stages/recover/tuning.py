@@ -1,0 +1,110 @@
+"""The `trial` and `tune` stages: a recovery at the learning rate that served its validation rows best.
+
+A trial is a recovery at one rate of a fixed grid, and one that diverges is a result like any other. `tune` compares
+them by validation loss. Where they had the whole budget, the best of them is the recovery; else one is trained at its
+rate. What the figures of `recovery.json` are worth: the validation loss has been chosen by, the test rows have not.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from stages.errors import Diverged, UserError
+from stages.files import read_json, write_json, write_jsonl
+from stages.recover import checkpoints, stage
+from stages.recover.config import RecoverStageConfig, TuneStageConfig
+from stages.stage import JSON, Context
+
+TRIAL = "trial "
+"""What the names of the trials among a tuning's inputs begin with; the rest is the rate."""
+
+
+def trial(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
+    """Recover the model in `inputs["model"]` without merging it; returns what recovery.json holds.
+
+    Writes `adapter/`, `history.jsonl` and `recovery.json`. Where the loss ceases to be finite there is no adapter, and
+    recovery.json has nothing but {"diverged": {"step", "tokens"}}.
+
+    Raises:
+        UserError: as a recovery does, but for a loss that is not finite.
+    """
+    points: list[JSON] = []
+    try:
+        summary = stage.train(config, inputs, replace(context, log=points.append))
+    except Diverged as error:
+        summary = {"diverged": {"step": error.step, "tokens": error.tokens}}
+        write_jsonl(context.output / "history.jsonl", points)
+        write_json(context.output / "recovery.json", summary)
+    checkpoints.remove(context.output)
+    return summary
+
+
+def tune(config: TuneStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
+    """Recover as the `recover` stage does, at the best rate of the trials; returns what recovery.json holds.
+
+    `inputs` has "model", "data" and the trials, named "trial RATE". recovery.json has one entry more, "tuning": every
+    trial with its losses, the chosen and the shared rate, what was spent, and whether the best lies on an edge.
+
+    Raises:
+        UserError: every trial diverged.
+        Diverged: the recovery at the chosen rate did, where the trials had a smaller budget.
+    """
+    trials = [_entry(rate, config, inputs[f"{TRIAL}{rate:g}"]) for rate in config.rates]
+    tuning = choose(trials, shared=config.recover.learning_rate)
+    rate = tuning["chosen"]
+    chosen = replace(config, recover=replace(config.recover, learning_rate=rate))
+    if config.tokens == config.recover.tokens:
+        best = inputs[f"{TRIAL}{rate:g}"]
+        shutil.copytree(best / "adapter", context.output / "adapter", dirs_exist_ok=True)
+        shutil.copyfile(best / "history.jsonl", context.output / "history.jsonl")
+        summary = read_json(best / "recovery.json")
+    else:
+        summary = stage.train(chosen, inputs, context)
+    summary["tuning"] = tuning
+    stage.merge(chosen, inputs, context, summary)
+    write_json(context.output / "recovery.json", summary)
+    checkpoints.remove(context.output)
+    return summary
+
+
+def choose(trials: list[JSON], *, shared: float) -> JSON:
+    """Return what recovery.json tells of a tuning: "trials", "chosen", "shared", "edge" and "tokens" spent on trials.
+
+    The rate of the lowest validation loss is chosen, and of two equals the lower rate. "edge" is "lowest" or "highest"
+    where the chosen rate is that of the grid, so that a better one may lie beyond; else None.
+
+    Raises:
+        UserError: every trial diverged.
+    """
+    finished = [entry for entry in trials if entry["diverged"] is None]
+    if not finished:
+        rates = ", ".join(f"{entry['learning_rate']:g}" for entry in trials)
+        raise UserError(
+            f"recover.tune: the loss diverged at every rate ({rates}). Lower recover.learning_rate, or add factors "
+            "below the lowest of recover.tune_factors."
+        )
+    best = min(finished, key=lambda entry: (entry["validation_loss"], entry["learning_rate"]))["learning_rate"]
+    rates = sorted(entry["learning_rate"] for entry in trials)
+    return {
+        "trials": trials,
+        "chosen": best,
+        "shared": shared,
+        "edge": {rates[0]: "lowest", rates[-1]: "highest"}.get(best) if len(rates) > 1 else None,
+        "tokens": sum(entry["tokens"] for entry in trials),
+    }
+
+
+def _entry(rate: float, config: TuneStageConfig, directory: Path) -> JSON:
+    recovery = read_json(directory / "recovery.json")
+    diverged = recovery.get("diverged")
+    return {
+        "learning_rate": rate,
+        "factor": rate / config.recover.learning_rate,
+        "tokens": diverged["tokens"] if diverged else recovery["training"]["tokens"],
+        "validation_loss": None if diverged else recovery["validation"]["final_loss"],
+        "test": None if diverged else recovery["test"],
+        "diverged": diverged,
+    }
