@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 NAME = "packed_documents"
 STOCK = "sdpa"
 """transformers' own; every model that lets its attention be replaced has it."""
+AFTER_PREFIX = "_after_prefix"
+"""Ends the names of the same two for models with a prefix before every document (`.adapters.prefix_attention`)."""
 
 
 def packed_attention(
@@ -69,21 +71,24 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     Raises:
         UserError: the model's own code goes round transformers' attention interface.
     """
-    _set_attention(model, NAME)
+    set_attention(model, NAME)
     _check_isolation(model)
 
 
 @contextmanager
 def stock_attention(model: PreTrainedModel) -> Iterator[None]:
     """Give a model that attends within documents transformers' own attention, masks and all, while the block runs."""
-    _set_attention(model, STOCK)
+    set_attention(model, STOCK)
     try:
         yield
     finally:
-        _set_attention(model, NAME)
+        set_attention(model, NAME)
 
 
-def _set_attention(model: PreTrainedModel, name: str) -> None:
+def set_attention(model: PreTrainedModel, name: str) -> None:
+    """Make `model` attend by the function registered as `name`; where layers have a prefix, by the one that sees it."""
+    if any(hasattr(module, "prefix") for module in model.modules()):
+        name += AFTER_PREFIX
     for module in model.modules():
         config = getattr(module, "config", None)
         if config is not None and hasattr(config, "_attn_implementation"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stages.methods import lookup
-from stages.recover.adapters import dora, lora, rora
+from stages.recover.adapters import dora, lora, parallel, prefix, rora, series
 from stages.recover.adapters.adapter import Adapter
 from stages.recover.check import DTYPES, check_recover, require
 from stages.recover.config import RecoverStageConfig
@@ -12,6 +12,9 @@ ADAPTERS: dict[str, Adapter] = {
     "rora": rora.RORA,
     "lora": lora.LORA,
     "dora": dora.DORA,
+    "prefix": prefix.PREFIX,
+    "series": series.SERIES,
+    "parallel": parallel.PARALLEL,
 }
 
 

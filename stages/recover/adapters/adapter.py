@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.recover.config import AdapterConfig
+from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -30,9 +31,10 @@ class Adapter:
         save: writes the trained adapter into a directory.
         load: attaches the adapter saved in a directory to a freshly loaded base model, in place and for inference.
         merge: returns a freshly loaded base model with the saved adapter folded into its weights, the masks kept; None
-            for adapters that can't be folded.
+            for adapters that can't be folded; `facts` then has the reason, as "unmergeable".
         trained: for what trains the model's own weights: returns the model, in float32, masks kept. It is all that
             there is to keep, so save, load and merge are None. None for every other adapter.
+        fits: raises a `UserError` where a model of this shape can't have the adapter: a plan asks, for the pruned one.
     """
 
     config: type[AdapterConfig]
@@ -45,6 +47,7 @@ class Adapter:
     load: Callable[[PreTrainedModel, Path], None] | None = None
     merge: Callable[[PreTrainedModel, Path, Collection[str]], PreTrainedModel] | None = None
     trained: Callable[[Module], PreTrainedModel] | None = None
+    fits: Callable[[Any, DecoderShape], None] = lambda config, shape: None
 
     @property
     def gives_model(self) -> bool:
