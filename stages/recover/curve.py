@@ -83,7 +83,8 @@ class Curve:
         self._asked = [*self._queries, *(query for question in self.questions for query in question.queries)]
         self._model, self._bfloat16 = model, dtype == "bfloat16"
         with self._scoring():
-            self._scorer = Scorer(model, tokenizer, batch_tokens=config.micro_batch_tokens)
+            # Not the scorer's fast decoder, which keeps copies of weights: these may change under it.
+            self._scorer = Scorer(model, tokenizer, batch_tokens=config.micro_batch_tokens, flat=False)
 
     def point(self) -> JSON:
         """Return the validation loss in nats a labelled token, its perplexity, and what the questions give.

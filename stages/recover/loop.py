@@ -210,7 +210,8 @@ class Training:
         bfloat16 = self.dtype == "bfloat16"
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bfloat16):
             hidden_TE = hidden_states(self.model, batch)
-        return self.objective(hidden_TE, batch)
+        # Weights that are trained in float32 give such hidden states; the head's product is in bfloat16 all the same.
+        return self.objective(hidden_TE.bfloat16() if bfloat16 else hidden_TE, batch)
 
     def _require_finite(self, value: float, name: str) -> None:
         if math.isfinite(value):

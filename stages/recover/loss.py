@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from stages.recover.loss_trained_head import trained_head_cross_entropy
+
 CHUNK = 256
 """Labelled tokens whose logits exist at one time: 50 MB in float32 for a vocabulary of 49k."""
 
@@ -82,6 +84,8 @@ def summed_cross_entropy(
 
     Logits z are softcap · tanh(z / softcap) where a model caps them (gemma2).
     """
+    if head.weight.requires_grad:
+        return trained_head_cross_entropy(hidden_NE, head, labels_N, softcap)
     hidden_NE = hidden_NE.to(head.weight.dtype)
     loss: torch.Tensor = _HeadCrossEntropy.apply(hidden_NE, head.weight, head.bias, labels_N, softcap)  # type: ignore[no-untyped-call]
     return loss

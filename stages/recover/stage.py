@@ -29,6 +29,7 @@ from stages.stage import JSON, Context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from torch.nn import Module
 
 
 def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
@@ -62,7 +63,9 @@ def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
     stream = Stream(data / "train.jsonl", to_documents, seed=config.seed)
     held_out = list(read_jsonl(data / "validation.jsonl"))
 
-    model = load_model(base, dtype=config.dtype, device=context.device)
+    # Weights that are trained themselves are float32: bfloat16 would lose most updates.
+    dtype = config.dtype if adapter.trained is None else "float32"
+    model = load_model(base, dtype=dtype, device=context.device)
     masked = masked_modules(base)
     total = count_parameters(model)
     use_packed_attention(model)
@@ -83,7 +86,6 @@ def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
     )
     progress = training.run()
     kept = _kept(progress)
-    adapter.save(adapted, context.output / "adapter")
     trainable = sum(parameter.numel() for parameter in training.parameters.values())
     summary: JSON = {
         "base": base_of(base),
@@ -94,8 +96,7 @@ def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
         "validation": _validation_facts(progress.history[0], kept, curve),
         "test": _test_facts(model, tokenizer, held_out[len(curve.documents) :], config),
     } | ({"masked_modules": len(masked)} if masked else {})
-    card = adapter_card(lineage(base, recovery=summary))
-    write_text(context.output / "adapter" / CARD, card)
+    _save(adapter, adapted, base, context.output, summary)
     write_jsonl(context.output / "history.jsonl", progress.history)
     write_json(context.output / "recovery.json", summary)
     return summary
@@ -108,6 +109,15 @@ def merge(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
         return
     pruned = load_model(base, dtype=stored_dtype(base))
     merged = adapter.merge(pruned, context.output / "adapter", masked_modules(base))
+def _save(adapter: Adapter, adapted: Module, base: Path, output: Path, recovery: JSON) -> None:
+    """Write the adapter with its card; of weights that were trained themselves, the model."""
+    if adapter.trained is not None:
+        save_model(adapter.trained(adapted, stored_dtype(base)), output / "model", like=base, recovery=recovery)
+    elif adapter.save is not None:
+        adapter.save(adapted, output / "adapter")
+        write_text(output / "adapter" / CARD, adapter_card(lineage(base, recovery=recovery)))
+
+
     save_model(merged, context.output / "model", like=base, recovery=recovery)
 
 
@@ -120,7 +130,7 @@ def _fingerprint(base: Path) -> str:
 
 
 def _describe(adapter: Adapter, config: RecoverStageConfig) -> JSON:
-    return asdict(config.adapter) | dict(adapter.facts(config.adapter)) | {"merged": adapter.merge is not None}
+    return asdict(config.adapter) | dict(adapter.facts(config.adapter)) | {"merged": adapter.gives_model}
 
 
 def _training_facts(progress: Progress, stream: Stream) -> JSON:

@@ -58,7 +58,9 @@ def tune(config: TuneStageConfig, inputs: Mapping[str, Path], context: Context) 
     chosen = replace(config, recover=replace(config.recover, learning_rate=rate))
     if config.tokens == config.recover.tokens:
         best = inputs[f"{TRIAL}{rate:g}"]
-        shutil.copytree(best / "adapter", context.output / "adapter", dirs_exist_ok=True)
+        for folder in ("adapter", "model"):
+            if (best / folder).is_dir():
+                shutil.copytree(best / folder, context.output / folder, dirs_exist_ok=True)
         shutil.copyfile(best / "history.jsonl", context.output / "history.jsonl")
         summary = read_json(best / "recovery.json")
     else:

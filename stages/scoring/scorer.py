@@ -43,13 +43,15 @@ class Scorer:
 
     A model built as llama is runs through `FlatDecoder`, any other (one that carries an adapter, say) through its own
     forward pass, if that takes a four-dimensional attention mask. On construction the way that is chosen is compared
-    with the model's plain forward pass.
+    with the model's plain forward pass. Where weights will change, `flat` must be False: `FlatDecoder` joins some.
 
     Raises:
         UserError: they differ (an architecture whose attention or output layer this does not know), or are not finite.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_tokens: int = 4096) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_tokens: int = 4096, flat: bool = True
+    ) -> None:
         self.model = model
         self.head = model.get_output_embeddings()
         self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
@@ -58,7 +60,12 @@ class Scorer:
         self.pass_tokens = min(batch_tokens, PASS_TOKENS.get(model.device.type, batch_tokens))
         self.segment = SEGMENT.get(model.device.type, 512)
         self.encoder = Encoder(tokenizer, max_length=context_length(model, tokenizer))
-        self.flat = self._checked_flat()
+        self.flat = self._checked_decoder(fast=flat)
+
+    def limit(self, batch_tokens: int) -> None:
+        """Run about `batch_tokens` tokens at a time from now on."""
+        self.batch_tokens = batch_tokens
+        self.pass_tokens = min(batch_tokens, PASS_TOKENS.get(self.model.device.type, batch_tokens))
 
     def loglikelihoods(self, requests: Sequence[tuple[str, str]]) -> list[Answer]:
         """Return, for each (context, continuation), its log-likelihood and whether greedy decoding would give it."""
@@ -120,22 +127,26 @@ class Scorer:
         return logits_CV if self.softcap is None else self.softcap * torch.tanh(logits_CV / self.softcap)
 
     @torch.inference_mode()
-    def _checked_flat(self) -> FlatDecoder | None:
+    def _checked_decoder(self, *, fast: bool) -> FlatDecoder | None:
         """Return the fast decoder if it computes what the model does, or None if the model's own way is needed."""
         probes = _probes(self.model.config.get_text_config().vocab_size)
         wanted = [self._plain_loglikelihood(probe) for probe in probes]
         if not all(map(isfinite, wanted)):
             raise UserError("the model's outputs are not finite. Check the weights, or evaluate in float32.")
-        for decoder in (_flat_decoder(self.model), None):
+        for decoder in (_flat_decoder(self.model) if fast else None, None):
             self.flat = decoder
             found = self.score([Query(inputs=probe[:-1], targets=probe[1:], truncated=False) for probe in probes])
             differences = [abs(one[0] - other) for one, other in zip(found, wanted, strict=True)]
-            if max(differences) <= TOLERANCE[self.model.dtype] * len(probes[0]):
+            if max(differences) <= TOLERANCE[self._precision()] * len(probes[0]):
                 return decoder
         raise UserError(
             f"the scorer does not know this architecture ({type(self.model).__name__}): it finds log-likelihoods that "
             f"differ by {max(differences):.4f} from those of the model's own forward pass."
         )
+    def _precision(self) -> torch.dtype:
+        device = self.model.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
+
 
     def _plain_loglikelihood(self, ids: list[int]) -> float:
         ids_1L = torch.tensor([ids], device=self.model.device)

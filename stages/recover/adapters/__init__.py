@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from stages.methods import lookup
-from stages.recover.adapters import dora, lora, parallel, prefix, rora, series
+from stages.recover.adapters import (
+    dora,
+    dora_rs,
+    full,
+    lora,
+    lora_plus,
+    olora,
+    parallel,
+    pissa,
+    prefix,
+    rora,
+    series,
+)
 from stages.recover.adapters.adapter import Adapter
 from stages.recover.check import DTYPES, check_recover, require
 from stages.recover.config import RecoverStageConfig
@@ -12,6 +24,11 @@ ADAPTERS: dict[str, Adapter] = {
     "rora": rora.RORA,
     "lora": lora.LORA,
     "dora": dora.DORA,
+    "dora_rs": dora_rs.DORA_RS,
+    "lora_plus": lora_plus.LORA_PLUS,
+    "pissa": pissa.PISSA,
+    "olora": olora.OLORA,
+    "full": full.FULL,
     "prefix": prefix.PREFIX,
     "series": series.SERIES,
     "parallel": parallel.PARALLEL,

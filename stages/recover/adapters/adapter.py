@@ -32,8 +32,8 @@ class Adapter:
         load: attaches the adapter saved in a directory to a freshly loaded base model, in place and for inference.
         merge: returns a freshly loaded base model with the saved adapter folded into its weights, the masks kept; None
             for adapters that can't be folded; `facts` then has the reason, as "unmergeable".
-        trained: for what trains the model's own weights: returns the model, in float32, masks kept. It is all that
-            there is to keep, so save, load and merge are None. None for every other adapter.
+        trained: for what trains the model's own weights: returns the model in the dtype named last, masks kept. It is
+            all that there is to keep, so save, load and merge are None. None for every other adapter.
         fits: raises a `UserError` where a model of this shape can't have the adapter: a plan asks, for the pruned one.
     """
 
@@ -46,7 +46,7 @@ class Adapter:
     save: Callable[[Module, Path], None] | None = None
     load: Callable[[PreTrainedModel, Path], None] | None = None
     merge: Callable[[PreTrainedModel, Path, Collection[str]], PreTrainedModel] | None = None
-    trained: Callable[[Module], PreTrainedModel] | None = None
+    trained: Callable[[Module, str], PreTrainedModel] | None = None
     fits: Callable[[Any, DecoderShape], None] = lambda config, shape: None
 
     @property

@@ -5,7 +5,7 @@ torch and PEFT are imported inside the functions, because a plan reads the dicti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,13 @@ from stages.errors import UserError
 from stages.files import write_json
 from stages.methods import nearest
 from stages.recover.adapters.adapter import Adapter, no_rates
+from stages.recover.adapters.ranks import ranks_of
 from stages.recover.check import require
 from stages.recover.config import AdapterConfig
 
 if TYPE_CHECKING:
-    from torch.nn import Module
+    from torch import Tensor
+    from torch.nn import Linear, Module
     from transformers import PreTrainedModel
 
 BASE = "pruned-model"
@@ -33,7 +35,10 @@ class LowRankConfig(AdapterConfig):
     """An update of rank r to each targeted weight."""
 
     rank: int = 16
-    """Rank r of the update; at least 1."""
+    """Rank r of the update; at least 1 and at most the smaller side of the weight."""
+    ranks: dict[str, int] = field(default_factory=dict)
+    """Rank of some layers in place of `rank`, which the scaling then follows: {down_proj: 32, layers.3.q_proj: 4}. Of
+    several that name one layer the one of most parts counts."""
     alpha: float = 16.0
     """Scaling numerator: LoRA scales by alpha/r, RoRA by alpha/sqrt(r)."""
     dropout: float = 0.0
@@ -53,7 +58,7 @@ def low_rank(
     return Adapter(
         config=config,
         check=check_low_rank,
-        label=lambda settings: f"r{settings.rank}",
+        label=lambda settings: f"r{settings.rank}" + ("-mixed" if settings.ranks else ""),
         facts=lambda settings: {"scaling": scaling(settings)},
         attach=attach,
         rates=no_rates,
@@ -66,6 +71,8 @@ def low_rank(
 def check_low_rank(config: LowRankConfig) -> None:
     """Raise a `UserError` for an option outside its range."""
     require(config.rank >= 1, "adapter.rank", "at least 1", config.rank)
+    for name, rank in config.ranks.items():
+        require(rank >= 1, f"adapter.ranks: {name}", "at least 1", rank)
     require(config.alpha > 0, "adapter.alpha", "above 0", config.alpha)
     require(0 <= config.dropout < 1, "adapter.dropout", "in [0, 1)", config.dropout)
     require(bool(config.targets), "adapter.targets", "at least one linear layer's name", config.targets)
@@ -77,18 +84,18 @@ def attach_lora(model: PreTrainedModel, config: LowRankConfig, masked: Collectio
     Where a layer is `masked`, the zeros of its weight stay (`.masked`).
 
     Raises:
-        UserError: a target is no linear layer of the model.
+        UserError: a target is no linear layer of the model, or a rank is larger than a layer's weight can have.
     """
     from peft import LoraConfig, get_peft_model
-    from peft.tuners.lora import LoraLayer
     from torch.nn import Linear
 
     from stages.recover.adapters.fused import FusedLora
 
-    check_targets(model, config.targets)
+    ranks = ranks_of(targeted(model, config.targets), config.rank, config.ranks)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
+        rank_pattern={name: rank for name, rank in ranks.items() if rank != config.rank},
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=sorted(config.targets),
@@ -96,12 +103,43 @@ def attach_lora(model: PreTrainedModel, config: LowRankConfig, masked: Collectio
     )
     lora._register_custom_module({Linear: FusedLora})
     adapted: Module = get_peft_model(model, lora)
-    for module in adapted.modules():
-        if isinstance(module, LoraLayer):
-            # Under autocast PEFT's own cast of each input to float32 would be undone at once.
-            module.cast_input_dtype_enabled = False
+    for _, layer in lora_layers(adapted):
+        # Under autocast PEFT's own cast of each input to float32 would be undone at once.
+        layer.cast_input_dtype_enabled = False
+        _set_magnitudes(layer)
     _keep_masks(model, masked)
     return adapted
+
+
+def lora_layers(model: Module) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the module of each of PEFT's LoRA layers in `model`."""
+    from peft.tuners.lora import LoraLayer
+
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def _set_magnitudes(layer: Any) -> None:
+    """Set DoRA's magnitudes to the norms of the weight's rows in float32; PEFT's are rounded to the base's dtype."""
+    from torch import linalg
+
+    for magnitude in layer.lora_magnitude_vector.values():
+        magnitude.weight.data = linalg.vector_norm(layer.base_layer.weight.detach().float(), dim=1)
+
+
+def targeted(model: PreTrainedModel, targets: list[str]) -> Mapping[str, Linear]:
+    """Return the linear layers that `targets` name, by their full names.
+
+    Raises:
+        UserError: a target is no linear layer of the model's decoder.
+    """
+    from torch.nn import Linear
+
+    check_targets(model, targets)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in targets and isinstance(module, Linear)
+    }
 
 
 def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
@@ -121,18 +159,23 @@ def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
 def save_lora(adapted: Module, directory: Path) -> None:
     """Write adapter_model.safetensors and adapter_config.json in PEFT's format, with no path of this machine."""
     from peft import get_peft_model_state_dict
+
+    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    write_lora(tensors, adapted.peft_config["default"].to_dict(), directory)  # type: ignore[union-attr, index]
+
+
+def write_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any], directory: Path) -> None:
+    """Write tensors as PEFT names them in a saved adapter, and the fields of a `LoraConfig`."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     save_file(
         {name: tensor.contiguous().cpu() for name, tensor in sorted(tensors.items())},
         directory / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
-    config = adapted.peft_config["default"].to_dict()  # type: ignore[union-attr, index]
-    config |= {"base_model_name_or_path": BASE, "inference_mode": True}
-    ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.items())}
+    fields = {**config, "base_model_name_or_path": BASE, "inference_mode": True}
+    ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(fields.items())}
     write_json(directory / "adapter_config.json", ordered)
 
 
