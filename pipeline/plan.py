@@ -35,6 +35,7 @@ from stages.evaluate.config import EvaluateConfig
 from stages.export.check import check_export
 from stages.export.config import GgufConfig, PublishConfig
 from stages.files import read_json
+from stages.hub import resolve_revision
 from stages.machine import processor
 from stages.methods import lookup
 from stages.prune.allocation.allocate import check_uncut, for_scores, foreseen, reads_text, ruled
@@ -49,7 +50,7 @@ from stages.registry import STAGES
 from stages.report.config import ReportConfig
 from stages.shapes import DecoderShape
 from stages.source.config import ModelSource
-from stages.source.hub import cached_config, resolve_revision
+from stages.source.hub import cached_config
 from stages.source.local import directory_digest
 from stages.wheels import Wheel
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from pipeline.config import EvaluateOptions
 from stages.errors import UserError
 from stages.files import sha256_of
+from stages.hub import resolve_revision
 from stages.methods import nearest
 from stages.source.config import TasksSource
 from stages.source.corpora import CORPORA, read_text
-from stages.source.hub import resolve_revision
 from stages.tasks.check import check_judgeable, evaluated_split, examples, fewshot_split
 from stages.tasks.names import leaves, resolve
 from stages.tasks.own import LOADERS, is_path, own_digest, own_leaves

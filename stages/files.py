@@ -24,6 +24,8 @@ COMPANIONS = (
     "pruning.json",
 )
 """Files of a model directory that travel with the weights unchanged."""
+REMEMBERED_FROM = 1 << 24
+"""Bytes from which a file's hash is remembered."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -75,3 +77,20 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content, 64 hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path, cache: Path) -> str:
+    """Return `sha256_of(path)`; a big file's is remembered in `cache` by real path, size and time of modification."""
+    real = path.resolve()
+    stat = real.stat()
+    if stat.st_size < REMEMBERED_FROM:
+        return sha256_of(real)
+    identity: dict[str, Any] = {"path": str(real), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    memory = cache / "digests" / f"{hashlib.sha256(str(real).encode()).hexdigest()}.json"
+    if memory.is_file():
+        remembered = read_json(memory)
+        if {name: remembered.get(name) for name in identity} == identity:
+            return str(remembered["sha256"])
+    sha256 = sha256_of(real)
+    write_json(memory, identity | {"sha256": sha256})
+    return sha256

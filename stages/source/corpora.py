@@ -18,8 +18,8 @@ from pathlib import Path
 
 from stages.errors import UserError
 from stages.files import sha256_of, write_json, write_text
+from stages.hub_errors import explain_hub_errors
 from stages.source.config import TasksSource
-from stages.source.hub_errors import explain_hub_errors
 from stages.stage import JSON, Context
 
 log = logging.getLogger(__name__)

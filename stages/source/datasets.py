@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from stages.errors import UserError
-from stages.source.hub_errors import explain_hub_errors
+from stages.hub_errors import explain_hub_errors
 from stages.tasks.own import LOADERS
 
 log = logging.getLogger(__name__)

@@ -1,31 +1,20 @@
-"""Models of the Hugging Face hub, through `huggingface_hub` and its cache. No torch here: a plan resolves revisions.
-
-HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean everywhere. Downloads are by commit, land in the
-hub's own cache, and continue where a dropped connection or a killed run left them.
-"""
+"""Models of the Hugging Face hub: which files are wanted, and whether they are all there. See `stages.hub`."""
 
 from __future__ import annotations
 
 import logging
-import os
-import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-
-from filelock import FileLock
 
 from stages.errors import UserError
-from stages.files import COMPANIONS, read_json, sha256_of, write_text
+from stages.files import COMPANIONS, read_json
+from stages.hub import cache_folder, fetch_file, license_of
+from stages.hub_errors import explain_hub_errors, unreachable
 from stages.source.config import ModelSource
-from stages.source.hub_errors import explain_hub_errors, unreachable
 from stages.source.weights import model_files, place, weight_files
 from stages.stage import JSON, Context
 
 log = logging.getLogger(__name__)
-
-COMMIT = re.compile(r"[0-9a-f]{40}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def from_hub(config: ModelSource, context: Context, target: Path) -> JSON:
@@ -37,40 +26,12 @@ def from_hub(config: ModelSource, context: Context, target: Path) -> JSON:
     if not config.repo or not config.revision:
         raise UserError("model.kind=hub needs model.repo=OWNER/NAME.")
     place(download(config.repo, config.revision, code=config.trust_remote_code), target)
-    return {"repo": config.repo, "revision": config.revision} | _license(config.repo, config.revision)
-
-
-def resolve_revision(repo: str, revision: str, repo_type: str = "model") -> str:
-    """Return the commit (40 hex digits) that `revision` of `repo` is; a commit is itself, without network.
-
-    Where the hub is offline or out of reach, a branch is what it was when it was last looked up.
-
-    Raises:
-        UserError: there is no such repository or revision, no access to it, or no way to know.
-    """
-    if COMMIT.fullmatch(revision):
-        return revision
-    from huggingface_hub import HfApi
-
-    reference = _cache_folder(repo, repo_type) / "refs" / revision
-    with explain_hub_errors(repo, revision, repo_type):
-        try:
-            commit = str(HfApi().repo_info(repo, revision=revision, repo_type=repo_type).sha)
-        except unreachable():
-            if not reference.is_file():
-                raise
-            commit = reference.read_text(encoding="utf-8").strip()
-            log.warning("the hub is out of reach: %s of %s is taken to be %s still.", revision, repo, commit)
-            return commit
-    # Other tools read these files too: never point one away from a commit that is here to one that is not.
-    if not reference.is_file() or (reference.parent.parent / "snapshots" / commit).is_dir():
-        write_text(reference, commit)
-    return commit
+    return {"repo": config.repo, "revision": config.revision} | license_of(config.repo, config.revision)
 
 
 def cached_config(repo: str, revision: str) -> dict[str, Any] | None:
     """Return `config.json` of the commit `revision` where the hub's cache has it, without network."""
-    path = _cache_folder(repo) / "snapshots" / revision / "config.json"
+    path = cache_folder(repo) / "snapshots" / revision / "config.json"
     return read_json(path) if path.is_file() else None
 
 
@@ -89,7 +50,7 @@ def download(repo: str, revision: str, *, code: bool = False) -> Path:
         try:
             siblings = HfApi().model_info(repo, revision=revision).siblings or []
         except unreachable():
-            snapshot = _cache_folder(repo) / "snapshots" / revision
+            snapshot = cache_folder(repo) / "snapshots" / revision
             if not _is_whole(snapshot):
                 raise
             log.warning("the hub is out of reach: using %s as it lies in the cache.", where)
@@ -100,22 +61,10 @@ def download(repo: str, revision: str, *, code: bool = False) -> Path:
         small = ["config.json", *(name for name in COMPANIONS if name in names)]
         small += sorted(name for name in names if code and name.endswith(".py") and "/" not in name)
         for name in small:
-            _fetch(repo, revision, name)
-        for name in weight_files(names, lambda index: read_json(_fetch(repo, revision, index)), where):
-            path = _fetch(repo, revision, name)
+            fetch_file(repo, revision, name)
+        for name in weight_files(names, lambda index: read_json(fetch_file(repo, revision, index)), where):
+            path = fetch_file(repo, revision, name)
     return path.parent
-
-
-def _license(repo: str, revision: str) -> JSON:
-    """Return {"license": …} where the repository's card names one, and nothing where it can't be asked."""
-    from huggingface_hub import HfApi
-
-    try:
-        card = HfApi().model_info(repo, revision=revision).card_data
-    except unreachable():
-        return {}
-    name = getattr(card, "license", None)
-    return {"license": name} if isinstance(name, str) else {}
 
 
 def _is_whole(snapshot: Path) -> bool:
@@ -123,62 +72,3 @@ def _is_whole(snapshot: Path) -> bool:
         return bool(model_files(snapshot))
     except UserError:
         return False
-
-
-def _fetch(repo: str, revision: str, name: str) -> Path:
-    """Return the path of one file in the hub's cache, downloaded if it is not there."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-
-    cached = _cache_folder(repo) / "snapshots" / revision / name
-    if not cached.is_file():
-        url = hf_hub_url(repo, name, revision=revision)
-        metadata = get_hf_file_metadata(url)
-        # Files in Xet storage come in chunks by another protocol, which is left to huggingface_hub.
-        if metadata.xet_file_data is None and metadata.etag and metadata.size:
-            _continue_download(repo, url, metadata.location, metadata.etag, metadata.size)
-    return Path(hf_hub_download(repo, name, revision=revision))
-
-
-def _continue_download(repo: str, url: str, location: str, etag: str, size: int) -> None:
-    """Bring the blob `etag` of `size` bytes into the hub's cache, going on from what a killed run left of it.
-
-    huggingface_hub resumes a dropped connection but throws a killed download away: with models in one file of gigabytes
-    that would be hours.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils._headers import build_hf_headers
-
-    folder = _cache_folder(repo)
-    blob = folder / "blobs" / etag
-    lock = Path(constants.HF_HUB_CACHE) / ".locks" / folder.name / f"{etag}.lock"
-    for parent in (blob.parent, lock.parent):
-        parent.mkdir(parents=True, exist_ok=True)
-    headers = build_hf_headers()
-    if urlsplit(location).netloc != urlsplit(url).netloc:
-        headers.pop("authorization", None)  # a content network is not shown the token
-    with FileLock(lock):
-        if blob.exists():
-            return
-        partial = blob.with_name(f"{blob.name}.incomplete")
-        arrived = partial.stat().st_size if partial.exists() else 0
-        if arrived:
-            log.info("continuing %s from %.0f MB", url, arrived / 1e6)
-        if arrived > size:
-            partial.unlink()
-            arrived = 0
-        with partial.open("ab") as stream:
-            http_get(location, stream, resume_size=arrived, headers=headers, expected_size=size)
-        # Large files' etag is their SHA-256.
-        if SHA256.fullmatch(blob.name) and sha256_of(partial) != blob.name:
-            partial.unlink()
-            raise UserError(
-                f"what came from {url} is damaged (another SHA-256) and was deleted. Run the same command again."
-            )
-        os.replace(partial, blob)
-
-
-def _cache_folder(repo: str, repo_type: str = "model") -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE) / "--".join([f"{repo_type}s", *repo.split("/")])

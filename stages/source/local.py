@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from stages.errors import UserError
-from stages.files import read_json, sha256_of, write_json
+from stages.files import remembered_sha256
 from stages.source.config import ModelSource
 from stages.source.license import license_of
 from stages.source.weights import model_files, place
 from stages.stage import JSON, Context
-
-REMEMBERED_FROM = 1 << 24
-"""Bytes from which a file's hash is remembered."""
 
 
 def from_local(config: ModelSource, context: Context, target: Path) -> JSON:
@@ -39,21 +35,5 @@ def directory_digest(directory: Path, cache: Path) -> str:
     Raises:
         UserError: it is no directory, or lacks its config or weights.
     """
-    lines = [f"{_remembered_sha256(directory / name, cache)}  {name}\n" for name in sorted(model_files(directory))]
+    lines = [f"{remembered_sha256(directory / name, cache)}  {name}\n" for name in sorted(model_files(directory))]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _remembered_sha256(path: Path, cache: Path) -> str:
-    real = path.resolve()
-    stat = real.stat()
-    if stat.st_size < REMEMBERED_FROM:
-        return sha256_of(real)
-    identity: dict[str, Any] = {"path": str(real), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    memory = cache / "digests" / f"{hashlib.sha256(str(real).encode()).hexdigest()}.json"
-    if memory.is_file():
-        remembered = read_json(memory)
-        if {name: remembered.get(name) for name in identity} == identity:
-            return str(remembered["sha256"])
-    sha256 = sha256_of(real)
-    write_json(memory, identity | {"sha256": sha256})
-    return sha256

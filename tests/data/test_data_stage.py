@@ -100,7 +100,7 @@ def test_an_unknown_data_set_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_the_registry_loads_no_heavy_library() -> None:
-    code = "import sys, stages.data.registry, stages.source.hub, stages.source.local;"
+    code = "import sys, stages.data.registry, stages.hub, stages.source.hub, stages.source.local;"
     code += "print([m for m in ('torch', 'transformers', 'numpy', 'pyarrow', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert done.stdout.strip() == "[]", done.stderr

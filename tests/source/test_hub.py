@@ -28,7 +28,8 @@ PREAMBLE = """
 import logging, sys
 from pathlib import Path
 from stages.errors import UserError
-from stages.source.hub import cached_config, download, resolve_revision
+from stages.hub import resolve_revision
+from stages.source.hub import cached_config, download
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 def main():
     {code}

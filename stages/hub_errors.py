@@ -23,6 +23,7 @@ def explain_hub_errors(repo: str, revision: str, repo_type: str = "model") -> It
     from huggingface_hub import constants, errors, get_token
 
     page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
+    group = "data" if repo_type == "dataset" else "model"
     token = "the token in use has no access" if get_token() else "no token is set"
     set_token = "set HF_TOKEN (or run `hf auth login`)"
     try:
@@ -35,7 +36,7 @@ def explain_hub_errors(repo: str, revision: str, repo_type: str = "model") -> It
         ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(
-            f"{page} has no revision '{revision}'. Take a branch, tag or commit it has: model.revision=."
+            f"{page} has no revision '{revision}'. Take a branch, tag or commit it has: {group}.revision=."
         ) from error
     except errors.HFValidationError as error:
         raise UserError(f"'{repo}' is not the id of a repository, OWNER/NAME: {error}") from error
