@@ -8,7 +8,7 @@ rate. What the figures of `recovery.json` are worth: the validation loss has bee
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,15 +45,15 @@ def trial(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
 def tune(config: TuneStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Recover as the `recover` stage does, at the best rate of the trials; returns what recovery.json holds.
 
-    `inputs` has "model", "data" and the trials, named "trial RATE". recovery.json has one entry more, "tuning": every
-    trial with its losses, the chosen and the shared rate, what was spent, and whether the best lies on an edge.
+    `inputs` has what a recovery's has and the trials, named "trial RATE". recovery.json has one entry more, "tuning":
+    the budget of a trial, every trial with its losses, and what `choose` says of them.
 
     Raises:
         UserError: every trial diverged.
         Diverged: the recovery at the chosen rate did, where the trials had a smaller budget.
     """
     trials = [_entry(rate, config, inputs[f"{TRIAL}{rate:g}"]) for rate in config.rates]
-    tuning = choose(trials, shared=config.recover.learning_rate)
+    tuning = {"budget": config.tokens} | choose(trials, shared=config.recover.learning_rate)
     rate = tuning["chosen"]
     chosen = replace(config, recover=replace(config.recover, learning_rate=rate))
     if config.tokens == config.recover.tokens:
@@ -62,7 +62,7 @@ def tune(config: TuneStageConfig, inputs: Mapping[str, Path], context: Context) 
             if (best / folder).is_dir():
                 shutil.copytree(best / folder, context.output / folder, dirs_exist_ok=True)
         shutil.copyfile(best / "history.jsonl", context.output / "history.jsonl")
-        summary = read_json(best / "recovery.json")
+        summary: JSON = read_json(best / "recovery.json")
     else:
         summary = stage.train(chosen, inputs, context)
     summary["tuning"] = tuning
@@ -73,7 +73,7 @@ def tune(config: TuneStageConfig, inputs: Mapping[str, Path], context: Context) 
 
 
 def choose(trials: list[JSON], *, shared: float) -> JSON:
-    """Return what recovery.json tells of a tuning: "trials", "chosen", "shared", "edge" and "tokens" spent on trials.
+    """Return what a tuning found: "trials", "chosen" and "shared" rate, "edge", and the "tokens" spent on trials.
 
     The rate of the lowest validation loss is chosen, and of two equals the lower rate. "edge" is "lowest" or "highest"
     where the chosen rate is that of the grid, so that a better one may lie beyond; else None.
@@ -89,14 +89,19 @@ def choose(trials: list[JSON], *, shared: float) -> JSON:
             "below the lowest of recover.tune_factors."
         )
     best = min(finished, key=lambda entry: (entry["validation_loss"], entry["learning_rate"]))["learning_rate"]
-    rates = sorted(entry["learning_rate"] for entry in trials)
     return {
         "trials": trials,
         "chosen": best,
         "shared": shared,
-        "edge": {rates[0]: "lowest", rates[-1]: "highest"}.get(best) if len(rates) > 1 else None,
+        "edge": _edge(best, [entry["learning_rate"] for entry in trials]),
         "tokens": sum(entry["tokens"] for entry in trials),
     }
+
+
+def _edge(best: float, rates: Sequence[float]) -> str | None:
+    if len(rates) == 1:
+        return None
+    return {min(rates): "lowest", max(rates): "highest"}.get(best)
 
 
 def _entry(rate: float, config: TuneStageConfig, directory: Path) -> JSON:

@@ -15,6 +15,7 @@ from stages.report.sections.protocol import judging
 from stages.report.sections.protocol import sentence as protocol_sentence
 from stages.report.sections.run import configuration, this_run
 from stages.report.sections.scores import by_task, corpora, headline
+from stages.report.sections.tuning import tuning
 from stages.report.summary import REFERENCES
 from stages.stage import JSON
 
@@ -22,6 +23,9 @@ CAPTION = (
     "Recovery curve, over tokens trained on: loss of rows held out from the recovery data (dots) and of the rows "
     "trained on (line); beside it, where they were followed, scores on a small fixed set of questions."
 )
+
+SIZES = ("rank", "alpha", "bottleneck", "virtual_tokens")
+"""Options of an adapter that its name is followed by."""
 
 
 def page(report: JSON, pictures: Mapping[str, str]) -> Page:
@@ -53,8 +57,8 @@ def settings(report: JSON) -> str:
     amount = f" channel_ratio={channels:g}" if channels is not None else f" ratio={ratio:g}" if ratio else ""
     parts = [f"prune={report['prune']}{amount}"]
     adapter = report["configuration"].get("recover", {}).get("adapter", {})
-    rank = f" (rank {adapter['rank']}, alpha {adapter['alpha']:g})" if adapter else ""
-    parts.append(f"adapter={report['adapter']}{rank}")
+    sizes = ", ".join(f"{name.replace('_', ' ')} {adapter[name]:g}" for name in SIZES if name in adapter)
+    parts.append(f"adapter={report['adapter']}{f' ({sizes})' if sizes else ''}")
     if report["adapter"] != "none":
         parts.append(f"data={report['data']}")
     return " · ".join([*parts, f"reference: {REFERENCES.get(report['reference'], report['reference'])}"])
@@ -75,6 +79,7 @@ def _blocks(report: JSON, pictures: Mapping[str, str]) -> Iterator[Block]:
         yield Heading("Recovery curve")
         yield Picture("curve.svg", pictures["curve"], CAPTION)
         yield from _training(report["training"])
+    yield from tuning(report)
     yield from by_task(report, pictures)
     yield from corpora(report)
     yield from cost(report)
