@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from stages.lineage import Lineage, title
+from stages.lineage import Lineage, name_of, title
 from stages.shapes import DecoderShape
 
 JSON = dict[str, Any]
@@ -32,6 +32,23 @@ weight, A and B the adapter's matrices, s its scale and M = [W ≠ 0], what was 
 PEFT knows no mask: loading this adapter on the pruned model with PEFT alone gives the unmasked sum W + s B A, which is
 another model and no longer sparse. Use the merged model in `model/` beside this directory, whose zeros are exactly
 those of the pruned model; or mask the product yourself."""
+
+OWN_FORMAT = """PEFT has no such adapter. For each module that adapter_model.safetensors names there are two matrices, D
+(`.down`) and U (`.up`), and its output, for inputs x, is
+
+    {formula}
+
+This project's code loads it on the model it was trained on, and no other:
+
+```python
+from pathlib import Path
+
+from stages.adapted import Source
+
+model = Source.of(Path("RECOVERY"), base=Path("PRUNED")).load(dtype="float32")  # artifacts of the recover, prune stage
+```"""
+SIZES = ("rank", "alpha", "bottleneck", "virtual_tokens", "scaling")
+"""Numbers of an adapter that its card gives, those it has."""
 
 
 def model_card(known: Lineage) -> str:
@@ -70,9 +87,12 @@ def adapter_card(known: Lineage) -> str:
         ),
         "The adapter fits the model it was trained on and no other: not the dense one, nor one pruned otherwise.",
     ]
-    if known.recovery.get("masked_modules"):
+    adapter = known.recovery.get("adapter", {})
+    if known.recovery.get("masked_modules") and "unmergeable" not in adapter:
         loading = [MASKED_PAIR]
-    return _card(known, {"library_name": "peft"}, "Adapter: ", loading)
+    if "formula" in adapter:
+        loading = [OWN_FORMAT.format(formula=adapter["formula"])]
+    return _card(known, {} if "formula" in adapter else {"library_name": "peft"}, "Adapter: ", loading)
 
 
 def gguf_card(known: Lineage, conversion: JSON) -> str:
@@ -196,14 +216,16 @@ def _trained(record: JSON, *, merged: bool) -> Iterator[str]:
     adapter, seen = record.get("adapter"), record.get("training", {})
     if not adapter:
         return
-    scale = f", scale {adapter['scaling']:g}" if adapter.get("scaling") is not None else ""
+    sizes = {name.replace("_", " "): adapter[name] for name in SIZES if adapter.get(name) is not None}
+    of = f" of {', '.join(f'{name} {value:g}' for name, value in sizes.items())}" if sizes else ""
+    on = f", on {', '.join(adapter['targets'])}" if adapter.get("targets") else ""
     yield "## What the recovery trained"
     yield (
-        f"Adapter `{adapter['name']}` of rank {adapter.get('rank')}, alpha {adapter.get('alpha')}{scale}, on "
-        f"{', '.join(adapter.get('targets', []))}{', merged into the weights' if merged else ''}: "
+        f"Adapter `{adapter['name']}`{of}{on}{', merged into the weights' if merged else ''}: "
         f"{record.get('parameters', {}).get('trainable', 0):,} parameters, {seen.get('tokens', 0):,} tokens of "
         f"{seen.get('rows', 0):,} rows in {seen.get('steps', 0):,} steps."
     )
+    yield from _distilled(record.get("objective", {}))
     if seen.get("rows_by_task"):
         yield f"Rows: {', '.join(f'{task} {count:,}' for task, count in seen['rows_by_task'].items())}."
     loss = record.get("validation", {})
@@ -212,6 +234,16 @@ def _trained(record: JSON, *, merged: bool) -> Iterator[str]:
             f"On {loss.get('rows')} rows held out from this data the loss went from {loss['initial_loss']:.3f} to "
             f"{loss['final_loss']:.3f} nats a token."
         )
+
+
+def _distilled(objective: JSON) -> Iterator[str]:
+    if "teacher" not in objective:
+        return
+    base, weight = objective["teacher"], objective["weight"]
+    teacher = f"{name_of(base)}{_revision(base)}" if base else "the dense model"
+    mixture = f", cross-entropy of the tokens themselves {_share(1 - weight)} of the loss" if weight < 1 else ""
+    named = f", of its {objective['teacher_top_k']:,} likeliest tokens" if objective["teacher_top_k"] else ""
+    yield f"Distilled from {teacher} at temperature {objective['temperature']:g}{named}{mixture}."
 
 
 def _options(options: Mapping[str, Any]) -> str:

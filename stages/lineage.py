@@ -39,8 +39,13 @@ class Lineage:
     @property
     def name(self) -> str:
         """What the dense model is called."""
-        member = Path(self.base.get("member") or "").stem
-        return str(self.base.get("name") or self.base.get("repo") or member or "the model")
+        return name_of(self.base)
+
+
+def name_of(base: JSON) -> str:
+    """Return what the model is called that origin.json says came from `base`."""
+    member = Path(base.get("member") or "").stem
+    return str(base.get("name") or base.get("repo") or member or "the model")
 
 
 def base_of(model: Path) -> JSON:

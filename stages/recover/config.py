@@ -20,7 +20,7 @@ class DistillationConfig:
     temperature: float = 1.0
     """T, by which teacher's and student's logits are divided; above 1 small probabilities weigh more."""
     weight: float = 1.0
-    """Share of the divergence in its mixture with cross-entropy: 1 is divergence alone, 0 cross-entropy alone."""
+    """Share of the divergence in its mixture with cross-entropy, in (0, 1]: 1 is divergence alone."""
     teacher_top_k: int | None = None
     """Tokens of the vocabulary whose probability the teacher says, the rest being one sum; null is all of them."""
     cache_teacher: bool = False
@@ -48,7 +48,11 @@ class RecoverConfig:
     batch_tokens: int = 1024
     """Tokens in one optimizer step: more steps from a small budget, against noise."""
     micro_batch_tokens: int = 1024
-    """Tokens in one forward and backward pass, rows packed without padding: memory against speed."""
+    """Tokens in one forward and backward pass, rows packed without padding: memory against speed. Halved by itself where
+    it does not fit; decides nothing but rounding (and which inputs a dropout drops)."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input instead of all its activations, and compute them again on the way back: a fraction of the
+    memory for about a third more time. The result is the same."""
     loss: str = "all"
     """Where the loss is taken: "all" tokens, or only the "response", which on short answers forgets the language."""
     objective: str = "cross_entropy"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from stages.methods import lookup
 from stages.recover.config import RecoverStageConfig
-from stages.recover.objectives import cross_entropy
+from stages.recover.objectives import cross_entropy, distillation
 from stages.recover.objectives.objective import Objective
 
 OBJECTIVES: dict[str, Objective] = {
     "cross_entropy": cross_entropy.CROSS_ENTROPY,
+    "distillation": distillation.DISTILLATION,
 }
 
 

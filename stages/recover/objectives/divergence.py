@@ -1,0 +1,172 @@
+"""The divergence from a teacher mixed with cross-entropy, the vocabulary multiplied only where there is a label.
+
+With student logits z, labels y, temperature T and weight w, a token's loss is (arXiv 1503.02531, section 2)
+
+    (1 - w) CE(z, y) + w T² KL(p ‖ q),    q = softmax(z / T),    p the teacher's at the same temperature
+
+where T² keeps the gradient's size as T grows. Its gradient with respect to z is
+
+    (1 - w) (softmax(z) - onehot(y)) + w T (q - p)
+
+which is taken chunk by chunk on the way forward, so logits never pile up.
+
+Shapes: N labelled tokens, E hidden size, V vocabulary, C tokens of a chunk, K tokens that a teacher names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+CHUNK = 128
+"""Labelled tokens whose logits exist at one time: of student and teacher, 50 MB in float32 for a vocabulary of 49k."""
+
+
+class Targets(Protocol):
+    """What a teacher says about N labelled tokens, at the temperature of the student's."""
+
+    def log_probabilities(self, chunk: slice, student_CV: Tensor) -> Tensor:
+        """Return log p [C, V], given the student's log q, which is left as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """All of the teacher's probabilities, from its hidden states."""
+
+    hidden_NE: Tensor
+    head: nn.Linear
+    softcap: float | None
+    temperature: float
+
+    def log_probabilities(self, chunk: slice, student_CV: Tensor) -> Tensor:
+        """Return log p [C, V]."""
+        logits_CV = capped(linear(self.hidden_NE[chunk], self.head.weight, self.head.bias).float(), self.softcap)
+        return torch.log_softmax(logits_CV.div_(self.temperature), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The teacher's probabilities of its K likeliest tokens, and the sum of all others.
+
+    The others are one event, whose probability the student's must match: KL between distributions of K + 1 events, a
+    lower bound of the exact one that is zero only where the student agrees in all of them. Renormalising the K instead
+    teaches that nothing else is possible: a biased teacher (arXiv 2503.16870). Spreading the sum over the others in the
+    student's own proportions gives the same divergence, and the same gradient, by the formulas of the exact one.
+    """
+
+    log_probabilities_NK: Tensor
+    indices_NK: Tensor
+    log_rest_N: Tensor
+
+    @classmethod
+    def of(cls, exact: Exact, count: int) -> TopK:
+        """Return the `count` likeliest tokens of each of `exact`'s."""
+        parts = []
+        for start in range(0, max(len(exact.hidden_NE), 1), CHUNK):
+            log_p_CV = exact.log_probabilities(slice(start, start + CHUNK), exact.hidden_NE)
+            log_p_CK, indices_CK = log_p_CV.topk(min(count, log_p_CV.shape[1]), dim=1)
+            parts.append((log_p_CK, indices_CK.int(), log_p_CV.scatter_(1, indices_CK, -torch.inf).logsumexp(1)))
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
+
+    def log_probabilities(self, chunk: slice, student_CV: Tensor) -> Tensor:
+        """Return log p [C, V], the unnamed tokens in the student's proportions."""
+        indices_CK = self.indices_NK[chunk].long()
+        rest_CV = student_CV.scatter(1, indices_CK, -torch.inf)
+        scale_C1 = self.log_rest_N[chunk, None] - rest_CV.logsumexp(1, keepdim=True)
+        return rest_CV.add_(scale_C1).scatter_(1, indices_CK, self.log_probabilities_NK[chunk])
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Return c · tanh(logits / c) for a softcap c."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+class _Mixture(torch.autograd.Function):
+    """The mixture summed over tokens, and apart its two parts, which carry no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NE: Tensor,
+        weight_VE: Tensor,
+        bias_V: Tensor | None,
+        labels_N: Tensor,
+        targets: Targets,
+        temperature: float,
+        share: float,
+        softcap: float | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        gradients = [
+            torch.zeros_like(tensor, dtype=torch.float32) if needed and tensor is not None else None
+            for tensor, needed in zip((hidden_NE, weight_VE, bias_V), ctx.needs_input_grad, strict=False)
+        ]
+        cross_entropy, divergence = torch.zeros(2, dtype=torch.float32, device=hidden_NE.device)
+        for start in range(0, len(labels_N), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            hidden_CE, labels_C1 = hidden_NE[chunk], labels_N[chunk, None]
+            logits_CV = capped(linear(hidden_CE, weight_VE, bias_V).float(), softcap)
+            said_CV = torch.log_softmax(logits_CV, 1)
+            cross_entropy -= said_CV.gather(1, labels_C1).sum()
+            log_q_CV = said_CV if temperature == 1 else torch.log_softmax(logits_CV / temperature, 1)
+            log_p_CV = targets.log_probabilities(chunk, log_q_CV)
+            p_CV = log_p_CV.exp()
+            divergence += temperature**2 * torch.linalg.vecdot(p_CV, log_p_CV.sub_(log_q_CV)).sum()
+            if gradients == [None, None, None]:
+                continue
+            slope_CV = log_q_CV.exp().sub_(p_CV).mul_(share * temperature)
+            if share < 1:
+                slope_CV.add_(said_CV.exp_(), alpha=1 - share)
+                slope_CV.scatter_add_(1, labels_C1, torch.full_like(labels_C1, share - 1, dtype=slope_CV.dtype))
+            if softcap is not None:
+                slope_CV.mul_(1 - logits_CV.div_(softcap).square_())
+            _add_gradients(gradients, chunk, slope_CV.to(weight_VE.dtype), hidden_CE, weight_VE)
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [hidden_NE.dtype, weight_VE.dtype, None if bias_V is None else bias_V.dtype]
+        ctx.mark_non_differentiable(cross_entropy, divergence)
+        return (1 - share) * cross_entropy + share * divergence, cross_entropy, divergence
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (
+            None if gradient is None else (gradient * upstream[0]).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return *gradients, None, None, None, None, None
+
+
+def _add_gradients(
+    gradients: list[Tensor | None], chunk: slice, slope_CV: Tensor, hidden_CE: Tensor, weight_VE: Tensor
+) -> None:
+    """Add a chunk's part to the gradients that are asked for: of the hidden states, the head's weight and its bias."""
+    of_hidden_NE, of_weight_VE, of_bias_V = gradients
+    if of_hidden_NE is not None:
+        of_hidden_NE[chunk] = (slope_CV @ weight_VE).float()
+    if of_weight_VE is not None:
+        of_weight_VE += slope_CV.T @ hidden_CE
+    if of_bias_V is not None:
+        of_bias_V += slope_CV.sum(0)
+
+
+def summed_mixture(
+    hidden_NE: Tensor,
+    head: nn.Linear,
+    labels_N: Tensor,
+    targets: Targets,
+    *,
+    temperature: float = 1.0,
+    share: float = 1.0,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mixture, its cross-entropy and its divergence (times T²), summed over tokens, as float32 scalars.
+
+    Only the mixture has a gradient: to the hidden states, and to the head's weight and bias where they are trained.
+    """
+    hidden_NE = hidden_NE.to(head.weight.dtype)
+    parts: tuple[Tensor, Tensor, Tensor] = _Mixture.apply(  # type: ignore[no-untyped-call]
+        hidden_NE, head.weight, head.bias, labels_N, targets, temperature, share, softcap
+    )
+    return parts

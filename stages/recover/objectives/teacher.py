@@ -1,0 +1,146 @@
+"""What a teacher says about the documents of a batch: computed as it is asked, or read from a cache on disk.
+
+The cache has one file for every batch it has met, named by the batch's content, in a directory named by the teacher's
+weights and how it is asked. So recoveries of differing adapters, rates or students share it wherever they draw the same
+documents, a resumed run finds what it had, and what is read equals what would be computed, bit for bit. It lies under
+`Context.cache` and may be deleted.
+
+Shapes: N labelled tokens, E hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from stages.checkpoint import load_config, load_model, load_tokenizer
+from stages.data.packing import Batch
+from stages.errors import UserError
+from stages.files import sha256_of
+from stages.recover.attention import hidden_states, use_packed_attention
+from stages.recover.config import RecoverStageConfig
+from stages.recover.objectives.divergence import Exact, Targets, TopK
+from stages.recover.objectives.objective import softcap_of
+from stages.stage import Context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Teacher:
+    """The model in a directory, asked for its probabilities; loaded once something is asked that no cache has."""
+
+    def __init__(self, directory: Path, config: RecoverStageConfig, context: Context) -> None:
+        """Load the teacher, or find its cache.
+
+        Args:
+            directory: a model directory.
+            config: temperature, top k and whether to cache; the precision that the teacher computes in.
+            context: device and cache.
+        """
+        self._directory, self._dtype, self._device = directory, config.dtype, context.device
+        self._options = config.recover.distillation
+        self._loaded: PreTrainedModel | None = None
+        self._cache = self._cache_directory(context.cache / "teacher") if self._options.cache_teacher else None
+        if self._cache is None:
+            self._model()
+
+    def targets(self, batch: Batch) -> Targets:
+        """Return what the teacher says at the labelled tokens of `batch`."""
+        count = self._options.teacher_top_k
+        if count is None:
+            return self._exact(batch)
+        if self._cache is None:
+            return TopK.of(self._exact(batch), count)
+        path = self._cache / f"{_digest(batch)}.safetensors"
+        found = _read(path, self._device)
+        if found is None:
+            found = TopK.of(self._exact(batch), count)
+            _write(found, path)
+        return found
+
+    @torch.no_grad()
+    def _exact(self, batch: Batch) -> Exact:
+        model = self._model()
+        hidden_NE = hidden_states(model, batch)[batch.predictors_N]
+        return Exact(hidden_NE, model.get_output_embeddings(), softcap_of(model), self._options.temperature)
+
+    def _model(self) -> PreTrainedModel:
+        if self._loaded is None:
+            self._loaded = load_model(self._directory, dtype=self._dtype, device=self._device).requires_grad_(False)
+            use_packed_attention(self._loaded)
+        return self._loaded
+
+    def _cache_directory(self, root: Path) -> Path:
+        """Return where this teacher's answers are kept: a directory named by all that decides them but the batch."""
+        files = [self._directory / "config.json", *sorted(self._directory.glob("*.safetensors"))]
+        asked = [self._dtype, self._options.temperature, self._options.teacher_top_k]
+        decisive = json.dumps([[sha256_of(file) for file in files], *asked])
+        return root / hashlib.sha256(decisive.encode()).hexdigest()[:32]
+
+
+def check_vocabulary(teacher: Path, student: Path) -> None:
+    """Raise unless both models' vocabularies are the same tokens.
+
+    Raises:
+        UserError: their sizes differ, or their tokenizers map text to other numbers.
+    """
+    sizes = [load_config(directory).get_text_config().vocab_size for directory in (teacher, student)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"the teacher's vocabulary has {sizes[0]:,} tokens and the pruned model's {sizes[1]:,}: their probabilities"
+            " can't be compared. Distil from the model that was pruned, or set recover.objective=cross_entropy."
+        )
+    try:
+        taught_by = load_tokenizer(teacher)
+    except UserError:  # no tokenizer beside the teacher's weights: sizes are all there is to compare
+        return
+    if taught_by.get_vocab() != load_tokenizer(student).get_vocab():
+        raise UserError(
+            "the teacher's tokenizer numbers its tokens differently from the pruned model's: their probabilities can't "
+            "be compared. Distil from the model that was pruned, or set recover.objective=cross_entropy."
+        )
+
+
+def _digest(batch: Batch) -> str:
+    """Return the SHA-256 of a batch's tokens, where its documents end, and which tokens are labelled."""
+    digest = hashlib.sha256(repr(batch.lengths).encode())
+    for tensor in (batch.input_ids_1T, batch.predictors_N):
+        digest.update(tensor.to("cpu", torch.int64).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, device: str) -> TopK | None:
+    """Return what is cached; None where nothing is, or nothing that can be read."""
+    try:
+        return TopK(**load_file(path, device=device))
+    except (FileNotFoundError, SafetensorError, TypeError):
+        return None
+
+
+def _write(targets: TopK, path: Path) -> None:
+    """Write in one rename, so that a reader finds all of it or nothing.
+
+    Raises:
+        UserError: the disk does not take it.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    names = TopK.__slots__
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: getattr(targets, name).cpu().contiguous() for name in names}, beside)
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the teacher's probabilities can't be kept in {path.parent} ({error}). Make room there, set runtime.cache,"
+            " or run without: recover.distillation.cache_teacher=false."
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
