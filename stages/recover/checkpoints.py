@@ -1,12 +1,14 @@
 """Checkpoints that a killed recovery resumes from, exactly: adapter, optimizer moments, position and curve.
 
-A checkpoint is a directory `checkpoint/step-00000012/` of two files, written under another name and renamed, so a
-half-written one is never seen; the one before it goes only afterwards. There is no random state in it: each step
-seeds its own (`stages.recover.loop`), and the data's position is one integer.
+A checkpoint is a directory `checkpoint/step-00000012/` of two files, written under another name, handed to the disk and
+renamed, so a half-written one is never seen, not even after a loss of power; the one before it goes only afterwards.
+There is no random state in it: each step seeds its own (`stages.recover.loop`), and the data's position is one integer.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,13 +16,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from stages.errors import UserError
 from stages.files import read_json, write_json
 from stages.stage import JSON
 
+log = logging.getLogger(__name__)
+
 FOLDER = "checkpoint"
+STATE, PROGRESS = "state.safetensors", "progress.json"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +47,8 @@ class Progress:
     """Documents drawn by task."""
     history: list[JSON] = field(default_factory=list)
     """Points of the curve."""
+    micro_batch_tokens: int | None = None
+    """Tokens that run at a time where what is configured did not fit in memory."""
     best: JSON | None = None
     """Step, tokens and validation loss of the parameters to keep, where the best ones are kept."""
 
@@ -68,19 +76,30 @@ def save(
         identity: what must be equal for the checkpoint to be resumed from.
         best: the best parameters so far, by name, where those are kept.
     """
+    final = output / FOLDER / f"step-{progress.step:08d}"
+    if final.exists():  # a signal right after it was written or resumed from
+        return final
     tensors = {f"parameter {name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         tensors |= {f"{key} {name}": value for key, value in optimizer.state.get(parameter, {}).items()}
     tensors |= {f"best {name}": tensor for name, tensor in best.items()}
-    final = output / FOLDER / f"step-{progress.step:08d}"
     beside = final.with_name(f"writing-{final.name}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside / "state.safetensors")
-    write_json(beside / "progress.json", {"identity": identity, "progress": asdict(progress)})
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(beside, final)
-    for older in (output / FOLDER).iterdir():
+    try:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside / STATE)
+        write_json(
+            beside / PROGRESS,
+            {"identity": identity, "progress": asdict(progress), "computed": _computed(parameters)},
+        )
+        for path in (beside / STATE, beside / PROGRESS, beside):
+            _to_disk(path)
+        os.replace(beside, final)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)  # of a full disk, the room
+        raise
+    _to_disk(final.parent)
+    for older in final.parent.iterdir():
         if older != final:
             shutil.rmtree(older)
     return final
@@ -96,15 +115,17 @@ def resume(
     """Load the newest checkpoint into `parameters`, `optimizer` and `best`; without one, return a fresh `Progress`.
 
     Raises:
-        UserError: the checkpoint is of another recovery.
+        UserError: the checkpoint is of another recovery, or damaged.
     """
     directory = newest(output)
     if directory is None:
         return Progress()
-    saved = read_json(directory / "progress.json")
-    tensors = load_file(directory / "state.safetensors")
+    saved, tensors = _read(directory)
     shapes = {name: tensors[f"parameter {name}"].shape for name in parameters if f"parameter {name}" in tensors}
-    if saved["identity"] != identity or shapes != {name: parameter.shape for name, parameter in parameters.items()}:
+    # As JSON gives it back: tuples are lists there.
+    if saved["identity"] != json.loads(json.dumps(identity)) or shapes != {
+        name: parameter.shape for name, parameter in parameters.items()
+    }:
         raise UserError(f"{directory} is a checkpoint of another recovery. Remove {output} to start afresh.")
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors.pop(f"parameter {name}"))
@@ -112,13 +133,51 @@ def resume(
         key, _, name = entry.partition(" ")
         if key == "best":
             best[name] = tensor
-            continue
-        # AdamW keeps its step count on the CPU wherever the parameter is.
-        device = "cpu" if tensor.dim() == 0 else parameters[name].device
-        optimizer.state[parameters[name]][key] = tensor.to(device)
+        else:
+            optimizer.state[parameters[name]][key] = tensor.to(parameters[name].device)
+    _warn_of_rounding(saved["computed"], _computed(parameters))
     return Progress(**saved["progress"])
 
 
+def _read(directory: Path) -> tuple[JSON, dict[str, torch.Tensor]]:
+    try:
+        saved = read_json(directory / PROGRESS)
+        return {key: saved[key] for key in ("identity", "progress", "computed")}, load_file(directory / STATE)
+    except (UserError, OSError, SafetensorError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the checkpoint {directory} is damaged ({error}). Remove it to go on from the one before it, or from "
+            "the beginning where there is none."
+        ) from error
+
+
+def _computed(parameters: Mapping[str, torch.nn.Parameter]) -> JSON:
+    """Return what sums are rounded by, apart from the configuration."""
+    device = next((parameter.device.type for parameter in parameters.values()), "cpu")
+    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def _warn_of_rounding(before: JSON, now: JSON) -> None:
+    changed = [f"{name} {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value]
+    if changed:
+        log.warning(
+            "this recovery was begun with %s: its end will differ from an uninterrupted one's by rounding.",
+            "; ".join(changed),
+        )
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or a directory's entries, would survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove(output: Path) -> None:
-    """Remove all checkpoints: they are no part of the artifact."""
-    shutil.rmtree(output / FOLDER, ignore_errors=True)
+    """Remove all checkpoints, which are no part of the artifact: at once, so that a kill leaves no torn one."""
+    removed = output / f".{FOLDER}-removed"
+    shutil.rmtree(removed, ignore_errors=True)
+    if (output / FOLDER).exists():
+        os.replace(output / FOLDER, removed)
+        shutil.rmtree(removed, ignore_errors=True)

@@ -82,16 +82,20 @@ class Curve:
         self._queries = [_query(document) for document in self.documents if document.labels]
         self._asked = [*self._queries, *(query for question in self.questions for query in question.queries)]
         self._model, self._bfloat16 = model, dtype == "bfloat16"
+        self._batch_tokens = config.micro_batch_tokens
         with self._scoring():
             # Not the scorer's fast decoder, which keeps copies of weights: these may change under it.
             self._scorer = Scorer(model, tokenizer, batch_tokens=config.micro_batch_tokens, flat=False)
 
-    def point(self) -> JSON:
+    def point(self, batch_tokens: int | None = None) -> JSON:
         """Return the validation loss in nats a labelled token, its perplexity, and what the questions give.
+
+        As many tokens as a micro-batch has are scored at a time, or `batch_tokens`.
 
         curve_accuracy is the share of questions whose likeliest choice is the response; curve_bits_per_byte is the bits
         of all responses over their bytes in UTF-8. Both are left out where no row has choices.
         """
+        self._scorer.limit(batch_tokens or self._batch_tokens)
         with self._scoring():
             nats = iter([nats for nats, _ in self._scorer.score(self._asked)])
         loss = -math.fsum(islice(nats, len(self._queries))) / max(self.labels, 1)

@@ -1,8 +1,8 @@
 """The training loop: micro-batches, steps, schedule and the curve.
 
 Owns what happens in which order. Does not own a batch's shape (`stages.data.packing`), what is minimised
-(`.objectives`), what is trained (`.adapters`), what a point of the curve measures (`.curve`) or how a checkpoint is
-stored (`.checkpoints`).
+(`.objectives`), what is trained (`.adapters`), what a point of the curve measures (`.curve`), how a checkpoint is
+stored (`.checkpoints`) or what is said of memory (`.memory`) and numbers (`.divergence`) that give out.
 Notable:
 
 * the loss is divided by the labelled tokens of the whole step, so how a step is cut into micro-batches changes
@@ -14,21 +14,24 @@ Notable:
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from stages.data.packing import Document, Stream, collate, split, take
 from stages.errors import Diverged
 from stages.progress import progress as progress_bar
-from stages.recover import checkpoints
+from stages.recover import checkpoints, memory
 from stages.recover.attention import hidden_states
 from stages.recover.checkpoints import Progress
 from stages.recover.config import RecoverConfig
+from stages.recover.divergence import diverged
 from stages.recover.interruption import deferred_signals, leave
 from stages.recover.seeds import seeded
 from stages.stage import JSON, Context
@@ -38,7 +41,10 @@ if TYPE_CHECKING:
 
     from stages.recover.objectives.objective import Summed
 
+log = logging.getLogger(__name__)
+
 Signalled = Callable[[], int | None]
+Done = TypeVar("Done")
 
 
 def learning_rate(config: RecoverConfig, fraction: float) -> float:
@@ -57,7 +63,7 @@ class Training:
         model: the frozen model with an adapter attached; what requires a gradient is trained.
         objective: what is minimised (`stages.recover.objectives`).
         stream: the documents to train on.
-        measure: scores held-out rows for a point of the curve; has no effect on the training.
+        measure: scores held-out rows for a point of the curve, so many tokens at a time; has no effect on the training.
         config: how it is trained.
         dtype: "float32" or "bfloat16", the computation's precision.
         seed: of dropout.
@@ -69,7 +75,7 @@ class Training:
     model: PreTrainedModel
     objective: Summed
     stream: Stream
-    measure: Callable[[], JSON]
+    measure: Callable[[int], JSON]
     config: RecoverConfig
     dtype: str
     seed: int
@@ -85,8 +91,10 @@ class Training:
     def __post_init__(self) -> None:
         self.parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.optimizer = torch.optim.AdamW(
-            self._groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+            self._groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
+        if self.config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def _groups(self) -> list[dict[str, Any]]:
         """Return the parameters by the factor on their learning rate."""
@@ -101,7 +109,8 @@ class Training:
         The model then holds the parameters that `config.keep` asks for.
 
         Raises:
-            Diverged: the loss or its gradient is not finite.
+            Diverged: the loss or its gradient is not finite; a checkpoint of the last whole step is left.
+            UserError: a single document does not fit in memory.
             SystemExit, KeyboardInterrupt: after SIGTERM or SIGINT, with a checkpoint of the last whole step.
         """
         self.progress = checkpoints.resume(
@@ -114,13 +123,14 @@ class Training:
         bar = progress_bar("recover", total=self.config.tokens, unit="tok", initial=self.progress.tokens, scale=True)
         with deferred_signals() as signalled, bar:
             documents = self.stream.documents(self.progress.documents)
-            while self.progress.tokens < self.config.tokens:
+            while self.progress.tokens < self.config.tokens and signalled() is None:
                 drawn = take(documents, self._share() - self.progress.tokens)
-                losses = self._accumulate(drawn, signalled)
-                if (number := signalled()) is not None:
-                    self._checkpoint()
-                    leave(number)
-                self._finish_step(drawn, losses, bar)
+                losses = self._fitting(partial(self._accumulate, drawn, signalled))
+                if losses is not None:
+                    self._finish_step(drawn, losses, bar)
+            if (number := signalled()) is not None:
+                self._checkpoint()
+                leave(number)
         for name, tensor in self.best.items():
             self.parameters[name].data.copy_(tensor)
         return self.progress
@@ -130,21 +140,36 @@ class Training:
         steps = math.ceil(self.config.tokens / self.config.batch_tokens)
         return self.config.tokens * min(self.progress.step + 1, steps) // steps
 
-    def _accumulate(self, documents: list[Document], signalled: Signalled) -> dict[str, float]:
-        """Add up the gradients of one step's documents; returns their mean loss and its parts, in nats a label."""
+    def _fitting(self, work: Callable[[int], Done]) -> Done:
+        """Return what `work` does with so many tokens at a time as fit in memory: half as many after each failure."""
+        while True:
+            try:
+                return work(self.progress.micro_batch_tokens or self.config.micro_batch_tokens)
+            except memory.OutOfMemory as error:
+                self.progress.micro_batch_tokens = tokens = error.halved()
+                said = "%d tokens at a time do not fit in memory (%s): going on with %d; the global batch stays."
+                log.warning(said, error.tokens, error, tokens)
+            memory.release()
+
+    def _accumulate(self, documents: list[Document], signalled: Signalled, tokens: int) -> dict[str, float] | None:
+        """Add up the gradients of one step's documents, `tokens` at a time.
+
+        Returns their mean loss and its parts, in nats a label, or None if a signal came first.
+        """
         labels = max(sum(document.labels for document in documents), 1)
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
         means: dict[str, float] = {"loss": 0.0}
         with seeded(self.seed, self.progress.step):
-            for part in split(documents, self.config.micro_batch_tokens):
+            for part in split(documents, tokens):
                 if signalled() is not None:
-                    break
-                summed = self._summed(part)
-                for name, value in summed.items():
-                    means[name] = means.get(name, 0.0) + value.item() / labels
-                self._require_finite(means["loss"], "loss")
-                (summed["loss"] / labels).backward()  # type: ignore[no-untyped-call]
+                    return None
+                with memory.noticed(tokens=sum(len(document.ids) for document in part), alone=len(part) == 1):
+                    summed = self._summed(part)
+                    for name, value in summed.items():
+                        means[name] = means.get(name, 0.0) + value.item() / labels
+                    self._require_finite(means["loss"], "loss", part)
+                    (summed["loss"] / labels).backward()  # type: ignore[no-untyped-call]
         return means
 
     def _finish_step(self, documents: list[Document], losses: Mapping[str, float], bar: Any) -> None:
@@ -152,7 +177,7 @@ class Training:
         before, tokens = self.progress.tokens, sum(len(document.ids) for document in documents)
         rate = learning_rate(self.config, (before + tokens) / self.config.tokens)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clip or math.inf)
-        self._require_finite(norm.item(), "gradient")
+        self._require_finite(norm.item(), "gradient", documents)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.step()
@@ -186,11 +211,18 @@ class Training:
         self.saved_at = time.monotonic()
 
     def _measured(self) -> JSON:
-        measured = self.measure()
-        self._require_finite(measured["validation_loss"], "validation loss")
+        measured = self._fitting(self._score)
+        if not math.isfinite(measured["validation_loss"]):
+            raise self._diverged(
+                f"the validation loss after step {self.progress.step} is {measured['validation_loss']}"
+            )
         if self.config.keep == "best":
             self._keep_if_best(measured["validation_loss"])
         return measured
+
+    def _score(self, tokens: int) -> JSON:
+        with memory.noticed(tokens=tokens):
+            return self.measure(tokens)
 
     def _keep_if_best(self, loss: float) -> None:
         """Copy the parameters if no point of the curve before had a validation loss as low."""
@@ -213,14 +245,18 @@ class Training:
         # Weights that are trained in float32 give such hidden states; the head's product is in bfloat16 all the same.
         return self.objective(hidden_TE.bfloat16() if bfloat16 else hidden_TE, batch)
 
-    def _require_finite(self, value: float, name: str) -> None:
-        if math.isfinite(value):
-            return
-        last = checkpoints.newest(self.context.output)
-        raise Diverged(
-            f"the {name} of step {self.progress.step + 1} is {value} (after {self.progress.tokens:,} tokens). Lower "
-            f"recover.learning_rate (now {self.config.learning_rate:g}) or adapter.alpha, or compute "
-            f"in float32. Last good checkpoint: {last or 'none yet'}.",
-            step=self.progress.step + 1,
+    def _require_finite(self, value: float, name: str, documents: list[Document]) -> None:
+        if not math.isfinite(value):
+            self._checkpoint()
+            raise self._diverged(f"the {name} of step {self.progress.step + 1} is {value}", documents)
+
+    def _diverged(self, what: str, documents: Sequence[Document] = ()) -> Diverged:
+        return diverged(
+            what,
+            step=self.progress.step + bool(documents),
             tokens=self.progress.tokens,
+            rate=self.config.learning_rate,
+            documents=documents,
+            path=self.stream.path,
+            checkpoint=checkpoints.newest(self.context.output),
         )

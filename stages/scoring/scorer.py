@@ -56,8 +56,7 @@ class Scorer:
         self.head = model.get_output_embeddings()
         self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self.window: int | None = getattr(model.config, "sliding_window", None)
-        self.batch_tokens = batch_tokens
-        self.pass_tokens = min(batch_tokens, PASS_TOKENS.get(model.device.type, batch_tokens))
+        self.limit(batch_tokens)
         self.segment = SEGMENT.get(model.device.type, 512)
         self.encoder = Encoder(tokenizer, max_length=context_length(model, tokenizer))
         self.flat = self._checked_decoder(fast=flat)
@@ -143,10 +142,10 @@ class Scorer:
             f"the scorer does not know this architecture ({type(self.model).__name__}): it finds log-likelihoods that "
             f"differ by {max(differences):.4f} from those of the model's own forward pass."
         )
+
     def _precision(self) -> torch.dtype:
         device = self.model.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
-
 
     def _plain_loglikelihood(self, ids: list[int]) -> float:
         ids_1L = torch.tensor([ids], device=self.model.device)
