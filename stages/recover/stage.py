@@ -24,16 +24,19 @@ from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve
 from stages.recover.loop import Training
 from stages.recover.objectives import objective_of
+from stages.recover.objectives.teacher import check_vocabulary
 from stages.recover.seeds import seeded
 from stages.stage import JSON, Context
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from torch.nn import Module
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Recover the model in `inputs["model"]` on the rows in `inputs["data"]`; returns what recovery.json holds.
+
+    Where the objective is distillation, the teacher is the model in `inputs["teacher"]`.
 
     Writes `adapter/` (PEFT's format) and `model/` (the merged model, as the base was stored), each with its card,
     `history.jsonl` and `recovery.json`. A killed run leaves `checkpoint/`, from which the next one resumes. Where the
@@ -53,6 +56,9 @@ def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
     """Do all of `run` but merging, and leave the last checkpoint; returns what recovery.json holds."""
     adapter, objective = adapter_of(config), objective_of(config)
     base, data = inputs["model"] / "model", inputs["data"]
+    teacher = inputs["teacher"] / "model" if objective.taught else None
+    if teacher is not None:
+        check_vocabulary(teacher, base)
     tokenizer = load_tokenizer(base)
     to_documents = partial(
         encode,
@@ -74,14 +80,14 @@ def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
     curve = Curve(model, tokenizer, held_out, config=config.recover, dtype=config.dtype)
     training = Training(
         model=model,
-        objective=objective.build(model, config, inputs["teacher"] / "model" if objective.taught else None, context),
+        objective=objective.build(model, config, teacher, context),
         stream=stream,
         measure=curve.point,
         config=config.recover,
         dtype=config.dtype,
         seed=config.seed,
         context=context,
-        identity={"config": asdict(config), "model": _fingerprint(base), "rows": len(stream)},
+        identity={"config": asdict(config), "models": _fingerprints(base, teacher), "rows": len(stream)},
         rates=adapter.rates(model, config.adapter),
     )
     progress = training.run()
@@ -90,6 +96,7 @@ def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
     summary: JSON = {
         "base": base_of(base),
         "adapter": _describe(adapter, config),
+        "objective": {"name": config.recover.objective} | objective.facts(config) | _taught_by(teacher),
         "parameters": {"model": total, "trainable": trainable},
         "training": _training_facts(progress, stream),
         "kept": {"parameters": config.recover.keep, "step": kept["step"], "tokens": kept["tokens"]},
@@ -102,13 +109,6 @@ def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
     return summary
 
 
-def merge(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context, recovery: JSON) -> None:
-    """Fold the saved adapter into a fresh copy of the base, in the dtype it is stored in; masks stay."""
-    adapter, base = adapter_of(config), inputs["model"] / "model"
-    if adapter.merge is None:
-        return
-    pruned = load_model(base, dtype=stored_dtype(base))
-    merged = adapter.merge(pruned, context.output / "adapter", masked_modules(base))
 def _save(adapter: Adapter, adapted: Module, base: Path, output: Path, recovery: JSON) -> None:
     """Write the adapter with its card; of weights that were trained themselves, the model."""
     if adapter.trained is not None:
@@ -118,15 +118,29 @@ def _save(adapter: Adapter, adapted: Module, base: Path, output: Path, recovery:
         write_text(output / "adapter" / CARD, adapter_card(lineage(base, recovery=recovery)))
 
 
+def merge(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context, recovery: JSON) -> None:
+    """Fold the saved adapter into a fresh copy of the base, in the dtype it is stored in; masks stay."""
+    adapter, base = adapter_of(config), inputs["model"] / "model"
+    if adapter.merge is None:
+        return
+    pruned = load_model(base, dtype=stored_dtype(base))
+    merged = adapter.merge(pruned, context.output / "adapter", masked_modules(base))
     save_model(merged, context.output / "model", like=base, recovery=recovery)
 
 
-def _fingerprint(base: Path) -> str:
-    """A digest of the base model's configuration and its files' sizes: cheap, and enough to tell two models apart."""
-    digest = hashlib.sha256((base / "config.json").read_bytes())
-    for file in sorted(base.glob("*.safetensors")):
-        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-    return digest.hexdigest()
+def _fingerprints(*directories: Path | None) -> list[str]:
+    """Digests of each model's configuration and its files' sizes: cheap, and enough to tell two models apart."""
+    digests = []
+    for directory in filter(None, directories):
+        digest = hashlib.sha256((directory / "config.json").read_bytes())
+        for file in sorted(directory.glob("*.safetensors")):
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        digests.append(digest.hexdigest())
+    return digests
+
+
+def _taught_by(teacher: Path | None) -> JSON:
+    return {} if teacher is None else {"teacher": base_of(teacher)}
 
 
 def _describe(adapter: Adapter, config: RecoverStageConfig) -> JSON:
