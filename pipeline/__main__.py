@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +22,8 @@ from pipeline.run import run
 from stages.errors import UserError
 
 log = logging.getLogger("pipeline")
+TERMINATED = 128 + signal.SIGTERM
+STOPPED = "stopped. What was finished is kept: the same command goes on from there."
 FAILED: list[str] = []
 """The overrides of jobs that ended in an error, of a sweep all of them."""
 
@@ -26,6 +31,7 @@ FAILED: list[str] = []
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def job(composed: DictConfig) -> None:
     """Run one configuration; errors a user can mend are printed without a traceback, and a sweep goes on after one."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         config = OmegaConf.to_object(composed)
         assert isinstance(config, Config)
@@ -36,11 +42,20 @@ def job(composed: DictConfig) -> None:
         if HydraConfig.get().mode is not RunMode.MULTIRUN:
             raise SystemExit(1) from None
     except KeyboardInterrupt:
-        log.error("stopped. What was finished is kept: the same command goes on from there.")
-        raise SystemExit(130) from None
+        log.error(STOPPED)
+        raise SystemExit(128 + signal.SIGINT) from None
+    except SystemExit as stop:
+        if stop.code == TERMINATED:
+            log.error(STOPPED)
+        raise
     except Exception:
         log.exception("This is a bug, not a mistake of yours.")
         raise SystemExit(2) from None
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave by an exception, so that what is half-written is cleared away and trackers finish."""
+    raise SystemExit(TERMINATED)
 
 
 def main() -> None:
