@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+from pipeline.options import parse
 from pipeline.recoveries import Recovery, recoveries, seeds_apart
 from stages.errors import UserError
 from stages.files import write_text
-from stages.methods import nearest
 from stages.report import wording as w
 from stages.report.blocks import Block, Cell, Heading, Page, Paragraph, Picture, Table, html
 from stages.report.sections.cells import share
@@ -165,7 +165,8 @@ def _reference(report: JSON) -> str:
 
 def _adapter(report: JSON) -> str:
     adapter = report["configuration"].get("recover", {}).get("adapter", {})
-    return f"{report['adapter']} r{adapter['rank']}" if "rank" in adapter else str(report["adapter"])
+    name = f"{report['adapter']} r{adapter['rank']}" if "rank" in adapter else str(report["adapter"])
+    return f"{name} tuned" if report["training"].get("tuning") else name
 
 
 def _words(columns: Sequence[str]) -> list[int]:
@@ -188,7 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "output": "outputs/compare.html",
     }
     try:
-        options |= _parse(sys.argv[1:] if arguments is None else arguments, options)
+        usage = "python -m pipeline.compare [artifact_root=DIR] [output=FILE.html]"
+        options |= parse(sys.argv[1:] if arguments is None else arguments, options, usage)
         root, output = (Path(options[name]).expanduser().resolve() for name in ("artifact_root", "output"))
         found = recoveries(root)
         print("\n\n".join(f"{heading(group)}\n{text(table(group))}" for group in found))
@@ -200,20 +202,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     print(f"\n{output}")
-
-
-def _parse(arguments: Sequence[str], known: dict[str, str]) -> dict[str, str]:
-    given = {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        name = name.removeprefix("runtime.")
-        if name not in known or not equals or not value:
-            raise UserError(
-                f"'{argument}' is not an option{nearest(name, known)}. "
-                "Usage: python -m pipeline.compare [artifact_root=DIR] [output=FILE.html]"
-            )
-        given[name] = value
-    return given
 
 
 if __name__ == "__main__":

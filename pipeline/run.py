@@ -17,6 +17,7 @@ from pipeline.provenance import commit, versions
 from pipeline.show import plan_table, prune_table
 from pipeline.store import Store, explain_disk_error
 from pipeline.tracking import Tracker, open_tracker
+from pipeline.tuning import TRIAL
 from stages.files import read_jsonl
 from stages.machine import hardware
 from stages.prune.allocation.allocate import decided_by_shapes
@@ -91,9 +92,13 @@ def _tracker(config: Config, graph: Graph) -> Tracker:
     return open_tracker(
         config.tracker if recover else dataclasses.replace(config.tracker, name="none"),
         name=name,
-        group=recover.inputs["model"].label if recover else "none",
+        group=config.tracker.group or (recover.inputs["model"].label if recover else "none"),
         key=recover.key if recover else "",
-        configuration={role: node.payload["config"] for role, node in graph.roles.items() if role != "report"},
+        configuration={
+            role: node.payload["config"]
+            for role, node in graph.roles.items()
+            if role != "report" and node.stage is not TRIAL
+        },
     )
 
 

@@ -54,6 +54,8 @@ class TrackerConfig:
     name: str = "none"
     """wandb or none."""
     project: str = "prune-recover"
+    group: str | None = None
+    """Name under which runs stand together; null takes what was pruned and by how much."""
     entity: str | None = None
     """User or team that an online run belongs to; null is the account's own."""
     mode: Mode = Mode.offline

@@ -25,7 +25,8 @@ TRIAL = "trial "
 def trial(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Recover the model in `inputs["model"]` without merging it; returns what recovery.json holds.
 
-    Writes `adapter/`, `history.jsonl` and `recovery.json`. Where the loss ceases to be finite there is no adapter, and
+    Writes `adapter/` (or `model/`, of an adapter that trains the weights themselves), `history.jsonl` and
+    `recovery.json`. Where the loss ceases to be finite there is no adapter, and
     recovery.json has nothing but {"diverged": {"step", "tokens"}}.
 
     Raises:

@@ -92,7 +92,7 @@ def curve_svg(curve: Sequence[JSON]) -> str | None:
             values = [(tokens, scale * value) for tokens, value in points]
             panel.plot(*zip(*values, strict=True), color=PALETTE["recovered"], linewidth=1.6, marker="o", markersize=4)
             _over_tokens(panel, label, ticks=4)
-        return _svg(figure, "curve")
+        return svg(figure, "curve")
 
 
 def curves_svg(runs: Mapping[str, Sequence[JSON]]) -> str | None:
@@ -108,7 +108,7 @@ def curves_svg(runs: Mapping[str, Sequence[JSON]]) -> str | None:
             line[0].set(color=SERIES[place % len(SERIES)], label=label)
         _over_tokens(axes, "validation loss (nats a token)")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, labelcolor="linecolor", fontsize=9)
-        return _svg(figure, "curves")
+        return svg(figure, "curves")
 
 
 def tasks_svg(tasks: JSON, average: JSON | None) -> str | None:
@@ -143,7 +143,7 @@ def tasks_svg(tasks: JSON, average: JSON | None) -> str | None:
             panels[0, 1].set_xlabel("bits per byte (less is better)")
             panels[0, 1].tick_params(axis="y", length=0)
         figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper left", ncols=5, handletextpad=0.4)
-        return _svg(figure, "tasks")
+        return svg(figure, "tasks")
 
 
 def _dots(axes: Axes, rows: Sequence[JSON], models: Sequence[str], key: str, *, scale: float) -> None:
@@ -195,7 +195,7 @@ def _short(tokens: float) -> str:
     return f"{tokens:g}"
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str) -> str:
     """Return the figure as an `<svg>` element with ids of its own, so that several share a page."""
     stream = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
