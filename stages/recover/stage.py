@@ -15,7 +15,7 @@ from stages.data.packing import Stream, encode
 from stages.files import read_jsonl, write_json, write_jsonl, write_text
 from stages.lineage import base_of, lineage
 from stages.masks import masked_modules
-from stages.recover import checkpoints
+from stages.recover import checkpoints, memory
 from stages.recover.adapters import adapter_of
 from stages.recover.adapters.adapter import Adapter
 from stages.recover.attention import use_packed_attention
@@ -43,7 +43,8 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
     base is masked, what is trained, measured and merged has exactly its zeros.
 
     Raises:
-        UserError: a field of `config` is outside its range, the data is empty, or the model has no tokenizer.
+        UserError: a field of `config` is outside its range, the data is empty, the model has no tokenizer, or memory
+            is too small.
         Diverged: the loss is not finite.
     """
     summary = train(config, inputs, context)
@@ -52,6 +53,7 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
     return summary
 
 
+@memory.explained()
 def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Do all of `run` but merging, and leave the last checkpoint; returns what recovery.json holds."""
     adapter, objective = adapter_of(config), objective_of(config)
@@ -101,7 +103,7 @@ def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
         "training": _training_facts(progress, stream),
         "kept": {"parameters": config.recover.keep, "step": kept["step"], "tokens": kept["tokens"]},
         "validation": _validation_facts(progress.history[0], kept, curve),
-        "test": _test_facts(model, tokenizer, held_out[len(curve.documents) :], config),
+        "test": _test_facts(model, tokenizer, held_out[len(curve.documents) :], config, progress),
     } | ({"masked_modules": len(masked)} if masked else {})
     _save(adapter, adapted, base, context.output, summary)
     write_jsonl(context.output / "history.jsonl", progress.history)
@@ -118,6 +120,7 @@ def _save(adapter: Adapter, adapted: Module, base: Path, output: Path, recovery:
         write_text(output / "adapter" / CARD, adapter_card(lineage(base, recovery=recovery)))
 
 
+@memory.explained()
 def merge(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context, recovery: JSON) -> None:
     """Fold the saved adapter into a fresh copy of the base, in the dtype it is stored in; masks stay."""
     adapter, base = adapter_of(config), inputs["model"] / "model"
@@ -160,12 +163,17 @@ def _training_facts(progress: Progress, stream: Stream) -> JSON:
 
 
 def _test_facts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, unseen: Sequence[JSON], config: RecoverStageConfig
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    unseen: Sequence[JSON],
+    config: RecoverStageConfig,
+    progress: Progress,
 ) -> JSON | None:
     """Score rows that no point of the curve has seen; None where there are none."""
     if not unseen or not config.recover.test_tokens:
         return None
-    rows = replace(config.recover, validation_tokens=config.recover.test_tokens)
+    at_a_time = progress.micro_batch_tokens or config.recover.micro_batch_tokens
+    rows = replace(config.recover, validation_tokens=config.recover.test_tokens, micro_batch_tokens=at_a_time)
     test = Curve(model, tokenizer, unseen, config=rows, dtype=config.dtype)
     return _scored(test) | {name.partition("_")[2]: value for name, value in test.point().items()}
 
