@@ -169,6 +169,12 @@ def _recover(config: RecoverStageConfig, model: Node, data: Node) -> Node:
     return Node(STAGES["recover"], label, config, {"model": model, "data": data})
 
 
+def _loaded(model: Node) -> dict[str, Node]:
+    """Return the inputs from which `model` is loaded: it alone, or with the base of an adapter that stays apart."""
+    apart = isinstance(model.config, RecoverStageConfig) and not ADAPTERS[model.config.adapter.name].gives_model
+    return {"model": model} | ({"base": model.inputs["model"]} if apart else {})
+
+
 def _data(config: Config) -> Node:
     lookup("data set", config.data.name, DATASETS)
     data = dataclasses.replace(config.data, seed=keys.derive_seed(config.data.seed, "data"))
@@ -199,7 +205,7 @@ def _judge(config: Config, models: Mapping[str, Node], device: str) -> dict[str,
     check_evaluation(evaluate)
     evaluate = settled(evaluate)
     for name, model in models.items():
-        inputs = {"model": model, "tasks": roles["tasks"]}
+        inputs = _loaded(model) | {"tasks": roles["tasks"]}
         roles[f"evaluate-{name}"] = Node(STAGES["evaluate"], model.label, evaluate, inputs)
     cost = dataclasses.replace(
         config.evaluate.cost,
@@ -208,10 +214,11 @@ def _judge(config: Config, models: Mapping[str, Node], device: str) -> dict[str,
         threads=config.runtime.threads,
         processor=processor(),
     )
-    label = models.get("recovered", models["pruned"]).label
-    # The dense model with an adapter merged into it costs what the dense model costs.
+    last = models.get("recovered", models["pruned"])
+    # The dense model with an adapter merged into it costs what the dense model costs, and else hardly more.
     measured = {name: model for name, model in models.items() if name != "dense_recovered"}
-    roles["cost"] = Node(STAGES["cost"], label, cost, measured)
+    base = _loaded(last).get("base")
+    roles["cost"] = Node(STAGES["cost"], last.label, cost, measured | ({"base": base} if base else {}))
     return roles
 
 
@@ -241,6 +248,12 @@ def _export(config: Config, roles: Mapping[str, Node]) -> dict[str, Node]:
     if config.export.format == "none":
         return {}
     model = roles.get("recover", roles.get("prune", roles["model"]))
+    if "base" in _loaded(model):
+        raise UserError(
+            f"export={config.export.format} publishes one model, and adapter={config.adapter.name} can't be merged "
+            "into one. Choose one that can (adapter=rora), or with export=none take the pruned model and the adapter/ of "
+            "the recovery as the run leaves them."
+        )
     inputs = {"model": model, "report": roles["report"]}
     nodes = {}
     if config.export.format == "gguf":
@@ -337,6 +350,16 @@ def preview_prune(graph: Graph, config: Config, directory: Path | None) -> Prune
     if prune.megabytes is not None and stored is None:
         return None
     return foreseen(shape, prune, None if ruled(prune) else budget_of(shape, prune, stored))
+
+
+def check_adaptable(config: Config, plan: PrunePlan | None) -> None:
+    """Raise where the pruned model, as far as it is foreseen, can't have the adapter.
+
+    Raises:
+        UserError: the adapter says why.
+    """
+    if plan is not None and config.adapter.name != "none":
+        ADAPTERS[config.adapter.name].fits(config.adapter, plan.pruned)
 
 
 def check_exportable(graph: Graph, config: Config, directory: Path | None, plan: PrunePlan | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config import Action, Config
 from pipeline.engine import Engine
 from pipeline.graph import Graph
-from pipeline.plan import build_graph, cache_directory, check_exportable, preview_prune
+from pipeline.plan import build_graph, cache_directory, check_adaptable, check_exportable, preview_prune
 from pipeline.provenance import commit, versions
 from pipeline.show import plan_table, prune_table
 from pipeline.store import Store, explain_disk_error
@@ -73,6 +73,7 @@ def _describe(config: Config, graph: Graph, engine: Engine) -> str:
     """Return the plan as text: stages with their fate, and what pruning will cut."""
     model = engine.store.directory("model", graph.roles["model"].label, graph.roles["model"].key) / "model"
     preview = preview_prune(graph, config, model)
+    check_adaptable(config, preview)
     check_exportable(graph, config, model, preview)
     table = plan_table(graph, engine)
     if preview is not None:

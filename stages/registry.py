@@ -45,7 +45,7 @@ STAGES: dict[str, Stage] = {
             name="recover",
             version=3,
             function="stages.recover.stage:run",
-            outputs=("model/config.json", "history.jsonl", "recovery.json"),
+            outputs=("model/config.json|adapter/adapter_config.json", "history.jsonl", "recovery.json"),
         ),
         Stage(
             name="trial",
@@ -57,7 +57,7 @@ STAGES: dict[str, Stage] = {
             name="tune",
             version=1,
             function="stages.recover.tuning:tune",
-            outputs=("model/config.json", "history.jsonl", "recovery.json"),
+            outputs=("model/config.json|adapter/adapter_config.json", "history.jsonl", "recovery.json"),
         ),
         Stage(
             name="evaluate",

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
-from stages.checkpoint import DTYPES, count_nonzeros, count_parameters, load_model
+from stages.adapted import Source, added_multiply_accumulates
+from stages.checkpoint import DTYPES, count_nonzeros, count_parameters
 from stages.errors import UserError
 from stages.evaluate.check import check_cost
 from stages.evaluate.config import CostConfig
@@ -44,6 +45,8 @@ Times = Mapping[str, Sequence[tuple[float, float]]]
 def run(config: CostConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Measure the models of `inputs` ("dense", "pruned", "recovered", those that are there) and write `cost.json`.
 
+    Where one is an adapter alone, `inputs["base"]` is what it was trained on: the two are loaded and measured together.
+
     For each: parameters, nonzeros, bytes (of the weight files), multiply_accumulates (a token of the prompt), peak
     memory, and latency: one entry a batch size, with prefill_seconds and decode_seconds (one step of the whole batch),
     tokens_per_second (new tokens of all prompts, while decoding), and both seconds over the dense model's in the same
@@ -54,11 +57,12 @@ def run(config: CostConfig, inputs: Mapping[str, Path], context: Context) -> JSO
         UserError: an option is out of range, or a model does not fit in memory even alone.
     """
     check_cost(config)
-    models = {name: inputs[name] / "model" for name in ("dense", "pruned", "recovered") if name in inputs}
+    names = [name for name in ("dense", "pruned", "recovered") if name in inputs]
+    models = {name: Source.of(inputs[name], inputs.get("base")) for name in names}
     peaks = measure_peaks(models, config, context.device)
     measured, note = measure(models, config, context.device)
     cost: JSON = {
-        "models": {name: _size(path, config) | measured[name] | peaks[name] for name, path in models.items()},
+        "models": {name: measured[name] | peaks[name] for name in models},
         "hardware": _hardware(context.device),
         "threads": torch.get_num_threads(),
         **{key: getattr(config, key) for key in ("dtype", "prompt_tokens", "new_tokens", "repeats", "batch_sizes")},
@@ -69,8 +73,8 @@ def run(config: CostConfig, inputs: Mapping[str, Path], context: Context) -> JSO
     return {name: {key: entry[key] for key in ("parameters", "bytes")} for name, entry in cost["models"].items()}
 
 
-def measure(models: Mapping[str, Path], config: CostConfig, device: str) -> tuple[dict[str, JSON], str]:
-    """Return each model's parameters, nonzeros and latencies, and what a reader must know about these, if anything.
+def measure(models: Mapping[str, Source], config: CostConfig, device: str) -> tuple[dict[str, JSON], str]:
+    """Return each model's size, work and latencies, and what a reader must know about these, if anything.
 
     All models are loaded at once and take turns, where they fit; else each is loaded and timed alone.
 
@@ -82,12 +86,12 @@ def measure(models: Mapping[str, Path], config: CostConfig, device: str) -> tupl
     measured: dict[str, JSON] = {}
     passes = len(models) * sum(1 + new_tokens for turn in turns.values() for new_tokens in turn)
     with progress("latency", total=passes, unit="pass") as bar, _memory(device):
-        for group in [models] if together else [{name: path} for name, path in models.items()]:
-            loaded = {name: load_model(path, dtype=config.dtype, device=device) for name, path in group.items()}
+        for group in [models] if together else [{name: source} for name, source in models.items()]:
+            loaded = {name: source.load(dtype=config.dtype, device=device) for name, source in group.items()}
             times = {batch: _in_turns(loaded, config, batch, turns[batch], bar.update) for batch in turns}
             for name, model in loaded.items():
                 latency = [_latency(name, batch, times[batch]) for batch in turns]
-                measured[name] = _weight(model) | {"latency": latency}
+                measured[name] = _size(models[name], model, config) | {"latency": latency}
             del loaded, model
     return measured, "" if together else ONE_BY_ONE
 
@@ -138,21 +142,23 @@ def _median(name: str, values: Sequence[float] | None) -> JSON:
     return {name: median(values), f"{name}_range": [min(values), max(values)]}
 
 
-def _size(directory: Path, config: CostConfig) -> JSON:
-    shape = DecoderShape.from_config(read_json(directory / "config.json"))
+def _size(source: Source, model: PreTrainedModel, config: CostConfig) -> JSON:
+    work = _shape(source).multiply_accumulates(config.prompt_tokens)
     return {
-        "bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
-        "multiply_accumulates": shape.multiply_accumulates(config.prompt_tokens),
+        "bytes": sum(path.stat().st_size for path in source.weights),
+        "multiply_accumulates": work + added_multiply_accumulates(model),
+        "parameters": count_parameters(model),
+        "nonzeros": count_nonzeros(model),
     }
 
 
-def _weight(model: PreTrainedModel) -> JSON:
-    return {"parameters": count_parameters(model), "nonzeros": count_nonzeros(model)}
+def _shape(source: Source) -> DecoderShape:
+    return DecoderShape.from_config(read_json(source.model / "config.json"))
 
 
-def _fit(models: Mapping[str, Path], config: CostConfig, device: str) -> bool:
+def _fit(models: Mapping[str, Source], config: CostConfig, device: str) -> bool:
     """Return whether all models fit at once into the memory that is free now, each with the largest batch."""
-    shapes = [DecoderShape.from_config(read_json(path / "config.json")) for path in models.values()]
+    shapes = [_shape(source) for source in models.values()]
     tokens = max(config.batch_sizes) * (config.prompt_tokens + config.new_tokens)
     cached = sum(2 * shape.head_dim * sum(layer.kv_heads for layer in shape.layers) for shape in shapes)
     numbers = sum(shape.parameters() for shape in shapes) + tokens * cached

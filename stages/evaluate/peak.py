@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from stages.checkpoint import load_model
+from stages.adapted import Source
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig
 from stages.evaluate.timing import timed_passes
@@ -24,8 +24,8 @@ from stages.machine import resident_bytes
 from stages.stage import JSON
 
 
-def measure_peaks(models: Mapping[str, Path], config: CostConfig, device: str) -> dict[str, JSON]:
-    """Return, for each model directory, the memory of a process that loads it and generates with it.
+def measure_peaks(models: Mapping[str, Source], config: CostConfig, device: str) -> dict[str, JSON]:
+    """Return, for each model, the memory of a process that loads it and generates with it.
 
     Keys: peak_memory_bytes, its resident high-water mark (null where the system has no /proc); libraries_bytes, the
     part of it that was there before the model; peak_device_memory_bytes on a GPU, else null.
@@ -33,7 +33,8 @@ def measure_peaks(models: Mapping[str, Path], config: CostConfig, device: str) -
     Raises:
         UserError: a model could not be run alone, most likely for want of memory.
     """
-    request = {"models": {name: str(path) for name, path in models.items()}, "config": asdict(config), "device": device}
+    places = {name: [str(source.model), source.recovery and str(source.recovery)] for name, source in models.items()}
+    request = {"models": places, "config": asdict(config), "device": device}
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
@@ -51,9 +52,9 @@ def measure_peaks(models: Mapping[str, Path], config: CostConfig, device: str) -
     return peaks
 
 
-def _measure(directory: Path, config: CostConfig, device: str) -> JSON:
+def _measure(source: Source, config: CostConfig, device: str) -> JSON:
     libraries = resident_bytes("VmRSS")
-    model = load_model(directory, dtype=config.dtype, device=device)
+    model = source.load(dtype=config.dtype, device=device)
     list(timed_passes(model, prompt_tokens=config.prompt_tokens, new_tokens=1))  # reading the prompt is the peak
     on_device = None
     if model.device.type == "cuda":
@@ -67,13 +68,13 @@ def _measure(directory: Path, config: CostConfig, device: str) -> JSON:
     }
 
 
-def _measure_in_fork(directory: Path, config: CostConfig, device: str) -> JSON:
+def _measure_in_fork(source: Source, config: CostConfig, device: str) -> JSON:
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         status = 1
         try:
-            os.write(writer, json.dumps(_measure(directory, config, device)).encode())
+            os.write(writer, json.dumps(_measure(source, config, device)).encode())
             status = 0
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -93,8 +94,11 @@ def main() -> None:
     """Answer one request from standard input on standard output."""
     request = json.load(sys.stdin)
     config = CostConfig(**request["config"])
-    models = {name: Path(path) for name, path in request["models"].items()}
-    print(json.dumps({name: _measure_in_fork(path, config, request["device"]) for name, path in models.items()}))
+    models = {
+        name: Source(Path(model), Path(recovery) if recovery else None)
+        for name, (model, recovery) in request["models"].items()
+    }
+    print(json.dumps({name: _measure_in_fork(source, config, request["device"]) for name, source in models.items()}))
 
 
 if __name__ == "__main__":

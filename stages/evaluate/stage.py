@@ -15,7 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stages.checkpoint import load_model, load_tokenizer
+from stages.adapted import Source
+from stages.checkpoint import load_tokenizer
 from stages.evaluate.check import check_evaluation
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.journal import Journal
@@ -36,6 +37,7 @@ BLOCK = 100
 def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Evaluate the model of artifact `inputs["model"]` on the rows of artifact `inputs["tasks"]`.
 
+    Where that is an adapter alone, `inputs["base"]` is what it was trained on.
     Writes `documents/TASK.jsonl` (one line a document, `judge` and `generation` say what), `results.json` and
     `perplexity.json`; returns the means and the perplexity.
 
@@ -46,9 +48,9 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) ->
 
     @cache
     def model() -> FastLM:
-        directory = inputs["model"] / "model"
-        loaded = load_model(directory, dtype=config.dtype, device=context.device)
-        return FastLM(Scorer(loaded, load_tokenizer(directory), batch_tokens=config.batch_tokens))
+        source = Source.of(inputs["model"], inputs.get("base"))
+        loaded = source.load(dtype=config.dtype, device=context.device)
+        return FastLM(Scorer(loaded, load_tokenizer(source.model), batch_tokens=config.batch_tokens))
 
     tasks = _tasks(config, inputs["tasks"], context.output, model)
     results: JSON = {"tasks": tasks, "mean": average(list(tasks.values()))}

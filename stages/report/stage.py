@@ -64,7 +64,7 @@ def build(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
     report["recovery"] = _recovery(report)
     report["summary"] = summary(report)
     report["caution"] = caution(report)
-    report["notes"] = _notes(config, evaluations)
+    report["notes"] = _notes(config, evaluations) + _apart(report["training"])
     return report
 
 
@@ -101,6 +101,17 @@ def _recovery(report: JSON) -> JSON:
         "interval": share.get("interval"),
         "reason": share.get("reason") if share else missing,
     }
+
+
+def _apart(training: JSON) -> list[str]:
+    """Return that the adapter was not merged, where it can't be."""
+    adapter = training.get("adapter", {})
+    if "unmergeable" not in adapter:
+        return []
+    return [
+        f"The adapter `{adapter['name']}` can't be merged: {adapter['unmergeable']}. The recovered model is the pruned "
+        "model with the recovery's adapter/ attached, and size and cost are those of both together."
+    ]
 
 
 def _notes(config: ReportConfig, evaluations: Mapping[str, Path]) -> list[str]:

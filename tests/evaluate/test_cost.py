@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 
+from stages.adapted import Source
 from stages.checkpoint import load_model
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig
@@ -99,7 +100,7 @@ def test_each_model_has_the_peak_memory_of_its_own_process(cost: JSON) -> None:
 def test_models_that_do_not_fit_together_are_timed_alone(
     inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = {name: artifact / "model" for name, artifact in inputs.items()}
+    models = {name: Source.of(artifact) for name, artifact in inputs.items()}
     assert measure(models, CONFIG, "cpu")[1] == ""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
     measured, note = measure(models, CONFIG, "cpu")

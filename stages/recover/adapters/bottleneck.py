@@ -53,7 +53,7 @@ def bottleneck(config: type[BottleneckConfig], *, series: bool) -> Adapter:
     """Return the adapter that reads a layer's output (`series`) or its input."""
     formula = "y + s U f(D y)" if series else "y + s U f(D x)"
 
-    def attach(model: PreTrainedModel, settings: BottleneckConfig, masked: Collection[str] = ()) -> Module:
+    def attach(model: PreTrainedModel, settings: BottleneckConfig, masked: Collection[str] = ()) -> PreTrainedModel:
         from stages.recover.adapters.bottleneck_layer import wrap
 
         check_targets(model, settings.targets)

@@ -6,6 +6,7 @@ Shape legend: I inputs of the linear layer, O its outputs, B bottleneck.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from stages.recover.adapters.bottleneck import BottleneckConfig
 
-FUNCTIONS = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 class Bottleneck(nn.Module):

@@ -2,9 +2,9 @@
 
     h = W x + s U f(D x)        f: tanh;  s: 1;  bottleneck 256
 
-Published code puts one beside single projections, not beside a whole sub-layer as He et al. do, and so does this: beside
-the MLP's up and down projection. At these defaults llama-7B trains 247 million parameters, the paper's 3.54 %. No
-biases, as there. Deviation: U starts at zero (`.bottleneck`).
+Published code puts one beside single projections, not beside a whole sub-layer as He et al. do, and so does this:
+beside the MLP's up and down projection. At these defaults llama-7B trains 247 million parameters, the paper's 3.54 %.
+No biases, as there. Deviation: U starts at zero (`.bottleneck`).
 """
 
 from __future__ import annotations

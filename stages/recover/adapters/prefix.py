@@ -57,7 +57,7 @@ def check_shape(config: PrefixConfig, shape: DecoderShape, told: int | None = No
         )
 
 
-def attach(model: PreTrainedModel, config: PrefixConfig, masked: Collection[str] = ()) -> Module:
+def attach(model: PreTrainedModel, config: PrefixConfig, masked: Collection[str] = ()) -> PreTrainedModel:
     """Put a prefix before what every layer of `model` attends to; returns `model`.
 
     Raises:

@@ -51,7 +51,7 @@ class Prefix(nn.Module):
 
     def forward(self, like_BKTD: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values, each [B, K, P, D], in the precision of a document's own."""
-        turning, still = self.keys.split([self.cos_R.numel(), self.keys.shape[-1] - self.cos_R.numel()], dim=-1)
+        turning, still = torch.tensor_split(self.keys, [self.cos_R.numel()], dim=-1)
         one, other = turning.chunk(2, dim=-1)
         turned = turning * self.cos_R - torch.cat([-other, one], dim=-1) * self.sin_R
         pair = (torch.cat([turned, still], dim=-1), self.values)
