@@ -4,6 +4,7 @@
            └→ prune ─┬─────→ evaluate (pruned) ─────┤
                      └→ recover → evaluate (recovered) → report → export
 
+With `recover.objective=distillation` recover has the dense model as one more input, the teacher.
 With `recover.tune=lr` recover is preceded by trials, one a rate (`pipeline.tuning`).
 With `reference=dense_recovered` the dense model takes the same recovery: one more branch, evaluated like the others.
 Two roles with the same key are one artifact: a sweep evaluates the dense model once. No torch here.
@@ -45,7 +46,8 @@ from stages.prune.criteria import CRITERIA
 from stages.prune.sparse import MASKS
 from stages.prune.sparse.config import SparseMLConfig
 from stages.recover.adapters import ADAPTERS, adapter_of
-from stages.recover.config import RecoverConfig, RecoverStageConfig
+from stages.recover.config import DistillationConfig, RecoverConfig, RecoverStageConfig
+from stages.recover.objectives import objective_of
 from stages.registry import STAGES
 from stages.report.config import ReportConfig
 from stages.shapes import DecoderShape
@@ -97,14 +99,19 @@ def build_graph(config: Config) -> Graph:
     if recovers:
         stage_config = RecoverStageConfig(
             adapter=config.adapter,
-            recover=_narrow(RecoverConfig, config.recover),
+            recover=_decisive(_narrow(RecoverConfig, config.recover)),
             dtype=resolve_dtype(config.recover.dtype, device),
             seed=keys.derive_seed(config.recover.seed, "recover"),
         )
         adapter_of(stage_config)
-        roles |= recovery_roles("recover", _recover(stage_config, pruned, roles["data"]), config.recover)
+        inputs = {"data": roles["data"]}
+        if objective_of(stage_config).taught:
+            otherwise = "train without a teacher: recover.objective=cross_entropy."
+            inputs["teacher"] = teacher = _uncut(config, model, "to distil from", otherwise)
+            roles |= {} if teacher.key in {node.key for node in roles.values()} else {"teacher": teacher}
+        roles |= recovery_roles("recover", _recover(stage_config, pruned, inputs), config.recover)
         if config.reference is Reference.dense_recovered and dense is not None and config.evaluate.protocol != "none":
-            roles |= recovery_roles("recover-dense", _recover(stage_config, dense, roles["data"]), config.recover)
+            roles |= recovery_roles("recover-dense", _recover(stage_config, dense, inputs), config.recover)
     models = {"dense": dense, "dense_recovered": roles.get("recover-dense")}
     models |= {"pruned": pruned, "recovered": roles.get("recover")}
     roles |= _judge(config, {name: node for name, node in models.items() if node is not None}, device)
@@ -145,7 +152,7 @@ def _scores(prune: PruneConfig, model: Node, text: Node | None) -> Node:
 
 
 def _dense(config: Config, model: Node) -> Node | None:
-    """Return the dense reference: what was cut, or for a model that comes pruned what its makers cut it from."""
+    """Return the dense reference, or None where nothing is compared."""
     if config.reference is Reference.none:
         return None
     if config.reference is Reference.dense_recovered and config.adapter.name == "none":
@@ -153,20 +160,25 @@ def _dense(config: Config, model: Node) -> Node | None:
             "reference=dense_recovered gives the dense model the same recovery, and adapter=none recovers nothing. "
             "Choose an adapter (adapter=rora), or compare with the dense model as it is: reference=dense."
         )
+    return _uncut(config, model, "to compare with", "run without: reference=none.")
+
+
+def _uncut(config: Config, model: Node, purpose: str, otherwise: str) -> Node:
+    """Return what was cut, or for a model that comes pruned what its makers cut it from."""
     if config.prune.method != "sheared":
         return model
     if config.model.dense is None:
         raise UserError(
-            f"{config.model.name} comes pruned and names no dense model to compare with. Give one of conf/model with "
-            "+model@model.dense=NAME, a directory with +model@model.dense=local model.dense.path=DIR, or run without: "
-            "reference=none."
+            f"{config.model.name} comes pruned and names no dense model {purpose}. Give one of conf/model with "
+            "+model@model.dense=NAME, a directory with +model@model.dense=local model.dense.path=DIR, or "
+            f"{otherwise}"
         )
     return _model(config.model.dense, config)
 
 
-def _recover(config: RecoverStageConfig, model: Node, data: Node) -> Node:
+def _recover(config: RecoverStageConfig, model: Node, inputs: Mapping[str, Node]) -> Node:
     label = f"{config.adapter.name}-{ADAPTERS[config.adapter.name].label(config.adapter)}-{model.label}"
-    return Node(STAGES["recover"], label, config, {"model": model, "data": data})
+    return Node(STAGES["recover"], label, config, {"model": model, **inputs})
 
 
 def _loaded(model: Node) -> dict[str, Node]:
@@ -267,6 +279,15 @@ def _export(config: Config, roles: Mapping[str, Node]) -> dict[str, Node]:
 def _narrow(kind: Any, options: Any) -> Any:
     """Return the stage's own dataclass `kind` with the values of the command line's wider one."""
     return kind(**{f.name: getattr(options, f.name) for f in dataclasses.fields(kind)})
+
+
+def _decisive(recover: RecoverConfig) -> RecoverConfig:
+    """Return `recover` with the options that decide nothing at their defaults, so that they enter no key."""
+    return (
+        recover
+        if recover.objective == "distillation"
+        else dataclasses.replace(recover, distillation=DistillationConfig())
+    )
 
 
 def _settled(prune: PruneConfig) -> PruneConfig:
