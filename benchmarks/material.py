@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from itertools import islice
 from pathlib import Path
 
+import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from pipeline.config import Config, register
 from pipeline.engine import Engine
+from pipeline.graph import Graph
 from pipeline.overrides import check_arguments
 from pipeline.plan import build_graph, cache_directory
 from pipeline.runtime import resolve_dtype
 from pipeline.store import Store
+from stages.checkpoint import load_tokenizer
+from stages.errors import UserError
 from stages.files import read_json, read_jsonl
 from stages.tasks.definitions import Document, documents, leaf_folder, load
 from stages.tasks.instructions import EVALUATION, instruct
@@ -40,13 +45,22 @@ class Material:
     prompts: dict[str, list[str]]
 
 
-def collect(overrides: Sequence[str], *, limit: int, generate_limit: int) -> Material:
-    """Return the model and the tasks of a pipeline configuration, built where the store has them not.
+@dataclass(frozen=True, slots=True)
+class Built:
+    """Artifacts of a configuration, by role."""
 
-    Args:
-        overrides: of the pipeline's command line (`model=local model.path=DIR evaluate.tasks=[piqa]`).
-        limit: documents a task.
-        generate_limit: prompts a task.
+    config: Config
+    graph: Graph
+    paths: dict[str, Path]
+
+    @property
+    def recover_dtype(self) -> str:
+        """The precision that a recovery takes there."""
+        return resolve_dtype(self.config.recover.dtype, self.graph.device)
+
+
+def built(overrides: Sequence[str], roles: Sequence[str]) -> Built:
+    """Return the artifacts of those roles of a pipeline configuration, built where the store has them not.
 
     Raises:
         UserError: what a run of the pipeline would raise.
@@ -60,7 +74,46 @@ def collect(overrides: Sequence[str], *, limit: int, generate_limit: int) -> Mat
     store = Store(Path(config.runtime.artifact_root).expanduser().resolve())
     store.prepare()
     engine = Engine(graph, store, cache=cache_directory(config), force=[])
-    model, rows = (engine.ensure(graph.roles[role]).path for role in ("model", "tasks"))
+    return Built(config, graph, {role: engine.ensure(graph.roles[role]).path for role in roles})
+
+
+def random_model(name: str, like: Path, directory: Path) -> Path:
+    """Write a model with random weights in bfloat16, of the shape in conf/model/`name`.yaml; returns its parent.
+
+    Its tokenizer, and with it the size of its vocabulary, is that of the artifact `like`.
+
+    Raises:
+        UserError: there is no such model, or its file has no shape.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    check_arguments([f"model={name}"])
+    entry = yaml.safe_load((resources.files("conf") / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
+    if "shape" not in entry:
+        raise UserError(f"conf/model/{name}.yaml gives no shape to build random weights of.")
+    tokenizer = load_tokenizer(like / "model")
+    shape = entry["shape"] | {"vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=torch.bfloat16)
+    model.save_pretrained(directory / "model")
+    tokenizer.save_pretrained(directory / "model")
+    return directory
+
+
+def collect(overrides: Sequence[str], *, limit: int, generate_limit: int) -> Material:
+    """Return the model and the tasks of a pipeline configuration, built where the store has them not.
+
+    Args:
+        overrides: of the pipeline's command line (`model=local model.path=DIR evaluate.tasks=[piqa]`).
+        limit: documents a task.
+        generate_limit: prompts a task.
+
+    Raises:
+        UserError: what a run of the pipeline would raise.
+    """
+    material = built(overrides, ["model", "tasks"])
+    model, rows, graph, config = material.paths["model"], material.paths["tasks"], material.graph, material.config
     tasks = graph.roles["tasks"].config.tasks
     return Material(
         model=model / "model",
