@@ -263,8 +263,7 @@ def _export(config: Config, roles: Mapping[str, Node]) -> dict[str, Node]:
     if "base" in _loaded(model):
         raise UserError(
             f"export={config.export.format} publishes one model, and adapter={config.adapter.name} can't be merged "
-            "into one. Choose one that can (adapter=rora), or with export=none take the pruned model and the adapter/ of "
-            "the recovery as the run leaves them."
+            "into one. Choose one that can (adapter=rora), or take base and adapter from the store: export=none."
         )
     inputs = {"model": model, "report": roles["report"]}
     nodes = {}
