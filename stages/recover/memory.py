@@ -23,6 +23,8 @@ SIGNS = (
     "ALLOC_FAILED",  # cuBLAS and cuDNN, whose workspaces torch's allocator does not serve
 )
 """What a `RuntimeError` says where it means that memory has run out."""
+QUOTED = 120
+"""Characters of such a message that are passed on."""
 LEAST = 16
 """Tokens of the smallest micro-batch that is tried; what fails below it is not the micro-batch's fault."""
 
@@ -94,5 +96,6 @@ def release() -> None:
 
 
 def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    """Return the first line of `error` from where it speaks of memory, at most `QUOTED` characters of it."""
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return line[max(line.find("DefaultCPUAllocator"), 0) :][:QUOTED].rstrip(". ")
