@@ -26,6 +26,9 @@ TERMINATED = 128 + signal.SIGTERM
 STOPPED = "stopped. What was finished is kept: the same command goes on from there."
 FAILED: list[str] = []
 """The overrides of jobs that ended in an error, of a sweep all of them."""
+BEGUN: set[str] = set()
+"""The configurations of this sweep's jobs so far. Hydra multiplies an experiment's axes by those of the command line,
+where the same axis is in both, so that one configuration may come up several times."""
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
@@ -33,6 +36,9 @@ def job(composed: DictConfig) -> None:
     """Run one configuration; errors a user can mend are printed without a traceback, and a sweep goes on after one."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        if (once := OmegaConf.to_yaml(composed)) in BEGUN:
+            return
+        BEGUN.add(once)
         config = OmegaConf.to_object(composed)
         assert isinstance(config, Config)
         run(config, Path(HydraConfig.get().runtime.output_dir), shlex.join(["python", "-m", "pipeline", *sys.argv[1:]]))

@@ -59,8 +59,14 @@ def ranks_svg(adapters: Mapping[str, Sequence[Ranked]]) -> str:
             axes.tick_params(axis="y", which="minor", labelsize=8, labelcolor=PALETTE["muted"])
         rates.set_yscale("log")
         rates.set_ylabel("learning rate")
-        handles, names = shared.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper left", ncols=len(names), labelcolor="linecolor")
+        # An adapter that diverged at the shared rate has a line in the other panels alone.
+        handles = {
+            name: handle
+            for axes in (shared, tuned)
+            for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        names = [name for name in adapters if name in handles]
+        figure.legend([handles[name] for name in names], names, loc="outside upper left", ncols=8)
         return svg(figure, "ranks")
 
 

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from world import make_world
+
+from pipeline.plan import build_graph
+from pipeline.recoveries import Recovery
+from pipeline.sweep import Outcome, main, page, ranked, sweeps
+from stages.errors import UserError
+from stages.report.blocks import markdown
+from stages.report.rank_figure import ranks_svg
+from tests.pipeline.test_command_line import configuration
+
+TINY = (
+    "experiment=rank_sweep",
+    "prune=magnitude",
+    "ratio=0.2",
+    "recover.seed=1",
+    "adapter.rank=2",
+    "recover.tokens=500",
+    "recover.tune_factors=[1,10]",
+    "recover.validation_tokens=256",
+    "recover.test_tokens=256",
+)
+
+
+def test_a_sweep_goes_on_from_the_cells_it_has_and_reads_as_a_table_and_a_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(tmp_path)
+    world.run(*TINY, "adapter=lora")
+    status, printed = world.call("-m", *TINY, "adapter=lora,rora")
+    assert status == 0, printed
+    built = re.findall(r"built +(\w+)/(\w+)", printed)
+    assert built == [(stage, "rora") for stage in ("trial", "trial", "tune", "report")]
+
+    figure = tmp_path / "docs" / "sweep.svg"
+    main([f"artifact_root={tmp_path / 'artifacts'}", f"output={figure}"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if "ora |" in line]
+    assert [row.split("|")[1:4] for row in rows] == [[f" {adapter} ", " 2 ", " 1 "] for adapter in ("lora", "rora")]
+    assert all(re.search(r"\d\d.* \| .*\d\d.* \| 0\.0", row) for row in rows)
+    assert all(name in figure.read_text() for name in ("lora", "rora", "test perplexity", "learning rate"))
+
+
+def test_the_seed_of_a_cell_is_the_recoverys_alone() -> None:
+    one, other = (build_graph(configuration("experiment=rank_sweep", f"recover.seed={seed}")) for seed in (0, 1))
+    assert {role for role in one.roles if one.roles[role].key == other.roles[role].key} == {
+        "model",
+        "data",
+        "scores",
+        "prune",
+    }
+
+
+def recovery(adapter: str, rank: int, seed: int, *, shared: float | None, tuned: float, **other: Any) -> Recovery:
+    """Return a report of a recovery at 0.1 (shared) and 0.2, where the second was chosen."""
+    trials = [
+        {"learning_rate": rate, "test": {"perplexity": value}, "diverged": None if value else {"step": 1, "tokens": 0}}
+        for rate, value in ((0.1, shared), (0.2, tuned))
+    ]
+    recover = {"loss": "all", "tokens": 5000, "learning_rate": 0.1} | other
+    settings = {"name": adapter, "rank": rank, "alpha": 16.0, "dropout": 0.0, "targets": ["q_proj"]}
+    return Recovery(
+        1,
+        f"{adapter}-{rank}-{seed}",
+        {
+            "model": "tiny",
+            "prune": "magnitude",
+            "params": {"ratio_achieved": 0.3},
+            "data": "rows",
+            "configuration": {"recover": {"adapter": settings, "recover": recover, "dtype": "float32", "seed": seed}},
+            "training": {
+                "test": {"perplexity": tuned, "rows": 40},
+                "tuning": {"trials": trials, "shared": 0.1, "chosen": 0.2},
+            },
+        },
+    )
+
+
+def test_cells_are_means_over_seeds_of_test_rows_at_the_shared_and_the_tuned_rate() -> None:
+    found = [
+        recovery("lora", 4, 0, shared=30.0, tuned=20.0),
+        recovery("lora", 4, 1, shared=40.0, tuned=22.0),
+        recovery("rora", 4, 0, shared=None, tuned=21.0),
+        recovery("lora", 8, 0, shared=30.0, tuned=20.0, tokens=1),
+    ]
+    ((report, cells),) = sweeps(found)
+    assert cells["lora", 4][1] == Outcome(shared=40.0, tuned=22.0, rate=0.2)
+    text = markdown(page(report, cells))
+    assert "| lora | 4 | 2 | 35.0 ± 5 | 21.0 ± 1 | 0.2 |" in text
+    assert "| rora | 4 | 1 | diverged | 21.0 | 0.2 |" in text
+    drawn = ranked(cells)
+    assert drawn["lora"][0].tuned == [20.0, 22.0]
+    assert "rora" in ranks_svg(drawn), "what diverged at the shared rate is drawn where it did not"
+    assert ranks_svg(drawn) == ranks_svg(drawn)
+
+
+def test_recoveries_that_differ_in_more_than_a_sweep_does_are_no_sweep() -> None:
+    with pytest.raises(UserError, match="experiment=rank_sweep"):
+        sweeps([recovery("lora", 4, 0, shared=1, tuned=1), recovery("rora", 4, 0, shared=1, tuned=1, tokens=1)])
