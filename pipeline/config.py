@@ -104,6 +104,11 @@ class RuntimeConfig:
     """cpu, cuda, or auto (cuda where its driver is loaded)."""
     threads: int | None = None
     """Processor threads for torch; null leaves torch's own choice."""
+    engine: str = "single"
+    """How a recovery is shared by several processes of this machine, which it starts itself: single (there is one), ddp
+    (a copy of the model each) or fsdp (a piece of the model each)."""
+    workers: int | None = None
+    """Number of those processes; null is one for each visible GPU, and has to be said on a processor."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     """Seconds between two checkpoints of a recovery, from which a killed run resumes; what a kill may cost."""
     artifact_root: str = "artifacts"

@@ -69,11 +69,16 @@ class Engine:
         force: list[str],
         observe: Callable[[Node], Callable[[dict[str, Any]], None]] = lambda node: lambda point: None,
         threads: int | None = None,
+        engine: str = "single",
+        workers: int = 1,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
-        """`observe(node)` returns the function that gets the points of that node's curve while it is built."""
+        """`observe(node)` returns the function that gets the points of that node's curve while it is built.
+
+        `engine` and `workers` say how many processes share a recovery, and how.
+        """
         self.graph, self.store, self.cache, self.observe, self.threads = graph, store, cache, observe, threads
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.engine, self.workers = checkpoint_seconds, engine, workers
         self.done: dict[str, Artifact] = {}
         self.runs: dict[str, StageRun] = {}
         self.forced = _forced(graph, force)
@@ -146,6 +151,8 @@ class Engine:
                 cache=self.cache,
                 locations=node.locations,
                 checkpoint_seconds=self.checkpoint_seconds,
+                workers=self.workers,
+                engine=self.engine,
                 log=self.observe(node),
             )
             self._set_threads()

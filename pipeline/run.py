@@ -14,6 +14,7 @@ from pipeline.engine import Engine
 from pipeline.graph import Graph
 from pipeline.plan import build_graph, cache_directory, check_adaptable, check_exportable, preview_prune
 from pipeline.provenance import commit, versions
+from pipeline.runtime import resolve_workers
 from pipeline.show import plan_table, prune_table
 from pipeline.store import Store, explain_disk_error
 from pipeline.tracking import Tracker, open_tracker
@@ -45,6 +46,8 @@ def run(config: Config, directory: Path, command: str) -> None:
         force=config.force,
         observe=lambda node: tracker_of[node.key].log if node.key in tracker_of else lambda point: None,
         threads=config.runtime.threads,
+        engine=config.runtime.engine,
+        workers=resolve_workers(config.runtime.engine, config.runtime.workers, graph.device),
         checkpoint_seconds=config.runtime.checkpoint_seconds,
     )
     log.info("%s", _describe(config, graph, engine))

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 JSON = dict[str, Any]
+ENGINES = ("single", "ddp", "fsdp")
+"""How a stage shares its work among processes; "single": there is one."""
 CHECKPOINT_SECONDS = 60.0
 """Seconds of work that a killed stage loses at most, unless told otherwise."""
 
@@ -27,6 +29,8 @@ class Context:
         cache: a directory shared by all runs for downloads, safe to delete.
         locations: for inputs the config names by digest (a local model): where they lie on this machine.
         checkpoint_seconds: a long stage leaves what it can resume from about this often; 0 is as often as it can.
+        workers: processes that a stage which can may share its work among; it starts them itself.
+        engine: how they share it, one of `ENGINES`.
         log: called with one point of a curve (a flat dictionary of numbers) as it appears.
     """
 
@@ -35,6 +39,8 @@ class Context:
     cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "prune-recover")
     locations: Mapping[str, Path] = field(default_factory=dict)
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    workers: int = 1
+    engine: str = "single"
     log: Callable[[JSON], None] = lambda point: None
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.errors import UserError
 from stages.files import read_json, write_json
+from stages.recover.workers import SINGLE, Workers
 from stages.stage import JSON
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     identity: JSON,
     best: Mapping[str, torch.Tensor],
+    workers: Workers = SINGLE,
 ) -> Path:
     """Write a checkpoint, remove the older ones and return its path.
 
@@ -75,6 +77,7 @@ def save(
         optimizer: its state must be tensors, as AdamW's is.
         identity: what must be equal for the checkpoint to be resumed from.
         best: the best parameters so far, by name, where those are kept.
+        workers: all of them call this, and the leader writes; how many there are is nowhere in it.
     """
     final = output / FOLDER / f"step-{progress.step:08d}"
     if final.exists():  # a signal right after it was written or resumed from
@@ -83,6 +86,9 @@ def save(
     for name, parameter in parameters.items():
         tensors |= {f"{key} {name}": value for key, value in optimizer.state.get(parameter, {}).items()}
     tensors |= {f"best {name}": tensor for name, tensor in best.items()}
+    tensors = {name: workers.whole(tensor) for name, tensor in tensors.items()}
+    if not workers.leads:
+        return final
     beside = final.with_name(f"writing-{final.name}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -111,6 +117,7 @@ def resume(
     optimizer: torch.optim.Optimizer,
     identity: JSON,
     best: dict[str, torch.Tensor],
+    workers: Workers = SINGLE,
 ) -> Progress:
     """Load the newest checkpoint into `parameters`, `optimizer` and `best`; without one, return a fresh `Progress`.
 
@@ -128,13 +135,13 @@ def resume(
     }:
         raise UserError(f"{directory} is a checkpoint of another recovery. Remove {output} to start afresh.")
     for name, parameter in parameters.items():
-        parameter.data.copy_(tensors.pop(f"parameter {name}"))
+        parameter.data.copy_(workers.placed(tensors.pop(f"parameter {name}"), parameter))
     for entry, tensor in tensors.items():
         key, _, name = entry.partition(" ")
         if key == "best":
             best[name] = tensor
         else:
-            optimizer.state[parameters[name]][key] = tensor.to(parameters[name].device)
+            optimizer.state[parameters[name]][key] = workers.placed(tensor, parameters[name])
     _warn_of_rounding(saved["computed"], _computed(parameters))
     return Progress(**saved["progress"])
 

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+Signalled = Callable[[], int | None]
+"""A function that returns the number of the signal that has come, or None."""
 Signals = tuple[signal.Signals, ...]
 DEFERRED: Signals = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def deferred_signals() -> Iterator[Callable[[], int | None]]:
+def deferred_signals() -> Iterator[Signalled]:
     """Hold back the first SIGTERM or SIGINT; yields a function that returns the signal's number once it has come.
 
     A second one acts as it would have without this. Outside the main thread, which alone may handle signals, nothing

@@ -2,14 +2,16 @@
 
 Owns what happens in which order. Does not own a batch's shape (`stages.data.packing`), what is minimised
 (`.objectives`), what is trained (`.adapters`), what a point of the curve measures (`.curve`), how a checkpoint is
-stored (`.checkpoints`) or what is said of memory (`.memory`) and numbers (`.divergence`) that give out.
+stored (`.checkpoints`), how workers share the work (`.workers`) or what is said of memory (`.memory`) and numbers
+(`.divergence`) that give out.
 Notable:
 
 * the loss is divided by the labelled tokens of the whole step, so how a step is cut into micro-batches changes
   nothing but rounding;
 * steps share the budget evenly: each draws documents until the run has reached its share;
 * the best parameters (`keep=best`) are copied where the curve is measured, and put back after the last step;
-* dropout's random numbers come from (seed, step), so a resumed run needs no random state.
+* dropout's random numbers come from (seed, step, micro-batch), so a resumed run needs no random state, and it makes no
+  difference which worker runs a micro-batch.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ from stages.recover.attention import hidden_states
 from stages.recover.checkpoints import Progress
 from stages.recover.config import RecoverConfig
 from stages.recover.divergence import diverged
-from stages.recover.interruption import deferred_signals, leave
+from stages.recover.interruption import Signalled, leave
 from stages.recover.seeds import seeded
+from stages.recover.workers import SINGLE, Turn, Workers
 from stages.stage import JSON, Context
 
 if TYPE_CHECKING:
@@ -43,7 +46,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Signalled = Callable[[], int | None]
 Done = TypeVar("Done")
 
 
@@ -70,6 +72,7 @@ class Training:
         context: where it runs.
         identity: what a checkpoint must agree in to be resumed from.
         rates: the factor on the learning rate of each parameter that has one of its own, by name.
+        workers: the processes that share the work; all of them run the same `Training`.
     """
 
     model: PreTrainedModel
@@ -82,6 +85,7 @@ class Training:
     context: Context
     identity: JSON
     rates: Mapping[str, float] = field(default_factory=dict)
+    workers: Workers = SINGLE
     parameters: dict[str, torch.nn.Parameter] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     progress: Progress = field(init=False)
@@ -89,6 +93,7 @@ class Training:
     saved_at: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
+        self.workers.prepare(self.model)
         self.parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
@@ -114,14 +119,21 @@ class Training:
             SystemExit, KeyboardInterrupt: after SIGTERM or SIGINT, with a checkpoint of the last whole step.
         """
         self.progress = checkpoints.resume(
-            self.context.output, self.parameters, self.optimizer, self.identity, self.best
+            self.context.output, self.parameters, self.optimizer, self.identity, self.best, self.workers
         )
         for point in self.progress.history:
             self.context.log(point)
         if not self.progress.history:
             self._record({"step": 0, "tokens": 0} | self._measured())
-        bar = progress_bar("recover", total=self.config.tokens, unit="tok", initial=self.progress.tokens, scale=True)
-        with deferred_signals() as signalled, bar:
+        bar = progress_bar(
+            "recover",
+            total=self.config.tokens,
+            unit="tok",
+            initial=self.progress.tokens,
+            scale=True,
+            silent=not self.workers.leads,
+        )
+        with self.workers.signals() as signalled, bar:
             documents = self.stream.documents(self.progress.documents)
             while self.progress.tokens < self.config.tokens and signalled() is None:
                 drawn = take(documents, self._share() - self.progress.tokens)
@@ -132,7 +144,7 @@ class Training:
                 self._checkpoint()
                 leave(number)
         for name, tensor in self.best.items():
-            self.parameters[name].data.copy_(tensor)
+            self.parameters[name].data.copy_(self.workers.placed(tensor, self.parameters[name]))
         return self.progress
 
     def _share(self) -> int:
@@ -160,24 +172,36 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
         means: dict[str, float] = {"loss": 0.0}
-        with seeded(self.seed, self.progress.step):
-            for part in split(documents, tokens):
-                if signalled() is not None:
-                    return None
-                with memory.noticed(tokens=sum(len(document.ids) for document in part), alone=len(part) == 1):
-                    summed = self._summed(part)
-                    for name, value in summed.items():
-                        means[name] = means.get(name, 0.0) + value.item() / labels
-                    self._require_finite(means["loss"], "loss", part)
-                    (summed["loss"] / labels).backward()  # type: ignore[no-untyped-call]
+        for turn in self.workers.turns(list(split(documents, tokens))):
+            if signalled() is not None:
+                return None
+            for summed in self.workers.on_each(partial(self._take, turn, labels)):
+                for name, value in summed.items():
+                    means[name] = means.get(name, 0.0) + value / labels
+            self._require_finite(means["loss"], "loss", turn.everyones)
+        self.workers.add_gradients()
         return means
+
+    def _take(self, turn: Turn, labels: int) -> dict[str, float]:
+        """Accumulate the gradients of a micro-batch; returns its summed loss and the parts of it, in nats."""
+        part = turn.documents
+        if not part:
+            return {}
+        with (
+            seeded(self.seed, self.progress.step, turn.index),
+            memory.noticed(tokens=sum(len(document.ids) for document in part), alone=len(part) == 1),
+        ):
+            summed = self.workers.forward(partial(self._summed, part))
+            # The gradient is the mean over workers, and should be the sum.
+            (turn.weight * summed["loss"] / (labels / self.workers.count)).backward()  # type: ignore[no-untyped-call]
+            return {name: turn.weight * value.item() for name, value in summed.items()}
 
     def _finish_step(self, documents: list[Document], losses: Mapping[str, float], bar: Any) -> None:
         """Clip, update the adapter, and record what the step did."""
         before, tokens = self.progress.tokens, sum(len(document.ids) for document in documents)
         rate = learning_rate(self.config, (before + tokens) / self.config.tokens)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clip or math.inf)
-        self._require_finite(norm.item(), "gradient", documents)
+        self._require_finite(self.workers.whole(norm).item(), "gradient", documents)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.step()
@@ -187,7 +211,8 @@ class Training:
         if finished or before // self.config.curve_every < self.progress.tokens // self.config.curve_every:
             point |= self._measured()
         self._record(point)
-        if finished or time.monotonic() - self.saved_at >= self.context.checkpoint_seconds:
+        due = time.monotonic() - self.saved_at >= self.context.checkpoint_seconds
+        if finished or self.workers.on_each(lambda: due)[0]:
             self._checkpoint()
         bar.set_postfix(loss=f"{losses['loss']:.3f}", refresh=False)
         bar.update(tokens)
@@ -207,7 +232,15 @@ class Training:
         self.context.log(point)
 
     def _checkpoint(self) -> None:
-        checkpoints.save(self.context.output, self.progress, self.parameters, self.optimizer, self.identity, self.best)
+        checkpoints.save(
+            self.context.output,
+            self.progress,
+            self.parameters,
+            self.optimizer,
+            self.identity,
+            self.best,
+            self.workers,
+        )
         self.saved_at = time.monotonic()
 
     def _measured(self) -> JSON:
@@ -221,8 +254,11 @@ class Training:
         return measured
 
     def _score(self, tokens: int) -> JSON:
-        with memory.noticed(tokens=tokens):
-            return self.measure(tokens)
+        def score() -> JSON:
+            with memory.noticed(tokens=tokens):
+                return self.workers.forward(partial(self.measure, tokens))
+
+        return self.workers.on_each(score)[0]
 
     def _keep_if_best(self, loss: float) -> None:
         """Copy the parameters if no point of the curve before had a validation loss as low."""
@@ -233,7 +269,8 @@ class Training:
             "tokens": self.progress.tokens,
             "validation_loss": loss,
         }
-        self.best.update({name: value.detach().to("cpu", copy=True) for name, value in self.parameters.items()})
+        for name, value in self.parameters.items():
+            self.best[name] = self.workers.whole(value.detach()).to("cpu", copy=True)
 
     def _summed(self, documents: list[Document]) -> Mapping[str, torch.Tensor]:
         """Return the objective summed over the labels of a micro-batch, with its parts."""

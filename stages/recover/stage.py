@@ -22,10 +22,12 @@ from stages.recover.attention import use_packed_attention
 from stages.recover.checkpoints import Progress
 from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve
+from stages.recover.launch import launched
 from stages.recover.loop import Training
 from stages.recover.objectives import objective_of
 from stages.recover.objectives.teacher import check_vocabulary
 from stages.recover.seeds import seeded
+from stages.recover.workers import Workers
 from stages.stage import JSON, Context
 
 if TYPE_CHECKING:
@@ -53,9 +55,14 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
     return summary
 
 
-@memory.explained()
 def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Do all of `run` but merging, and leave the last checkpoint; returns what recovery.json holds."""
+    return launched(train_together, config, inputs, context)
+
+
+@memory.explained()
+def train_together(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context, workers: Workers) -> JSON:
+    """Do what each of `workers` does of `train`: the leader writes and returns, the others go through the motions."""
     adapter, objective = adapter_of(config), objective_of(config)
     base, data = inputs["model"] / "model", inputs["data"]
     teacher = inputs["teacher"] / "model" if objective.taught else None
@@ -91,6 +98,7 @@ def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
         context=context,
         identity={"config": asdict(config), "models": _fingerprints(base, teacher), "rows": len(stream)},
         rates=adapter.rates(model, config.adapter),
+        workers=workers,
     )
     progress = training.run()
     kept = _kept(progress)
@@ -103,8 +111,13 @@ def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
         "training": _training_facts(progress, stream),
         "kept": {"parameters": config.recover.keep, "step": kept["step"], "tokens": kept["tokens"]},
         "validation": _validation_facts(progress.history[0], kept, curve),
-        "test": _test_facts(model, tokenizer, held_out[len(curve.documents) :], config, progress),
+        "test": workers.forward(
+            lambda: _test_facts(model, tokenizer, held_out[len(curve.documents) :], config, progress)
+        ),
     } | ({"masked_modules": len(masked)} if masked else {})
+    workers.gather(model, frozen=adapter.trained is not None)
+    if not workers.leads:
+        return summary
     _save(adapter, adapted, base, context.output, summary)
     write_jsonl(context.output / "history.jsonl", progress.history)
     write_json(context.output / "recovery.json", summary)

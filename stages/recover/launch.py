@@ -1,0 +1,218 @@
+"""Starting the workers of a recovery, and ending them: all or none.
+
+The process that was asked to recover runs nothing itself. It starts one process a worker, passes on what the leader
+logs and the signal that it is sent itself, and ends all of them when one fails. Workers hear of signals from it alone,
+and end themselves when it is gone: what connects them is a pipe that closes with whoever holds its other end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from stages.errors import Diverged, UserError
+from stages.recover.config import RecoverStageConfig
+from stages.recover.interruption import Signalled, deferred_signals, leave
+from stages.recover.workers import SINGLE, Workers
+from stages.stage import JSON, Context
+
+Work = Callable[[RecoverStageConfig, Mapping[str, Path], Context, Workers], JSON]
+LISTEN_SECONDS = 0.1
+"""How long a signal to us may wait until it is passed on."""
+GRACE_SECONDS = 2.0
+"""How long after a failure others are listened to: the first one is the cause, wherever it was noticed first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker is told to do."""
+
+    work: Work
+    config: RecoverStageConfig
+    inputs: Mapping[str, Path]
+    context: Context
+    rank: int
+    port: int
+    """Of the store on this machine through which the workers find each other."""
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point of the curve."""
+
+    point: JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the leader's log says."""
+
+    name: str
+    level: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What the leader's work returned."""
+
+    summary: JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A worker's error: what a user reads, or a traceback."""
+
+    message: str
+    at: float
+    """Seconds on the machine's clock."""
+    meant_for_users: bool
+    diverged: tuple[int, int] | None = None
+    """Step and tokens, of a loss that is not finite."""
+
+    def error(self, rank: int) -> Exception:
+        """Return what is to be raised."""
+        if self.diverged is not None:
+            return Diverged(self.message, step=self.diverged[0], tokens=self.diverged[1])
+        if self.meant_for_users:
+            return UserError(self.message)
+        return RuntimeError(f"worker {rank} failed:\n{self.message}")
+
+
+def launched(work: Work, config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
+    """Return what `work` returns, here or on the leader of `context.workers` processes.
+
+    Raises:
+        UserError, Diverged: a worker did; or it was killed from outside.
+        RuntimeError: a worker raised anything else.
+        SystemExit, KeyboardInterrupt: after SIGTERM or SIGINT, when all workers have left a checkpoint and ended.
+    """
+    if context.workers == 1:
+        return work(config, inputs, context, SINGLE)
+    if context.device != "cpu" and context.workers > torch.cuda.device_count():
+        raise UserError(
+            f"runtime.workers={context.workers}, but {torch.cuda.device_count()} GPUs are visible: each worker needs "
+            "one. Lower it, or leave it out."
+        )
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    threads = max(torch.get_num_threads() // context.workers, 1)
+    silent = replace(context, log=_nothing)
+    with deferred_signals() as signalled:
+        started: list[_Worker] = []
+        try:
+            for rank in range(context.workers):
+                started.append(_Worker(Job(work, config, inputs, silent, rank, store.port, threads)))
+            return _supervised(started, context.log, signalled)
+        finally:
+            for worker in started:
+                worker.end()
+
+
+def _nothing(point: JSON) -> None:
+    """Log nothing; unlike a lambda it can be sent to another process."""
+
+
+class _Worker:
+    """A worker's process, seen from outside."""
+
+    def __init__(self, job: Job) -> None:
+        self.rank = job.rank
+        self.connection, theirs = Pipe()
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OMP_NUM_THREADS": str(job.threads),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "stages.recover.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches all processes of a session
+        )
+        theirs.close()
+        with suppress(BrokenPipeError):
+            self.connection.send(job)
+
+    def tell(self, number: int) -> None:
+        with suppress(BrokenPipeError):
+            self.connection.send(number)
+
+    def end(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def _supervised(workers: Sequence[_Worker], log: Callable[[JSON], None], signalled: Signalled) -> JSON:
+    """Listen to `workers` until all have ended; returns what the leader's work returned."""
+    running = {worker.connection: worker for worker in workers}
+    finished: Finished | None = None
+    failures: list[tuple[float, Exception]] = []
+    told, until = False, float("inf")
+    while running and time.monotonic() < until:
+        for connection in wait(list(running), LISTEN_SECONDS):
+            worker = running[connection]  # type: ignore[index]
+            try:
+                message = worker.connection.recv()
+            except (EOFError, ConnectionResetError):
+                del running[worker.connection]
+                message = _last_words(worker)
+            if isinstance(message, Point):
+                log(message.point)
+            elif isinstance(message, Said):
+                logging.getLogger(message.name).log(message.level, "%s", message.message)
+            elif isinstance(message, Finished):
+                finished = message
+            elif isinstance(message, Failed):
+                failures.append((message.at, message.error(worker.rank)))
+                until = min(until, time.monotonic() + GRACE_SECONDS)
+        if not told and (number := signalled()) is not None:
+            told = True
+            for worker in running.values():
+                worker.tell(number)
+    if failures:
+        raise min(failures, key=lambda failure: failure[0])[1]
+    if (number := signalled()) is not None:
+        leave(number)
+    if finished is None:
+        raise RuntimeError("the workers ended without a result")
+    return finished.summary
+
+
+def _last_words(worker: _Worker) -> Failed | None:
+    """Return what a worker that has ended without a word would have said, had it been able to."""
+    status = worker.process.wait()
+    if status >= 0:
+        return None
+    return Failed(
+        f"worker {worker.rank} was killed by signal {-status}, as the system does when memory runs out. Lower "
+        "runtime.workers or recover.micro_batch_tokens; the same command goes on from the last checkpoint.",
+        at=0.0,  # whatever else failed did so because of this
+        meant_for_users=True,
+    )
+
+
+def as_failure(error: Exception, traceback: str) -> Failed:
+    """Return what a worker says of an error that it raised."""
+    diverged = (error.step, error.tokens) if isinstance(error, Diverged) else None
+    meant = isinstance(error, UserError)
+    return Failed(str(error) if meant else traceback, time.monotonic(), meant, diverged)
+
+
+def send(connection: Connection, message: Any) -> None:
+    """Send to the process that started us, if it is there."""
+    with suppress(OSError):
+        connection.send(message)

@@ -1,0 +1,91 @@
+"""The process of one worker: -m stages.recover.worker DESCRIPTOR, started by `.launch` and told by it what to do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from stages.recover.launch import Finished, Job, Point, Said, as_failure, send
+from stages.recover.workers import ENGINE
+
+
+class _Passed(logging.Handler):
+    """Passes what is logged on to the process that started us, whose user knows where it goes."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        send(self._connection, Said(record.name, record.levelno, record.getMessage()))
+
+
+def main(connection: Connection) -> int:
+    """Do the job that comes first through `connection`; returns the exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    job: Job = connection.recv()
+    told: list[int] = []
+    threading.Thread(target=_listen, args=(connection, told), daemon=True).start()
+    try:
+        _work(job, connection, lambda: told[0] if told else None)
+    except (SystemExit, KeyboardInterrupt):  # as the signal that was passed on asked, all together
+        return 0
+    except Exception as error:
+        send(connection, as_failure(error, traceback.format_exc()))
+        return 1
+    return 0
+
+
+def _listen(connection: Connection, told: list[int]) -> None:
+    """Hear of signals; when there is nobody left to hear from, there is nobody left to work for."""
+    while True:
+        try:
+            told.append(connection.recv())
+        except (EOFError, OSError):
+            os._exit(1)
+
+
+def _work(job: Job, connection: Connection, told: Callable[[], int | None]) -> None:
+    context = job.context
+    torch.set_num_threads(job.threads)
+    if job.rank > 0:
+        logging.disable()
+    else:
+        logging.basicConfig(level=logging.INFO, handlers=[_Passed(connection)])
+        context = replace(context, log=lambda point: send(connection, Point(point)))
+    _join(job)
+    summary = job.work(job.config, job.inputs, context, ENGINE[context.engine](job.rank, context.workers, told))
+    if job.rank == 0:
+        send(connection, Finished(summary))
+    torch.distributed.barrier()
+
+
+def _join(job: Job) -> None:
+    """Enter the process group, through gloo on processors and for what is no tensor, NCCL between GPUs."""
+    count, gpus = job.context.workers, job.context.device != "cpu"
+    # What accelerate looks for.
+    ranks = {"RANK": job.rank, "LOCAL_RANK": job.rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ.update({name: str(value) for name, value in ranks.items()})
+    if gpus:
+        torch.cuda.set_device(job.rank)
+    store = TCPStore("127.0.0.1", job.port, is_master=False)
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=job.rank, world_size=count)
+
+
+if __name__ == "__main__":
+    status = main(Connection(int(sys.argv[1])))
+    sys.stderr.flush()
+    os._exit(status)  # without waiting for workers that may be gone
