@@ -39,6 +39,8 @@ SHARES = (
 )
 """Shares of the reference: their column, the figure of the report, and where its interval stands."""
 COLUMNS = ("run", *SETTING, "tokens", "reference", *(name for name, *_ in (*SCORES, *SHARES)), "parameters")
+SIZES = {"rank": "r", "bottleneck": "b", "virtual_tokens": "v"}
+"""Options of an adapter that stand behind its name, each after its letter."""
 WORDS = ("model", "pruned by", "adapter", "data", *JUDGED)
 CURVES = 24
 """At most this many curves in one picture; the table has every run."""
@@ -165,7 +167,7 @@ def _reference(report: JSON) -> str:
 
 def _adapter(report: JSON) -> str:
     adapter = report["configuration"].get("recover", {}).get("adapter", {})
-    name = f"{report['adapter']} r{adapter['rank']}" if "rank" in adapter else str(report["adapter"])
+    name = str(report["adapter"]) + "".join(f" {sign}{adapter[size]}" for size, sign in SIZES.items() if size in adapter)
     return f"{name} tuned" if report["training"].get("tuning") else name
 
 
