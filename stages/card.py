@@ -225,7 +225,7 @@ def _trained(record: JSON, *, merged: bool) -> Iterator[str]:
         f"{record.get('parameters', {}).get('trainable', 0):,} parameters, {seen.get('tokens', 0):,} tokens of "
         f"{seen.get('rows', 0):,} rows in {seen.get('steps', 0):,} steps."
     )
-    yield from _distilled(record.get("objective", {}))
+    yield from training_remarks(record)
     if seen.get("rows_by_task"):
         yield f"Rows: {', '.join(f'{task} {count:,}' for task, count in seen['rows_by_task'].items())}."
     loss = record.get("validation", {})
@@ -236,14 +236,20 @@ def _trained(record: JSON, *, merged: bool) -> Iterator[str]:
         )
 
 
-def _distilled(objective: JSON) -> Iterator[str]:
-    if "teacher" not in objective:
-        return
-    base, weight = objective["teacher"], objective["weight"]
-    teacher = f"{name_of(base)}{_revision(base)}" if base else "the dense model"
-    mixture = f", cross-entropy of the tokens themselves {_share(1 - weight)} of the loss" if weight < 1 else ""
-    named = f", of its {objective['teacher_top_k']:,} likeliest tokens" if objective["teacher_top_k"] else ""
-    yield f"Distilled from {teacher} at temperature {objective['temperature']:g}{named}{mixture}."
+def training_remarks(record: JSON) -> Iterator[str]:
+    """Yield a sentence on the teacher where a recovery had one, and on which parameters it saved if not the last."""
+    objective, kept = record.get("objective", {}), record.get("kept", {})
+    if "teacher" in objective:
+        base, weight, named = objective["teacher"], objective["weight"], objective["teacher_top_k"]
+        teacher = f"{name_of(base)}{_revision(base)}" if base else "the dense model"
+        rest = f", its {named:,} likeliest tokens each by itself and all others as one" if named else ""
+        share = f"; {_share(1 - weight)} of the loss is cross-entropy of the tokens themselves" if weight < 1 else ""
+        yield f"Distilled from {teacher} at temperature {objective['temperature']:g}, weight {weight:g}{rest}{share}."
+    if kept.get("parameters") == "best":
+        yield (
+            f"What is saved is the model after {kept['tokens']:,} tokens (step {kept['step']:,}), where the validation "
+            "loss was lowest."
+        )
 
 
 def _options(options: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from stages.card import training_remarks
 from stages.report import wording as w
 from stages.report.blocks import Block, Heading, Page, Paragraph, Picture
 from stages.report.sections.cost import cost
@@ -97,3 +98,5 @@ def _training(training: JSON) -> Iterator[Block]:
             f"({seen['epochs']:.2g} epochs) in {w.count(seen['steps'])} steps.",
             "note",
         )
+    for remark in training_remarks(training):
+        yield Paragraph(remark, "note")

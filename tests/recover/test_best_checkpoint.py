@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -16,7 +17,7 @@ from stages.recover.stage import run
 from stages.stage import JSON, Context
 from tests.recover.toy import config, data_artifact, model_artifact, recovered
 
-TOKENS = {"tokens": 2000, "curve_every": 400}
+TOKENS: dict[str, Any] = {"tokens": 2000, "curve_every": 400}
 ARTIFACT = ("adapter/adapter_model.safetensors", "model/model.safetensors", "history.jsonl", "recovery.json")
 
 
@@ -33,6 +34,7 @@ def test_the_parameters_of_the_lowest_validation_loss_are_saved(overfitted: Path
     assert measured[0] is not best is not measured[-1], "the curve has no lowest point inside: the test shows nothing"
     assert summary["kept"] == {"parameters": "best", "step": best["step"], "tokens": best["tokens"]}
     assert summary["validation"]["final_loss"] == best["validation_loss"]
+    assert f"after {best['tokens']:,} tokens" in (output / "model" / "README.md").read_text()
 
     # A further recovery measures the merged model before its first step.
     inputs = _inputs(tmp_path / "again", answer="woof", model=output)
