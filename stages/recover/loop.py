@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from stages.data.packing import Document, Stream, collate, split, take
+from stages.data.packing import Document, collate, split, take
+from stages.data.tokens import Tokenised
 from stages.errors import Diverged
 from stages.progress import progress as progress_bar
 from stages.recover import checkpoints, memory
@@ -77,7 +78,7 @@ class Training:
 
     model: PreTrainedModel
     objective: Summed
-    stream: Stream
+    stream: Tokenised
     measure: Callable[[int], JSON]
     config: RecoverConfig
     dtype: str

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.card import CARD, adapter_card
 from stages.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
-from stages.data.packing import Stream, encode
+from stages.data.tokens import Tokenised, tokenised
 from stages.files import read_jsonl, write_json, write_jsonl, write_text
 from stages.lineage import base_of, lineage
 from stages.masks import masked_modules
@@ -69,13 +68,15 @@ def train_together(config: RecoverStageConfig, inputs: Mapping[str, Path], conte
     if teacher is not None:
         check_vocabulary(teacher, base)
     tokenizer = load_tokenizer(base)
-    to_documents = partial(
-        encode,
-        tokenizer=tokenizer,
+    stream = tokenised(
+        data / "train.jsonl",
+        tokenizer,
         length=config.recover.sequence_length,
         label_prompts=config.recover.loss == "all",
+        seed=config.seed,
+        tokens=config.recover.tokens,
+        cache=context.cache,
     )
-    stream = Stream(data / "train.jsonl", to_documents, seed=config.seed)
     held_out = list(read_jsonl(data / "validation.jsonl"))
 
     # Weights that are trained themselves are float32: bfloat16 would lose most updates.
@@ -163,16 +164,16 @@ def _describe(adapter: Adapter, config: RecoverStageConfig) -> JSON:
     return asdict(config.adapter) | dict(adapter.facts(config.adapter)) | {"merged": adapter.gives_model}
 
 
-def _training_facts(progress: Progress, stream: Stream) -> JSON:
+def _training_facts(progress: Progress, stream: Tokenised) -> JSON:
     return {
         "steps": progress.step,
         "tokens": progress.tokens,
         "labelled_tokens": progress.labelled,
-        "rows": progress.documents,
+        "rows": stream.drawn(progress.documents),
         "rows_cut": progress.cut,
         "rows_by_task": dict(sorted(progress.tasks.items())),
-        "epochs": progress.documents / len(stream),
-    }
+        "epochs": stream.drawn(progress.documents) / len(stream),
+    } | ({} if progress.micro_batch_tokens is None else {"micro_batch_tokens": progress.micro_batch_tokens})
 
 
 def _test_facts(

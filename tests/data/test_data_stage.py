@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_wheels import commonsense_files, pip_environment, write_wheel
 
-from stages.data.config import DataConfig
+from stages.data.config import DataConfig, WheelDataConfig
+from stages.data.division import split
 from stages.data.registry import DATASETS, DataSet
 from stages.data.rows import Built, Row
-from stages.data.stage import run, split
+from stages.data.stage import run
 from stages.errors import UserError
 from stages.files import read_jsonl
 from stages.stage import Context
@@ -63,7 +64,7 @@ def test_the_stage_writes_rows_and_where_they_are_from(tmp_path: Path, monkeypat
     for name, value in pip_environment(tmp_path / "index").items():
         monkeypatch.setenv(name, value)
     wheel = write_wheel(tmp_path / "index", "tinytasks", commonsense_files(rows=6))
-    config = DataConfig(wheel=wheel, validation_rows=8, seed=5)
+    config = WheelDataConfig(wheel=wheel, validation_rows=8, seed=5)
     written = []
     for name in ("first", "second"):
         output = tmp_path / name
@@ -89,7 +90,7 @@ def test_the_stage_writes_rows_and_where_they_are_from(tmp_path: Path, monkeypat
 
 def test_choices_without_the_response_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = [row._replace(choices=("no", "")) for row in rows(a=10)]
-    monkeypatch.setitem(DATASETS, "wrong", DataSet(build=lambda config, context: Built(rows=wrong, source={})))
+    monkeypatch.setitem(DATASETS, "wrong", DataSet(build=lambda config, inputs, context: Built(rows=wrong, source={})))
     with pytest.raises(ValueError, match=r"must hold its response, ' yes', and none empty"):
         run(DataConfig(name="wrong", validation_rows=2), {}, Context(output=tmp_path))
 

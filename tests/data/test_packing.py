@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from stages.data.packing import Batch, Document, Stream, collate, encode, split, take
+from stages.data.packing import Batch, Document, collate, encode, encode_whole, split, take
+from stages.data.stream import Stream
 from stages.errors import UserError
 from tests.tiny_tokenizer import byte_tokenizer
 
@@ -93,7 +95,7 @@ def test_a_leading_begin_token_survives_the_cut() -> None:
 
 
 def stream(path: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Stream:
-    return Stream(path, partial(encode, tokenizer=tokenizer, length=64, label_prompts=False), seed=seed)
+    return Stream(path, partial(encode_whole, tokenizer=tokenizer, length=64, label_prompts=False), seed=seed)
 
 
 def test_each_epoch_holds_every_row_once_in_an_order_of_its_own(
@@ -125,10 +127,10 @@ def test_a_stream_continues_from_any_position(tmp_path: Path, tokenizer: PreTrai
 def test_only_the_rows_that_are_drawn_are_tokenised(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     tokenised = 0
 
-    def counting(rows: list[dict[str, Any]]) -> list[Document]:
+    def counting(rows: Sequence[dict[str, Any]]) -> list[list[Document]]:
         nonlocal tokenised
         tokenised += len(rows)
-        return encode(rows, tokenizer, length=64, label_prompts=False)
+        return encode_whole(rows, tokenizer, length=64, label_prompts=False)
 
     next(Stream(write_rows(tmp_path / "rows.jsonl", 1000), counting, seed=0).documents())
 

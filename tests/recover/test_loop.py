@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages.data.packing import Stream, encode
+from stages.data.packing import encode_whole
+from stages.data.stream import Stream
 from stages.recover.adapters import ADAPTERS
 from stages.recover.config import RecoverConfig
 from stages.recover.loop import learning_rate
@@ -50,7 +51,7 @@ def test_the_curve_equals_that_of_a_plain_loop_over_the_same_rows(tmp_path: Path
         ADAPTERS["rora"].attach(model, settings.adapter)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, weight_decay=0.0)
-    to_documents = partial(encode, tokenizer=byte_tokenizer(), length=64, label_prompts=False)
+    to_documents = partial(encode_whole, tokenizer=byte_tokenizer(), length=64, label_prompts=False)
     rows = Stream(tmp_path / "data" / "train.jsonl", to_documents, seed=0).documents()
     tokens = 0
     for point in points:

@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 
 from stages.checkpoint import load_model, load_tokenizer
-from stages.data.packing import Stream, encode, take
+from stages.data.packing import encode_whole, take
+from stages.data.stream import Stream
 from stages.files import read_jsonl
 from stages.recover.config import RecoverStageConfig
 from stages.recover.loop import learning_rate
@@ -43,7 +44,10 @@ def plain_losses(root: Path, settings: RecoverStageConfig, steps: int) -> list[f
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, weight_decay=recover.weight_decay)
     tokenise = partial(
-        encode, tokenizer=load_tokenizer(base), length=recover.sequence_length, label_prompts=recover.loss == "all"
+        encode_whole,
+        tokenizer=load_tokenizer(base),
+        length=recover.sequence_length,
+        label_prompts=recover.loss == "all",
     )
     documents = Stream(root / "data" / "train.jsonl", tokenise, seed=settings.seed).documents()
     total, budget, losses = 0, -(-recover.tokens // recover.batch_tokens), []

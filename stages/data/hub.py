@@ -1,0 +1,137 @@
+"""Rows of any data set of the Hugging Face hub, at a commit, columns mapped by config; `data=alpaca` is one of them.
+
+`datasets` says which files a subset's split is; they come into the hub's cache one by one as they are reached, so
+`rows` set to less than all fetches no more than it needs, and a killed download goes on. What they are is remembered
+in our cache, so that a split that was read once is read again without the hub. No code of a repository is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from stages.data.columns import ColumnsConfig, chosen, rows
+from stages.data.config import DataConfig
+from stages.data.readers import columns_of, format_of, records
+from stages.data.rows import Built
+from stages.errors import UserError
+from stages.files import read_json, write_json
+from stages.hub import fetch_file, license_of, resolve_revision
+from stages.hub_errors import explain_hub_errors
+from stages.methods import nearest
+from stages.stage import Context
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, slots=True)
+class HubConfig(DataConfig):
+    """Which rows of the hub, and which of their columns."""
+
+    repo: str | None = None
+    """OWNER/NAME of the data set."""
+    revision: str = "main"
+    """Commit, branch or tag; in a key the commit."""
+    subset: str | None = None
+    """Configuration of the data set, where it has several."""
+    split: str = "train"
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    rows: int | None = None
+    """The first so many records; null is all of them."""
+
+
+def pin(config: HubConfig, cache: Path) -> tuple[HubConfig, dict[str, Path]]:
+    """Return `config` at the commit that its revision is.
+
+    Raises:
+        UserError: there is no such data set or revision, no access to it, or no way to know.
+    """
+    if not config.repo:
+        raise UserError(f"data={config.name} needs data.repo=OWNER/NAME.")
+    return replace(config, revision=resolve_revision(config.repo, config.revision, repo_type="dataset")), {}
+
+
+def label(config: HubConfig) -> str:
+    """Return what the rows are called."""
+    return " ".join(filter(None, (config.repo, config.subset)))
+
+
+def build(config: HubConfig, inputs: Mapping[str, Path], context: Context) -> Built:
+    """Return one row a record, in the split's order.
+
+    Raises:
+        UserError: the split can't be had, or a record has not what the columns name (while it is read).
+    """
+    repo, where = str(config.repo), f"'{config.split}' of {label(config)} at {config.revision[:12]}"
+    files = _files(config, context.cache)
+    size = sum(file["size"] for file in files) / 1e6
+    log.info("reading %s from the hub: %d files, %.1f MB, as far as they are not in its cache", where, len(files), size)
+    first = _fetched(repo, config.revision, files[0]["path"])
+    columns = chosen(config.columns, columns_of(first), where)
+    source: dict[str, Any] = {"repo": repo, "revision": config.revision, "subset": config.subset, "split": config.split}
+    source |= {"columns": columns} | license_of(repo, config.revision, "dataset")
+    read = islice(_records(repo, config.revision, files), config.rows)
+    return Built(rows=rows(read, columns, config.name, source), source=source)
+
+
+def _records(repo: str, revision: str, files: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for file in files:
+        yield from records(_fetched(repo, revision, file["path"]))
+
+
+def _fetched(repo: str, revision: str, name: str) -> Path:
+    with explain_hub_errors(repo, revision, "dataset"):
+        return fetch_file(repo, revision, name, "dataset")
+
+
+def _files(config: HubConfig, cache: Path) -> list[dict[str, Any]]:
+    """Return path and size in bytes of each file of the split, from our memory or from the hub."""
+    asked = "\n".join(map(str, (config.repo, config.revision, config.subset, config.split)))
+    memory = cache / "splits" / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
+    if not memory.is_file():
+        write_json(memory, _asked(config))
+    remembered: list[dict[str, Any]] = read_json(memory)
+    return remembered
+
+
+def _asked(config: HubConfig) -> list[dict[str, Any]]:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    repo = str(config.repo)
+    names = _names(config)
+    for name in names:
+        format_of(Path(name))
+    with explain_hub_errors(repo, config.revision, "dataset"):
+        tree = HfApi().list_repo_tree(repo, recursive=True, revision=config.revision, repo_type="dataset")
+        sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
+    return [{"path": name, "size": sizes[name]} for name in names]
+
+
+def _names(config: HubConfig) -> list[str]:
+    """Return the names of the split's files in the repository, as `datasets` finds them."""
+    import datasets
+
+    repo = str(config.repo)
+    with explain_hub_errors(repo, config.revision, "dataset"):
+        try:
+            builder = datasets.load_dataset_builder(repo, config.subset, revision=config.revision)
+        except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            cause = " ".join(str(error).split())
+            if "scripts are no longer supported" in cause:
+                cause = "it comes as a program, and code from the hub is never run; data.revision=refs/convert/parquet"
+                cause += " is what the hub made of it, if it did"
+            raise UserError(f"{label(config)} of the hub can't be read: {cause.rstrip('.')}.") from error
+    splits = dict(builder.config.data_files or {})
+    if config.split not in splits:
+        raise UserError(
+            f"{label(config)} has no split '{config.split}'{nearest(config.split, splits) or '.'} "
+            f"It has: {', '.join(splits)}."
+        )
+    inside = f"@{config.revision}/"
+    return [str(PurePosixPath(file.partition(inside)[2])) for file in splits[config.split]]

@@ -1,0 +1,27 @@
+"""Drawing from several parts so that each has its share, at any point and not only at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def interleave(
+    parts: Mapping[str, Iterator[Item]], weights: Mapping[str, float], size: Callable[[Item], int]
+) -> Iterator[Item]:
+    """Yield items until the part that is due has no more; each part's share of all sizes is its weight.
+
+    Due is the part with the least drawn for its weight (the first of equals), so after any number of items a part has
+    its share to within the size of one item of each.
+    """
+    drawn = dict.fromkeys(parts, 0)
+    while True:
+        due = min(parts, key=lambda name: drawn[name] / weights[name])
+        try:
+            item = next(parts[due])
+        except StopIteration:
+            return
+        drawn[due] += size(item)
+        yield item

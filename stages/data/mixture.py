@@ -1,0 +1,120 @@
+"""Several data sets with weights: shares of the tokens that are trained on.
+
+A share is of tokens and not of rows, because rows of different data sets differ by orders of magnitude in length. It
+holds at every point of the training to within a row of each part: rows are drawn when they are tokenised
+(`stages.data.stream`), each part in an order of its own without replacement, and anew when it has been drawn whole.
+Every part is a data stage of its own in the graph, cached by itself and the same artifact as `data=PART` alone.
+
+Rows set aside are those that the parts set aside, in shares of their bytes; no part's held-out text is trained on,
+also where another part has it among its rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from stages.data.config import DataConfig
+from stages.data.interleave import interleave
+from stages.data.rows import Built, Row
+from stages.errors import UserError
+from stages.files import read_jsonl
+from stages.stage import Context
+
+
+@dataclass(kw_only=True, slots=True)
+class MixtureConfig(DataConfig):
+    """Which data sets, and how much of each."""
+
+    parts: dict[str, Any] = field(default_factory=dict)
+    """{data set: weight}, or {any name: {weight: …, data: data set, options of that data set}}; in a key {name: share}
+    with shares that sum to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a mixture says of one of its parts."""
+
+    data: str
+    weight: float
+    options: Mapping[str, Any]
+
+
+def parts_of(config: DataConfig) -> dict[str, Part]:
+    """Return the parts of a mixture by name, sorted; none of any other data set.
+
+    Raises:
+        UserError: there are none, or a weight is missing or not positive.
+    """
+    if not isinstance(config, MixtureConfig):
+        return {}
+    if not config.parts:
+        raise UserError("data=mixture has no parts. Name some: 'data.parts={commonsense: 0.7, passages: 0.3}'.")
+    return {name: _part(name, said) for name, said in sorted(config.parts.items())}
+
+
+def _part(name: str, said: Any) -> Part:
+    options = dict(said) if isinstance(said, Mapping) else {"weight": said}
+    weight, data = options.pop("weight", None), options.pop("data", name)
+    number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if not number or not math.isfinite(weight) or weight <= 0:
+        raise UserError(f"data.parts.{name}: the weight must be a number above 0, and is {weight!r}.")
+    if data == "mixture":
+        raise UserError(f"data.parts.{name}: a mixture can't be a part of a mixture. Name its parts here.")
+    return Part(str(data), float(weight), options)
+
+
+def pin(config: MixtureConfig, cache: Path) -> tuple[MixtureConfig, dict[str, Path]]:
+    """Return `config` with the shares of its parts alone: what they are, their own stages' keys say."""
+    parts = parts_of(config)
+    total = math.fsum(part.weight for part in parts.values())
+    return replace(config, parts={name: part.weight / total for name, part in parts.items()}), {}
+
+
+def label(config: MixtureConfig) -> str:
+    """Return what the rows are called."""
+    return " + ".join(f"{name} {share:.4g}" for name, share in sorted(config.parts.items()))
+
+
+def build(config: MixtureConfig, inputs: Mapping[str, Path], context: Context) -> Built:
+    """Return the rows of the data sets in `inputs`, one part after the other.
+
+    Raises:
+        UserError: the parts set too few rows aside, or one has none left.
+    """
+    validation = {name: [_row(line) for line in read_jsonl(inputs[name] / "validation.jsonl")] for name in inputs}
+    held = interleave(
+        {name: iter(rows) for name, rows in sorted(validation.items())},
+        config.parts,
+        lambda row: len(row.text.encode()),
+    )
+    drawn = list(islice(held, config.validation_rows))
+    if len(drawn) < config.validation_rows:
+        raise UserError(
+            f"data.validation_rows={config.validation_rows} asks for more rows than the parts set aside in these "
+            f"shares ({len(drawn)}). Ask for fewer, or let the parts set more aside: data.parts.NAME.validation_rows."
+        )
+    texts = {row.text for rows in validation.values() for row in rows}
+    source: dict[str, Any] = {"parts": []}
+    return Built(rows=_rows(config, inputs, texts, source), source=source, validation=drawn)
+
+
+def _rows(config: MixtureConfig, inputs: Mapping[str, Path], held: set[str], source: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows part by part, and say in `source` how many each has: so a reader tells them apart."""
+    for name, share in sorted(config.parts.items()):
+        count = 0
+        for line in read_jsonl(inputs[name] / "train.jsonl"):
+            if (row := _row(line)).text not in held:
+                count += 1
+                yield row
+        if not count:
+            raise UserError(f"the part '{name}' has no row that another part does not hold out. Leave it out.")
+        source["parts"].append({"name": name, "weight": share, "rows": count})
+
+
+def _row(line: dict[str, Any]) -> Row:
+    return Row(**line | {"choices": tuple(line.get("choices", ()))})
