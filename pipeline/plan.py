@@ -40,7 +40,7 @@ from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA
 from stages.prune.sparse import MASKS
 from stages.prune.sparse.config import SparseMLConfig
-from stages.recover.adapters import ADAPTERS, adapter_of
+from stages.recover.adapters import ADAPTERS, adapter_of, gives_model
 from stages.recover.config import DistillationConfig, RecoverConfig, RecoverStageConfig
 from stages.recover.objectives import objective_of
 from stages.registry import STAGES
@@ -176,7 +176,7 @@ def _recover(config: RecoverStageConfig, model: Node, inputs: Mapping[str, Node]
 
 def _loaded(model: Node) -> dict[str, Node]:
     """Return the inputs from which `model` is loaded: it alone, or with the base of an adapter that stays apart."""
-    apart = isinstance(model.config, RecoverStageConfig) and not ADAPTERS[model.config.adapter.name].gives_model
+    apart = isinstance(model.config, RecoverStageConfig) and not gives_model(model.config)
     return {"model": model} | ({"base": model.inputs["model"]} if apart else {})
 
 
@@ -244,9 +244,10 @@ def _export(config: Config, roles: Mapping[str, Node]) -> dict[str, Node]:
         return {}
     model = roles.get("recover", roles.get("prune", roles["model"]))
     if "base" in _loaded(model):
+        kept = f"adapter={config.adapter.name} can't be merged into one" if config.recover.merge else "recover.merge=false"
         raise UserError(
-            f"export={config.export.format} publishes one model, and adapter={config.adapter.name} can't be merged "
-            "into one. Choose one that can (adapter=rora), or take base and adapter from the store: export=none."
+            f"export={config.export.format} publishes one model, and {kept}. Choose an adapter that can be merged "
+            "(adapter=rora recover.merge=true), or take base and adapter from the store: export=none."
         )
     inputs = {"model": model, "report": roles["report"]}
     nodes = {}

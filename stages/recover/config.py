@@ -70,6 +70,9 @@ class RecoverConfig:
     test_tokens: int = 1536
     """Tokens of further held-out rows, scored once when the training is over (as far as there are such rows). Nothing
     is chosen by them, so they tell fairly what a rate chosen by the validation loss is worth; 0 scores none."""
+    merge: bool = True
+    """Fold the adapter into a copy of the model; false leaves the adapter alone, which is then judged attached to the
+    pruned model: for many recoveries, whose copies of one model would fill the disk."""
 
 
 @dataclass(kw_only=True, slots=True)

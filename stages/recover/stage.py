@@ -15,7 +15,7 @@ from stages.files import read_jsonl, write_json, write_jsonl, write_text
 from stages.lineage import base_of, lineage
 from stages.masks import masked_modules
 from stages.recover import checkpoints, memory
-from stages.recover.adapters import adapter_of
+from stages.recover.adapters import adapter_of, gives_model
 from stages.recover.adapters.adapter import Adapter
 from stages.recover.attention import use_packed_attention
 from stages.recover.checkpoints import Progress
@@ -138,7 +138,7 @@ def _save(adapter: Adapter, adapted: Module, base: Path, output: Path, recovery:
 def merge(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context, recovery: JSON) -> None:
     """Fold the saved adapter into a fresh copy of the base, in the dtype it is stored in; masks stay."""
     adapter, base = adapter_of(config), inputs["model"] / "model"
-    if adapter.merge is None:
+    if adapter.merge is None or not config.recover.merge:
         return
     pruned = load_model(base, dtype=stored_dtype(base))
     merged = adapter.merge(pruned, context.output / "adapter", masked_modules(base))
@@ -161,7 +161,7 @@ def _taught_by(teacher: Path | None) -> JSON:
 
 
 def _describe(adapter: Adapter, config: RecoverStageConfig) -> JSON:
-    return asdict(config.adapter) | dict(adapter.facts(config.adapter)) | {"merged": adapter.gives_model}
+    return asdict(config.adapter) | dict(adapter.facts(config.adapter)) | {"merged": gives_model(config)}
 
 
 def _training_facts(progress: Progress, stream: Tokenised) -> JSON:

@@ -42,7 +42,11 @@ def test_trials_are_artifacts_of_their_own_that_the_report_lists_and_a_wider_gri
 
 
 def test_a_rate_that_diverges_is_a_result_and_not_the_end_of_the_run(world: World) -> None:
-    report = world.run(*SHORT, "recover.tune_factors=[1,1e30]", "recover.tune=lr")
+    report = world.run(*SHORT, "recover.tune_factors=[1,1e30]", "recover.tune=lr", "recover.merge=false")
+    (tuned,) = (
+        directory for directory in (world.root / "artifacts" / "tune").iterdir() if not (directory / "model").exists()
+    )
+    assert (tuned / "adapter" / "adapter_model.safetensors").is_file()
     assert report["training"]["tuning"]["trials"][1]["diverged"]["step"] >= 1
     assert "diverged" in (world.root / "outputs" / str(world.runs) / "report.md").read_text()
     with pytest.raises(UserError, match=r"recover\.learning_rate"):

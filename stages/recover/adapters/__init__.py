@@ -35,6 +35,12 @@ ADAPTERS: dict[str, Adapter] = {
 }
 
 
+def gives_model(config: RecoverStageConfig) -> bool:
+    """Return whether the recovery ends up in weights of the base's own shape, and not in an adapter beside it."""
+    adapter = ADAPTERS[config.adapter.name]
+    return adapter.trained is not None or (adapter.merge is not None and config.recover.merge)
+
+
 def adapter_of(config: RecoverStageConfig) -> Adapter:
     """Return the adapter that `config` names, all of it checked.
 

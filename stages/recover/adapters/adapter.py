@@ -49,11 +49,6 @@ class Adapter:
     trained: Callable[[Module, str], PreTrainedModel] | None = None
     fits: Callable[[Any, DecoderShape], None] = lambda config, shape: None
 
-    @property
-    def gives_model(self) -> bool:
-        """Whether what was trained ends up in a model of the base's own shape, `model/`."""
-        return self.merge is not None or self.trained is not None
-
 
 def no_rates(adapted: Module, config: Any) -> Mapping[str, float]:
     """Return nothing: every parameter is trained at the recovery's own rate."""
