@@ -167,8 +167,8 @@ def _reference(report: JSON) -> str:
 
 def _adapter(report: JSON) -> str:
     adapter = report["configuration"].get("recover", {}).get("adapter", {})
-    name = str(report["adapter"]) + "".join(f" {sign}{adapter[size]}" for size, sign in SIZES.items() if size in adapter)
-    return f"{name} tuned" if report["training"].get("tuning") else name
+    sizes = [f"{letter}{adapter[size]}" for size, letter in SIZES.items() if size in adapter]
+    return " ".join([report["adapter"], *sizes, *(["tuned"] if report["training"].get("tuning") else [])])
 
 
 def _words(columns: Sequence[str]) -> list[int]:
