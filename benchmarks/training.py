@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,8 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from stages.checkpoint import DTYPES, load_model, load_tokenizer
-from stages.data.packing import Document, Stream, encode, take
+from stages.data.packing import Document, take
+from stages.data.tokens import tokenised
 from stages.machine import resident_bytes
 from stages.recover.adapters import ADAPTERS
 from stages.recover.config import RecoverConfig, RecoverStageConfig
@@ -83,7 +83,7 @@ def ours(task: Task) -> tuple[Marks, list[float]]:
             losses.append(point["loss"])
 
     with tempfile.TemporaryDirectory() as output:
-        context = Context(output=Path(output), device=task.device, checkpoint_seconds=1e9, log=log)
+        context = Context(output=Path(output), device=task.device, checkpoint_seconds=1e9, cache=Path(output), log=log)
         train(stage_config(task), {"model": task.model, "data": task.data}, context)
     return marks[:-1], losses
 
@@ -107,13 +107,17 @@ def stage_config(task: Task) -> RecoverStageConfig:
 
 def documents(task: Task) -> list[Document]:
     """Return the rows that the recovery draws, as tokens."""
-    tokenise = partial(
-        encode,
-        tokenizer=load_tokenizer(task.model / "model"),
-        length=RecoverConfig().sequence_length,
-        label_prompts=task.loss == "all",
-    )
-    return take(Stream(task.data / "train.jsonl", tokenise, seed=0).documents(), task.tokens)
+    with tempfile.TemporaryDirectory() as cache:
+        drawn = tokenised(
+            task.data / "train.jsonl",
+            load_tokenizer(task.model / "model"),
+            length=RecoverConfig().sequence_length,
+            label_prompts=task.loss == "all",
+            seed=0,
+            tokens=task.tokens,
+            cache=Path(cache),
+        )
+        return take(drawn.documents(), task.tokens)
 
 
 def stock(task: Task) -> tuple[Marks, list[float]]:
