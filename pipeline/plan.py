@@ -244,7 +244,8 @@ def _export(config: Config, roles: Mapping[str, Node]) -> dict[str, Node]:
         return {}
     model = roles.get("recover", roles.get("prune", roles["model"]))
     if "base" in _loaded(model):
-        kept = f"adapter={config.adapter.name} can't be merged into one" if config.recover.merge else "recover.merge=false"
+        name = config.adapter.name
+        kept = f"adapter={name} can't be merged into one" if config.recover.merge else "recover.merge=false"
         raise UserError(
             f"export={config.export.format} publishes one model, and {kept}. Choose an adapter that can be merged "
             "(adapter=rora recover.merge=true), or take base and adapter from the store: export=none."
