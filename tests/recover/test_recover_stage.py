@@ -11,12 +11,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from stages.checkpoint import load_model
 from stages.errors import UserError
 from stages.files import read_json, read_jsonl
-from stages.modeling_pruned import PrunedLlamaConfig, PrunedLlamaForCausalLM
-from stages.recover.adapters import ADAPTERS
-from stages.recover.seeds import seeded
 from stages.stage import Context
 from tests.decoders import decoder, token_ids
 from tests.recover.toy import config, data_artifact, model_artifact, recovered
@@ -36,20 +32,6 @@ def logits(model: Any) -> torch.Tensor:
 
 def plain(directory: Path, **options: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(directory, **options)
-
-
-@pytest.mark.parametrize("name", sorted(ADAPTERS))
-def test_each_adapter_learns_reloads_in_plain_peft_and_merges_to_the_same_logits(tmp_path: Path, name: str) -> None:
-    output, summary = recovered(tmp_path, config({"name": name}))
-    base = tmp_path / "base" / "model"
-
-    validation = summary["validation"]
-    assert validation["final_loss"] < 0.75 * validation["initial_loss"]
-
-    unmerged = logits(PeftModel.from_pretrained(plain(base), output / "adapter"))
-    merged = logits(plain(output / "model"))
-    assert not torch.allclose(logits(plain(base)), merged, atol=0.1)
-    torch.testing.assert_close(merged, unmerged, atol=1e-4, rtol=1e-4)
 
 
 def test_the_merged_model_has_the_bases_shapes_tokenizer_and_tied_head(tmp_path: Path) -> None:
@@ -103,15 +85,6 @@ def test_recovery_json_accounts_for_what_was_trained(tmp_path: Path) -> None:
     assert 0 < training["labelled_tokens"] < training["tokens"]
 
 
-def test_rora_trains_exactly_as_lora_with_alpha_times_root_rank(tmp_path: Path) -> None:
-    rora, _ = recovered(tmp_path, config({"name": "rora", "rank": 4, "alpha": 6.0}, tokens=1000), name="rora")
-    lora, _ = recovered(tmp_path, config({"name": "lora", "rank": 4, "alpha": 6.0 * 2}, tokens=1000), name="lora")
-
-    assert (rora / "history.jsonl").read_text() == (lora / "history.jsonl").read_text()
-    for name, tensor in adapter_tensors(rora).items():
-        assert torch.equal(tensor, adapter_tensors(lora)[name]), name
-
-
 def test_the_seed_decides_the_adapter_and_the_global_generator_does_not(tmp_path: Path) -> None:
     short = {"tokens": 600, "adapter": {"dropout": 0.2}}
     torch.manual_seed(1)
@@ -123,16 +96,6 @@ def test_the_seed_decides_the_adapter_and_the_global_generator_does_not(tmp_path
     bytes_of = [(out / "adapter" / "adapter_model.safetensors").read_bytes() for out in (one, again, other)]
     assert bytes_of[0] == bytes_of[1]
     assert bytes_of[0] != bytes_of[2]
-
-
-@pytest.mark.parametrize("name", sorted(ADAPTERS))
-def test_bfloat16_computes_and_keeps_adapter_and_stored_weights_as_they_were(tmp_path: Path, name: str) -> None:
-    output, summary = recovered(tmp_path, config({"name": name}, dtype="bfloat16", tokens=1500))
-
-    assert summary["validation"]["final_loss"] < 0.9 * summary["validation"]["initial_loss"]
-    assert {tensor.dtype for tensor in adapter_tensors(output).values()} == {torch.float32}
-    stored = load_file(output / "model" / "model.safetensors")
-    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
 
 
 def test_a_base_stored_in_bfloat16_is_merged_with_one_rounding(tmp_path: Path) -> None:
@@ -160,22 +123,6 @@ def test_a_mistral_without_window_and_a_head_of_its_own_recovers(tmp_path: Path)
 
     assert summary["validation"]["final_loss"] < 0.75 * summary["validation"]["initial_loss"]
     assert plain(output / "model").config.model_type == "mistral"
-
-
-def test_a_model_whose_layers_differ_in_shape_recovers_and_keeps_its_shapes(tmp_path: Path) -> None:
-    shapes = [[6, 3, 40], [2, 1, 17], [4, 2, 33]]
-    fields = decoder(vocab_size=VOCABULARY, max_position_embeddings=256).config.to_dict()
-    pruned = PrunedLlamaConfig(**{name: value for name, value in fields.items() if name != "model_type"})
-    pruned.layer_shapes = shapes
-    with seeded(0):
-        model = PrunedLlamaForCausalLM(pruned)
-    output, summary = recovered(tmp_path, config(tokens=2000), model=model)
-
-    assert summary["validation"]["final_loss"] < 0.75 * summary["validation"]["initial_loss"]
-    merged = load_model(output / "model", dtype="float32")
-    assert merged.config.layer_shapes == shapes
-    unmerged = PeftModel.from_pretrained(load_model(tmp_path / "base" / "model", dtype="float32"), output / "adapter")
-    torch.testing.assert_close(logits(merged), logits(unmerged), atol=1e-4, rtol=1e-4)
 
 
 def test_rows_longer_than_the_attention_window_are_an_error(tmp_path: Path) -> None:

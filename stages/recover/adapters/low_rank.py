@@ -14,7 +14,7 @@ from stages.errors import UserError
 from stages.files import write_json
 from stages.methods import nearest
 from stages.recover.adapters.adapter import Adapter, no_rates
-from stages.recover.adapters.ranks import ranks_of
+from stages.recover.adapters.ranks import PROJECTIONS, layers_of, ranks_of
 from stages.recover.check import require
 from stages.recover.config import AdapterConfig
 
@@ -23,11 +23,10 @@ if TYPE_CHECKING:
     from torch.nn import Linear, Module
     from transformers import PreTrainedModel
 
+    from stages.shapes import DecoderShape
+
 BASE = "pruned-model"
 """Stands for the base in adapter_config.json: a path of the machine that trained it would mislead every other one."""
-
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -65,6 +64,7 @@ def low_rank(
         save=save_lora,
         load=load_peft,
         merge=merge_lora,
+        fits=check_ranks,
     )
 
 
@@ -76,6 +76,13 @@ def check_low_rank(config: LowRankConfig) -> None:
     require(config.alpha > 0, "adapter.alpha", "above 0", config.alpha)
     require(0 <= config.dropout < 1, "adapter.dropout", "in [0, 1)", config.dropout)
     require(bool(config.targets), "adapter.targets", "at least one linear layer's name", config.targets)
+
+
+def check_ranks(config: LowRankConfig, shape: DecoderShape) -> None:
+    """Raise a `UserError` where a layer of this shape can't have its rank."""
+    if set(config.targets) <= set(PROJECTIONS):
+        layers = {name: sizes for name, sizes in layers_of(shape) if name.rpartition(".")[2] in config.targets}
+        ranks_of(layers, config.rank, config.ranks)
 
 
 def attach_lora(model: PreTrainedModel, config: LowRankConfig, masked: Collection[str], **options: Any) -> Module:

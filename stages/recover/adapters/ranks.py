@@ -5,18 +5,45 @@ No torch here: a layer is anything with `in_features` and `out_features`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, Protocol
 
 from stages.errors import UserError
 from stages.methods import nearest
+from stages.shapes import DecoderShape
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""A decoder's linear layers."""
 
 
 class Layer(Protocol):
     """A linear layer."""
 
+    @property
+    def in_features(self) -> int:
+        """Inputs."""
+
+    @property
+    def out_features(self) -> int:
+        """Outputs."""
+
+
+class Sizes(NamedTuple):
+    """What a shape tells of a linear layer."""
+
     in_features: int
     out_features: int
+
+
+def layers_of(shape: DecoderShape) -> Iterator[tuple[str, Sizes]]:
+    """Yield the name and the sizes of each projection that a decoder of this shape has."""
+    for index, layer in enumerate(shape.layers):
+        queries, keys = layer.heads * shape.head_dim, layer.kv_heads * shape.head_dim
+        sizes = [(shape.hidden, queries), (shape.hidden, keys), (shape.hidden, keys), (queries, shape.hidden)]
+        sizes += [(shape.hidden, layer.mlp), (shape.hidden, layer.mlp), (layer.mlp, shape.hidden)]
+        for place, (name, (inputs, outputs)) in enumerate(zip(PROJECTIONS, sizes, strict=True)):
+            if inputs and outputs:
+                yield f"model.layers.{index}.{'self_attn' if place < 4 else 'mlp'}.{name}", Sizes(inputs, outputs)
 
 
 def ranks_of(layers: Mapping[str, Layer], rank: int, named: Mapping[str, int]) -> dict[str, int]:
