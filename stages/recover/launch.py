@@ -3,21 +3,23 @@
 The process that was asked to recover runs nothing itself. It starts one process a worker, passes on what the leader
 logs and the signal that it is sent itself, and ends all of them when one fails. Workers hear of signals from it alone,
 and end themselves when it is gone: what connects them is a pipe that closes with whoever holds its other end.
+
+They are forked from a process that has imported everything and computed nothing (multiprocessing's fork server), so the
+trials of a search for a learning rate import torch once, not once a worker and trial.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from multiprocessing import Pipe
+from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -126,25 +128,33 @@ def _nothing(point: JSON) -> None:
     """Log nothing; unlike a lambda it can be sent to another process."""
 
 
+_processes = get_context("forkserver")
+_processes.set_forkserver_preload(["stages.recover.stage", "stages.recover.worker", "accelerate", "peft"])
+
+
+@contextmanager
+def _nameless_main() -> Iterator[None]:
+    """Hide the script that runs: multiprocessing would run it again in each worker, which needs nothing of it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 class _Worker:
     """A worker's process, seen from outside."""
 
     def __init__(self, job: Job) -> None:
+        from stages.recover.worker import do
+
         self.rank = job.rank
         self.connection, theirs = Pipe()
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "OMP_NUM_THREADS": str(job.threads),
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "stages.recover.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env=environment,
-            start_new_session=True,  # Ctrl-C reaches all processes of a session
-        )
+        self.process = _processes.Process(target=do, args=(job, theirs), daemon=True)
+        with _nameless_main():
+            self.process.start()
         theirs.close()
-        with suppress(BrokenPipeError):
-            self.connection.send(job)
 
     def tell(self, number: int) -> None:
         with suppress(BrokenPipeError):
@@ -153,7 +163,7 @@ class _Worker:
     def end(self) -> None:
         self.connection.close()
         self.process.kill()
-        self.process.wait()
+        self.process.join()
 
 
 def _supervised(workers: Sequence[_Worker], log: Callable[[JSON], None], signalled: Signalled) -> JSON:
@@ -194,18 +204,19 @@ def _supervised(workers: Sequence[_Worker], log: Callable[[JSON], None], signall
 
 def _last_words(worker: _Worker) -> Failed | None:
     """Return what a worker that has ended without a word would have said, had it been able to."""
-    status = worker.process.wait()
-    if status >= 0:
+    worker.process.join()
+    status = worker.process.exitcode
+    if status == 0:
         return None
     return Failed(
-        f"worker {worker.rank} was killed by signal {-status}, as the system does when memory runs out. Lower "
-        "runtime.workers or recover.micro_batch_tokens; the same command goes on from the last checkpoint.",
+        f"worker {worker.rank} was ended from outside (status {status}), as the system does when memory runs out. Lower"
+        " runtime.workers or recover.micro_batch_tokens; the same command goes on from the last checkpoint.",
         at=0.0,  # whatever else failed did so because of this
         meant_for_users=True,
     )
 
 
-def as_failure(error: Exception, traceback: str) -> Failed:
+def as_failure(error: BaseException, traceback: str) -> Failed:
     """Return what a worker says of an error that it raised."""
     diverged = (error.step, error.tokens) if isinstance(error, Diverged) else None
     meant = isinstance(error, UserError)

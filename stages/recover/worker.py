@@ -1,11 +1,10 @@
-"""The process of one worker: -m stages.recover.worker DESCRIPTOR, started by `.launch` and told by it what to do."""
+"""What the process of one worker does; `.launch` starts it and tells it of signals."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from multiprocessing.connection import Connection
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from stages.recover.interruption import DEFERRED
 from stages.recover.launch import Finished, Job, Point, Said, as_failure, send
 from stages.recover.workers import ENGINE
 
@@ -31,21 +31,19 @@ class _Passed(logging.Handler):
         send(self._connection, Said(record.name, record.levelno, record.getMessage()))
 
 
-def main(connection: Connection) -> int:
-    """Do the job that comes first through `connection`; returns the exit status."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+def do(job: Job, connection: Connection) -> None:
+    """Do the job and send what comes of it through `connection`."""
+    os.setsid()  # Ctrl-C reaches all processes of a session; `.launch` passes signals on
+    for number in DEFERRED:
         signal.signal(number, signal.SIG_IGN)
-    job: Job = connection.recv()
     told: list[int] = []
     threading.Thread(target=_listen, args=(connection, told), daemon=True).start()
     try:
         _work(job, connection, lambda: told[0] if told else None)
     except (SystemExit, KeyboardInterrupt):  # as the signal that was passed on asked, all together
-        return 0
-    except Exception as error:
+        pass
+    except BaseException as error:
         send(connection, as_failure(error, traceback.format_exc()))
-        return 1
-    return 0
 
 
 def _listen(connection: Connection, told: list[int]) -> None:
@@ -83,9 +81,3 @@ def _join(job: Job) -> None:
     store = TCPStore("127.0.0.1", job.port, is_master=False)
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     torch.distributed.init_process_group(backend, store=store, rank=job.rank, world_size=count)
-
-
-if __name__ == "__main__":
-    status = main(Connection(int(sys.argv[1])))
-    sys.stderr.flush()
-    os._exit(status)  # without waiting for workers that may be gone
