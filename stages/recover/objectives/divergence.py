@@ -104,6 +104,8 @@ class _Mixture(torch.autograd.Function):
             torch.zeros_like(tensor, dtype=torch.float32) if needed and tensor is not None else None
             for tensor, needed in zip((hidden_NE, weight_VE, bias_V), ctx.needs_input_grad, strict=False)
         ]
+        ctx.dtypes = [hidden_NE.dtype, weight_VE.dtype, None if bias_V is None else bias_V.dtype]
+        weight_VE, bias_V = weight_VE.to(hidden_NE.dtype), None if bias_V is None else bias_V.to(hidden_NE.dtype)
         cross_entropy, divergence = torch.zeros(2, dtype=torch.float32, device=hidden_NE.device)
         for start in range(0, len(labels_N), CHUNK):
             chunk = slice(start, start + CHUNK)
@@ -125,7 +127,6 @@ class _Mixture(torch.autograd.Function):
                 slope_CV.mul_(1 - logits_CV.div_(softcap).square_())
             _add_gradients(gradients, chunk, slope_CV.to(weight_VE.dtype), hidden_CE, weight_VE)
         ctx.save_for_backward(*gradients)
-        ctx.dtypes = [hidden_NE.dtype, weight_VE.dtype, None if bias_V is None else bias_V.dtype]
         ctx.mark_non_differentiable(cross_entropy, divergence)
         return (1 - share) * cross_entropy + share * divergence, cross_entropy, divergence
 
@@ -165,7 +166,8 @@ def summed_mixture(
 
     Only the mixture has a gradient: to the hidden states, and to the head's weight and bias where they are trained.
     """
-    hidden_NE = hidden_NE.to(head.weight.dtype)
+    if not head.weight.requires_grad:  # a trained head is float32, whatever the computation's precision
+        hidden_NE = hidden_NE.to(head.weight.dtype)
     parts: tuple[Tensor, Tensor, Tensor] = _Mixture.apply(  # type: ignore[no-untyped-call]
         hidden_NE, head.weight, head.bias, labels_N, targets, temperature, share, softcap
     )
