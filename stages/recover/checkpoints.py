@@ -80,8 +80,6 @@ def save(
         workers: all of them call this, and the leader writes; how many there are is nowhere in it.
     """
     final = output / FOLDER / f"step-{progress.step:08d}"
-    if final.exists():  # a signal right after it was written or resumed from
-        return final
     tensors = {f"parameter {name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         tensors |= {f"{key} {name}": value for key, value in optimizer.state.get(parameter, {}).items()}

@@ -92,6 +92,7 @@ class Training:
     progress: Progress = field(init=False)
     best: dict[str, torch.Tensor] = field(init=False, default_factory=dict)
     saved_at: float = field(init=False, default_factory=time.monotonic)
+    saved_step: int | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.workers.prepare(self.model)
@@ -124,6 +125,7 @@ class Training:
         )
         for point in self.progress.history:
             self.context.log(point)
+            self.saved_step = self.progress.step
         if not self.progress.history:
             self._record({"step": 0, "tokens": 0} | self._measured())
         bar = progress_bar(
@@ -233,6 +235,8 @@ class Training:
         self.context.log(point)
 
     def _checkpoint(self) -> None:
+        if self.saved_step == self.progress.step:
+            return
         checkpoints.save(
             self.context.output,
             self.progress,
@@ -242,7 +246,7 @@ class Training:
             self.best,
             self.workers,
         )
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), self.progress.step
 
     def _measured(self) -> JSON:
         measured = self._fitting(self._score)
