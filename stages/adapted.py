@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from stages.checkpoint import load_model
 from stages.errors import UserError
 from stages.files import read_json
+from stages.masks import masked_modules
 from stages.methods import lookup
 from stages.recover.adapters import ADAPTERS
 
@@ -65,7 +66,7 @@ class Source:
         adapter = lookup("adapter", name, ADAPTERS)
         if adapter.load is None:
             raise UserError(f"{self.recovery}: adapter '{name}' is no adapter that is loaded. Build it again.")
-        adapter.load(model, self.recovery / "adapter")
+        adapter.load(model, self.recovery / "adapter", masked_modules(self.model))
         return model.eval()
 
 

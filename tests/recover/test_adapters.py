@@ -70,7 +70,7 @@ class Recovery:
         if gives_model(self.settings):
             return load_model(self.output / "model", dtype="float32")
         model = load_model(self.base, dtype="float32")
-        adapter.load(model, self.output / "adapter")  # type: ignore[misc]
+        adapter.load(model, self.output / "adapter", ())  # type: ignore[misc]
         return model
 
 

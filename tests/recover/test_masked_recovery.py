@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from stages.adapted import Source
 from stages.checkpoint import load_model
 from stages.masks import masked_modules
 from stages.prune.sparse.config import SparseMLConfig
@@ -76,6 +78,9 @@ def test_the_merged_model_is_what_was_trained_with_exactly_the_zeros_of_the_prun
     set_peft_model_state_dict(adapted, load_file(output / "adapter" / "adapter_model.safetensors"))
     merged = logits(AutoModelForCausalLM.from_pretrained(output / "model"))
     torch.testing.assert_close(logits(live), merged, atol=1e-4, rtol=1e-4)
+    shutil.rmtree(output / "model")
+    unmerged = Source.of(output, tmp_path / "base").load(dtype="float32")
+    torch.testing.assert_close(logits(unmerged), merged, atol=1e-4, rtol=1e-4)
 
 
 def test_the_update_is_scaling_times_the_masked_product(tmp_path: Path) -> None:

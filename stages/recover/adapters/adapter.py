@@ -29,7 +29,8 @@ class Adapter:
             which the caller has seeded. In the modules named last, zeros of the weights are a mask and stay.
         rates: the factor on the learning rate of each trained parameter that has one of its own, by name.
         save: writes the trained adapter into a directory.
-        load: attaches the adapter saved in a directory to a freshly loaded base model, in place and for inference.
+        load: attaches the adapter saved in a directory to a freshly loaded base model, in place and for inference; the
+            masks of the modules named last are kept.
         merge: returns a freshly loaded base model with the saved adapter folded into its weights, the masks kept; None
             for adapters that can't be folded; `facts` then has the reason, as "unmergeable".
         trained: for what trains the model's own weights: returns the model in the dtype named last, masks kept. It is
@@ -44,7 +45,7 @@ class Adapter:
     attach: Callable[[PreTrainedModel, Any, Collection[str]], Module]
     rates: Callable[[Module, Any], Mapping[str, float]]
     save: Callable[[Module, Path], None] | None = None
-    load: Callable[[PreTrainedModel, Path], None] | None = None
+    load: Callable[[PreTrainedModel, Path, Collection[str]], None] | None = None
     merge: Callable[[PreTrainedModel, Path, Collection[str]], PreTrainedModel] | None = None
     trained: Callable[[Module, str], PreTrainedModel] | None = None
     fits: Callable[[Any, DecoderShape], None] = lambda config, shape: None

@@ -59,7 +59,7 @@ def bottleneck(config: type[BottleneckConfig], *, series: bool) -> Adapter:
         check_targets(model, settings.targets)
         return wrap(model, settings, series=series)
 
-    def load(base: PreTrainedModel, directory: Path) -> None:
+    def load(base: PreTrainedModel, directory: Path, masked: Collection[str] = ()) -> None:
         attach(base, config(**read_json(directory / "adapter_config.json")))
         read(base, directory)
 

@@ -36,8 +36,8 @@ class LowRankConfig(AdapterConfig):
     rank: int = 16
     """Rank r of the update; at least 1 and at most the smaller side of the weight."""
     ranks: dict[str, int] = field(default_factory=dict)
-    """Rank of some layers in place of `rank`, which the scaling then follows: {down_proj: 32, layers.3.q_proj: 4}. Of
-    several that name one layer the one of most parts counts."""
+    """Rank of some layers in place of `rank`, which their scaling follows: '+adapter.ranks={down_proj: 32,
+    layers.3.q_proj: 4}' (Hydra wants the plus). Of several that name one layer the one of most parts counts."""
     alpha: float = 16.0
     """Scaling numerator: LoRA scales by alpha/r, RoRA by alpha/sqrt(r)."""
     dropout: float = 0.0
@@ -186,11 +186,12 @@ def write_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any], directo
     write_json(directory / "adapter_config.json", ordered)
 
 
-def load_peft(base: PreTrainedModel, directory: Path) -> None:
-    """Attach the adapter that PEFT's format holds in `directory` to `base`, in place."""
+def load_peft(base: PreTrainedModel, directory: Path, masked: Collection[str] = ()) -> None:
+    """Attach the adapter that PEFT's format holds in `directory` to `base`, in place; zeros of the `masked` stay."""
     from peft import PeftModel
 
     PeftModel.from_pretrained(base, directory)
+    _keep_masks(base, masked)
 
 
 def merge_lora(base: PreTrainedModel, directory: Path, masked: Collection[str] = ()) -> PreTrainedModel:

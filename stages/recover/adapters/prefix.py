@@ -105,7 +105,7 @@ def save(adapted: Module, directory: Path) -> None:
     write_json(directory / "adapter_config.json", dict(sorted(config.items())))
 
 
-def load(base: PreTrainedModel, directory: Path) -> None:
+def load(base: PreTrainedModel, directory: Path, masked: Collection[str] = ()) -> None:
     """Put the prefix that PEFT's format holds in `directory` before what `base` attends to, in the precision of `base`.
 
     Raises:

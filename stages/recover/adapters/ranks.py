@@ -83,8 +83,8 @@ def _require_possible(name: str, layer: Layer, rank: int) -> None:
     if rank > largest:
         raise UserError(
             f"rank {rank} is more than {name} can take: it has {layer.out_features} outputs and {layer.in_features} "
-            f"inputs, so its largest rank is {largest}. Lower adapter.rank, or set this layer's own: "
-            f"'adapter.ranks={{\"{name}\": {largest}}}'."
+            f"inputs, so its largest rank is {largest}. Lower adapter.rank, or give this layer its own: "
+            f"'+adapter.ranks={{{name}: {largest}}}'."
         )
 
 
