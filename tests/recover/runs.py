@@ -1,7 +1,13 @@
 """Runs a recovery many times over, each in a forked child that a signal may strike: -m tests.recover.runs ROOT JSON.
 
 The parent imports once and never computes, so that forking is safe and quick. JSON has {"settings": arguments of
-`toy.config`, "strikes": {output: [[signal or null, step], …]}}, one strike a run; prints a JSON line a run.
+`toy.config`, "seconds": {output: between checkpoints, unless 0}, "strikes": {output: [[signal, what, count] or null,
+…]}}, one strike a run; prints a JSON line a run. A strike falls when `what` happens for the `count`th time:
+
+    point      the point of that step is logged
+    forward    a module of the model, or all of it, has been run: in the middle of a micro-batch
+    file       a file or directory is about to be opened, made, renamed or removed in the output
+    any other  the same of one that has this in its path
 """
 
 from __future__ import annotations
@@ -10,27 +16,70 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lm_eval.models.utils  # noqa: F401  imported late by what is run: here once, not in every child
+from torch.nn.modules.module import register_module_forward_hook
+
+import stages.recover.adapters.fused
+import stages.recover.loss  # noqa: F401
 from stages.recover.stage import run
 from stages.stage import JSON, Context
 from tests.recover.toy import config
 
+CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
+Strike = tuple[str, str, int]
 
-def recover(root: Path, output: Path, settings: dict[str, Any], strike: str | None, step: int) -> int:
-    """Run the recovery; the signal strikes when the point of `step` is logged. Returns the exit status."""
 
-    def log(point: JSON) -> None:
-        if strike is not None and point["step"] == step:
-            os.kill(os.getpid(), getattr(signal, strike))
-
+def recover(root: Path, output: Path, settings: dict[str, Any], strike: Strike | None, seconds: float) -> int:
+    """Run the recovery, checkpointing every so many `seconds`; returns the exit status."""
+    log: Callable[[JSON], None] = lambda point: None  # noqa: E731
+    if strike is not None:
+        log = _prepare(strike, output)
     try:
-        context = Context(output=output, checkpoint_seconds=0, log=log)
+        context = Context(output=output, checkpoint_seconds=seconds, log=log, cache=root / "cache")
         run(config(**settings), {"model": root / "base", "data": root / "data"}, context)
     except SystemExit as error:
         return int(error.code or 0)
     return 0
+
+
+def _prepare(strike: Strike, output: Path) -> Callable[[JSON], None]:
+    """Arm this process; returns what is to be called with the points of the curve."""
+    name, what, count = strike
+    left = count
+
+    def fall() -> None:
+        os.kill(os.getpid(), getattr(signal, name))
+
+    def happened() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            fall()
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        path = str(arguments[0]) if arguments else ""
+        inside = event in CHANGES or (event == "open" and path.startswith(str(output)))
+        if inside and (what == "file" or what in path):
+            happened()
+
+    if what == "forward":
+        register_module_forward_hook(lambda *_: happened())
+    elif what != "point":
+        sys.addaudithook(audit)
+    return lambda point: fall() if what == "point" and point["step"] == count else None
+
+
+def in_child(work: Callable[[], int]) -> int:
+    """Return the exit status of `work` in a forked child, negative for the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        os._exit(work())
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def main(root: Path, plan: dict[str, Any]) -> None:
@@ -38,11 +87,9 @@ def main(root: Path, plan: dict[str, Any]) -> None:
     for name, strikes in plan["strikes"].items():
         output = root / name
         output.mkdir()
-        for strike, step in strikes:
-            child = os.fork()
-            if child == 0:
-                os._exit(recover(root, output, plan["settings"], strike, step))
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        for strike in strikes:
+            seconds = plan["seconds"].get(name, 0)
+            status = in_child(partial(recover, root, output, plan["settings"], strike, seconds))
             left = sorted(path.name for path in (output / "checkpoint").glob("*"))
             print(json.dumps({"output": name, "status": status, "checkpoints": left}), flush=True)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from stages.errors import UserError
 from stages.recover.stage import run
@@ -22,8 +23,8 @@ from tests.recover.toy import config, data_artifact, model_artifact
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {
     "adapter": {"dropout": 0.1},
-    "tokens": 2500,
-    "curve_every": 700,
+    "tokens": 1500,
+    "curve_every": 500,
 }
 ARTIFACT = (
     "adapter/adapter_model.safetensors",
@@ -32,14 +33,32 @@ ARTIFACT = (
     "history.jsonl",
     "recovery.json",
 )
-# Before the first checkpoint, between two points at which the curve is measured, at one, and at the last.
-KILLED_AT = (1, 4, 6, 10)
-STRIKES = {
-    "whole": [(None, 0)],
-    "killed": [*(("SIGKILL", step) for step in KILLED_AT), (None, 0)],
-    "terminated": [("SIGTERM", 3), (None, 0)],
-    "unfinished": [("SIGKILL", 5)],
+KILL = "SIGKILL"
+# Each strike, and which checkpoints it leaves.
+KILLED: list[tuple[tuple[str, str, int], list[str]]] = [
+    # Before the first checkpoint.
+    ((KILL, "point", 1), []),
+    # In the second micro-batch of a step.
+    ((KILL, "forward", 650), ["step-00000001"]),
+    # While a checkpoint is written: its tensors are there.
+    ((KILL, ".progress.json", 1), ["step-00000001", "writing-step-00000002"]),
+    # When it has its name, and the one before it is still there.
+    ((KILL, "/step-", 2), ["step-00000001", "step-00000002"]),
+    # At the last step, before its checkpoint.
+    ((KILL, "point", 6), ["step-00000005"]),
+    # While the merged model is written.
+    ((KILL, ".model.partial", 3), ["step-00000006"]),
+    # When all is done, while the checkpoint is removed.
+    ((KILL, ".checkpoint-removed", 2), []),
+]
+STRIKES: dict[str, list[tuple[str, str, int] | None]] = {
+    "whole": [None],
+    "killed": [strike for strike, _ in KILLED] + [None],
+    "terminated": [("SIGTERM", "forward", 1010), ("SIGTERM", "point", 6), None],
+    "unfinished": [(KILL, "point", 5)],
 }
+# Only the signal and the last step make checkpoints.
+SECONDS = {"terminated": 3600}
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,7 @@ def recoveries(tmp_path_factory: pytest.TempPathFactory) -> Recoveries:
     model_artifact(root / "base")
     data_artifact(root / "data")
     command = [sys.executable, "-m", "tests.recover.runs", str(root)]
-    plan = json.dumps({"settings": SETTINGS, "strikes": STRIKES})
+    plan = json.dumps({"settings": SETTINGS, "strikes": STRIKES, "seconds": SECONDS})
     done = subprocess.run([*command, plan], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     runs = defaultdict(list)
     for line in done.stdout.splitlines():
@@ -78,20 +97,14 @@ def recoveries(tmp_path_factory: pytest.TempPathFactory) -> Recoveries:
     return Recoveries(root, dict(runs))
 
 
-def test_a_run_killed_at_any_step_and_run_again_ends_in_the_same_bytes(recoveries: Recoveries) -> None:
-    killed = -signal.SIGKILL
-    assert recoveries.runs["killed"] == [
-        (killed, []),
-        (killed, ["step-00000003"]),
-        (killed, ["step-00000005"]),
-        (killed, ["step-00000009"]),
-        (0, []),
-    ]
+def test_a_run_killed_at_any_moment_and_run_again_ends_in_the_same_bytes(recoveries: Recoveries) -> None:
+    assert recoveries.runs["killed"] == [*((-signal.SIGKILL, left) for _, left in KILLED), (0, [])]
     recoveries.assert_as_if_never_struck("killed")
 
 
-def test_sigterm_checkpoints_at_once_and_exits_cleanly(recoveries: Recoveries) -> None:
-    assert recoveries.runs["terminated"] == [(128 + signal.SIGTERM, ["step-00000003"]), (0, [])]
+def test_sigterm_checkpoints_the_last_whole_step_at_once_and_exits_cleanly(recoveries: Recoveries) -> None:
+    terminated = 128 + signal.SIGTERM
+    assert recoveries.runs["terminated"] == [(terminated, ["step-00000002"]), (terminated, ["step-00000006"]), (0, [])]
     recoveries.assert_as_if_never_struck("terminated")
 
 
@@ -113,3 +126,49 @@ def test_a_checkpoint_of_another_recovery_is_refused(recoveries: Recoveries, tmp
 
     with pytest.raises(UserError, match=r"is a checkpoint of another recovery\. Remove .*other to start afresh"):
         run(config(**SETTINGS | {"seed": 1}), recoveries.inputs, context)
+
+
+@pytest.mark.parametrize("damage", ["state.safetensors", "progress.json"])
+def test_a_damaged_checkpoint_is_named_with_the_remedy(recoveries: Recoveries, tmp_path: Path, damage: str) -> None:
+    context = recoveries.copy("unfinished", tmp_path / "damaged")
+    (checkpoint,) = (context.output / "checkpoint").iterdir()
+    file = checkpoint / damage
+    file.write_bytes(file.read_bytes()[:-100])
+
+    with pytest.raises(UserError, match=f"the checkpoint {checkpoint} is damaged .*Remove it to go on"):
+        run(config(**SETTINGS), recoveries.inputs, context)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    recoveries: Recoveries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = recoveries.copy("unfinished", tmp_path / "full")
+    (checkpoint,) = (context.output / "checkpoint").iterdir()
+
+    def save_half(tensors: dict[str, Any], path: Path) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.recover.checkpoints.save_file", save_half)
+        with pytest.raises(SafetensorError):
+            run(config(**SETTINGS), recoveries.inputs, context)
+    assert list((context.output / "checkpoint").iterdir()) == [checkpoint]
+
+    summary = run(config(**SETTINGS), recoveries.inputs, context)
+    assert summary["training"] == json.loads((recoveries.root / "whole" / "recovery.json").read_text())["training"]
+
+
+def test_a_resume_with_other_threads_says_that_rounding_differs(
+    recoveries: Recoveries, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = recoveries.copy("unfinished", tmp_path / "threads")
+    (checkpoint,) = (context.output / "checkpoint").iterdir()
+    saved = json.loads((checkpoint / "progress.json").read_text())
+    saved["computed"]["threads"] += 1
+    (checkpoint / "progress.json").write_text(json.dumps(saved))
+
+    run(config(**SETTINGS), recoveries.inputs, context)
+
+    (said,) = (record.getMessage() for record in caplog.records if "rounding" in record.getMessage())
+    assert f"threads {saved['computed']['threads']}, now" in said
