@@ -218,10 +218,13 @@ def _trained(record: JSON, *, merged: bool) -> Iterator[str]:
         return
     sizes = {name.replace("_", " "): adapter[name] for name in SIZES if adapter.get(name) is not None}
     of = f" of {', '.join(f'{name} {value:g}' for name, value in sizes.items())}" if sizes else ""
+    others = ", ".join(f"{name}: rank {rank}" for name, rank in (adapter.get("ranks") or {}).items())
+    of += f" ({others})" if others else ""
     on = f", on {', '.join(adapter['targets'])}" if adapter.get("targets") else ""
+    own = f" (the model's own weights, {adapter['weights']})" if adapter.get("weights") else ""
     yield "## What the recovery trained"
     yield (
-        f"Adapter `{adapter['name']}`{of}{on}{', merged into the weights' if merged else ''}: "
+        f"Adapter `{adapter['name']}`{of}{on}{own or (', merged into the weights' if merged else '')}: "
         f"{record.get('parameters', {}).get('trainable', 0):,} parameters, {seen.get('tokens', 0):,} tokens of "
         f"{seen.get('rows', 0):,} rows in {seen.get('steps', 0):,} steps."
     )
