@@ -23,6 +23,9 @@ from stages.stage import JSON
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+WORTH_SHARING = 8
+"""Tokens that two documents must begin with alike, for the second to continue from the first's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -44,17 +47,29 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """Which tokens a document goes on from."""
+
+    contexts: tuple[int, ...]
+    """Tokens before each document's own, in the order of `Batch.lengths`."""
+    sources_S: torch.Tensor
+    """Positions in the sequence of each document's tokens, those it shares and its own, one document after another."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Documents end to end: the input of one forward pass."""
 
     input_ids_1T: torch.Tensor
     position_ids_1T: torch.Tensor
     lengths: tuple[int, ...]
-    """Tokens in each document, in order; they sum to T."""
+    """Tokens of its own in each document, in the order they lie in; they sum to T."""
     predictors_N: torch.Tensor
     """Positions in the sequence whose next token is labelled."""
     labels_N: torch.Tensor
     """The token that comes after each of them."""
+    shared: Shared | None = None
+    """Where documents begin with tokens of others; None where each is all its own."""
 
 
 def encode(
@@ -153,22 +168,46 @@ def split(documents: Iterable[Document], tokens: int) -> Iterator[list[Document]
         yield run
 
 
-def collate(documents: Sequence[Document], device: str = "cpu") -> Batch:
-    """Return `documents` packed end to end."""
+def collate(documents: Sequence[Document], device: str = "cpu", *, share: bool = False) -> Batch:
+    """Return `documents` packed end to end.
+
+    With `share`, what several of them begin with (an instruction's template, say) is in the sequence once and continued
+    by each: tokens see what they would see otherwise, so nothing but the rounding of the result changes.
+    """
     ids: list[int] = []
     positions: list[int] = []
-    predictors: list[int] = []
-    for document in documents:
+    sources: list[int] = []
+    contexts: list[int] = []
+    places: dict[int, list[int]] = {}
+    before: list[int] = []
+    there: list[int] = []
+    order = sorted(range(len(documents)), key=lambda index: documents[index].ids) if share else range(len(documents))
+    for index in order:
+        tokens = documents[index].ids
+        context = _shared(before, tokens) if share else 0
+        there = [*there[:context], *range(len(ids), len(ids) + len(tokens) - context)]
+        ids += tokens[context:]
+        positions += range(context, len(tokens))
+        sources += there
+        contexts.append(context)
+        before, places[index] = tokens, there
+    predictors, labels = [], []
+    for index, document in enumerate(documents):
         first = max(document.first_label, 1)
-        predictors.extend(range(len(ids) + first - 1, len(ids) + len(document.ids) - 1))
-        positions.extend(range(len(document.ids)))
-        ids.extend(document.ids)
-    input_ids_T = torch.tensor(ids, device=device)
-    predictors_N = torch.tensor(predictors, dtype=torch.long, device=device)
+        predictors += places[index][first - 1 : -1]
+        labels += document.ids[first:]
     return Batch(
-        input_ids_1T=input_ids_T[None],
-        position_ids_1T=torch.tensor(positions, device=device)[None],
-        lengths=tuple(len(document.ids) for document in documents),
-        predictors_N=predictors_N,
-        labels_N=input_ids_T[predictors_N + 1],
+        input_ids_1T=torch.tensor([ids], device=device),
+        position_ids_1T=torch.tensor([positions], device=device),
+        lengths=tuple(len(documents[index].ids) - context for index, context in zip(order, contexts, strict=True)),
+        predictors_N=torch.tensor(predictors, dtype=torch.long, device=device),
+        labels_N=torch.tensor(labels, dtype=torch.long, device=device),
+        shared=Shared(tuple(contexts), torch.tensor(sources, device=device)) if any(contexts) else None,
     )
+
+
+def _shared(before: Sequence[int], document: Sequence[int]) -> int:
+    """Return how many tokens `document` takes over from the one `before` it; at least one stays its own."""
+    most = min(len(before), len(document) - 1)
+    common = next((index for index in range(most) if before[index] != document[index]), most)
+    return common if common >= WORTH_SHARING else 0

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from stages.data.packing import Batch, Document, collate
+from stages.data.packing import Batch, Document, Shared, collate
 from stages.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,30 +39,57 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     document_lengths: tuple[int, ...] | None = None,
+    document_shared: Shared | None = None,
     sliding_window: int | None = None,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return causal attention [B, T, H, D] within each document; without lengths the sequence is one document.
 
+    Where documents continue from tokens that they share, their keys and values are gathered from wherever they lie.
+
     Raises:
         UserError: a document is longer than the model's attention window.
     """
     lengths = list(document_lengths or (query_BHTD.shape[2],))
-    if sliding_window is not None and max(lengths) > sliding_window:
+    contexts, reach = [0] * len(lengths), lengths
+    if document_shared is not None:
+        contexts = list(document_shared.contexts)
+        reach = [context + length for context, length in zip(contexts, lengths, strict=True)]
+        key_BKTD, value_BKTD = (tensor.index_select(2, document_shared.sources_S) for tensor in (key_BKTD, value_BKTD))
+    if sliding_window is not None and max(reach) > sliding_window:
         raise UserError(f"rows may have {sliding_window} tokens: set recover.sequence_length={sliding_window} or less.")
     # `split`, not slices: its backward is one concatenation, where each slice's would be a tensor full of zeros.
-    queries, keys, values = (torch.split(tensor, lengths, dim=2) for tensor in (query_BHTD, key_BKTD, value_BKTD))
+    queries = torch.split(query_BHTD, lengths, dim=2)
+    keys, values = (torch.split(tensor, reach, dim=2) for tensor in (key_BKTD, value_BKTD))
     grouped = query_BHTD.shape[1] != key_BKTD.shape[1]
     outputs = [
         scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
+            query,
+            key,
+            value,
+            attn_mask=_causal(context, query) if context else None,
+            dropout_p=dropout,
+            is_causal=not context,
+            scale=scaling,
+            enable_gqa=grouped,
         ).transpose(1, 2)
-        for query, key, value in zip(queries, keys, values, strict=True)
+        for query, key, value, context in zip(queries, keys, values, contexts, strict=True)
     ]
     return torch.cat(outputs, dim=1), None
 
 
+def _causal(context: int, query_BHLD: torch.Tensor) -> torch.Tensor:
+    """Return which of `context` tokens and its own each of L queries sees [L, context + L]."""
+    length = query_BHLD.shape[2]
+    return query_BHLD.new_ones(length, context + length, dtype=torch.bool).tril(context)
+
+
 AttentionInterface.register(NAME, packed_attention)
+
+
+def shares_beginnings(model: PreTrainedModel) -> bool:
+    """Return whether `model` attends from documents that share their beginnings (`collate`)."""
+    return bool(model.config._attn_implementation == NAME)
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
@@ -115,6 +142,7 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         input_ids=batch.input_ids_1T,
         position_ids=batch.position_ids_1T,
         document_lengths=batch.lengths,
+        document_shared=batch.shared,
         use_cache=False,
     )
     return output.last_hidden_state[0]  # type: ignore[no-any-return]

@@ -31,7 +31,7 @@ from stages.data.tokens import Tokenised
 from stages.errors import Diverged
 from stages.progress import progress as progress_bar
 from stages.recover import checkpoints, memory
-from stages.recover.attention import hidden_states
+from stages.recover.attention import hidden_states, shares_beginnings
 from stages.recover.checkpoints import Progress
 from stages.recover.config import RecoverConfig
 from stages.recover.divergence import diverged
@@ -280,7 +280,7 @@ class Training:
     def _summed(self, documents: list[Document]) -> Mapping[str, torch.Tensor]:
         """Return the objective summed over the labels of a micro-batch, with its parts."""
         device = self.context.device
-        batch = collate(documents, device)
+        batch = collate(documents, device, share=shares_beginnings(self.model))
         bfloat16 = self.dtype == "bfloat16"
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bfloat16):
             hidden_TE = hidden_states(self.model, batch)

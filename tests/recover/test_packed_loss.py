@@ -146,3 +146,27 @@ def test_no_labels_make_a_loss_of_nothing_and_a_gradient_of_nothing() -> None:
 
     assert loss.item() == 0
     assert hidden.grad is not None
+
+
+def template_documents() -> list[Document]:
+    """Return documents of which some begin alike, one is the beginning of another, and two are the same."""
+    begin = list(range(10, 30))
+    rows = [[*begin, 3, 4, 5], [40, 41], [*begin[:12], 7, 8], begin, [*begin, 3, 9], [*begin, 3, 9], [*begin[:4], 50]]
+    return [Document(ids, min(2, len(ids) - 1), "toy", cut=False) for ids in rows]
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_what_documents_begin_with_is_computed_once_and_changes_nothing(family: str) -> None:
+    options = {"sliding_window": 64} if "sliding_window" in KINDS[family][2] else {}
+    outcomes = []
+    for share in (False, True):
+        model = packed(decoder(family, **options))
+        batch = collate(template_documents(), share=share)
+        states = hidden_states(model, batch)[batch.predictors_N]
+        cross_entropy(model.get_output_embeddings()(states), batch.labels_N, reduction="sum").backward()
+        outcomes.append((batch, states.detach(), {name: p.grad for name, p in model.named_parameters()}))
+    (plain, expected, gradients), (shared, states, found) = outcomes
+    assert shared.input_ids_1T.numel() < 0.6 * plain.input_ids_1T.numel()
+    assert torch.equal(shared.labels_N, plain.labels_N)
+    torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, gradients, atol=1e-4, rtol=1e-3)
