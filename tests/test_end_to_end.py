@@ -176,14 +176,18 @@ def test_killed_in_every_stage_it_finishes_with_the_work_done_kept(world: World)
         assert manifests[0]["digest"] == manifests[1]["digest"], stage
 
 
-def test_killed_in_the_middle_of_recovery_it_resumes_to_the_same_bytes(world: World) -> None:
+def test_terminated_in_the_middle_of_recovery_it_says_how_to_go_on_to_the_same_bytes(world: World) -> None:
     world.run(store="whole")
     with world.start(store="middle") as process:
         partial = world.root / "middle" / "recover"
         while process.poll() is None and not list(partial.glob("*.partial/checkpoint*")):
             os.sched_yield()
-        process.send_signal(signal.SIGKILL)
-    assert list(partial.glob("*.partial/checkpoint*")), "it was killed while recovering"
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said
+    assert list(partial.glob("*.partial/checkpoint/step-*")), "it was stopped while recovering"
     report = world.run(store="middle")
     assert statuses(report)["recover"] == "resumed"
     adapters = [

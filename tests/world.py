@@ -44,6 +44,8 @@ class World:
         """Return a command line; later overrides of the same key win, as in Hydra."""
         given = [*self.overrides, f"runtime.artifact_root={self.root / store}", *overrides]
         last = {override.partition("=")[0]: override for override in given}
+        if last.get("adapter") == "adapter=none":
+            last.pop("adapter.rank")
         return list(last.values())
 
     def run(self, *overrides: str, store: str = "artifacts") -> dict[str, Any]:
@@ -111,6 +113,7 @@ def make_world(root: Path) -> World:
         *rows,
         "data.validation_rows=8",
         "prune.calibration.sequences=4",
+        "adapter.rank=8",
         "recover.tokens=3000",
         "recover.batch_tokens=512",
         "recover.micro_batch_tokens=512",
