@@ -38,10 +38,10 @@ def data_node(data: DataConfig, cache: Path) -> Node:
         count = getattr(data, option, None)
         if count is not None and count < 1:
             raise UserError(f"data.{option} must be at least 1, and is {count}.")
-    parts = {
-        name: data_node(named(part.data, part.options, data.seed, f"data.parts.{name}"), cache)
-        for name, part in parts_of(data).items()
-    }
+    parts = {}
+    for name, part in parts_of(data).items():
+        options = {"validation_rows": data.validation_rows, **part.options}
+        parts[name] = data_node(named(part.data, options, data.seed, f"data.parts.{name}"), cache)
     pinned, locations = dataset.pin(data, cache)
     pinned = dataclasses.replace(pinned, seed=keys.derive_seed(data.seed, "data"))
     label = re.sub(r"[^\w.+-]", "-", dataset.label(pinned))

@@ -96,7 +96,7 @@ def _text(record: dict[str, Any], column: str, part: str, where: str) -> str:
     value = record.get(column)
     if value is not None and not isinstance(value, str):
         raise UserError(
-            f"{where}: '{column}' is {value!r:.60}, a {type(value).__name__}; what is trained on must be text."
+            f"{where}: '{column}' is {value!r:.60} ({type(value).__name__}), and what is trained on must be text."
         )
     return value or ""
 

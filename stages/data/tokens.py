@@ -5,8 +5,8 @@ to the cache under the hash of the rows, the tokenizer, the lengths and labels, 
 memory: another adapter, rank or rate on the same data tokenises nothing, a resumed run continues at a document's number
 with no more than a look at the table, and what is larger than memory stays on disk.
 
-Measured on one core with SmolLM2's tokenizer and the commonsense rows: TOKENISING_RATE tokens a second, where training
-the 30 %-pruned model takes in some hundreds: well below 1 % of the time. It pays on a GPU, where training takes in tens
+Measured on one core with SmolLM2's tokenizer and the commonsense rows: about 120,000 tokens a second, where
+training takes in some hundreds to two thousand: 1 % of the time or less. It pays on a GPU, where training takes in tens
 to hundreds of thousands a second.
 """
 

@@ -1,0 +1,112 @@
+"""Data sets of every kind through the whole pipeline: what enters their keys, and a recovery on a mixture of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from world import World, environment, make_world
+
+from pipeline.config import register
+from pipeline.graph import Graph
+from pipeline.plan import build_graph
+from stages.errors import UserError
+from stages.files import read_json, read_jsonl
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("data")
+    records = [{"instruction": f"Add {index} and 1.", "output": str(index + 1)} for index in range(60)]
+    (root / "sums.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (root / "books").mkdir()
+    for book in range(3):
+        text = "\n\n".join(f"Paragraph {index} of book {book}. " + "And so on. " * 30 for index in range(12))
+        (root / "books" / f"{book}.txt").write_text(text)
+    made = make_world(root)
+    made.overrides = [override for override in made.overrides if not override.startswith("data.wheel")]
+    return made
+
+
+def plan(world: World, *overrides: str) -> Graph:
+    register()
+    with environment(world.environment), initialize_config_module("conf", version_base="1.3"):
+        return build_graph(OmegaConf.to_object(compose("config", overrides=world.arguments(*overrides))))
+
+
+def parts(world: World, **weights: float) -> str:
+    options = {"text": f"path: {world.root}/books", "sums": f"data: file, path: {world.root}/sums.jsonl"}
+    said = (f"{name}: {{weight: {weight}, {options[name]}}}" for name, weight in weights.items())
+    return f"data.parts={{{', '.join(said)}}}"
+
+
+def test_a_part_is_the_artifact_of_its_data_set_alone_and_weights_are_shares(world: World) -> None:
+    mixture = plan(world, "data=mixture", parts(world, text=3, sums=1), "prune=magnitude")
+    assert list(mixture.roles)[1:4] == ["data-sums", "data-text", "data"]
+    assert mixture.roles["data-text"].key == plan(world, "data=text", f"data.path={world.root}/books").roles["data"].key
+    assert mixture.roles["data"].config.parts == {"sums": 0.25, "text": 0.75}
+    assert plan(world, "data=mixture", parts(world, sums=0.2, text=0.6)).roles["data"].key == mixture.roles["data"].key
+    other = plan(world, "data=mixture", parts(world, sums=0.3, text=0.6))
+    assert other.roles["data"].key != mixture.roles["data"].key
+    assert other.roles["data-text"].key == mixture.roles["data-text"].key
+    assert mixture.roles["report"].config.data == "sums 0.25 + text 0.75"
+
+
+def test_moving_a_file_changes_no_key_and_editing_it_does(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.root / "books", tmp_path / "moved")
+    here = plan(world, "data=text", f"data.path={world.root}/books").roles["data"]
+    there = plan(world, "data=text", f"data.path={tmp_path}/moved").roles["data"]
+    assert here.key == there.key
+    assert here.name == there.name
+    (tmp_path / "moved" / "0.txt").write_text("another book")
+    assert plan(world, "data=text", f"data.path={tmp_path}/moved").roles["data"].key != here.key
+
+
+def test_calibration_may_be_on_other_text_and_a_mixture_counts_its_parts_tasks(world: World) -> None:
+    commonsense = "data.parts={commonsense: 1, passages: 1}"
+    graph = plan(world, "data=mixture", commonsense, "prune.calibration.data=passages")
+    assert graph.roles["prune"].inputs["data"].name == "data/passages"
+    assert "piqa" in graph.roles["report"].config.trained_tasks
+    graph = plan(world, "data=mixture", commonsense, "adapter=none")
+    assert list(graph.roles)[1:4] == ["calibration-commonsense", "calibration-passages", "calibration"]
+    assert graph.roles["report"].config.trained_tasks == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data=file"], r"data=file reads files of yours: data\.path=FILE"),
+        (["data=file", "data.path=nowhere.jsonl"], r"no file 'nowhere\.jsonl'"),
+        (["data=hub"], r"data=hub needs data\.repo=OWNER/NAME"),
+        (["data=alpaca", "data.rows=0"], r"data\.rows must be at least 1, and is 0"),
+        (["data=mixture"], "data.parts=None: a mixture has parts with weights"),
+        (["data=mixture", "data.parts={alpacca: 1}"], r"\(data\.parts\.alpacca\) 'alpacca', did you mean 'alpaca'"),
+        (["data=mixture", "data.parts={text: {weight: 1, pth: a}}"], r"data\.parts\.text\.pth.* did you mean 'path'"),
+        (["data=mixture", "data.parts={text: {weight: 1, characters: many}}"], r"data\.parts\.text: .*'many'.*Integer"),
+        (["data=mixture", "data.parts={text: -1}"], "must be a number above 0, and is -1"),
+        (["prune.calibration.data=pasages"], r"\(prune\.calibration\.data\) 'pasages', did you mean 'passages'"),
+    ],
+)
+def test_a_mistake_is_one_error_before_anything_runs(world: World, overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        plan(world, *overrides)
+
+
+def test_a_recovery_on_a_mixture_draws_tokens_in_its_shares(world: World) -> None:
+    run = ["data=mixture", parts(world, text=3, sums=1), "prune=magnitude", "evaluate=none", "recover.loss=response"]
+    world.run(*run, "recover.tokens=4000", "recover.sequence_length=64")
+    (recovery,) = (world.root / "artifacts" / "recover").glob("*/recovery.json")
+    training = read_json(recovery)["training"]
+    assert training["rows_cut"] > 0, "prompts of instructions are longer than 64 bytes"
+    assert training["tokens"] >= 4000
+    # Text has no prompt: all of its tokens but each document's first are labelled; sums have a few digits each.
+    assert 0.70 < training["labelled_tokens"] / training["tokens"] < 0.80
+    (data,) = (world.root / "artifacts" / "data").glob("sums-0.25*")
+    assert {row["task"] for row in read_jsonl(data / "validation.jsonl")} == {"file", "text"}
+    kept = list((world.root / "cache" / "tokens").glob("*/ids.u32"))
+    world.run(*run, "recover.tokens=4000", "recover.sequence_length=64", "adapter.rank=2")
+    assert list((world.root / "cache" / "tokens").glob("*/ids.u32")) == kept
