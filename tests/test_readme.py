@@ -19,7 +19,11 @@ BLOCKS = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re
 SHEARED = ("princeton-nlp/Sheared-LLaMA-1.3B", "a4b76938edbf571ea7d7d9904861cbdca08809b4")
 FUNCTIONS = r"""
 set -e
-tiny() { case "$*" in *[mM][oO][dD][eE][lL]=*) echo "$SMALL";; *) echo "$SMALL $MODEL_HERE";; esac; }
+tiny() {
+  more="$SMALL"
+  case " $* " in *" data="*) more="$(sed 's/data[.]wheel[^ ]*//g' <<< "$SMALL")";; esac
+  case "$*" in *[mM][oO][dD][eE][lL]=*) echo "$more";; *) echo "$more $MODEL_HERE";; esac
+}
 make() {
   case "$1" in
     test) command make --dry-run test;;

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from stages.checkpoint import load_tokenizer
+from stages.data.interleave import interleave
+from stages.data.stream import parts_of
 from stages.errors import UserError
 from stages.prune.memory.estimate import check_memory
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from stages.prune.config import PruneConfig
     from stages.shapes import DecoderShape
     from stages.stage import Context
@@ -84,7 +88,7 @@ def _from_rows(config: PruneConfig, model: Path, path: Path) -> Tensor:
     """Return sequences cut from the rows of `path` in an order that `config.seed` decides.
 
     A row is its prompt and its response, as a model is trained on them; rows follow each other, each ended by the
-    tokenizer's end-of-text token if it has one.
+    tokenizer's end-of-text token if it has one. Of a mixture each part has its share of the tokens.
     """
     sequences, length = config.calibration.sequences, config.calibration.length
     if sequences < 1 or length < 2:
@@ -92,18 +96,29 @@ def _from_rows(config: PruneConfig, model: Path, path: Path) -> Tensor:
             f"prune.calibration asks for {sequences} sequences of {length} tokens: at least 1 of at least 2 are needed."
         )
     tokenizer = load_tokenizer(model)
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids: list[int] = []
     with path.open("rb") as rows:
         starts = list(accumulate((len(row) for row in rows), initial=0))[:-1]
-        Random(config.seed).shuffle(starts)
-        for start in starts:
-            rows.seek(start)
-            row = json.loads(rows.readline())
-            ids += tokenizer(row["prompt"] + row["response"], add_special_tokens=False)["input_ids"] + end
+        parts = parts_of(path, len(starts))
+        drawn = {
+            part.name: _drawn(rows, starts[part.first : part.first + part.rows], config.seed, tokenizer)
+            for part in parts
+        }
+        for row in interleave(drawn, {part.name: part.weight for part in parts}, len):
+            ids += row
             if len(ids) >= sequences * length:
                 return torch.tensor(ids[: sequences * length]).view(sequences, length)
     raise UserError(
         f"{path} has {len(ids)} tokens in {len(starts)} rows, and prune.calibration asks for {sequences} × {length}. "
         "Ask for less with prune.calibration.sequences= or prune.calibration.length=."
     )
+
+
+def _drawn(rows: IO[bytes], starts: list[int], seed: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Yield the tokens of the rows that begin at `starts`, in an order that `seed` decides."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    Random(seed).shuffle(starts)
+    for start in starts:
+        rows.seek(start)
+        row = json.loads(rows.readline())
+        yield tokenizer(row["prompt"] + row["response"], add_special_tokens=False)["input_ids"] + end

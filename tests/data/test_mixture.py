@@ -21,8 +21,10 @@ from stages.data.stage import run
 from stages.data.stream import Stream
 from stages.errors import UserError
 from stages.files import read_json, read_jsonl, write_json, write_jsonl
+from stages.prune.calibration import calibration_ids
+from stages.prune.config import Calibration, PruneConfig
 from stages.stage import Context
-from tests.tiny_tokenizer import byte_tokenizer
+from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 
 
 def part(directory: Path, task: str, texts: list[str], held: list[str], tasks: tuple[str, ...] = ()) -> Path:
@@ -138,3 +140,17 @@ def test_held_out_questions_keep_their_choices(tmp_path: Path, parts: dict[str, 
     (parts["short"] / "validation.jsonl").write_text(json.dumps(question) + "\n")
     output = mixed(tmp_path, parts, validation_rows=2)
     assert question in list(read_jsonl(output / "validation.jsonl"))
+
+
+def test_pruning_is_calibrated_on_the_parts_shares_too(tmp_path: Path, parts: dict[str, Path]) -> None:
+    data, model = mixed(tmp_path, parts, validation_rows=6), tmp_path / "base"
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(model)
+    config = PruneConfig(calibration=Calibration(sequences=1, length=500))
+    text = tokenizer.decode(calibration_ids(config, model=model, data=data, vocabulary=VOCABULARY)[0])
+    long = sum(len(piece) for piece in text.split("<|end|>") if piece.startswith("long"))
+    assert 0.25 - 0.1 < long / len(text) < 0.25 + 0.1
+    rows = list(read_jsonl(data / "train.jsonl"))
+    assert sum(len(row["response"]) for row in rows if row["task"] == "long") > 0.7 * len(
+        "".join(r["response"] for r in rows)
+    )

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import re
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,18 @@ def test_setting_all_texts_aside_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.validation_rows=2 sets all of the 2 distinct rows aside"):
         run(config, {}, Context(output=tmp_path, cache=tmp_path, locations=places))
     assert not (tmp_path / "train.jsonl").exists()
+
+
+def test_rows_are_not_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as lines:
+        lines.writelines(json.dumps({"text": f"{index} " + "so on " * 400}) + "\n" for index in range(8000))
+    config, places = file.pin(FileConfig(name="file", path=str(path), validation_rows=20), tmp_path)
+    tracemalloc.start()
+    try:
+        run(config, {}, Context(output=tmp_path, cache=tmp_path, locations=places))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 19e6
+    assert peak < 4e6

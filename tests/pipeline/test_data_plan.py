@@ -97,7 +97,7 @@ def test_a_mistake_is_one_error_before_anything_runs(world: World, overrides: li
 
 
 def test_a_recovery_on_a_mixture_draws_tokens_in_its_shares(world: World) -> None:
-    run = ["data=mixture", parts(world, text=3, sums=1), "prune=magnitude", "evaluate=none", "recover.loss=response"]
+    run = ["data=mixture", parts(world, text=3, sums=1), "prune=none", "evaluate=none", "recover.loss=response"]
     world.run(*run, "recover.tokens=4000", "recover.sequence_length=64")
     (recovery,) = (world.root / "artifacts" / "recover").glob("*/recovery.json")
     training = read_json(recovery)["training"]
@@ -107,6 +107,4 @@ def test_a_recovery_on_a_mixture_draws_tokens_in_its_shares(world: World) -> Non
     assert 0.70 < training["labelled_tokens"] / training["tokens"] < 0.80
     (data,) = (world.root / "artifacts" / "data").glob("sums-0.25*")
     assert {row["task"] for row in read_jsonl(data / "validation.jsonl")} == {"file", "text"}
-    kept = list((world.root / "cache" / "tokens").glob("*/ids.u32"))
-    world.run(*run, "recover.tokens=4000", "recover.sequence_length=64", "adapter.rank=2")
-    assert list((world.root / "cache" / "tokens").glob("*/ids.u32")) == kept
+    assert len(list((world.root / "cache" / "tokens").glob("*/ids.u32"))) == 1
