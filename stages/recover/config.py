@@ -48,8 +48,8 @@ class RecoverConfig:
     batch_tokens: int = 1024
     """Tokens in one optimizer step: more steps from a small budget, against noise."""
     micro_batch_tokens: int = 1024
-    """Tokens in one forward and backward pass, rows packed without padding: memory against speed. Halved by itself where
-    it does not fit; decides nothing but rounding (and which inputs a dropout drops)."""
+    """Tokens in one forward and backward pass, rows packed without padding: memory against speed. Halved by itself
+    where it does not fit; decides nothing but rounding (and which inputs a dropout drops)."""
     gradient_checkpointing: bool = False
     """Keep each layer's input instead of all its activations, and compute them again on the way back: a fraction of the
     memory for about a third more time. The result is the same."""
