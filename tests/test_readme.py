@@ -21,7 +21,7 @@ FUNCTIONS = r"""
 set -e
 tiny() {
   more="$SMALL"
-  case " $* " in *" data="*) more="$(sed 's/data[.]wheel[^ ]*//g' <<< "$SMALL")";; esac
+  case " $* " in *" data="*|*" recover=best"*) more="$(sed 's/data[.]wheel[^ ]*//g' <<< "$SMALL")";; esac
   case "$*" in *[mM][oO][dD][eE][lL]=*) echo "$more";; *) echo "$more $MODEL_HERE";; esac
 }
 make() {

