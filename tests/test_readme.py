@@ -22,6 +22,7 @@ set -e
 tiny() {
   more="$SMALL"
   case " $* " in *" data="*|*" recover=best"*) more="$(sed 's/data[.]wheel[^ ]*//g' <<< "$SMALL")";; esac
+  case " $* " in *" runtime="*) more="${more/runtime=cpu/}";; esac
   case "$*" in *[mM][oO][dD][eE][lL]=*) echo "$more";; *) echo "$more $MODEL_HERE";; esac
 }
 make() {
