@@ -105,9 +105,9 @@ def page(report: JSON, cells: Cells) -> Page:
     title = f"{report['model']}, pruned by {report['prune']} by {w.percent(report['params']['ratio_achieved'])}"
     tuning = training.get("tuning")
     tried = f"; tuned: the best of {len(tuning['trials'])} rates on validation rows" if tuning else ""
-    labels = "responses" if recover["recover"]["loss"] == "response" else "all tokens"
+    labels = "the responses" if recover["recover"]["loss"] == "response" else "all tokens"
     note = (
-        f"{w.count(recover['recover']['tokens'])} tokens of {report['data']} each. Perplexity of the {labels} of "
+        f"{w.count(recover['recover']['tokens'])} tokens of {report['data']} each. Perplexity of {labels} of "
         f"{training['test']['rows']} test rows, which no rate was chosen by: mean over seeds ± half the way from the "
         f"lowest seed to the highest. Shared rate: {recover['recover']['learning_rate']:g}{tried}."
     )
