@@ -25,13 +25,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 from benchmarks.taylor import SIZES, Groups, Task, estimated, measure
+from benchmarks.workers import apart
 from stages.checkpoint import DTYPES
 from stages.machine import hardware
 from stages.prune.statistics.taylor import EXPANSIONS
@@ -81,11 +80,8 @@ def compare(task: Task, *, reference: bool) -> JSON:
     print(f"\n{task.expansion}\n{'':8}{'seconds':>10}{'peak MiB':>10}{'of it activations':>20}")
     measured: dict[str, JSON] = {}
     groups: dict[str, Groups] = {}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.taylor"])
     for way in ("stock", "ours", *(("exact",) if reference else ())):
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            measured[way], groups[way] = pool.submit(measure, way, task).result()
+        measured[way], groups[way] = apart("benchmarks.taylor", measure, way, task)
         numbers = measured[way]
         print(f"{way:8}{numbers['seconds']:10.1f}{numbers['peak'] / 2**20:10.0f}{numbers['activations'] / 2**20:20.0f}")
     found = _ratios("ours", measured, groups) | {"estimated": estimated(task)}

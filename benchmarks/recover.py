@@ -21,22 +21,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from benchmarks.material import built, random_model
 from benchmarks.training import STOCK, Task, matmul_rate, measure, useful_operations
+from benchmarks.workers import apart
 from stages.errors import UserError
 from stages.machine import hardware
 from stages.stage import JSON
 
+_apart = partial(apart, "benchmarks.training")
 OVERRIDES = ("prune=llmpruner", "ratio=0.3")
 PILOT = 0.5
 """Share of the tokens on which the stock way's precisions are compared."""
@@ -130,7 +130,9 @@ def _faster(task: Task) -> str:
     print_row = _printer(task)
     rates = {}
     for dtype in ("float32", "bfloat16"):
-        pilot = _apart(measure, "stock", replace(task, dtype=dtype, tokens=int(PILOT * task.tokens)))
+        pilot = apart(
+            "benchmarks.training", measure, "stock", replace(task, dtype=dtype, tokens=int(PILOT * task.tokens))
+        )
         print_row("stock, pilot", dtype, pilot)
         rates[dtype] = pilot["tokens_per_second"]
     return max(rates, key=rates.__getitem__)
@@ -145,14 +147,6 @@ def _printer(task: Task) -> Callable[[str, str, JSON], None]:
         )
 
     return row
-
-
-def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what `function` returns in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.training"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 if __name__ == "__main__":

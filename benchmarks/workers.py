@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,18 @@ from stages.machine import resident_bytes
 
 if TYPE_CHECKING:
     from benchmarks.tools import Tool
+
+
+def apart(module: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `function` returns in a process of its own, forked from one that has imported `module`."""
+    with _process(module) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _process(module: str) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    return ProcessPoolExecutor(1, mp_context=context)
 
 
 class Worker:
@@ -30,9 +43,7 @@ class Worker:
     """
 
     def __init__(self, tool: str, model: Path, *, dtype: str, device: str, threads: int | None) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["benchmarks.tools"])
-        self.pool = ProcessPoolExecutor(1, mp_context=context)
+        self.pool = _process("benchmarks.tools")
         starting = self.pool.submit(_start, tool, model, dtype, device, threads)
         self.load_seconds, self.libraries_bytes, self.threads = starting.result()
 

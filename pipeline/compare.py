@@ -6,15 +6,12 @@ HTML file that opens offline. Runs that differ in nothing but their seeds are su
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from pipeline.options import parse
+from pipeline.options import show
 from pipeline.recoveries import Recovery, recoveries, seeds_apart
-from stages.errors import UserError
 from stages.files import write_text
 from stages.report import wording as w
 from stages.report.blocks import Block, Cell, Heading, Page, Paragraph, Picture, Table, html
@@ -186,24 +183,17 @@ def _whole(value: float | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables and write the page."""
-    options = {
-        "artifact_root": os.environ.get("PRUNE_RECOVER_ARTIFACTS", "artifacts"),
-        "output": "outputs/compare.html",
-    }
-    try:
-        usage = "python -m pipeline.compare [artifact_root=DIR] [output=FILE.html]"
-        options |= parse(sys.argv[1:] if arguments is None else arguments, options, usage)
-        root, output = (Path(options[name]).expanduser().resolve() for name in ("artifact_root", "output"))
-        found = recoveries(root)
-        print("\n\n".join(f"{heading(group)}\n{text(table(group))}" for group in found))
-        seeds = seeds_table(found)
-        if seeds:
-            print(f"\nOver seeds: mean ± standard deviation\n{text(seeds)}")
-        write_text(output, html(page(found, root)))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    print(f"\n{output}")
+    show("pipeline.compare", arguments, "outputs/compare.html", _show)
+
+
+def _show(root: Path, output: Path) -> None:
+    found = recoveries(root)
+    print("\n\n".join(f"{heading(group)}\n{text(table(group))}" for group in found))
+    seeds = seeds_table(found)
+    if seeds:
+        print(f"\nOver seeds: mean ± standard deviation\n{text(seeds)}")
+    write_text(output, html(page(found, root)))
+    print()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from stages.errors import UserError
 from stages.methods import nearest
@@ -22,3 +25,24 @@ def parse(arguments: Sequence[str], known: Mapping[str, str], usage: str) -> dic
             raise UserError(f"'{argument}' is not an option{nearest(name, known)}. Usage: {usage}")
         given[name] = value
     return given
+
+
+def show(command: str, arguments: Sequence[str] | None, output: str, work: Callable[[Path, Path], None]) -> None:
+    """Run a command that reads a store and writes one file, whose path it ends by printing.
+
+    Args:
+        command: its name, "pipeline.compare".
+        arguments: `artifact_root=DIR` and `output=FILE`, or None for the command line's.
+        output: the file written where none is named.
+        work: given store and file, prints and writes; its errors end the process with one line.
+    """
+    options = {"artifact_root": os.environ.get("PRUNE_RECOVER_ARTIFACTS", "artifacts"), "output": output}
+    usage = f"python -m {command} [artifact_root=DIR] [output=FILE{Path(output).suffix}]"
+    try:
+        options |= parse(sys.argv[1:] if arguments is None else arguments, options, usage)
+        root, file = (Path(options[name]).expanduser().resolve() for name in ("artifact_root", "output"))
+        work(root, file)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    print(file)

@@ -80,7 +80,7 @@ def build_graph(config: Config) -> Graph:
         inputs = {"model": model}
         if _reads_text(config.prune):
             inputs["data"] = text = _calibration(config, roles.get("data"))
-            roles |= {} if text.key in {node.key for node in roles.values()} else data_roles("calibration", text)
+            roles |= _new(roles, data_roles("calibration", text))
         if prune.method in CRITERIA:
             roles["scores"] = inputs["scores"] = _scores(prune, model, inputs.get("data"))
         subject = f"{prune.method}-{subject}-{_amount(prune)}"
@@ -90,26 +90,39 @@ def build_graph(config: Config) -> Graph:
     if dense is not None and dense is not model:
         roles["dense"] = dense
     if recovers:
-        stage_config = RecoverStageConfig(
-            adapter=config.adapter,
-            recover=_decisive(_narrow(RecoverConfig, config.recover)),
-            dtype=resolve_dtype(config.recover.dtype, device),
-            seed=keys.derive_seed(config.recover.seed, "recover"),
-        )
-        adapter_of(stage_config)
-        inputs = {"data": roles["data"]}
-        if objective_of(stage_config).taught:
-            otherwise = "train without a teacher: recover.objective=cross_entropy."
-            inputs["teacher"] = teacher = _uncut(config, model, "to distil from", otherwise)
-            roles |= {} if teacher.key in {node.key for node in roles.values()} else {"teacher": teacher}
-        roles |= recovery_roles("recover", _recover(stage_config, pruned, inputs), config.recover)
-        if config.reference is Reference.dense_recovered and dense is not None and config.evaluate.protocol != "none":
-            roles |= recovery_roles("recover-dense", _recover(stage_config, dense, inputs), config.recover)
+        judged = config.reference is Reference.dense_recovered and config.evaluate.protocol != "none"
+        recovered = {"recover": pruned} | ({"recover-dense": dense} if judged and dense is not None else {})
+        roles |= _recoveries(config, recovered, roles, device)
     models = {"dense": dense, "dense_recovered": roles.get("recover-dense")}
     models |= {"pruned": pruned, "recovered": roles.get("recover")}
     roles |= _judge(config, {name: node for name, node in models.items() if node is not None}, device)
     roles["report"] = _report(config, roles)
     return Graph(roles | _export(config, roles), device)
+
+
+def _recoveries(config: Config, models: Mapping[str, Node], known: Mapping[str, Node], device: str) -> dict[str, Node]:
+    """Return the same recovery of each of `models`, by the role it has, with its trials and its teacher."""
+    stage_config = RecoverStageConfig(
+        adapter=config.adapter,
+        recover=_decisive(_narrow(RecoverConfig, config.recover)),
+        dtype=resolve_dtype(config.recover.dtype, device),
+        seed=keys.derive_seed(config.recover.seed, "recover"),
+    )
+    adapter_of(stage_config)
+    roles: dict[str, Node] = {}
+    inputs = {"data": known["data"]}
+    if objective_of(stage_config).taught:
+        otherwise = "train without a teacher: recover.objective=cross_entropy."
+        inputs["teacher"] = teacher = _uncut(config, known["model"], "to distil from", otherwise)
+        roles = _new(known, {"teacher": teacher})
+    for role, model in models.items():
+        roles |= recovery_roles(role, _recover(stage_config, model, inputs), config.recover)
+    return roles
+
+
+def _new(known: Mapping[str, Node], roles: dict[str, Node]) -> dict[str, Node]:
+    """Return `roles`, or none of them where the last one's node has a role already."""
+    return {} if [*roles.values()][-1].key in {node.key for node in known.values()} else roles
 
 
 def _model(entry: ModelEntry, config: Config) -> Node:

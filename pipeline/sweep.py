@@ -8,15 +8,13 @@ test rows, by which no rate was chosen. A killed sweep can be read as far as it 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from pipeline.options import parse
+from pipeline.options import show
 from pipeline.recoveries import Recovery, recoveries
 from stages.errors import UserError
 from stages.files import write_text
@@ -152,23 +150,15 @@ def _but_for_cell(report: JSON) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables and draw the first sweep."""
-    options = {
-        "artifact_root": os.environ.get("PRUNE_RECOVER_ARTIFACTS", "artifacts"),
-        "output": "outputs/rank_sweep.svg",
-    }
-    try:
-        usage = "python -m pipeline.sweep [artifact_root=DIR] [output=FILE.svg]"
-        options |= parse(sys.argv[1:] if arguments is None else arguments, options, usage)
-        root, output = (Path(options[name]).expanduser().resolve() for name in ("artifact_root", "output"))
-        found = sweeps([one for group in recoveries(root) for one in group])
-        print("\n".join(markdown(page(*sweep)) for sweep in found))
-        from stages.report.rank_figure import ranks_svg
+    show("pipeline.sweep", arguments, "outputs/rank_sweep.svg", _show)
 
-        write_text(output, ranks_svg(ranked(found[0][1])))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    print(output)
+
+def _show(root: Path, output: Path) -> None:
+    found = sweeps([one for group in recoveries(root) for one in group])
+    print("\n".join(markdown(page(*sweep)) for sweep in found))
+    from stages.report.rank_figure import ranks_svg
+
+    write_text(output, ranks_svg(ranked(found[0][1])))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ class Shared:
     """Tokens before each document's own, in the order of `Batch.lengths`."""
     sources_S: torch.Tensor
     """Positions in the sequence of each document's tokens, those it shares and its own, one document after another."""
+    masks: tuple[torch.Tensor | None, ...]
+    """Which of those tokens each of its own sees [L, context + L]; None where it shares none, so that all is causal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,14 +198,23 @@ def collate(documents: Sequence[Document], device: str = "cpu", *, share: bool =
         first = max(document.first_label, 1)
         predictors += places[index][first - 1 : -1]
         labels += document.ids[first:]
+    lengths = tuple(len(documents[index].ids) - context for index, context in zip(order, contexts, strict=True))
     return Batch(
         input_ids_1T=torch.tensor([ids], device=device),
         position_ids_1T=torch.tensor([positions], device=device),
-        lengths=tuple(len(documents[index].ids) - context for index, context in zip(order, contexts, strict=True)),
+        lengths=lengths,
         predictors_N=torch.tensor(predictors, dtype=torch.long, device=device),
         labels_N=torch.tensor(labels, dtype=torch.long, device=device),
-        shared=Shared(tuple(contexts), torch.tensor(sources, device=device)) if any(contexts) else None,
+        shared=_sharing(contexts, lengths, torch.tensor(sources, device=device)) if any(contexts) else None,
     )
+
+
+def _sharing(contexts: Sequence[int], lengths: Sequence[int], sources_S: torch.Tensor) -> Shared:
+    masks = (
+        sources_S.new_ones(length, context + length, dtype=torch.bool).tril(context) if context else None
+        for context, length in zip(contexts, lengths, strict=True)
+    )
+    return Shared(tuple(contexts), sources_S, tuple(masks))
 
 
 def _shared(before: Sequence[int], document: Sequence[int]) -> int:

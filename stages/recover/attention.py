@@ -8,7 +8,7 @@ Shapes: B batch (1), H query heads, K key/value heads, T tokens, D head dimensio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +51,11 @@ def packed_attention(
         UserError: a document is longer than the model's attention window.
     """
     lengths = list(document_lengths or (query_BHTD.shape[2],))
-    contexts, reach = [0] * len(lengths), lengths
+    reach: list[int] = lengths
+    masks: Sequence[torch.Tensor | None] = [None] * len(lengths)
     if document_shared is not None:
-        contexts = list(document_shared.contexts)
-        reach = [context + length for context, length in zip(contexts, lengths, strict=True)]
+        masks = document_shared.masks
+        reach = [context + length for context, length in zip(document_shared.contexts, lengths, strict=True)]
         key_BKTD, value_BKTD = (tensor.index_select(2, document_shared.sources_S) for tensor in (key_BKTD, value_BKTD))
     if sliding_window is not None and max(reach) > sliding_window:
         raise UserError(f"rows may have {sliding_window} tokens: set recover.sequence_length={sliding_window} or less.")
@@ -67,21 +68,15 @@ def packed_attention(
             query,
             key,
             value,
-            attn_mask=_causal(context, query) if context else None,
+            attn_mask=mask,
             dropout_p=dropout,
-            is_causal=not context,
+            is_causal=mask is None,
             scale=scaling,
             enable_gqa=grouped,
         ).transpose(1, 2)
-        for query, key, value, context in zip(queries, keys, values, contexts, strict=True)
+        for query, key, value, mask in zip(queries, keys, values, masks, strict=True)
     ]
     return torch.cat(outputs, dim=1), None
-
-
-def _causal(context: int, query_BHLD: torch.Tensor) -> torch.Tensor:
-    """Return which of `context` tokens and its own each of L queries sees [L, context + L]."""
-    length = query_BHLD.shape[2]
-    return query_BHLD.new_ones(length, context + length, dtype=torch.bool).tril(context)
 
 
 AttentionInterface.register(NAME, packed_attention)

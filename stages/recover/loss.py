@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-
-from stages.recover.loss_trained_head import trained_head_cross_entropy
+from torch.nn.functional import cross_entropy, linear
+from torch.utils.checkpoint import checkpoint
 
 CHUNK = 256
 """Labelled tokens whose logits exist at one time: 50 MB in float32 for a vocabulary of 49k."""
+TRAINED_CHUNK = 512
+"""The same for a head that is trained; each chunk forms a gradient of the head's size."""
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -77,6 +79,11 @@ def _logits(
     return out_CV.float()
 
 
+def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """Return c · tanh(logits / c) for a softcap c."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
 def summed_cross_entropy(
     hidden_NE: torch.Tensor, head: torch.nn.Linear, labels_N: torch.Tensor, softcap: float | None = None
 ) -> torch.Tensor:
@@ -89,3 +96,32 @@ def summed_cross_entropy(
     hidden_NE = hidden_NE.to(head.weight.dtype)
     loss: torch.Tensor = _HeadCrossEntropy.apply(hidden_NE, head.weight, head.bias, labels_N, softcap)  # type: ignore[no-untyped-call]
     return loss
+
+
+def trained_head_cross_entropy(
+    hidden_NE: torch.Tensor, head: torch.nn.Linear, labels_N: torch.Tensor, softcap: float | None = None
+) -> torch.Tensor:
+    """Return the same for a head that is trained itself (its weight or the tied embedding).
+
+    A frozen head's gradient is taken on the way forward; here autograd does, one chunk after another: a chunk's logits
+    are computed again in the backward pass, and gone after it. Matrix products are in the precision of `hidden_NE`; the
+    head's gradient is summed in the precision of its weight.
+    """
+    total = torch.zeros((), dtype=torch.float32, device=hidden_NE.device)
+    chunks = (torch.split(tensor, TRAINED_CHUNK) for tensor in (hidden_NE, labels_N))
+    for hidden_CE, labels_C in zip(*chunks, strict=True):
+        operands = (hidden_CE, head.weight, head.bias, labels_C, softcap)
+        total = total + checkpoint(_summed_chunk, *operands, use_reentrant=False, preserve_rng_state=False)
+    return total
+
+
+def _summed_chunk(
+    hidden_CE: torch.Tensor,
+    weight_VE: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    labels_C: torch.Tensor,
+    softcap: float | None,
+) -> torch.Tensor:
+    dtype = hidden_CE.dtype
+    logits_CV = linear(hidden_CE, weight_VE.to(dtype), None if bias_V is None else bias_V.to(dtype)).float()
+    return cross_entropy(capped(logits_CV, softcap), labels_C, reduction="sum")

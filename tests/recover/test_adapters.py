@@ -24,7 +24,7 @@ from stages.recover.adapters.low_rank import LowRankConfig, lora_layers
 from stages.recover.attention import use_packed_attention
 from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve
-from stages.recover.loss_trained_head import CHUNK, trained_head_cross_entropy
+from stages.recover.loss import TRAINED_CHUNK, trained_head_cross_entropy
 from stages.recover.seeds import seeded
 from stages.recover.stage import run
 from stages.shapes import DecoderShape
@@ -354,7 +354,7 @@ def test_full_fine_tuning_changes_the_weights_that_were_chosen(
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_a_trained_head_gets_its_gradient_without_all_logits_at_once(softcap: float | None) -> None:
     generator = torch.Generator().manual_seed(0)
-    count, vocabulary = CHUNK + 30, 11
+    count, vocabulary = TRAINED_CHUNK + 30, 11
     hidden_NE = torch.randn(count, 8, generator=generator).requires_grad_()
     head = torch.nn.Linear(8, vocabulary)
     labels_N = torch.randint(vocabulary, (count,), generator=generator)
@@ -369,7 +369,7 @@ def test_a_trained_head_gets_its_gradient_without_all_logits_at_once(softcap: fl
     capped_NV = logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)
     plain = cross_entropy(capped_NV, labels_N, reduction="sum")
     torch.testing.assert_close((loss, *found), (plain, *torch.autograd.grad(plain, parts)))
-    assert max(kept) < CHUNK * vocabulary
+    assert max(kept) < TRAINED_CHUNK * vocabulary
 
 
 def test_full_fine_tunings_weights_are_one_of_three() -> None:

@@ -22,7 +22,7 @@ from stages.errors import UserError
 from stages.files import read_json, write_json
 from stages.methods import lookup
 from stages.recover.adapters.adapter import Adapter, no_rates
-from stages.recover.adapters.low_rank import check_targets
+from stages.recover.adapters.low_rank import check_targets, check_wrapping
 from stages.recover.check import require
 from stages.recover.config import AdapterConfig
 
@@ -83,8 +83,7 @@ def check_bottleneck(config: BottleneckConfig) -> None:
     """Raise a `UserError` for an option outside its range."""
     require(config.bottleneck >= 1, "adapter.bottleneck", "at least 1", config.bottleneck)
     require(config.scaling > 0, "adapter.scaling", "above 0", config.scaling)
-    require(0 <= config.dropout < 1, "adapter.dropout", "in [0, 1)", config.dropout)
-    require(bool(config.targets), "adapter.targets", "at least one linear layer's name", config.targets)
+    check_wrapping(config.dropout, config.targets)
     lookup("adapter.activation", config.activation, dict.fromkeys(ACTIVATIONS))
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stages.masks import with_mask
 from stages.recover.adapters.adapter import Adapter, no_rates
 from stages.recover.check import require
 from stages.recover.config import AdapterConfig
@@ -93,7 +94,7 @@ def trained(model: Module, dtype: str) -> PreTrainedModel:
         for module in model.modules():
             kept_OI, weight_OI = getattr(module, KEPT, None), getattr(module, "weight", None)
             if kept_OI is not None and weight_OI is not None:
-                weight_OI[kept_OI & (weight_OI == 0)] = torch.finfo(weight_OI.dtype).tiny
+                weight_OI.copy_(with_mask(weight_OI, kept_OI))
     return model  # type: ignore[return-value]
 
 

@@ -23,8 +23,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 
-ADAPTER = "default"
-"""PEFT's name of the one adapter that a model has here."""
+from stages.recover.adapters.low_rank import ADAPTER
 
 
 class FusedLora(LoraLinear):  # type: ignore[misc]

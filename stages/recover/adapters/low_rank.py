@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from stages.shapes import DecoderShape
 
+ADAPTER = "default"
+"""PEFT's name of the one adapter that a model has here."""
 BASE = "pruned-model"
 """Stands for the base in adapter_config.json: a path of the machine that trained it would mislead every other one."""
 
@@ -74,8 +76,13 @@ def check_low_rank(config: LowRankConfig) -> None:
     for name, rank in config.ranks.items():
         require(rank >= 1, f"adapter.ranks: {name}", "at least 1", rank)
     require(config.alpha > 0, "adapter.alpha", "above 0", config.alpha)
-    require(0 <= config.dropout < 1, "adapter.dropout", "in [0, 1)", config.dropout)
-    require(bool(config.targets), "adapter.targets", "at least one linear layer's name", config.targets)
+    check_wrapping(config.dropout, config.targets)
+
+
+def check_wrapping(dropout: float, targets: list[str]) -> None:
+    """Raise a `UserError` for an option outside its range, of those that all adapters of linear layers have."""
+    require(0 <= dropout < 1, "adapter.dropout", "in [0, 1)", dropout)
+    require(bool(targets), "adapter.targets", "at least one linear layer's name", targets)
 
 
 def check_ranks(config: LowRankConfig, shape: DecoderShape) -> None:
@@ -168,7 +175,7 @@ def save_lora(adapted: Module, directory: Path) -> None:
     from peft import get_peft_model_state_dict
 
     tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    write_lora(tensors, adapted.peft_config["default"].to_dict(), directory)  # type: ignore[union-attr, index]
+    write_lora(tensors, adapted.peft_config[ADAPTER].to_dict(), directory)  # type: ignore[union-attr, index]
 
 
 def write_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any], directory: Path) -> None:

@@ -25,8 +25,8 @@ from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-ADAPTER = "default"
-"""PEFT's name of the one adapter that a model has here."""
+from stages.masks import with_mask
+from stages.recover.adapters.low_rank import ADAPTER
 
 
 def keep_masks(model: nn.Module, modules: Collection[str]) -> None:
@@ -67,9 +67,7 @@ class Masked(LoraVariant):  # type: ignore[misc]
         summed_OI = _sum(orig_weight, down_RI, up_OR, scaling)
         if magnitude_O is not None:
             summed_OI *= (magnitude_O.detach() / _norms(summed_OI)).unsqueeze(1)
-        merged_OI = summed_OI.to(orig_weight.dtype)
-        least = torch.tensor(torch.finfo(orig_weight.dtype).tiny, dtype=orig_weight.dtype, device=orig_weight.device)
-        return torch.where((merged_OI == 0) & (orig_weight != 0), least, merged_OI)
+        return with_mask(summed_OI.to(orig_weight.dtype), orig_weight != 0)
 
     @staticmethod
     def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:

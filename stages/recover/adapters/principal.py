@@ -20,9 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.masks import with_mask
 from stages.recover.adapters.adapter import Adapter
 from stages.recover.adapters.lora import scaling
-from stages.recover.adapters.low_rank import LowRankConfig, attach_lora, lora_layers, low_rank, write_lora
+from stages.recover.adapters.low_rank import ADAPTER, LowRankConfig, attach_lora, lora_layers, low_rank, write_lora
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,17 +51,15 @@ def _begin(layer: Any, start: Start, settings: LowRankConfig, *, masked: bool) -
     import torch
 
     weight_OI = layer.base_layer.weight.detach()
-    scale = layer.scaling["default"]
+    scale = layer.scaling[ADAPTER]
     with torch.no_grad():
-        up_OR, down_RI = start(weight_OI.float(), layer.r["default"], scale, settings)
+        up_OR, down_RI = start(weight_OI.float(), layer.r[ADAPTER], scale, settings)
         rest_OI = (weight_OI.float() - scale * (up_OR @ down_RI)).to(weight_OI.dtype)
         if masked:
-            # The mask is the zeros of the weight, so no other weight may become one.
-            least = torch.full_like(rest_OI, torch.finfo(rest_OI.dtype).tiny)
-            rest_OI = torch.where(weight_OI == 0, weight_OI, torch.where(rest_OI == 0, least, rest_OI))
+            rest_OI = with_mask(rest_OI, weight_OI != 0)
     layer.base_layer.weight.data = rest_OI
     for name, factors, value in (("A", layer.lora_A, down_RI), ("B", layer.lora_B, up_OR)):
-        factors["default"].weight.data = value.contiguous()
+        factors[ADAPTER].weight.data = value.contiguous()
         layer.register_buffer(f"initial_{name}", value.clone(), persistent=False)
 
 
@@ -73,10 +72,10 @@ def save(adapted: Module, directory: Path) -> None:
 
     tensors: dict[str, Tensor] = {}
     for name, layer in lora_layers(adapted):
-        down_RI, up_OR = (factors["default"].weight.detach() for factors in (layer.lora_A, layer.lora_B))
+        down_RI, up_OR = (factors[ADAPTER].weight.detach() for factors in (layer.lora_A, layer.lora_B))
         tensors[f"{name}.lora_A.weight"] = torch.cat([down_RI, layer.initial_A])
         tensors[f"{name}.lora_B.weight"] = torch.cat([up_OR, -layer.initial_B], dim=1)
-    config: Any = adapted.peft_config["default"]  # type: ignore[union-attr, index]
+    config: Any = adapted.peft_config[ADAPTER]  # type: ignore[union-attr, index]
     doubled = {name: 2 * rank for name, rank in config.rank_pattern.items()}
     fields = {"r": 2 * config.r, "lora_alpha": 2 * config.lora_alpha, "rank_pattern": doubled}
     write_lora(tensors, config.to_dict() | fields, directory)

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from stages.recover.loss import capped
+
 CHUNK = 128
 """Labelled tokens whose logits exist at one time: of student and teacher, 50 MB in float32 for a vocabulary of 49k."""
 
@@ -78,11 +80,6 @@ class TopK:
         rest_CV = student_CV.scatter(1, indices_CK, -torch.inf)
         scale_C1 = self.log_rest_N[chunk, None] - rest_CV.logsumexp(1, keepdim=True)
         return rest_CV.add_(scale_C1).scatter_(1, indices_CK, self.log_probabilities_NK[chunk])
-
-
-def capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """Return c · tanh(logits / c) for a softcap c."""
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 class _Mixture(torch.autograd.Function):
