@@ -2,6 +2,7 @@
 
     python -m benchmarks.recover
     python -m benchmarks.recover --loss all
+    python -m benchmarks.recover --compile --tokens 16384
     python -m benchmarks.recover --tokens 4096 --rounds 1 prune=llmpruner ratio=0.5
     python -m benchmarks.recover --device cuda --shape llama-7b --tokens 200000 --batch-tokens 8192
 
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tokens=options.tokens,
             batch_tokens=options.batch_tokens,
             threads=options.threads,
+            compile=options.compile,
         )
         print(json.dumps(compare(task, rounds=options.rounds) | {"hardware": hardware()}))
 
@@ -77,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-tokens", type=int, default=1024, help="of a step, and ours of a pass (1024)")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each way, in turns (2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--compile", action="store_true", help="ours with recover.compile=true")
     parser.add_argument("--shape", help="a model of conf/model, with random weights in place of a pruned one")
     parser.add_argument("--threads", type=int, help="processor threads; by default torch's choice")
     parser.add_argument("overrides", nargs="*", help="of the pipeline: model, prune, data, runtime.artifact_root")
@@ -121,6 +124,7 @@ def compare(task: Task, *, rounds: int) -> JSON:
         "losses": {name: statistics.fmean(found[0]["losses"]) for name, found in runs.items()},
         "precision": {"ours": ours.dtype, "stock": stock.dtype},
         "loss": task.loss,
+        "compiled": task.compile,
         "threads": runs["ours"][0]["threads"],
     }
 

@@ -51,6 +51,8 @@ class Task:
     tokens: int
     batch_tokens: int
     threads: int | None
+    compile: bool = False
+    """Whether ours compiles the decoder layers."""
 
 
 def measure(way: str, task: Task) -> JSON:
@@ -95,6 +97,7 @@ def stage_config(task: Task) -> RecoverStageConfig:
         batch_tokens=task.batch_tokens,
         micro_batch_tokens=task.batch_tokens,
         loss=task.loss,
+        compile=task.compile,
         curve_every=task.tokens,
         validation_tokens=1,
         test_tokens=0,

@@ -1,7 +1,7 @@
 """From rows of text to packed batches: tokens, labels and shape.
 
 Owns what a training batch looks like, in `collate` and nowhere else: documents lie end to end in one sequence without
-padding, position ids start again at each, and `Batch.lengths` tells attention (`stages.recover.attention`) where one
+padding, position ids start again at each, and `Layout.lengths` tells attention (`stages.recover.attention`) where one
 ends, so that no document sees another. Does not own the documents' order (`stages.data.stream`), the loss or the
 schedule.
 
@@ -51,11 +51,21 @@ class Shared:
     """Which tokens a document goes on from."""
 
     contexts: tuple[int, ...]
-    """Tokens before each document's own, in the order of `Batch.lengths`."""
+    """Tokens before each document's own, in the order of `Layout.lengths`."""
     sources_S: torch.Tensor
     """Positions in the sequence of each document's tokens, those it shares and its own, one document after another."""
     masks: tuple[torch.Tensor | None, ...]
     """Which of those tokens each of its own sees [L, context + L]; None where it shares none, so that all is causal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where documents that lie end to end begin and end: what attention has to know of them."""
+
+    lengths: tuple[int, ...]
+    """Tokens of its own in each document, in the order they lie in; they sum to T."""
+    shared: Shared | None = None
+    """Where documents begin with tokens of others; None where each is all its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +74,11 @@ class Batch:
 
     input_ids_1T: torch.Tensor
     position_ids_1T: torch.Tensor
-    lengths: tuple[int, ...]
-    """Tokens of its own in each document, in the order they lie in; they sum to T."""
+    layout: Layout
     predictors_N: torch.Tensor
     """Positions in the sequence whose next token is labelled."""
     labels_N: torch.Tensor
     """The token that comes after each of them."""
-    shared: Shared | None = None
-    """Where documents begin with tokens of others; None where each is all its own."""
 
 
 def encode(
@@ -199,13 +206,13 @@ def collate(documents: Sequence[Document], device: str = "cpu", *, share: bool =
         predictors += places[index][first - 1 : -1]
         labels += document.ids[first:]
     lengths = tuple(len(documents[index].ids) - context for index, context in zip(order, contexts, strict=True))
+    shared = _sharing(contexts, lengths, torch.tensor(sources, device=device)) if any(contexts) else None
     return Batch(
         input_ids_1T=torch.tensor([ids], device=device),
         position_ids_1T=torch.tensor([positions], device=device),
-        lengths=lengths,
+        layout=Layout(lengths, shared),
         predictors_N=torch.tensor(predictors, dtype=torch.long, device=device),
         labels_N=torch.tensor(labels, dtype=torch.long, device=device),
-        shared=_sharing(contexts, lengths, torch.tensor(sources, device=device)) if any(contexts) else None,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from stages.data.packing import Batch, Document, Shared, collate
+from stages.data.packing import Batch, Document, Layout, collate
 from stages.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ AFTER_PREFIX = "_after_prefix"
 """Ends the names of the same two for models with a prefix before every document (`.adapters.prefix_attention`)."""
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def packed_attention(
     module: torch.nn.Module,
     query_BHTD: torch.Tensor,
@@ -38,25 +39,25 @@ def packed_attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    document_lengths: tuple[int, ...] | None = None,
-    document_shared: Shared | None = None,
+    document_layout: Layout | None = None,
     sliding_window: int | None = None,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return causal attention [B, T, H, D] within each document; without lengths the sequence is one document.
+    """Return causal attention [B, T, H, D] within each document; without a layout the sequence is one document.
 
     Where documents continue from tokens that they share, their keys and values are gathered from wherever they lie.
 
     Raises:
         UserError: a document is longer than the model's attention window.
     """
-    lengths = list(document_lengths or (query_BHTD.shape[2],))
+    layout = document_layout or Layout((query_BHTD.shape[2],))
+    lengths, shared = list(layout.lengths), layout.shared
     reach: list[int] = lengths
     masks: Sequence[torch.Tensor | None] = [None] * len(lengths)
-    if document_shared is not None:
-        masks = document_shared.masks
-        reach = [context + length for context, length in zip(document_shared.contexts, lengths, strict=True)]
-        key_BKTD, value_BKTD = (tensor.index_select(2, document_shared.sources_S) for tensor in (key_BKTD, value_BKTD))
+    if shared is not None:
+        masks = shared.masks
+        reach = [context + length for context, length in zip(shared.contexts, lengths, strict=True)]
+        key_BKTD, value_BKTD = (tensor.index_select(2, shared.sources_S) for tensor in (key_BKTD, value_BKTD))
     if sliding_window is not None and max(reach) > sliding_window:
         raise UserError(f"rows may have {sliding_window} tokens: set recover.sequence_length={sliding_window} or less.")
     # `split`, not slices: its backward is one concatenation, where each slice's would be a tensor full of zeros.
@@ -136,8 +137,7 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     output = model.get_decoder()(
         input_ids=batch.input_ids_1T,
         position_ids=batch.position_ids_1T,
-        document_lengths=batch.lengths,
-        document_shared=batch.shared,
+        document_layout=batch.layout,
         use_cache=False,
     )
     return output.last_hidden_state[0]  # type: ignore[no-any-return]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 from stages.errors import UserError
 from stages.recover.config import RecoverConfig
 
 DTYPES = ("float32", "bfloat16")
 LOSSES = ("response", "all")
 KEPT = ("last", "best")
+COMPILERS = ("g++", "clang++", "c++")
 
 
 def check_recover(config: RecoverConfig) -> None:
@@ -23,6 +27,12 @@ def check_recover(config: RecoverConfig) -> None:
     require(config.gradient_clip >= 0, "recover.gradient_clip", "at least 0", config.gradient_clip)
     require(config.loss in LOSSES, "recover.loss", f"one of {', '.join(LOSSES)}", config.loss)
     require(config.keep in KEPT, "recover.keep", f"one of {', '.join(KEPT)}", config.keep)
+    names = [os.environ["CXX"]] if "CXX" in os.environ else COMPILERS
+    if config.compile and not any(shutil.which(name) for name in names):
+        raise UserError(
+            f"recover.compile=true needs a C++ compiler, and {' or '.join(names)} is not on the PATH. "
+            "Install one or set recover.compile=false."
+        )
 
 
 def require(fulfilled: bool, field: str, rule: str, value: object) -> None:

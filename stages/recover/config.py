@@ -53,6 +53,8 @@ class RecoverConfig:
     gradient_checkpointing: bool = False
     """Keep each layer's input instead of all its activations, and compute them again on the way back: a fraction of the
     memory for about a third more time. The result is the same."""
+    compile: bool = False
+    """Compile the decoder layers (inductor): faster steps after a minute, for which a C++ compiler must be there."""
     loss: str = "all"
     """Where the loss is taken: "all" tokens, or only the "response", which on short answers forgets the language."""
     objective: str = "cross_entropy"

@@ -107,10 +107,10 @@ class Curve:
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
-        """Dropout off, the attention that the scorer's masks are made for, and training's precision."""
+        """Dropout off, the attention that the scorer's masks are made for, training's precision, nothing compiled."""
         self._model.eval()
         autocast = torch.autocast(self._model.device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
-        with stock_attention(self._model), autocast:
+        with stock_attention(self._model), autocast, torch.compiler.set_stance("force_eager"):
             yield
 
 

@@ -33,6 +33,7 @@ from stages.progress import progress as progress_bar
 from stages.recover import checkpoints, memory
 from stages.recover.attention import hidden_states, shares_beginnings
 from stages.recover.checkpoints import Progress
+from stages.recover.compiled import compile_layers
 from stages.recover.config import RecoverConfig
 from stages.recover.divergence import diverged
 from stages.recover.interruption import Signalled, leave
@@ -95,6 +96,8 @@ class Training:
     saved_step: int | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        if self.config.compile:
+            compile_layers(self.model)
         self.workers.prepare(self.model)
         self.parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.optimizer = torch.optim.AdamW(

@@ -153,7 +153,7 @@ def test_a_batch_holds_its_documents_end_to_end_without_padding() -> None:
 
     assert batch.input_ids_1T.tolist() == [[1, 2, 3, 50, 10, 11, 12, 13]]
     assert batch.position_ids_1T.tolist() == [[0, 1, 2, 0, 0, 1, 2, 3]]
-    assert batch.lengths == (3, 1, 4)
+    assert batch.layout.lengths == (3, 1, 4)
     # Each label is the next token of the same document.
     assert batch.predictors_N.tolist() == [1, 4, 5, 6]
     assert batch.labels_N.tolist() == [3, 11, 12, 13]

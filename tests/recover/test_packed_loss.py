@@ -65,7 +65,7 @@ def test_no_gradient_crosses_from_one_document_to_another() -> None:
     batch = collate(documents())
     embedded = model.get_input_embeddings()(batch.input_ids_1T).detach().requires_grad_()
     states = model.get_decoder()(
-        inputs_embeds=embedded, position_ids=batch.position_ids_1T, document_lengths=batch.lengths, use_cache=False
+        inputs_embeds=embedded, position_ids=batch.position_ids_1T, document_layout=batch.layout, use_cache=False
     ).last_hidden_state[0]
     second = slice(LENGTHS[0], LENGTHS[0] + LENGTHS[1])
 
@@ -79,7 +79,7 @@ def test_no_gradient_crosses_from_one_document_to_another() -> None:
 def test_modelling_code_that_goes_round_the_attention_interface_is_refused() -> None:
     model = decoder()
     model.get_decoder().register_forward_pre_hook(
-        lambda module, args, kwargs: (args, kwargs | {"document_lengths": None}), with_kwargs=True
+        lambda module, args, kwargs: (args, kwargs | {"document_layout": None}), with_kwargs=True
     )
 
     with pytest.raises(UserError, match="LlamaForCausalLM does not use transformers' attention interface"):

@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from stages.data.packing import Layout
 from stages.errors import UserError
 from stages.recover.attention import AFTER_PREFIX, NAME, STOCK, packed_attention, set_attention
 from stages.scoring.decoder import STATIC_ROTARY
@@ -62,13 +63,14 @@ class Prefix(nn.Module):
 def after_prefix(attention: Attention) -> Attention:
     """Return `attention` in which every document's tokens see the module's prefix as well."""
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(
         module: Any,
         query_BHTD: Tensor,
         key_BKSD: Tensor,
         value_BKSD: Tensor,
         attention_mask: Tensor | None,
-        document_lengths: tuple[int, ...] | None = None,
+        document_layout: Layout | None = None,
         **options: Any,
     ) -> tuple[Tensor, None]:
         prefix = module.prefix(key_BKSD)
@@ -80,16 +82,17 @@ def after_prefix(attention: Attention) -> Attention:
                 attention_mask = F.pad(attention_mask, (prefix[0].shape[2], 0), value=seen)
             return attention(module, query_BHTD, key, value, attention_mask, **options)
         # Plain causal attention, which has fast kernels, serves if the prefix has queries too; nobody reads their rows.
-        lengths, virtual = list(document_lengths or (tokens,)), prefix[0].shape[2]
+        lengths = list(document_layout.lengths if document_layout else (tokens,))
+        virtual = prefix[0].shape[2]
         idle = query_BHTD.new_zeros(1, 1, 1, 1).expand(*query_BHTD.shape[:2], virtual, query_BHTD.shape[3])
         parts = zip((idle, *prefix), (query_BHTD, key_BKSD, value_BKSD), strict=True)
         query, key, value = (_before_each(first, tensor, lengths) for first, tensor in parts)
         longer = [virtual + length for length in lengths]
-        packed = {"document_lengths": tuple(longer)} if document_lengths else {}
+        packed = {"document_layout": Layout(tuple(longer))} if document_layout else {}
         output, _ = attention(module, query, key, value, None, **packed, **options)
         return torch.cat([part[:, virtual:] for part in torch.split(output, longer, dim=1)], dim=1), None
 
-    return attend
+    return attend  # type: ignore[no-any-return]
 
 
 def _before_each(first: Tensor, tensor: Tensor, lengths: list[int]) -> Tensor:

@@ -111,8 +111,9 @@ def check_vocabulary(teacher: Path, student: Path) -> None:
 
 def _digest(batch: Batch) -> str:
     """Return the SHA-256 of a batch's tokens, where its documents end, and which tokens are labelled."""
-    digest = hashlib.sha256(repr(batch.lengths).encode())
-    sources = [] if batch.shared is None else [batch.shared.sources_S]
+    digest = hashlib.sha256(repr(batch.layout.lengths).encode())
+    shared = batch.layout.shared
+    sources = [] if shared is None else [shared.sources_S]
     for tensor in (batch.input_ids_1T, batch.predictors_N, batch.labels_N, *sources):
         digest.update(tensor.to("cpu", torch.int64).contiguous().numpy().tobytes())
     return digest.hexdigest()
