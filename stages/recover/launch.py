@@ -15,84 +15,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing import Pipe, get_context
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from stages.errors import Diverged, UserError
+from stages.errors import UserError
 from stages.recover.config import RecoverStageConfig
 from stages.recover.interruption import Signalled, deferred_signals, leave
-from stages.recover.workers import SINGLE, Workers
+from stages.recover.messages import Failed, Finished, Job, Point, Said, Work
+from stages.recover.worker import do
+from stages.recover.workers import SINGLE
 from stages.stage import JSON, Context
 
-Work = Callable[[RecoverStageConfig, Mapping[str, Path], Context, Workers], JSON]
 LISTEN_SECONDS = 0.1
 """How long a signal to us may wait until it is passed on."""
 GRACE_SECONDS = 2.0
 """How long after a failure others are listened to: the first one is the cause, wherever it was noticed first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a worker is told to do."""
-
-    work: Work
-    config: RecoverStageConfig
-    inputs: Mapping[str, Path]
-    context: Context
-    rank: int
-    port: int
-    """Of the store on this machine through which the workers find each other."""
-    threads: int
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A point of the curve."""
-
-    point: JSON
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What the leader's log says."""
-
-    name: str
-    level: int
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """What the leader's work returned."""
-
-    summary: JSON
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A worker's error: what a user reads, or a traceback."""
-
-    message: str
-    at: float
-    """Seconds on the machine's clock."""
-    meant_for_users: bool
-    diverged: tuple[int, int] | None = None
-    """Step and tokens, of a loss that is not finite."""
-
-    def error(self, rank: int) -> Exception:
-        """Return what is to be raised."""
-        if self.diverged is not None:
-            return Diverged(self.message, step=self.diverged[0], tokens=self.diverged[1])
-        if self.meant_for_users:
-            return UserError(self.message)
-        return RuntimeError(f"worker {rank} failed:\n{self.message}")
 
 
 def launched(work: Work, config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
@@ -147,8 +90,6 @@ class _Worker:
     """A worker's process, seen from outside."""
 
     def __init__(self, job: Job) -> None:
-        from stages.recover.worker import do
-
         self.rank = job.rank
         self.connection, theirs = Pipe()
         self.process = _processes.Process(target=do, args=(job, theirs), daemon=True)
@@ -214,16 +155,3 @@ def _last_words(worker: _Worker) -> Failed | None:
         at=0.0,  # whatever else failed did so because of this
         meant_for_users=True,
     )
-
-
-def as_failure(error: BaseException, traceback: str) -> Failed:
-    """Return what a worker says of an error that it raised."""
-    diverged = (error.step, error.tokens) if isinstance(error, Diverged) else None
-    meant = isinstance(error, UserError)
-    return Failed(str(error) if meant else traceback, time.monotonic(), meant, diverged)
-
-
-def send(connection: Connection, message: Any) -> None:
-    """Send to the process that started us, if it is there."""
-    with suppress(OSError):
-        connection.send(message)

@@ -15,7 +15,7 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from stages.recover.interruption import DEFERRED
-from stages.recover.launch import Finished, Job, Point, Said, as_failure, send
+from stages.recover.messages import Finished, Job, Point, Said, as_failure, send
 from stages.recover.workers import ENGINE
 
 

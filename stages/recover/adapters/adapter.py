@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
 
+ADAPTER = "default"
+"""PEFT's name of the one adapter that a model has here."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:

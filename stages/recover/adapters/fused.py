@@ -23,7 +23,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 
-from stages.recover.adapters.low_rank import ADAPTER
+from stages.recover.adapters.adapter import ADAPTER
 
 
 class FusedLora(LoraLinear):  # type: ignore[misc]

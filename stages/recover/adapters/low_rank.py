@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stages.errors import UserError
 from stages.files import write_json
 from stages.methods import nearest
-from stages.recover.adapters.adapter import Adapter, no_rates
+from stages.recover.adapters.adapter import ADAPTER, Adapter, no_rates
 from stages.recover.adapters.ranks import PROJECTIONS, layers_of, ranks_of
 from stages.recover.check import require
 from stages.recover.config import AdapterConfig
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from stages.shapes import DecoderShape
 
-ADAPTER = "default"
-"""PEFT's name of the one adapter that a model has here."""
 BASE = "pruned-model"
 """Stands for the base in adapter_config.json: a path of the machine that trained it would mislead every other one."""
 

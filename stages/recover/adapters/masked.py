@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stages.masks import with_mask
-from stages.recover.adapters.low_rank import ADAPTER
+from stages.recover.adapters.adapter import ADAPTER
 
 
 def keep_masks(model: nn.Module, modules: Collection[str]) -> None:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.masks import with_mask
-from stages.recover.adapters.adapter import Adapter
+from stages.recover.adapters.adapter import ADAPTER, Adapter
 from stages.recover.adapters.lora import scaling
-from stages.recover.adapters.low_rank import ADAPTER, LowRankConfig, attach_lora, lora_layers, low_rank, write_lora
+from stages.recover.adapters.low_rank import LowRankConfig, attach_lora, lora_layers, low_rank, write_lora
 
 if TYPE_CHECKING:
     from torch import Tensor
