@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hubserver import Hub, serve_hub
@@ -12,3 +14,10 @@ from hubserver import Hub, serve_hub
 def hub() -> Iterator[Hub]:
     with serve_hub() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def real_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact store that all test processes share, so that the embedded model is converted once."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "real-artifacts"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -181,7 +182,7 @@ def test_terminated_in_the_middle_of_recovery_it_says_how_to_go_on_to_the_same_b
     with world.start(store="middle") as process:
         partial = world.root / "middle" / "recover"
         while process.poll() is None and not list(partial.glob("*.partial/checkpoint*")):
-            os.sched_yield()
+            time.sleep(0.005)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + signal.SIGTERM

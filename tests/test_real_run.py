@@ -16,8 +16,9 @@ from pipeline.store import Store
 
 @pytest.mark.real
 @pytest.mark.timeout(1500)
-def test_the_smoke_experiment_recovers_smollm2_and_says_how_much(tmp_path: Path) -> None:
+def test_the_smoke_experiment_recovers_smollm2_and_says_how_much(tmp_path: Path, real_store: Path) -> None:
     command = [sys.executable, "-m", "pipeline", "experiment=smoke", "hydra.run.dir=run"]
+    command.append(f"runtime.artifact_root={real_store}")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -29,9 +30,9 @@ def test_the_smoke_experiment_recovers_smollm2_and_says_how_much(tmp_path: Path)
     assert report["curve"][-1]["validation_loss"] < report["curve"][0]["validation_loss"]
     assert (tmp_path / "wandb").is_dir(), "W&B records offline by default"
 
-    recovered = next((tmp_path / "artifacts" / "recover").glob("*/model"))
+    recovered = next((real_store / "recover").glob("*/model"))
     assert json.loads((recovered / "config.json").read_text())["model_type"] == "llama"
-    assert all(artifact.path.is_dir() for artifact in Store(tmp_path / "artifacts").artifacts())
+    assert all(artifact.path.is_dir() for artifact in Store(real_store).artifacts())
 
     started = time.perf_counter()
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
