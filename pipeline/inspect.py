@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     collect = commands.add_parser("gc", help="what no report needs; a dry run unless --delete")
     collect.add_argument("--delete", action="store_true", help="delete it")
+    collect.add_argument("--unfinished", action="store_true", help="with the builds that a run would go on from")
     given = parser.parse_args(arguments)
     store = Store(Path(given.root).expanduser().resolve())
     try:
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             return why(store, store.find(given.key))
         if given.command == "verify":
             return verify_all(store, discard=given.discard)
-        return garbage(store, delete=given.delete)
+        return garbage(store, delete=given.delete, unfinished=given.unfinished)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -113,9 +114,17 @@ def verify_all(store: Store, *, discard: bool) -> int:
     return 1 if broken else 0
 
 
-def garbage(store: Store, *, delete: bool) -> int:
-    """Print (and with `delete` remove) unfinished builds and artifacts that no current report or export rests on."""
-    paths = [*store.partials(), *store.root.glob("*/*.replaced-*")]
+def garbage(store: Store, *, delete: bool, unfinished: bool) -> int:
+    """Print (and with `delete` remove) artifacts that no current report or export rests on.
+
+    A build that was stopped may hold hours of training, so it stays unless `unfinished` ones are asked for as well.
+    """
+    paths = list(store.root.glob("*/*.replaced-*"))
+    for path in store.partials():
+        if unfinished:
+            paths.append(path)
+        else:
+            print(f"kept  {path.parent.name}/{path.name}  {size(bytes_under(path))}  unfinished; --unfinished takes it")
     needed: set[str] = set()
     by_name = {artifact.name: artifact for artifact in store.artifacts()}
     reports = [a for a in by_name.values() if a.manifest["stage"] in ("report", "export") and current(a)]

@@ -44,7 +44,8 @@ def nearest_difference(engine: Engine, node: Node) -> str:
 
 def describe_differences(fields: dict[str, tuple[Any, Any]], most: int = 3) -> str:
     """Return "ratio 0.2 → 0.5, …" (theirs → ours) for the first fields that differ, the config's before the inputs'."""
-    names = sorted(fields, key=lambda name: (name.startswith("inputs."), name))
+    told = [name for name in fields if short(fields[name][0]) != short(fields[name][1])]
+    names = sorted(told or fields, key=lambda name: (name.startswith("inputs."), name))
     shown = [
         f"its {name.replace('inputs.', 'input ')}"
         if name.startswith("inputs.")

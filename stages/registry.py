@@ -73,7 +73,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="report",
-            version=3,
+            version=4,
             function="stages.report.stage:run",
             outputs=("report.json", "report.md", "report.html", "results.md"),
         ),

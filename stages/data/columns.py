@@ -92,7 +92,9 @@ def rows(
 
 def _text(record: dict[str, Any], column: str, part: str, where: str) -> str:
     if column not in record and part not in OPTIONAL:
-        raise UserError(f"{where} has no '{column}'{nearest(column, record) or '.'} It has: {', '.join(record)}.")
+        raise UserError(
+            f"{where} has no '{column}'{nearest(column, record) or '.'} It has: {', '.join(record) or 'nothing'}."
+        )
     value = record.get(column)
     if value is not None and not isinstance(value, str):
         raise UserError(

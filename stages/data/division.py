@@ -16,6 +16,16 @@ from stages.data.rows import Row
 from stages.errors import UserError
 
 
+def all_aside(count: int, distinct: int) -> UserError:
+    """Return what is to be raised where `count` rows to set aside are all of the `distinct` ones."""
+    if not distinct:
+        return UserError("no row of the data has a text to train on: every response is empty.")
+    return UserError(
+        f"data.validation_rows={count} sets all of the {distinct} distinct rows aside: nothing would be left to train "
+        f"on. Set fewer aside, a tenth say: data.validation_rows={max(distinct // 10, 1)}."
+    )
+
+
 class Aside:
     """Rows to train on in their order, as an iterator that keeps `count` distinct texts back.
 
@@ -55,10 +65,7 @@ class Aside:
             given += 1
             yield row
         if not given:
-            raise UserError(
-                f"data.validation_rows={self._count} sets all of the {len(kept)} distinct rows aside: nothing would be "
-                "left to train on. Set fewer aside."
-            )
+            raise all_aside(self._count, len(kept))
         self.held = [kept[number] for number in sorted(kept)]
 
     def _hash(self, text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from stages.files import read_json, sha256_of, write_json, write_jsonl
 from stages.methods import lookup
 from stages.progress import progress
 from stages.stage import JSON, Context
+
+log = logging.getLogger(__name__)
 
 
 def run(config: DataConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
@@ -42,6 +45,8 @@ def run(config: DataConfig, inputs: Mapping[str, Path], context: Context) -> JSO
         "sha256": {name: sha256_of(path) for name, path in files.items()},
     }
     write_json(context.output / "data.json", record)
+    if left_out := built.source.get("left_out"):
+        log.warning("%s rows of data=%s have no text to train on and were left out.", f"{left_out:,}", config.name)
     return {"name": config.name, "rows": record["rows"], "tasks": record["tasks"]}
 
 

@@ -6,11 +6,11 @@ page the sections on them. No numpy and no matplotlib: the pictures are handed i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from stages.card import training_remarks
 from stages.report import wording as w
-from stages.report.blocks import Block, Heading, Page, Paragraph, Picture
+from stages.report.blocks import Block, Cell, Heading, Page, Paragraph, Picture, Table
 from stages.report.sections.cost import cost
 from stages.report.sections.protocol import judging
 from stages.report.sections.protocol import sentence as protocol_sentence
@@ -79,7 +79,7 @@ def _blocks(report: JSON, pictures: Mapping[str, str]) -> Iterator[Block]:
     if "curve" in pictures:
         yield Heading("Recovery curve")
         yield Picture("curve.svg", pictures["curve"], CAPTION)
-        yield from _training(report["training"])
+        yield from _training(report["training"], report["configuration"].get("recover", {}).get("recover", {}))
     yield from tuning(report)
     yield from by_task(report, pictures)
     yield from corpora(report)
@@ -88,14 +88,35 @@ def _blocks(report: JSON, pictures: Mapping[str, str]) -> Iterator[Block]:
     yield from configuration(report)
 
 
-def _training(training: JSON) -> Iterator[Block]:
-    """Yield what was trained on how much, as recovery.json counts it."""
+HELD_OUT = ("held-out rows of the recovery data", "loss before", "after", "perplexity before", "after")
+
+
+def _held_out(validation: JSON, test: JSON | None) -> Iterator[Sequence[Cell]]:
+    """Yield the rows that the curve measured, and the further ones that were scored once, after the training."""
+    losses = [w.bits(validation[f"{when}_loss"]) for when in ("initial", "final")]
+    yield ["validation", *losses, *(w.perplexity(validation[f"{when}_perplexity"]) for when in ("initial", "final"))]
+    if test:
+        yield ["test", w.bits(None), w.bits(test["loss"]), w.perplexity(None), w.perplexity(test["perplexity"])]
+
+
+def _training(training: JSON, options: JSON) -> Iterator[Block]:
+    """Yield what the training did, as recovery.json has it, and by which of the recovery's options."""
     parameters, seen = training.get("parameters"), training.get("training")
+    if held_out := training.get("validation"):
+        yield Table(HELD_OUT, list(_held_out(held_out, training.get("test"))))
     if parameters and seen:
         yield Paragraph(
             f"{w.millions(parameters['trainable'])} parameters trained beside the model's "
             f"{w.millions(parameters['model'])}, on {w.count(seen['tokens'])} tokens of {w.count(seen['rows'])} rows "
-            f"({seen['epochs']:.2g} epochs) in {w.count(seen['steps'])} steps.",
+            f"({seen['epochs']:.2g} epochs) in {w.count(seen['steps'])} step{'s' * (seen['steps'] != 1)}.",
+            "note",
+        )
+    if options:
+        merged = {True: "; the adapter is merged into model/", False: "; the adapter is not merged"}
+        yield Paragraph(
+            f"Peak learning rate {options['learning_rate']:g}, objective {options['objective'].replace('_', ' ')}, "
+            f"loss on {'all tokens' if options['loss'] == 'all' else 'the response'}, {options['keep']} parameters kept"
+            f"{merged.get(training.get('adapter', {}).get('merged'), '')}.",
             "note",
         )
     for remark in training_remarks(training):

@@ -98,8 +98,8 @@ def summary(report: JSON) -> str:
     if noise and not clear:
         closing = [f"No difference is clear at 95 %: {listing(noise)}. More documents would narrow them."]
     if not found:
-        closing = ["Nothing was evaluated, so nothing is said about quality."]
-    return "\n".join([*_opening(report["params"]), *clear, *closing])
+        closing = [*_held_out_loss(report), "Nothing was evaluated, so nothing is said about quality."]
+    return "\n".join([*_opening(report["params"]), *clear, *closing, *_worsened(report)])
 
 
 def caution(report: JSON) -> str | None:
@@ -138,6 +138,27 @@ def main_figures(report: JSON) -> JSON:
     figures["recovered/bits_per_byte"] = _value(average.get("bits_per_byte"), "recovered")
     figures["recovered/perplexity"] = _value(held_out.get("log"), "recovered")
     return figures
+
+
+def _held_out_loss(report: JSON) -> list[str]:
+    """Return what the recovery did to the rows it held out; nothing where it did them harm, which `_worsened` says."""
+    loss = report["training"].get("validation", {})
+    if not loss or loss["final_loss"] > loss["initial_loss"]:
+        return []
+    before, after = bits(loss["initial_loss"]), bits(loss["final_loss"])
+    return [f"Recovery took the loss on its own held-out rows from {before} to {after} nats a token."]
+
+
+def _worsened(report: JSON) -> list[str]:
+    """Return the warning that a recovery which left its own held-out rows worse off must carry, or nothing."""
+    loss = report["training"].get("validation", {})
+    if not loss or loss["final_loss"] <= loss["initial_loss"]:
+        return []
+    before, after = bits(loss["initial_loss"]), bits(loss["final_loss"])
+    return [
+        f"The recovery made the model worse: the loss on its own held-out rows rose from {before} to {after} nats a "
+        "token. Lower recover.learning_rate, or set recover.keep=best."
+    ]
 
 
 def _opening(params: JSON) -> list[str]:

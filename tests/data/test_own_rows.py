@@ -183,6 +183,22 @@ def test_setting_all_texts_aside_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "train.jsonl").exists()
 
 
+def test_rows_without_a_text_are_counted_aloud_and_nothing_else_is_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = "".join(f'{{"text": "{index if index % 2 else ""}"}}\n' for index in range(40))
+    for lines, said in ((half, "20 rows of data=file"), ('{"text": ""}\n' * 9, "every response is empty")):
+        path = written(tmp_path / "rows.jsonl", lines)
+        config, places = file.pin(FileConfig(name="file", path=str(path), validation_rows=2), tmp_path)
+        context = Context(output=tmp_path, cache=tmp_path, locations=places)
+        if "every" in said:
+            with pytest.raises(UserError, match=said):
+                run(config, {}, context)
+        else:
+            run(config, {}, context)
+            assert said in caplog.text
+
+
 def test_rows_are_not_held_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with path.open("w") as lines:

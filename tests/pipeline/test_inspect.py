@@ -72,9 +72,12 @@ def test_gc_leaves_a_running_build_alone(store: Store, capsys: pytest.CaptureFix
     partial = store.root / "toy-double" / "n0-0123456789abcdef.partial"
     partial.mkdir()
     with store.lock("toy-double", "0123456789abcdef", waiting=lambda: None):
-        inspect(store, "gc", "--delete")
+        inspect(store, "gc", "--delete", "--unfinished")
         assert partial.exists()
     inspect(store, "gc", "--delete")
+    assert partial.exists(), "a run would go on from it"
+    assert "unfinished" in capsys.readouterr().out
+    inspect(store, "gc", "--delete", "--unfinished")
     assert not partial.exists()
 
 

@@ -148,6 +148,13 @@ def recovery(directory: Path, *, start: float = 5.0, end: float = 3.5, steps: in
         "adapter": {"name": "rora"},
         "parameters": {"model": 67_300_000, "trainable": 3_000_000},
         "training": {"steps": steps, "tokens": 2048 * steps, "rows": 400, "epochs": 0.0027},
+        "validation": {
+            "initial_loss": start,
+            "initial_perplexity": math.exp(start),
+            "final_loss": end,
+            "final_perplexity": math.exp(end),
+        },
+        "test": {"loss": end + 0.1, "perplexity": math.exp(end + 0.1)},
     }
     write_json(directory / "recovery.json", facts)
     return directory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +261,23 @@ def test_a_cost_without_latencies_is_still_shown(inputs: dict[str, Path], tmp_pa
     write_json(tmp_path / "cost" / "cost.json", measured)
     report_of(tmp_path / "report", config(reference="dense_recovered"), inputs | {"cost": tmp_path / "cost"})
     assert "134,515,008" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_what_the_recovery_did_to_its_own_held_out_rows_is_in_the_report(tmp_path: Path) -> None:
+    unjudged = {"recover": recovery(tmp_path / "better")}
+    report = report_of(tmp_path, config(), unjudged)
+    assert "Recovery took the loss on its own held-out rows from 5.000 to 3.500" in report["summary"]
+    text = (tmp_path / "report.md").read_text()
+    assert re.search(r"\| validation \| 5\.000 \| 3\.500 \| 148\.4 \| 33\.1 \|", text)
+    assert re.search(r"\| test \| – \| 3\.600 \| – \| 36\.6 \|", text)
+
+
+def test_a_recovery_that_made_the_model_worse_says_so_and_names_the_remedy(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    worse = inputs | {"recover": recovery(tmp_path / "worse", start=4.29, end=33.98)}
+    for given in (worse, {"recover": worse["recover"]}):
+        warning = report_of(tmp_path, config(), given)["summary"].splitlines()[-1]
+        assert "rose from 4.290 to 33.980 nats" in warning
+        assert "recover.learning_rate" in warning
+    assert "made the model worse" not in report_of(tmp_path, config(), inputs)["summary"]

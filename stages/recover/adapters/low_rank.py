@@ -163,7 +163,7 @@ def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
     for target in targets:
         if target not in known:
             raise UserError(
-                f"adapter.targets: '{target}' is no linear layer of this model{nearest(target, known)} "
+                f"adapter.targets: '{target}' is no linear layer of this model{nearest(target, known) or '.'} "
                 f"Known: {', '.join(known)}."
             )
 

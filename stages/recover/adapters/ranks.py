@@ -59,7 +59,7 @@ def ranks_of(layers: Mapping[str, Layer], rank: int, named: Mapping[str, int]) -
         if not any(_fits(name, layer) for layer in layers):
             known = sorted({part for layer in layers for part in (layer.rpartition(".")[2],)})
             raise UserError(
-                f"adapter.ranks: '{name}' is no layer that adapter.targets adapts{nearest(name, known)} "
+                f"adapter.ranks: '{name}' is no layer that adapter.targets adapts{nearest(name, known) or '.'} "
                 f"One of them: {next(iter(layers))}."
             )
     found = {layer: _rank(layer, rank, named) for layer in layers}
