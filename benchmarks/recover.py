@@ -134,9 +134,7 @@ def _faster(task: Task) -> str:
     print_row = _printer(task)
     rates = {}
     for dtype in ("float32", "bfloat16"):
-        pilot = apart(
-            "benchmarks.training", measure, "stock", replace(task, dtype=dtype, tokens=int(PILOT * task.tokens))
-        )
+        pilot = _apart(measure, "stock", replace(task, dtype=dtype, tokens=int(PILOT * task.tokens)))
         print_row("stock, pilot", dtype, pilot)
         rates[dtype] = pilot["tokens_per_second"]
     return max(rates, key=rates.__getitem__)

@@ -89,6 +89,7 @@ def accuracy_name(report: JSON) -> str:
 def summary(report: JSON) -> str:
     """Return the opening sentences of a report, one a line."""
     found = measures(report)
+    learned, harmed = _held_out_loss(report)
     clear, noise = [], []
     for measure in found:
         sentence, doubtful = _sentence(measure)
@@ -98,8 +99,8 @@ def summary(report: JSON) -> str:
     if noise and not clear:
         closing = [f"No difference is clear at 95 %: {listing(noise)}. More documents would narrow them."]
     if not found:
-        closing = [*_held_out_loss(report), "Nothing was evaluated, so nothing is said about quality."]
-    return "\n".join([*_opening(report["params"]), *clear, *closing, *_worsened(report)])
+        closing = [*learned, "Nothing was evaluated, so nothing is said about quality."]
+    return "\n".join([*_opening(report["params"]), *clear, *closing, *harmed])
 
 
 def caution(report: JSON) -> str | None:
@@ -140,22 +141,15 @@ def main_figures(report: JSON) -> JSON:
     return figures
 
 
-def _held_out_loss(report: JSON) -> list[str]:
-    """Return what the recovery did to the rows it held out; nothing where it did them harm, which `_worsened` says."""
-    loss = report["training"].get("validation", {})
-    if not loss or loss["final_loss"] > loss["initial_loss"]:
-        return []
+def _held_out_loss(report: JSON) -> tuple[list[str], list[str]]:
+    """Return what the recovery did to the rows it held out: as a fact, or where it did them harm as a warning."""
+    loss = report["training"].get("validation")
+    if not loss:
+        return [], []
     before, after = bits(loss["initial_loss"]), bits(loss["final_loss"])
-    return [f"Recovery took the loss on its own held-out rows from {before} to {after} nats a token."]
-
-
-def _worsened(report: JSON) -> list[str]:
-    """Return the warning that a recovery which left its own held-out rows worse off must carry, or nothing."""
-    loss = report["training"].get("validation", {})
-    if not loss or loss["final_loss"] <= loss["initial_loss"]:
-        return []
-    before, after = bits(loss["initial_loss"]), bits(loss["final_loss"])
-    return [
+    if loss["final_loss"] <= loss["initial_loss"]:
+        return [f"Recovery took the loss on its own held-out rows from {before} to {after} nats a token."], []
+    return [], [
         f"The recovery made the model worse: the loss on its own held-out rows rose from {before} to {after} nats a "
         "token. Lower recover.learning_rate, or set recover.keep=best."
     ]
