@@ -18,8 +18,10 @@ from omegaconf import OmegaConf
 from tiny_tokenizer import VOCABULARY, byte_tokenizer
 from tiny_wheels import commonsense_files, pip_environment, write_wheel
 
-from pipeline.config import register
+from pipeline.config import Config, register
+from pipeline.graph import Graph
 from pipeline.overrides import check_arguments
+from pipeline.plan import build_graph
 from pipeline.run import run
 from pipeline.store import Store
 from stages.files import read_json
@@ -50,14 +52,24 @@ class World:
         """Run in this process; returns the run directory's report."""
         self.runs += 1
         directory = self.root / "outputs" / str(self.runs)
+        with environment(self.environment):
+            run(self.config(*overrides, store=store), directory, "test")
+        return read_json(directory / "report.json") if (directory / "report.json").exists() else {}
+
+    def config(self, *overrides: str, store: str = "artifacts") -> Config:
+        """Return the configuration that a command line describes."""
         arguments = self.arguments(*overrides, store=store)
         register()
+        check_arguments(arguments)
+        with initialize_config_module("conf", version_base="1.3"):
+            config = OmegaConf.to_object(compose("config", overrides=arguments))
+        assert isinstance(config, Config)
+        return config
+
+    def plan(self, *overrides: str) -> Graph:
+        """Return the plan of a command line."""
         with environment(self.environment):
-            check_arguments(arguments)
-            with initialize_config_module("conf", version_base="1.3"):
-                config = OmegaConf.to_object(compose("config", overrides=arguments))
-            run(config, directory, "test")
-        return read_json(directory / "report.json") if (directory / "report.json").exists() else {}
+            return build_graph(self.config(*overrides))
 
     def command(self, *overrides: str, store: str = "artifacts") -> list[str]:
         """Return `python -m pipeline` with flags before overrides, as Hydra wants them."""
