@@ -36,8 +36,8 @@ from benchmarks.generation import compare_generation
 from benchmarks.likelihood import best_setting, compare_likelihoods, difference_in_float32
 from benchmarks.material import Material, collect
 from benchmarks.workers import Worker
+from stages.common.machine import hardware
 from stages.errors import UserError
-from stages.machine import hardware
 from stages.stage import JSON
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from benchmarks.workers import Worker
 from stages.stage import JSON
-from stages.tasks.definitions import Document
+from stages.task_library.definitions import Document
 
 DTYPES = ("float32", "bfloat16")
 BATCH_SIZES = (1, 8, 16, 32, 64)

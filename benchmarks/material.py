@@ -12,18 +12,18 @@ import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from pipeline.config import Config, register
-from pipeline.engine import Engine
-from pipeline.graph import Graph
-from pipeline.overrides import check_arguments
-from pipeline.plan import build_graph, cache_directory
-from pipeline.runtime import resolve_dtype
-from pipeline.store import Store
-from stages.checkpoint import load_tokenizer
+from pipeline.engine.engine import Engine
+from pipeline.engine.store import Store
+from pipeline.planning.build import build_graph, cache_directory
+from pipeline.planning.graph import Graph
+from pipeline.planning.runtime import resolve_dtype
+from pipeline.schema.config import Config, register
+from pipeline.schema.overrides import check_arguments
+from stages.common.files import read_json, read_jsonl
+from stages.decoders.checkpoint import load_tokenizer
 from stages.errors import UserError
-from stages.files import read_json, read_jsonl
-from stages.tasks.definitions import Document, documents, leaf_folder, load
-from stages.tasks.instructions import EVALUATION, instruct
+from stages.task_library.definitions import Document, documents, leaf_folder, load
+from stages.task_library.instructions import EVALUATION, instruct
 
 
 @dataclass(frozen=True, slots=True)

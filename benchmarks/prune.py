@@ -31,8 +31,8 @@ from dataclasses import replace
 
 from benchmarks.taylor import SIZES, Groups, Task, estimated, measure
 from benchmarks.workers import apart
-from stages.checkpoint import DTYPES
-from stages.machine import hardware
+from stages.common.machine import hardware
+from stages.decoders.checkpoint import DTYPES
 from stages.prune.statistics.taylor import EXPANSIONS
 from stages.stage import JSON
 

@@ -33,8 +33,8 @@ from pathlib import Path
 from benchmarks.material import built, random_model
 from benchmarks.training import STOCK, Task, matmul_rate, measure, useful_operations
 from benchmarks.workers import apart
+from stages.common.machine import hardware
 from stages.errors import UserError
-from stages.machine import hardware
 from stages.stage import JSON
 
 _apart = partial(apart, "benchmarks.training")

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stages.anatomy import Projection, decoder_layers
-from stages.checkpoint import DTYPES
-from stages.machine import resident_bytes, return_freed_memory
+from stages.common.machine import resident_bytes, return_freed_memory
+from stages.decoders.anatomy import Projection, decoder_layers
+from stages.decoders.checkpoint import DTYPES
+from stages.decoders.shapes import DecoderShape
 from stages.prune.groups import slice_sums
 from stages.prune.memory.estimate import Work, estimate
 from stages.prune.statistics.slices import group_scores
 from stages.prune.statistics.taylor import slice_scores
-from stages.shapes import DecoderShape
 from stages.stage import JSON
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import Protocol, TypeVar
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from stages.checkpoint import load_model, load_tokenizer
+from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.evaluate.generation import finished
-from stages.scoring.generator import Generator
-from stages.scoring.scorer import Scorer
+from stages.inference.generator import Generator
+from stages.inference.scorer import Scorer
 
 Result = TypeVar("Result")
 Request = tuple[str, str]

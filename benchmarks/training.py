@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from stages.checkpoint import DTYPES, load_model, load_tokenizer
-from stages.data.packing import Document, take
-from stages.data.tokens import tokenised
-from stages.machine import resident_bytes
-from stages.recover.adapters import ADAPTERS
+from stages.adapters import ADAPTERS
+from stages.common.machine import resident_bytes
+from stages.decoders.checkpoint import DTYPES, load_model, load_tokenizer
 from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.recover.stage import train
+from stages.rows.packing import Document, take
+from stages.rows.tokens import tokenised
 from stages.stage import JSON, Context
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from stages.machine import resident_bytes
+from stages.common.machine import resident_bytes
 
 if TYPE_CHECKING:
     from benchmarks.tools import Tool

@@ -16,9 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config import Config, register
-from pipeline.overrides import check_arguments
-from pipeline.run import run
+from pipeline.execution import run
+from pipeline.schema.config import Config, register
+from pipeline.schema.overrides import check_arguments
 from stages.errors import UserError
 
 log = logging.getLogger("pipeline")

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from pipeline.options import show
+from pipeline.console.options import show
 from pipeline.recoveries import Recovery, recoveries, seeds_apart
-from stages.files import write_text
+from stages.common.files import write_text
 from stages.report import wording as w
 from stages.report.blocks import Block, Cell, Heading, Page, Paragraph, Picture, Table, html
 from stages.report.sections.cells import share

@@ -8,10 +8,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from pipeline.keys import flatten
-from pipeline.provenance import drift
-from pipeline.show import DIGITS, describe_differences, short, size, table
-from pipeline.store import Artifact, Store, damaged, missing_or_resized
+from pipeline.console.tables import DIGITS, describe_differences, short, size, table
+from pipeline.engine.provenance import drift
+from pipeline.engine.store import Artifact, Store, damaged, missing_or_resized
+from pipeline.planning.keys import flatten
 from stages.errors import UserError
 from stages.registry import STAGES
 

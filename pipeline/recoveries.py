@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.store import MANIFEST, PARTIAL
+from pipeline.engine.store import MANIFEST, PARTIAL
+from stages.common.files import read_json
 from stages.errors import UserError
-from stages.files import read_json
 from stages.report.render import SCHEMA
 from stages.report.wording import MODELS
 from stages.stage import JSON

@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from pipeline.options import show
+from pipeline.console.options import show
 from pipeline.recoveries import Recovery, recoveries
+from stages.common.files import write_text
 from stages.errors import UserError
-from stages.files import write_text
 from stages.report import wording as w
 from stages.report.blocks import Cell, Heading, Page, Paragraph, Table, markdown
 from stages.stage import JSON

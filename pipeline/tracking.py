@@ -20,9 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from stages.common.choices import lookup
+from stages.common.files import read_json, write_json
 from stages.errors import UserError
-from stages.files import read_json, write_json
-from stages.methods import lookup
 from stages.report.summary import main_figures
 
 log = logging.getLogger("pipeline")

@@ -10,13 +10,13 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="model",
             version=1,
-            function="stages.source.model:run",
+            function="stages.model.stage:run",
             outputs=("model/config.json",),
         ),
         Stage(
             name="tasks",
             version=2,
-            function="stages.source.tasks:run",
+            function="stages.tasks.stage:run",
             outputs=("tasks.json", "passages.jsonl", "corpora.json"),
         ),
         Stage(
@@ -28,7 +28,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="scores",
             version=1,
-            function="stages.prune.scoring:run",
+            function="stages.prune.scores:run",
             outputs=("scores.safetensors",),
         ),
         Stage(
@@ -80,13 +80,13 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="gguf",
             version=1,
-            function="stages.export.convert:run",
+            function="stages.export.gguf:run",
             outputs=("model.gguf", "conversion.json"),
         ),
         Stage(
             name="export",
             version=1,
-            function="stages.export.publish:run",
+            function="stages.export.stage:run",
             outputs=("README.md",),
         ),
     )

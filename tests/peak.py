@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.machine import resident_bytes, return_freed_memory
+from stages.common.machine import resident_bytes, return_freed_memory
 
 MARK = Path("/proc/self/clear_refs")
 has_mark = pytest.mark.skipif(not MARK.exists(), reason="the system has no high-water mark to reset")

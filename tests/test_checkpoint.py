@@ -15,8 +15,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import LlamaTokenizer, PreTrainedModel
 
-from stages.anatomy import decoder_layers
-from stages.checkpoint import (
+from stages.decoders.anatomy import decoder_layers
+from stages.decoders.checkpoint import (
     MODELLING_FILE,
     count_parameters,
     load_model,
@@ -25,10 +25,10 @@ from stages.checkpoint import (
     save_model,
     stored_dtype,
 )
+from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.groups import Kept, Selection
 from stages.prune.surgery import cut
-from stages.shapes import DecoderShape, LayerShape
 from tests.decoders import KINDS, decoder, token_ids
 
 LLAMA3_ROPE = {

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from world import ROOT, World, make_world
 
+from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
-from stages.files import read_json, read_jsonl
 
 
 @pytest.fixture(scope="module")

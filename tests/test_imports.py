@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("source", "prune", "recover", "evaluate", "report", "export")
+STAGES = ("model", "tasks", "data", "prune", "recover", "evaluate", "report", "export")
 FOREIGN = {"pipeline", "conf", "hydra", "omegaconf", "wandb"}
 
 
@@ -39,7 +39,14 @@ def test_stages_import_neither_the_pipeline_nor_each_other(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["pipeline.plan", "pipeline.engine", "pipeline.run", "pipeline.inspect", "pipeline.compare", "pipeline.config"],
+    [
+        "pipeline.planning.build",
+        "pipeline.engine.engine",
+        "pipeline.execution",
+        "pipeline.inspect",
+        "pipeline.compare",
+        "pipeline.schema.config",
+    ],
 )
 def test_the_pipeline_loads_no_torch(module: str) -> None:
     heavy = "{'torch', 'transformers', 'datasets', 'peft'}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Store
+from pipeline.engine.store import Store
 
 
 @pytest.mark.real

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.checkpoint import count_parameters, cut_config
+from stages.decoders.checkpoint import count_parameters, cut_config
+from stages.decoders.modeling_pruned import PrunedLlamaForCausalLM
+from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
-from stages.modeling_pruned import PrunedLlamaForCausalLM
-from stages.shapes import DecoderShape, LayerShape
 from tests.decoders import KINDS, decoder, token_ids
 
 SMOLLM2 = {

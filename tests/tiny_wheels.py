@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.wheels import Wheel
+from stages.fetch.wheels import Wheel
 
 
 def write_wheel(folder: Path, name: str, files: Mapping[str, bytes], version: str = "1.0") -> Wheel:

@@ -18,13 +18,13 @@ from omegaconf import OmegaConf
 from tiny_tokenizer import VOCABULARY, byte_tokenizer
 from tiny_wheels import commonsense_files, pip_environment, write_wheel
 
-from pipeline.config import Config, register
-from pipeline.graph import Graph
-from pipeline.overrides import check_arguments
-from pipeline.plan import build_graph
-from pipeline.run import run
-from pipeline.store import Store
-from stages.files import read_json
+from pipeline.engine.store import Store
+from pipeline.execution import run
+from pipeline.planning.build import build_graph
+from pipeline.planning.graph import Graph
+from pipeline.schema.config import Config, register
+from pipeline.schema.overrides import check_arguments
+from stages.common.files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stages.common.choices import nearest
 from stages.data.alpaca import prompt_of
 from stages.data.rows import Row
 from stages.errors import UserError
-from stages.methods import nearest
 
 KINDS = (("instruction", "output"), ("prompt", "response"), ("text",))
 """Columns that make a row, in the order in which they are looked for where the config names none."""

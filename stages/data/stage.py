@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from stages.common.choices import lookup
+from stages.common.files import read_json, sha256_of, write_json, write_jsonl
+from stages.common.progress import progress
 from stages.data.config import DataConfig
 from stages.data.division import Aside, split
 from stages.data.registry import DATASETS
 from stages.data.rows import Built, Row
-from stages.files import read_json, sha256_of, write_json, write_jsonl
-from stages.methods import lookup
-from stages.progress import progress
 from stages.stage import JSON, Context
 
 log = logging.getLogger(__name__)

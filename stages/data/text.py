@@ -2,7 +2,7 @@
 
 Each file is cut into rows at the ends of paragraphs, or where those are far apart at those of lines, sentences or
 words. A row is what the order shuffles and the validation split draws, so it is some hundred tokens and not a whole
-file; how many of its tokens a document holds is decided where they are known (`stages.data.packing`).
+file; how many of its tokens a document holds is decided where they are known (`stages.rows.packing`).
 """
 
 from __future__ import annotations

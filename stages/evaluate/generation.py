@@ -2,7 +2,8 @@
 
 What `commonsense_evaluate.py` of LLM-Adapters (arXiv 2304.01933) and of DoRA (arXiv 2402.09353) fix, to the character:
 
-* the prompt (`stages.tasks.instructions.EVALUATION`), after the special tokens that the tokenizer itself puts first;
+* the prompt (`stages.task_library.instructions.EVALUATION`), after the special tokens that the tokenizer itself puts
+  first;
 * 32 new tokens by a search with 4 beams. Their temperature, top_p and top_k have no effect: nothing is sampled;
 * the answer is what stands between "### Response:" and the next "### Response:", if the model writes one;
 * it is read by the task's pattern, whose first match counts, inside a word too, in small letters only;
@@ -17,10 +18,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from stages.common.choices import lookup
 from stages.errors import UserError
-from stages.methods import lookup
 from stages.stage import JSON
-from stages.tasks.instructions import EVALUATION, Question, instruct
+from stages.task_library.instructions import EVALUATION, Question, instruct
 
 Write = Callable[[Sequence[str], Callable[[int], object]], list[str]]
 """(prompts, advance) to a continuation of each, without special tokens; advance is told how many more are done."""

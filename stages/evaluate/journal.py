@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from stages.files import read_jsonl, write_jsonl
+from stages.common.files import read_jsonl, write_jsonl
 from stages.stage import JSON
 
 

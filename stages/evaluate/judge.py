@@ -15,14 +15,14 @@ from math import isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.generation import finished, judge_generation
 from stages.evaluate.lm import FastLM
-from stages.files import read_json, read_jsonl
-from stages.scoring.beam_search import beam_search
+from stages.inference.beam_search import beam_search
 from stages.stage import JSON
-from stages.tasks.definitions import Document, documents, leaf_folder, load, metrics
+from stages.task_library.definitions import Document, documents, leaf_folder, load, metrics
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask

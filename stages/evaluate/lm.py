@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
+from stages.common.progress import progress
 from stages.errors import UserError
-from stages.progress import progress
-from stages.scoring.generator import Generator
-from stages.scoring.scorer import Answer, Scorer
+from stages.inference.generator import Generator
+from stages.inference.scorer import Answer, Scorer
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from stages.adapted import Source
+from stages.adapters.loading import Source
+from stages.common.machine import resident_bytes
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig
 from stages.evaluate.timing import timed_passes
-from stages.machine import resident_bytes
 from stages.stage import JSON
 
 

@@ -8,16 +8,16 @@ from math import exp, fsum, isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.common.progress import progress
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
-from stages.progress import progress
-from stages.scoring.encoding import Query
+from stages.inference.encoding import Query
 from stages.stage import JSON
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from stages.scoring.scorer import Scorer
+    from stages.inference.scorer import Scorer
 
 LARGEST = 700.0
 """Nats a token beyond which a perplexity is no longer a float."""

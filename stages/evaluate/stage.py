@@ -15,8 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stages.adapted import Source
-from stages.checkpoint import load_tokenizer
+from stages.adapters.loading import Source
+from stages.common.choices import lookup
+from stages.common.files import read_json, read_jsonl, write_json
+from stages.common.progress import progress
+from stages.decoders.checkpoint import load_tokenizer
 from stages.evaluate.check import check_evaluation
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.journal import Journal
@@ -24,10 +27,7 @@ from stages.evaluate.judge import PROTOCOLS, Model, Paper
 from stages.evaluate.lm import FastLM
 from stages.evaluate.metrics import average, summarise
 from stages.evaluate.perplexity import corpora, passage_rows, select, totals
-from stages.files import read_json, read_jsonl, write_json
-from stages.methods import lookup
-from stages.progress import progress
-from stages.scoring.scorer import Scorer
+from stages.inference.scorer import Scorer
 from stages.stage import JSON, Context
 
 BLOCK = 100

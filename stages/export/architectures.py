@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from stages.common.choices import nearest
+from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
-from stages.methods import nearest
-from stages.shapes import DecoderShape, LayerShape
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "phi3")
 """Families that compute what a llama does."""

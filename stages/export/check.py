@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from stages.common.choices import lookup
+from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.export.architectures import target
 from stages.export.config import DTYPES, FORMATS, ExportConfig
-from stages.methods import lookup
-from stages.shapes import DecoderShape
 
 
 def check_export(config: ExportConfig, shape: DecoderShape | None = None) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import gguf
 import numpy as np
 
+from stages.common.progress import progress
 from stages.export.tensors import Entry
-from stages.progress import progress
 
 
 def write_gguf(path: Path, architecture: str, fields: Mapping[str, Any], entries: Sequence[Entry]) -> int:

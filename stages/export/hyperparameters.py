@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.export.architectures import Target
-from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,9 +21,9 @@ from gguf.quants import quantize
 from safetensors import safe_open
 from torch import Tensor
 
+from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.export.architectures import Target
-from stages.shapes import DecoderShape, LayerShape
 
 TYPES = {
     "f32": GGMLQuantizationType.F32,

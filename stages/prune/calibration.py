@@ -12,17 +12,17 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stages.checkpoint import load_tokenizer
-from stages.data.interleave import interleave
-from stages.data.stream import parts_of
+from stages.decoders.checkpoint import load_tokenizer
 from stages.errors import UserError
 from stages.prune.memory.estimate import check_memory
+from stages.rows.interleave import interleave
+from stages.rows.stream import parts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from stages.decoders.shapes import DecoderShape
     from stages.prune.config import PruneConfig
-    from stages.shapes import DecoderShape
     from stages.stage import Context
 
 

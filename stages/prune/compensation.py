@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from stages.anatomy import LayerAnatomy, Projection, decoder_layers
-from stages.methods import lookup
+from stages.common.choices import lookup
+from stages.decoders.anatomy import LayerAnatomy, Projection, decoder_layers
 from stages.prune.groups import Kept, Selection
 from stages.prune.memory.resident import Resident, always
 from stages.prune.statistics.activations import calibrated, gathered, outputs

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from stages.decoders.shapes import LayerShape
 from stages.errors import UserError
-from stages.shapes import LayerShape
 
 if TYPE_CHECKING:
-    from stages.anatomy import LayerAnatomy, Projection
-    from stages.shapes import DecoderShape
+    from stages.decoders.anatomy import LayerAnatomy, Projection
+    from stages.decoders.shapes import DecoderShape
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.plan import CONTEXT, PrunePlan
 from stages.prune.config import PruneConfig
 from stages.prune.groups import Kept, Scores, Selection
-from stages.shapes import DecoderShape
 
 
 def pruning_record(

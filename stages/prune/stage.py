@@ -28,9 +28,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import checkpoint
-from stages.files import read_json
-from stages.methods import lookup
+from stages.common.choices import lookup
+from stages.common.files import read_json
+from stages.decoders import checkpoint
+from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.allocate import (
     allocation,
     check_options,
@@ -50,12 +51,11 @@ from stages.prune.criteria import CRITERIA
 from stages.prune.groups import Scores, Selection, composed, keep_all, kept_layer, selection_of
 from stages.prune.memory.weights import Weights, opened
 from stages.prune.record import pruning_record, spreads, summary
-from stages.prune.scoring import FILE as SCORES
-from stages.prune.scoring import load_scores, score_groups
+from stages.prune.scores import FILE as SCORES
+from stages.prune.scores import load_scores, score_groups
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.stage import run as run_masks
 from stages.prune.surgery import cut
-from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from stages.anatomy import DecoderAnatomy, LayerAnatomy, Projection, decoder_anatomy, decoder_layers
-from stages.modeling_pruned import remove_attention, remove_mlp, set_heads
+from stages.decoders.anatomy import DecoderAnatomy, LayerAnatomy, Projection, decoder_anatomy, decoder_layers
+from stages.decoders.modeling_pruned import remove_attention, remove_mlp, set_heads
+from stages.decoders.shapes import FAMILIES, family_name
 from stages.prune.memory.resident import Resident, always
-from stages.shapes import FAMILIES, family_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,8 @@ def cut(model: PreTrainedModel, selection: Selection, resident: Resident = alway
     A layer is cut within `resident`.
 
     Its config afterwards has the number of layers, their types and the hidden size, which the forward pass reads, and
-    still the dense numbers of heads and MLP channels: `stages.checkpoint.save_cut_model` writes what it has become.
+    still the dense numbers of heads and MLP channels: `stages.decoders.checkpoint.save_cut_model` writes what it has
+    become.
     """
     layers = decoder_layers(model)
     model.config.head_dim = layers[0].head_dim  # some families would derive it from what changes

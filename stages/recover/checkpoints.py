@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from stages.common.files import read_json, write_json
 from stages.errors import UserError
-from stages.files import read_json, write_json
 from stages.recover.workers import SINGLE, Workers
 from stages.stage import JSON
 

@@ -10,7 +10,7 @@ class AdapterConfig:
     """Common to every adapter; each subclasses this in its file with options of its own."""
 
     name: str = "none"
-    """Name in `stages.recover.adapters.ADAPTERS`, or "none" where nothing is recovered."""
+    """Name in `stages.adapters.ADAPTERS`, or "none" where nothing is recovered."""
 
 
 @dataclass(kw_only=True, slots=True)

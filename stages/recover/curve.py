@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stages.data.packing import Document, encode, take
+from stages.decoders.packed_attention import stock_attention
 from stages.errors import UserError
-from stages.recover.attention import stock_attention
+from stages.inference.encoding import Query
+from stages.inference.scorer import Scorer
 from stages.recover.config import RecoverConfig
-from stages.scoring.encoding import Query
-from stages.scoring.scorer import Scorer
+from stages.rows.packing import Document, encode, take
 from stages.stage import JSON
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.data.packing import Document
 from stages.errors import Diverged
+from stages.rows.packing import Document
 
 LISTED = 40
 """Lines of the training file that are named; a step has more of them where rows are short."""

@@ -1,6 +1,6 @@
 """The training loop: micro-batches, steps, schedule and the curve.
 
-Owns what happens in which order. Does not own a batch's shape (`stages.data.packing`), what is minimised
+Owns what happens in which order. Does not own a batch's shape (`stages.rows.packing`), what is minimised
 (`.objectives`), what is trained (`.adapters`), what a point of the curve measures (`.curve`), how a checkpoint is
 stored (`.checkpoints`), how workers share the work (`.workers`) or what is said of memory (`.memory`) and numbers
 (`.divergence`) that give out.
@@ -26,12 +26,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from stages.data.packing import Document, collate, split, take
-from stages.data.tokens import Tokenised
+from stages.common.progress import progress as progress_bar
+from stages.decoders.packed_attention import hidden_states, shares_beginnings
 from stages.errors import Diverged
-from stages.progress import progress as progress_bar
 from stages.recover import checkpoints, memory
-from stages.recover.attention import hidden_states, shares_beginnings
 from stages.recover.checkpoints import Progress
 from stages.recover.compiled import compile_layers
 from stages.recover.config import RecoverConfig
@@ -39,6 +37,8 @@ from stages.recover.divergence import diverged
 from stages.recover.interruption import Signalled, leave
 from stages.recover.seeds import seeded
 from stages.recover.workers import SINGLE, Turn, Workers
+from stages.rows.packing import Document, collate, split, take
+from stages.rows.tokens import Tokenised
 from stages.stage import JSON, Context
 
 if TYPE_CHECKING:

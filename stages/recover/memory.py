@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import torch
 
+from stages.common.machine import return_freed_memory
 from stages.errors import UserError
-from stages.machine import return_freed_memory
 
 SIGNS = (
     "can't allocate memory",  # torch's allocator on a processor

@@ -8,16 +8,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.card import CARD, adapter_card
-from stages.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
-from stages.data.tokens import Tokenised, tokenised
-from stages.files import read_jsonl, write_json, write_jsonl, write_text
-from stages.lineage import base_of, lineage
-from stages.masks import masked_modules
+from stages.adapters import adapter_of, gives_model
+from stages.adapters.adapter import Adapter
+from stages.common.files import read_jsonl, write_json, write_jsonl, write_text
+from stages.decoders.card import CARD, adapter_card
+from stages.decoders.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
+from stages.decoders.lineage import base_of, lineage
+from stages.decoders.masks import masked_modules
+from stages.decoders.packed_attention import use_packed_attention
 from stages.recover import checkpoints, memory
-from stages.recover.adapters import adapter_of, gives_model
-from stages.recover.adapters.adapter import Adapter
-from stages.recover.attention import use_packed_attention
 from stages.recover.checkpoints import Progress
 from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve
@@ -27,6 +26,7 @@ from stages.recover.objectives import objective_of
 from stages.recover.objectives.teacher import check_vocabulary
 from stages.recover.seeds import seeded
 from stages.recover.workers import Workers
+from stages.rows.tokens import Tokenised, tokenised
 from stages.stage import JSON, Context
 
 if TYPE_CHECKING:

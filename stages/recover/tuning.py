@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from stages.common.files import read_json, write_json, write_jsonl
 from stages.errors import Diverged, UserError
-from stages.files import read_json, write_json, write_jsonl
 from stages.recover import checkpoints, stage
 from stages.recover.config import RecoverStageConfig, TuneStageConfig
 from stages.stage import JSON, Context

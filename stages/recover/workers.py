@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from torch import Tensor, nn
 
-from stages.data.packing import Document
 from stages.errors import UserError
 from stages.recover.interruption import Signalled, deferred_signals
 from stages.recover.memory import OutOfMemory
+from stages.rows.packing import Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

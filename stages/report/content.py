@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from stages.card import training_remarks
+from stages.decoders.card import training_remarks
 from stages.report import wording as w
 from stages.report.blocks import Block, Cell, Heading, Page, Paragraph, Picture, Table
 from stages.report.sections.cost import cost

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from stages.common.files import read_json
 from stages.errors import UserError
-from stages.files import read_json
 from stages.report.statistics import Array
 from stages.stage import JSON
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.files import read_json
+from stages.common.files import read_json
 from stages.report.effects import effects
 from stages.report.inputs import column, common
 from stages.report.statistics import Paired, paired, score_intervals

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from stages.files import read_json, write_text
+from stages.common.files import read_json, write_text
 from stages.report.blocks import html, markdown
 from stages.report.content import page
 from stages.stage import JSON

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from stages.common.files import read_json, read_jsonl, write_text
 from stages.errors import UserError
-from stages.files import read_json, read_jsonl, write_text
 from stages.report.blocks import markdown
 from stages.report.config import ReportConfig
 from stages.report.content import results

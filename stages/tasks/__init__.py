@@ -1,1 +1,1 @@
-"""What a model is judged on: tasks by name, their definitions, and where their rows come from."""
+"""The `tasks` stage: what is judged, with its rows and texts, becomes an artifact of its own."""

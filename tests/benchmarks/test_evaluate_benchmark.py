@@ -13,7 +13,7 @@ from world import ROOT, World, make_world
 from benchmarks.evaluate import main
 from benchmarks.likelihood import _differences
 from stages.stage import JSON
-from stages.tasks.definitions import Document
+from stages.task_library.definitions import Document
 
 DOCUMENTS = 3
 PROMPTS = 2

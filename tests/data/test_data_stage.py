@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_wheels import commonsense_files, pip_environment, write_wheel
 
+from stages.common.files import read_jsonl
 from stages.data.config import DataConfig, WheelDataConfig
 from stages.data.division import split
 from stages.data.registry import DATASETS, DataSet
 from stages.data.rows import Built, Row
 from stages.data.stage import run
 from stages.errors import UserError
-from stages.files import read_jsonl
 from stages.stage import Context
-from stages.tasks.instructions import FORMATS
-from stages.tasks.registry import RORA
+from stages.task_library.instructions import FORMATS
+from stages.task_library.registry import RORA
 
 
 def rows(**counts: int) -> list[Row]:
@@ -101,7 +101,7 @@ def test_an_unknown_data_set_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_the_registry_loads_no_heavy_library() -> None:
-    code = "import sys, stages.data.registry, stages.hub, stages.source.hub, stages.source.local;"
+    code = "import sys, stages.data.registry, stages.fetch.hub, stages.model.hub, stages.model.local;"
     code += "print([m for m in ('torch', 'transformers', 'numpy', 'pyarrow', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert done.stdout.strip() == "[]", done.stderr

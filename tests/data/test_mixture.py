@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.data import mixture
-from stages.data.interleave import interleave
 from stages.data.mixture import MixtureConfig
-from stages.data.packing import encode_whole
 from stages.data.stage import run
-from stages.data.stream import Stream
 from stages.errors import UserError
-from stages.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.prune.calibration import calibration_ids
 from stages.prune.config import Calibration, PruneConfig
+from stages.rows.interleave import interleave
+from stages.rows.packing import encode_whole
+from stages.rows.stream import Stream
 from stages.stage import Context
 from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.common.files import read_json, read_jsonl
 from stages.data import file, text
 from stages.data.columns import ColumnsConfig
 from stages.data.file import FileConfig
@@ -22,7 +23,6 @@ from stages.data.rows import Row
 from stages.data.stage import run
 from stages.data.text import TextConfig, cut
 from stages.errors import UserError
-from stages.files import read_json, read_jsonl
 from stages.stage import Context
 
 RECORDS = [{"question": f"{index}, doubled?", "answer": f" {2 * index}", "id": str(index)} for index in range(8)]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from stages.data.packing import Batch, Document, collate, encode, encode_whole, split, take
-from stages.data.stream import Stream
 from stages.errors import UserError
+from stages.rows.packing import Batch, Document, collate, encode, encode_whole, split, take
+from stages.rows.stream import Stream
 from tests.tiny_tokenizer import byte_tokenizer
 
 

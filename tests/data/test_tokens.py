@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from stages.data.packing import Document, encode_whole
-from stages.data.stream import Stream
-from stages.data.tokens import Tokenised, tokenised
+from stages.rows.packing import Document, encode_whole
+from stages.rows.stream import Stream
+from stages.rows.tokens import Tokenised, tokenised
 from tests.tiny_tokenizer import byte_tokenizer
 
 ROWS = [

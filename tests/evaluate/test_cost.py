@@ -9,12 +9,12 @@ import psutil
 import pytest
 import torch
 
-from stages.adapted import Source
-from stages.checkpoint import load_model
+from stages.adapters.loading import Source
+from stages.common.files import read_json
+from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig
 from stages.evaluate.cost import ONE_BY_ONE, _in_turns, measure, run
-from stages.files import read_json
 from stages.stage import JSON, Context
 from tests.decoders import decoder, saved
 

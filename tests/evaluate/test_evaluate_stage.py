@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from stages.checkpoint import load_model
+from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
+from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.stage import run
-from stages.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.stage import Context
-from stages.tasks.definitions import leaf_folder, load, load_task
-from stages.tasks.registry import TASKS
-from stages.tasks.yaml_definition import write_definition
+from stages.task_library.definitions import leaf_folder, load, load_task
+from stages.task_library.registry import TASKS
+from stages.task_library.yaml_definition import write_definition
 from tests.evaluate.questions import PASSAGES, ROWS, model_artifact, reader, stock, tasks_artifact
 
 

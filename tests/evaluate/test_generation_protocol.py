@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.common.files import read_jsonl
 from stages.errors import UserError
 from stages.evaluate.check import check_evaluation
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.generation import PATTERNS, finished, judge_generation, parse, response
 from stages.evaluate.metrics import unparsed
-from stages.files import read_jsonl
-from stages.scoring.beam_search import beam_search
-from stages.scoring.scorer import Scorer
-from stages.tasks.instructions import FORMATS, instruct, respond
+from stages.inference.beam_search import beam_search
+from stages.inference.scorer import Scorer
+from stages.task_library.instructions import FORMATS, instruct, respond
 from tests.evaluate.questions import ROWS, reader
 from tests.tiny_tokenizer import byte_tokenizer
 

@@ -9,7 +9,7 @@ from lm_eval.api.instance import Instance
 
 from stages.errors import UserError
 from stages.evaluate.lm import FastLM
-from stages.scoring.scorer import Scorer
+from stages.inference.scorer import Scorer
 from tests.evaluate.questions import PASSAGES, reader, stock
 from tests.tiny_tokenizer import byte_tokenizer
 

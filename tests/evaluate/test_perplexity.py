@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.perplexity import corpora, joined_ids, passage_rows, select, totals
-from stages.scoring.scorer import Scorer
+from stages.inference.scorer import Scorer
 from tests.evaluate.questions import PASSAGES, reader, stock
 from tests.tiny_tokenizer import byte_tokenizer
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.material import built
-from stages.checkpoint import load_model, load_tokenizer
-from stages.scoring.scorer import Scorer
-from stages.tasks.definitions import documents, load
-from stages.tasks.registry import RORA
+from stages.decoders.checkpoint import load_model, load_tokenizer
+from stages.inference.scorer import Scorer
+from stages.task_library.definitions import documents, load
+from stages.task_library.registry import RORA
 from tests.evaluate.questions import stock, stock_loglikelihoods
 
 DOCUMENTS = 10

@@ -9,10 +9,10 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from stages.checkpoint import save_cut_model
+from stages.decoders.checkpoint import save_cut_model
+from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.prune.groups import Kept, Selection, keep_all, kept_shape
 from stages.prune.surgery import cut
-from stages.shapes import DecoderShape, LayerShape
 from tests.decoders import decoder
 from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 

@@ -12,11 +12,11 @@ from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 from world import World, make_world
 
-from stages.card import LATER, adapter_card, gguf_card, model_card
+from stages.common.files import read_json
+from stages.decoders.card import LATER, adapter_card, gguf_card, model_card
+from stages.decoders.lineage import Lineage
 from stages.errors import UserError
-from stages.export.publish import place
-from stages.files import read_json
-from stages.lineage import Lineage
+from stages.export.stage import place
 from tests.export.pruned_models import pruned
 
 BRIEF = ("adapter=none", "evaluate=none")

@@ -15,13 +15,13 @@ from gguf.quants import dequantize
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from stages.checkpoint import load_model
+from stages.common.files import read_json, write_json
+from stages.decoders.checkpoint import load_model
+from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.export.check import check_export
 from stages.export.config import ExportConfig
-from stages.export.convert import convert
-from stages.files import read_json, write_json
-from stages.shapes import DecoderShape
+from stages.export.gguf import convert
 from tests.decoders import token_ids
 from tests.export.pruned_models import pruned
 from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer

@@ -18,7 +18,7 @@ from tiny_tokenizer import VOCABULARY, byte_tokenizer
 from tiny_wheels import commonsense_files, pip_environment, write_wheel
 from world import ROOT, World
 
-from stages.files import read_json
+from stages.common.files import read_json
 
 HERE = ROOT / "tests" / "golden" / "store"
 COMMON = [
@@ -49,7 +49,13 @@ MASKS = ["prune=sparseml", "prune.algorithm=magnitude", "prune.mask_structure=2:
 RUNS: dict[str, list[str]] = {
     "uniform": ["prune=llmpruner", "adapter=rora", "adapter.rank=2"],
     "global": ["prune=wanda", "prune.allocation=global", "adapter=dora", "adapter.rank=2", "recover.keep=best"],
-    "searched": ["prune=best", "prune.search.sequences=4", "prune.calibration.data=null", "adapter=parallel", "adapter.bottleneck=2"],
+    "searched": [
+        "prune=best",
+        "prune.search.sequences=4",
+        "prune.calibration.data=null",
+        "adapter=parallel",
+        "adapter.bottleneck=2",
+    ],
     "masked": [*MASKS, "ratio=0.5", "adapter=lora", "adapter.rank=2"],
     "distilled": ["prune=magnitude", "recover.objective=distillation", "adapter=rora", "adapter.rank=2"],
     "tuned": ["prune=magnitude", "recover.tune=lr", "recover.tune_factors=[0.3,1]", "adapter=lora", "adapter.rank=2"],

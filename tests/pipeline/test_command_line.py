@@ -11,11 +11,11 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from pipeline.config import Config, register
-from pipeline.overrides import check_arguments, groups
-from pipeline.plan import build_graph, preview_prune
+from pipeline.planning.build import build_graph, preview_prune
+from pipeline.schema.config import Config, register
+from pipeline.schema.overrides import check_arguments, groups
+from stages.common.files import write_json
 from stages.errors import UserError
-from stages.files import write_json
 
 GROUPS = [(group, option) for group, options in groups().items() for option in options]
 

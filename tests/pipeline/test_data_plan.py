@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from world import World, environment, make_world
 
-from pipeline.config import register
-from pipeline.graph import Graph
-from pipeline.plan import build_graph
+from pipeline.planning.build import build_graph
+from pipeline.planning.graph import Graph
+from pipeline.schema.config import register
+from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
-from stages.files import read_json, read_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from test_command_line import configuration
 
-from pipeline.graph import Node
-from pipeline.plan import build_graph
+from pipeline.planning.build import build_graph
+from pipeline.planning.graph import Node
 from stages.errors import UserError
 
 DISTIL = "recover.objective=distillation"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine import Engine
-from pipeline.graph import Graph, Node
-from pipeline.store import MANIFEST, Store
+from pipeline.engine.engine import Engine
+from pipeline.engine.store import MANIFEST, Store
+from pipeline.planning.graph import Graph, Node
 from stages.errors import UserError
 from stages.stage import Stage
 from tests.pipeline.toystages import Number

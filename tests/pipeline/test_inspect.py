@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.store import Store
 from pipeline.inspect import main
-from pipeline.store import Store
 from tests.pipeline.test_engine import chain
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import keys
+from pipeline.planning import keys
 
 
 @dataclass

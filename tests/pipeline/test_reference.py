@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from test_command_line import configuration
 
-from pipeline.plan import build_graph
+from pipeline.planning.build import build_graph
 
 
 def test_the_dense_model_takes_the_same_recovery_and_is_judged_like_the_others() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from world import make_world
 
-from pipeline.plan import build_graph
+from pipeline.planning.build import build_graph
 from pipeline.recoveries import Recovery
 from pipeline.sweep import Outcome, main, page, ranked, sweeps
 from stages.errors import UserError

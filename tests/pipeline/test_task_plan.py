@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import EvaluateOptions
-from pipeline.tasks import tasks_source
+from pipeline.planning.tasks import tasks_source
+from pipeline.schema.config import EvaluateOptions
 from stages.errors import UserError
-from stages.source.config import TasksSource
-from stages.tasks.registry import MMLU, RORA
-from stages.tasks.yaml_definition import lm_eval_tasks
+from stages.task_library.registry import MMLU, RORA
+from stages.task_library.yaml_definition import lm_eval_tasks
+from stages.tasks.config import TasksSource
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import pytest
 import wandbfile
 
 from pipeline.tracking import Mode, Tracker, TrackerConfig, open_tracker
+from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
-from stages.files import read_json, read_jsonl
 from stages.report.stage import run as run_report
 from stages.stage import Context
 from tests.report.synthetic import config, everything, recovery
@@ -200,7 +200,8 @@ def _count(server: socket.socket, calls: list[object]) -> None:
 def test_online_that_cannot_be_records_offline_and_says_so(tmp_path: Path, account: dict[str, str]) -> None:
     (tmp_path / "curve.jsonl").write_text('{"tokens": 0, "loss": 2.0}\n{"tokens": 9, "loss": 1.0}\n')
     script = (
-        "import sys; from pathlib import Path; import pipeline.tracking as t; from stages.files import read_jsonl\n"
+        "import sys; from pathlib import Path; import pipeline.tracking as t\n"
+        "from stages.common.files import read_jsonl\n"
         "t.PATIENCE = 2\n"
         "settings = t.TrackerConfig(name='wandb', mode=t.Mode.online, directory=sys.argv[1])\n"
         f"with t.open_tracker(settings, name='n', group='g', key={KEY!r}, configuration={{}}) as tracker:\n"

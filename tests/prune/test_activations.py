@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.anatomy import decoder_layers
+from stages.decoders.anatomy import decoder_layers
 from stages.prune.statistics.activations import Moments, cosine_distance, input_moments, outputs, silenced
 from stages.prune.statistics.layerwise import Layerwise
 from tests.decoders import decoder, token_ids

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.allocation.allocate import check_options, foreseen, plan_shapes
 from stages.prune.allocation.plan import budget_of
@@ -15,7 +16,6 @@ from stages.prune.config import DEPTH, Search
 from stages.prune.criteria import CRITERIA
 from stages.prune.criteria.magnitude import MagnitudeConfig
 from stages.prune.groups import Scores, with_sublayers
-from stages.shapes import DecoderShape, LayerShape
 
 SHAPE = DecoderShape(
     family="llama", hidden=64, head_dim=8, vocabulary=96, tied=True, layers=(LayerShape(8, 4, 160),) * 6

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stages.anatomy import decoder_layers
-from stages.checkpoint import count_parameters, load_model
+from stages.decoders.anatomy import decoder_layers
+from stages.decoders.checkpoint import count_parameters, load_model
 from stages.errors import UserError
 from stages.prune.compensation import DAMPING, compensate, fitted_weights, kept_inputs
 from stages.prune.criteria.magnitude import MagnitudeConfig

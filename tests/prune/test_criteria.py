@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from stages.anatomy import decoder_layers
+from stages.decoders.anatomy import decoder_layers
 from stages.errors import UserError
 from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.anatomy import decoder_layers
+from stages.decoders.anatomy import decoder_layers
 from stages.prune.criteria.surgeon import SurgeonConfig, score
 from stages.prune.statistics import curvature
 from stages.prune.statistics.activations import outputs

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.anatomy import decoder_layers
+from stages.decoders.anatomy import decoder_layers
 from stages.prune.criteria.block_influence import BlockInfluenceConfig
 from stages.prune.criteria.block_influence import score as block_influence
 from stages.prune.criteria.perplexity import PerplexityConfig

@@ -15,13 +15,13 @@ import torch_pruning
 from transformers import DynamicCache, PreTrainedModel
 from transformers.models.llama import modeling_llama
 
-from stages.anatomy import decoder_anatomy
-from stages.checkpoint import count_parameters, load_model, save_cut_model
-from stages.files import read_json
+from stages.common.files import read_json
+from stages.decoders.anatomy import decoder_anatomy
+from stages.decoders.checkpoint import count_parameters, load_model, save_cut_model
+from stages.decoders.shapes import DecoderShape, LayerShape
+from stages.model.weights import summarise
 from stages.prune.groups import Kept, Selection, keep_all, kept_shape
 from stages.prune.surgery import add_output_bias, cut
-from stages.shapes import DecoderShape, LayerShape
-from stages.source.weights import summarise
 from tests.decoders import KINDS, decoder, token_ids
 
 ALL = keep_all(LayerShape(6, 3, 40))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.anatomy import decoder_layers
-from stages.checkpoint import load_model
+from stages.decoders.anatomy import decoder_layers
+from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
 from stages.prune.criteria.hywia import HyWIAConfig, check, fuse, score
 from stages.prune.criteria.llmpruner import LLMPrunerConfig

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from stages.anatomy import decoder_layers
-from stages.checkpoint import load_model
+from stages.decoders.anatomy import decoder_layers
+from stages.decoders.checkpoint import load_model
+from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.prune.allocation.allocate import plan_shapes
 from stages.prune.criteria.llmpruner import MERGES, TAYLOR, LLMPrunerConfig, check, expanded, score
 from stages.prune.groups import select
 from stages.prune.statistics.slices import merged_slices
-from stages.shapes import DecoderShape
 from tests.decoders import decoder, token_ids
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "llmpruner"

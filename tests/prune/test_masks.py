@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from pipeline.plan import build_graph
-from stages.checkpoint import load_model
+from pipeline.planning.build import build_graph
+from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.recipe import check

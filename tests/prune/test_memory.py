@@ -9,10 +9,10 @@ import torch
 from decoders import decoder
 from peak import has_mark, peak_bytes
 
+from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.config import PruneConfig
 from stages.prune.memory.estimate import GRAPH, Work, check_memory, estimate
-from stages.shapes import DecoderShape, LayerShape
 
 LLAMA_7B = DecoderShape(
     family="llama", hidden=4096, head_dim=128, vocabulary=32000, tied=False, layers=(LayerShape(32, 32, 11008),) * 32

@@ -12,10 +12,11 @@ from decoders import decoder, saved, token_ids
 from peak import has_mark, peak_bytes
 from transformers import PreTrainedModel
 
-from stages.anatomy import decoder_layers
-from stages.checkpoint import count_parameters, load_model, save_cut_model
+from stages.common.files import read_json
+from stages.decoders.anatomy import decoder_layers
+from stages.decoders.checkpoint import count_parameters, load_model, save_cut_model
+from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
-from stages.files import read_json
 from stages.prune.allocation.allocate import check_options
 from stages.prune.criteria import CRITERIA
 from stages.prune.groups import Kept, Selection, kept_shape
@@ -24,7 +25,6 @@ from stages.prune.memory.resident import Resident, always
 from stages.prune.stage import run
 from stages.prune.statistics.layerwise import Layerwise
 from stages.prune.surgery import cut
-from stages.shapes import DecoderShape
 from stages.stage import Context
 
 DIFFERENT = [Kept([0, 4], [0, 2], list(range(0, 40, 3))), None, Kept([], [], [1, 2, 3])]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from stages.checkpoint import load_model
+from stages.decoders.checkpoint import load_model
 from stages.prune.config import Search
 from stages.prune.criteria import CRITERIA
 from stages.prune.statistics.gradients import calibration_loss

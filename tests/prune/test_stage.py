@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from stages.checkpoint import count_parameters, load_model, load_tokenizer, stored_dtype
+from stages.decoders.checkpoint import count_parameters, load_model, load_tokenizer, stored_dtype
 from stages.errors import UserError
 from stages.prune.config import Calibration
 from stages.prune.criteria.block_influence import BlockInfluenceConfig

@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 
-from stages.anatomy import decoder_layers
+from stages.decoders.anatomy import decoder_layers
+from stages.decoders.shapes import LayerShape
 from stages.prune.groups import Kept, Selection, keep_all
 from stages.prune.surgery import cut
-from stages.shapes import LayerShape
 from tests.decoders import decoder, token_ids
 
 KEPT = [

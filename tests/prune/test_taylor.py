@@ -12,7 +12,7 @@ from peak import has_mark, peak_bytes
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.anatomy import Projection, decoder_anatomy
+from stages.decoders.anatomy import Projection, decoder_anatomy
 from stages.prune.statistics import gradients, taylor
 from stages.prune.statistics.taylor import EXPANSIONS, slice_scores
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.anatomy import decoder_layers
+from stages.decoders.anatomy import decoder_layers
 from stages.errors import UserError
 from stages.prune.criteria.flap import METRICS, FLAPConfig, check
 from stages.prune.criteria.flap import score as flap

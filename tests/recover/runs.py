@@ -24,7 +24,7 @@ from typing import Any
 import lm_eval.models.utils  # noqa: F401  imported late by what is run: here once, not in every child
 from torch.nn.modules.module import register_module_forward_hook
 
-import stages.recover.adapters.fused
+import stages.adapters.fused
 import stages.recover.loss  # noqa: F401
 from stages.recover.stage import run
 from stages.stage import JSON, Context

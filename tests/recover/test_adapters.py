@@ -15,19 +15,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from stages.checkpoint import load_model, load_tokenizer
+from stages.adapters import ADAPTERS, gives_model
+from stages.adapters.low_rank import LowRankConfig, lora_layers
+from stages.common.files import read_jsonl
+from stages.decoders.checkpoint import load_model, load_tokenizer
+from stages.decoders.modeling_pruned import PrunedLlamaConfig, PrunedLlamaForCausalLM
+from stages.decoders.packed_attention import use_packed_attention
+from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
-from stages.files import read_jsonl
-from stages.modeling_pruned import PrunedLlamaConfig, PrunedLlamaForCausalLM
-from stages.recover.adapters import ADAPTERS, gives_model
-from stages.recover.adapters.low_rank import LowRankConfig, lora_layers
-from stages.recover.attention import use_packed_attention
 from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve
 from stages.recover.loss import TRAINED_CHUNK, trained_head_cross_entropy
 from stages.recover.seeds import seeded
 from stages.recover.stage import run
-from stages.shapes import DecoderShape
 from stages.stage import JSON, Context
 from tests.decoders import decoder, token_ids
 from tests.recover.test_masked_recovery import masked_base, same_zeros, weights

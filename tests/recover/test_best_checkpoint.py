@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from stages.common.files import read_jsonl, write_jsonl
 from stages.errors import UserError
-from stages.files import read_jsonl, write_jsonl
 from stages.recover.config import RecoverStageConfig
 from stages.recover.stage import run
 from stages.stage import JSON, Context

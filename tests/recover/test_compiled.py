@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.common.files import read_jsonl
 from stages.errors import UserError
-from stages.files import read_jsonl
 from stages.recover.check import COMPILERS, check_recover
 from stages.recover.config import RecoverConfig
 from tests.recover.toy import config, recovered

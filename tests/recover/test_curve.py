@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from stages.data.packing import collate, encode
+from stages.adapters import ADAPTERS
+from stages.common.files import read_json, read_jsonl
+from stages.decoders.packed_attention import hidden_states, use_packed_attention
 from stages.errors import UserError
-from stages.files import read_json, read_jsonl
-from stages.recover.adapters import ADAPTERS
-from stages.recover.attention import hidden_states, use_packed_attention
 from stages.recover.curve import Curve
 from stages.recover.seeds import seeded
 from stages.recover.stage import run
+from stages.rows.packing import collate, encode
 from stages.stage import JSON, Context
 from tests.decoders import decoder
 from tests.recover.toy import config, data_artifact, model_artifact, recovered

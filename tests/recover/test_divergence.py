@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from stages.data.packing import Batch
+from stages.common.files import read_jsonl, write_jsonl
 from stages.errors import Diverged
-from stages.files import read_jsonl, write_jsonl
 from stages.recover.checkpoints import newest
 from stages.recover.objectives import OBJECTIVES
 from stages.recover.stage import run
+from stages.rows.packing import Batch
 from stages.stage import Context
 from tests.recover.toy import config, data_artifact, model_artifact
 from tests.tiny_tokenizer import byte_tokenizer

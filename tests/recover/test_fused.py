@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from stages.recover.adapters.fused import FusedLora
+from stages.adapters.fused import FusedLora
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},

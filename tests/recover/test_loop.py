@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages.data.packing import encode_whole
-from stages.data.stream import Stream
-from stages.recover.adapters import ADAPTERS
+from stages.adapters import ADAPTERS
 from stages.recover.config import RecoverConfig
 from stages.recover.loop import learning_rate
 from stages.recover.seeds import seeded
+from stages.rows.packing import encode_whole
+from stages.rows.stream import Stream
 from tests.recover.toy import config, recovered
 from tests.tiny_tokenizer import byte_tokenizer
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from stages.adapted import Source
-from stages.checkpoint import load_model
-from stages.masks import masked_modules
+from stages.adapters import ADAPTERS
+from stages.adapters.loading import Source
+from stages.decoders.checkpoint import load_model
+from stages.decoders.masks import masked_modules
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.stage import run as prune
-from stages.recover.adapters import ADAPTERS
 from stages.stage import Context
 from tests.decoders import decoder, token_ids
 from tests.recover.toy import config, data_artifact, model_artifact, recovered

@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, kl_div, linear, log_softmax
 from transformers import AutoModelForCausalLM
 
-from stages.data.packing import Document, collate
+from stages.common.files import read_jsonl
 from stages.errors import UserError
-from stages.files import read_jsonl
 from stages.prune.groups import Kept, Selection
 from stages.prune.surgery import cut
 from stages.recover.config import DistillationConfig, RecoverStageConfig
@@ -23,6 +22,7 @@ from stages.recover.objectives import divergence
 from stages.recover.objectives.divergence import Exact, TopK, summed_mixture
 from stages.recover.objectives.teacher import Teacher
 from stages.recover.stage import run
+from stages.rows.packing import Document, collate
 from stages.stage import JSON, Context
 from tests.decoders import decoder
 from tests.recover.toy import config, data_artifact, model_artifact

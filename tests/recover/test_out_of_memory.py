@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.data.packing import Batch, Document
+from stages.adapters import ADAPTERS
+from stages.common.files import read_jsonl
+from stages.common.machine import resident_bytes, return_freed_memory
+from stages.decoders.packed_attention import use_packed_attention
 from stages.errors import UserError
-from stages.files import read_jsonl
-from stages.machine import resident_bytes, return_freed_memory
-from stages.recover.adapters import ADAPTERS
-from stages.recover.attention import use_packed_attention
 from stages.recover.loop import Training
 from stages.recover.objectives import OBJECTIVES
 from stages.recover.seeds import seeded
 from stages.recover.stage import run
+from stages.rows.packing import Batch, Document
 from stages.stage import Context
 from tests.decoders import decoder
 from tests.peak import has_mark

@@ -9,13 +9,13 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedModel
 
-from stages.data.packing import Document, collate
+from stages.decoders.packed_attention import hidden_states, use_packed_attention
 from stages.errors import UserError
 from stages.prune.groups import Kept, Selection
 from stages.prune.surgery import cut
 from stages.recover import loss as head_loss
-from stages.recover.attention import hidden_states, use_packed_attention
 from stages.recover.loss import summed_cross_entropy
+from stages.rows.packing import Document, collate
 from tests.decoders import KINDS, decoder
 
 LENGTHS = (5, 17, 1, 30, 8)

@@ -9,9 +9,9 @@ import torch
 from peft import PeftModel
 
 from benchmarks.material import built
-from stages.checkpoint import load_model
-from stages.files import read_jsonl
-from stages.recover.adapters import ADAPTERS
+from stages.adapters import ADAPTERS
+from stages.common.files import read_jsonl
+from stages.decoders.checkpoint import load_model
 from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.recover.stage import run
 from stages.stage import JSON, Context

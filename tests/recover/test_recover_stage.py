@@ -11,8 +11,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
-from stages.files import read_json, read_jsonl
 from stages.stage import Context
 from tests.decoders import decoder, token_ids
 from tests.recover.toy import config, data_artifact, model_artifact, recovered

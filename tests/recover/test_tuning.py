@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
-from stages.files import read_json, read_jsonl
 from stages.recover.config import RecoverStageConfig, TuneStageConfig
 from stages.recover.tuning import choose, trial, tune
 from stages.stage import Context

@@ -12,18 +12,18 @@ from transformers import PreTrainedModel
 from world import World, make_world
 
 from pipeline import compare, inspect
-from stages.adapted import Source
-from stages.checkpoint import load_model
-from stages.data.packing import Document, collate
+from stages.adapters import ADAPTERS
+from stages.adapters.bottleneck_layer import Bottleneck
+from stages.adapters.loading import Source
+from stages.common.files import read_json, write_json
+from stages.decoders.checkpoint import load_model
+from stages.decoders.packed_attention import hidden_states, stock_attention, use_packed_attention
+from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
-from stages.files import read_json, write_json
-from stages.recover.adapters import ADAPTERS
-from stages.recover.adapters.bottleneck_layer import Bottleneck
-from stages.recover.attention import hidden_states, stock_attention, use_packed_attention
-from stages.scoring.encoding import Query
-from stages.scoring.generator import Generator
-from stages.scoring.scorer import Scorer
-from stages.shapes import DecoderShape, LayerShape
+from stages.inference.encoding import Query
+from stages.inference.generator import Generator
+from stages.inference.scorer import Scorer
+from stages.rows.packing import Document, collate
 from tests.decoders import decoder, saved, token_ids
 from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 

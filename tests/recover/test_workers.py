@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from pipeline.runtime import resolve_workers
+from pipeline.planning.runtime import resolve_workers
 from stages.errors import UserError
 from stages.recover.stage import run
 from stages.stage import JSON, Context

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from stages.files import write_jsonl
-from stages.recover.adapters import ADAPTERS
-from stages.recover.adapters.low_rank import LowRankConfig
+from stages.adapters import ADAPTERS
+from stages.adapters.low_rank import LowRankConfig
+from stages.common.files import write_jsonl
 from stages.recover.config import AdapterConfig, RecoverConfig, RecoverStageConfig
 from stages.recover.stage import run
 from stages.stage import JSON, Context

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.files import write_json, write_jsonl
+from stages.common.files import write_json, write_jsonl
 from stages.report.config import ReportConfig
 from stages.report.stage import run
 from stages.stage import Context

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from stages.common.files import read_json, write_json, write_jsonl
 from stages.errors import UserError
-from stages.files import read_json, write_json, write_jsonl
 from stages.report.config import ReportConfig
 from stages.report.render import write_run_report
 from stages.report.stage import run

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from test_report import report_of
 
+from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.errors import UserError
-from stages.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.report.stage import run
 from stages.stage import Context
 from tests.report.synthetic import FAIR, SKILL, config, cost, evaluation, everything, recovery

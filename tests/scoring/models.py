@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from stages.modeling_pruned import PrunedLlamaConfig, PrunedLlamaForCausalLM
+from stages.decoders.modeling_pruned import PrunedLlamaConfig, PrunedLlamaForCausalLM
 from tests.decoders import decoder
 from tests.evaluate.questions import reader
 from tests.tiny_tokenizer import VOCABULARY

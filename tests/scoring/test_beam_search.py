@@ -9,8 +9,8 @@ import torch
 from transformers import GenerationConfig
 
 from stages.errors import UserError
-from stages.scoring.beam_search import beam_search
-from stages.scoring.scorer import Scorer
+from stages.inference.beam_search import beam_search
+from stages.inference.scorer import Scorer
 from tests.evaluate.questions import reader
 from tests.tiny_tokenizer import byte_tokenizer
 

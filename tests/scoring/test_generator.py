@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from stages.errors import UserError
-from stages.scoring.generator import ROWS, Generator
-from stages.scoring.scorer import Scorer
+from stages.inference.generator import ROWS, Generator
+from stages.inference.scorer import Scorer
 from tests.evaluate.questions import reader
 from tests.scoring.models import MODELS
 from tests.tiny_tokenizer import byte_tokenizer

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.scoring.prefix_tree import Tree, mask, passes, plant
+from stages.inference.prefix_tree import Tree, mask, passes, plant
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=12)
 

@@ -11,9 +11,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaForCausalLM
 
 from stages.errors import UserError
-from stages.scoring.encoding import Query
-from stages.scoring.scorer import Scorer
-from stages.tasks.definitions import documents, load_task
+from stages.inference.encoding import Query
+from stages.inference.scorer import Scorer
+from stages.task_library.definitions import documents, load_task
 from tests.evaluate.questions import ROWS, reader, stock, stock_loglikelihoods
 from tests.scoring.models import MODELS
 from tests.tiny_tokenizer import byte_tokenizer

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from tiny_wheels import pip_environment, write_wheel
 from transformers import AutoTokenizer
 
-from stages.checkpoint import load_model
+from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
-from stages.source.config import ModelSource
-from stages.source.model import run
+from stages.fetch.wheels import Wheel
+from stages.model.config import ModelSource
+from stages.model.stage import run
 from stages.stage import Context
-from stages.wheels import Wheel
 
 HIDDEN, MLP, HEADS, GROUPS, LAYERS = 64, 96, 4, 2, 2
 START, END = "<|im_start|>", "<|im_end|>"

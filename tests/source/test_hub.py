@@ -18,18 +18,18 @@ from decoders import decoder
 from hubserver import TOKEN, Hub
 from tiny_tokenizer import byte_tokenizer
 
-from stages.checkpoint import load_model, load_tokenizer
-from stages.files import read_json, read_jsonl
-from stages.source.corpora import CORPORA
-from stages.tasks.definitions import documents, load
+from stages.common.files import read_json, read_jsonl
+from stages.decoders.checkpoint import load_model, load_tokenizer
+from stages.task_library.definitions import documents, load
+from stages.tasks.corpora import CORPORA
 
 REPO = "someone/tiny"
 PREAMBLE = """
 import logging, sys
 from pathlib import Path
 from stages.errors import UserError
-from stages.hub import resolve_revision
-from stages.source.hub import cached_config, download
+from stages.fetch.hub import resolve_revision
+from stages.model.hub import cached_config, download
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 def main():
     {code}
@@ -219,8 +219,8 @@ def test_the_stage_gives_the_model_of_the_hub(hub: Hub, tmp_path: Path) -> None:
     (pickled / "model.safetensors").unlink()
     commits = {directory.name: hub.add(f"someone/{directory.name}", directory) for directory in (safe, pickled)}
     code = f"""
-    from stages.source.config import ModelSource
-    from stages.source.model import run
+    from stages.model.config import ModelSource
+    from stages.model.stage import run
     from stages.stage import Context
     import json
     for name, commit in {commits!r}.items():
@@ -244,8 +244,8 @@ def test_the_stage_gives_the_model_of_the_hub(hub: Hub, tmp_path: Path) -> None:
 
 def test_evaluation_rows_that_the_hub_does_not_have_are_named(hub: Hub, tmp_path: Path) -> None:
     code = f"""
-    from pipeline.config import EvaluateOptions
-    from pipeline.tasks import tasks_source
+    from pipeline.schema.config import EvaluateOptions
+    from pipeline.planning.tasks import tasks_source
     tasks_source(EvaluateOptions(source="hub", tasks=["piqa"]), Path({str(tmp_path)!r}))
     """
     assert f"{hub.url}/datasets/aps/super_glue does not exist" in refusal(code, hub.environment(tmp_path / "home"))
@@ -279,9 +279,9 @@ def test_rows_and_texts_come_from_the_hub_at_the_commits_of_the_plan(hub: Hub, t
     pinned = CORPORA["wikitext2"].revision
     hub.repos["datasets/Salesforce/wikitext"] = {pinned: wikitext.parent, "main": wikitext.parent}
     code = f"""
-    from pipeline.config import EvaluateOptions
-    from pipeline.tasks import tasks_source
-    from stages.source.tasks import run
+    from pipeline.schema.config import EvaluateOptions
+    from pipeline.planning.tasks import tasks_source
+    from stages.tasks.stage import run
     from stages.stage import Context
     options = EvaluateOptions(source="hub", tasks=["piqa"], num_fewshot=2, corpora=["wikitext2"])
     source, _ = tasks_source(options, Path({str(tmp_path)!r}))

@@ -12,15 +12,15 @@ import torch
 from decoders import decoder
 from safetensors import safe_open
 
-from stages.checkpoint import load_model
+from stages.common.files import read_json
+from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
-from stages.files import read_json
-from stages.source import weights
-from stages.source.config import ModelSource
-from stages.source.license import license_of
-from stages.source.local import directory_digest
-from stages.source.model import run
-from stages.source.weights import place
+from stages.model import weights
+from stages.model.config import ModelSource
+from stages.model.license import license_of
+from stages.model.local import directory_digest
+from stages.model.stage import run
+from stages.model.weights import place
 from stages.stage import Context
 
 
@@ -73,7 +73,7 @@ def test_the_digest_is_of_contents_and_not_of_the_place(directory: Path, tmp_pat
 def test_the_digest_of_a_big_file_is_remembered_until_it_changes(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.files.REMEMBERED_FROM", 1)
+    monkeypatch.setattr("stages.common.files.REMEMBERED_FROM", 1)
     file = directory / "model.safetensors"
     first = directory_digest(directory, tmp_path)
     state = file.stat()

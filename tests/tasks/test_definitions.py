@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from stages.common.files import read_json, write_json, write_jsonl
 from stages.errors import UserError
-from stages.files import read_json, write_json, write_jsonl
-from stages.tasks.definitions import documents, leaf_folder, load, load_task, metrics
-from stages.tasks.yaml_definition import write_definition
+from stages.task_library.definitions import documents, leaf_folder, load, load_task, metrics
+from stages.task_library.yaml_definition import write_definition
 from tests.evaluate.questions import ROWS, tasks_artifact
 
 
@@ -99,7 +99,7 @@ def test_processing_that_drops_documents_sees_every_row(tmp_path: Path) -> None:
     code.mkdir()
     (code / "utils.py").write_text("def even(rows):\n    return rows.filter(lambda row: row['answer'] % 2 == 0)\n")
     (code / "made.yaml").write_text("process_docs: !function utils.even")
-    from stages.tasks.yaml_definition import read_definition
+    from stages.task_library.yaml_definition import read_definition
 
     asked = read_definition(code / "made.yaml") | {
         "output_type": "multiple_choice",

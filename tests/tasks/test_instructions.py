@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from stages.common.files import read_jsonl
 from stages.errors import UserError
-from stages.files import read_jsonl
+from stages.fetch.wheels import Wheel, fetch
 from stages.stage import Context
-from stages.tasks.instructions import EVALUATION, FORMATS, TRAINING, instruct, respond
-from stages.tasks.registry import read_documents
-from stages.wheels import Wheel, fetch
+from stages.task_library.instructions import EVALUATION, FORMATS, TRAINING, instruct, respond
+from stages.task_library.registry import read_documents
 from tests.evaluate.questions import ROWS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llm_adapters"

@@ -10,9 +10,9 @@ import pytest
 from lm_eval.tasks._index import TaskIndex
 
 from stages.errors import UserError
-from stages.tasks.names import build_index, definition, expand, leaves, remembered_index, resolve
-from stages.tasks.registry import MMLU, RORA, SUITES, TASKS
-from stages.tasks.yaml_definition import Function, lm_eval_tasks, read_definition
+from stages.task_library.names import build_index, definition, expand, leaves, remembered_index, resolve
+from stages.task_library.registry import MMLU, RORA, SUITES, TASKS
+from stages.task_library.yaml_definition import Function, lm_eval_tasks, read_definition
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_plan_reads_the_tasks_without_torch_or_lm_eval() -> None:
     heavy = "{'torch', 'lm_eval', 'datasets', 'numpy'}"
-    code = f"import sys, stages.tasks.own, stages.tasks.definitions; sys.exit(bool({heavy} & sys.modules.keys()))"
+    modules = "stages.task_library.own, stages.task_library.definitions"
+    code = f"import sys, {modules}; sys.exit(bool({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from stages.errors import UserError
-from stages.tasks.own import is_path, local_files, own_digest, own_leaves
-from stages.tasks.questions import read_questions
+from stages.task_library.own import is_path, local_files, own_digest, own_leaves
+from stages.task_library.questions import read_questions
 
 GOOD = {"question": "2+2?", "choices": ["3", "four"], "answer": "four"}
 

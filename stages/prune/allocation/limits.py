@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.allocation.plan import TOLERANCE, Budget, parse_layers, shape_left
 from stages.prune.config import DEPTH, PruneConfig
-from stages.shapes import DecoderShape, LayerShape
 
 
 def without(layer: LayerShape, groups: int, queries: int, channels: int) -> LayerShape:

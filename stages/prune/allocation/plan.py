@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
+from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.config import PruneConfig
-from stages.shapes import DecoderShape, LayerShape
 
 TOLERANCE = 0.005
 """How far the achieved share may be from `ratio`."""

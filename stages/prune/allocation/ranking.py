@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
+from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.prune.allocation.limits import most_gone, without, without_sublayer
 from stages.prune.allocation.plan import TOLERANCE, Budget, PrunePlan, parse_layers, planned
 from stages.prune.config import DEPTH, PruneConfig
-from stages.shapes import DecoderShape, LayerShape
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stages.anatomy import LayerAnatomy, decoder_layers
-from stages.progress import progress
+from stages.common.progress import progress
+from stages.decoders.anatomy import LayerAnatomy, decoder_layers
+from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.plan import Budget, PrunePlan, planned, shape_left
 from stages.prune.allocation.ranking import allocate, ladders_of, predicted_loss
 from stages.prune.allocation.uniform import shared_plans
@@ -33,7 +34,6 @@ from stages.prune.groups import Scores, Selection, selection_of
 from stages.prune.statistics.activations import outputs
 from stages.prune.statistics.curvature import TOGETHER, Elimination, Removal, SecondMoments, losses_in_order, moments
 from stages.prune.statistics.gradients import calibration_loss
-from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.allocation.limits import without, without_sublayer
 from stages.prune.allocation.plan import (
@@ -33,7 +34,6 @@ from stages.prune.allocation.plan import (
     shape_left,
 )
 from stages.prune.config import DEPTH, PruneConfig
-from stages.shapes import DecoderShape, LayerShape
 
 ELASTIC = {"channels": "MLP", "hidden": "hidden"}
 """Kinds of group so many that they make up a remainder."""

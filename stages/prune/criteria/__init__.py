@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from stages.common.choices import lookup
 from stages.errors import UserError
-from stages.methods import lookup
 from stages.prune.config import DEPTH, GRANULARITIES, PruneConfig
 from stages.prune.criteria import block_influence, flap, hywia, llmpruner, magnitude, perplexity, random, surgeon, wanda
 from stages.prune.memory.resident import Resident
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from stages.anatomy import LayerAnatomy
+    from stages.decoders.anatomy import LayerAnatomy
     from stages.prune.groups import Scores
 
 Score = Callable[["PreTrainedModel", "Sequence[LayerAnatomy]", "Tensor | None", Any, Resident], "Scores"]

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages.methods import lookup
+from stages.common.choices import lookup
 from stages.prune.config import PruneConfig
 from stages.prune.memory.resident import Resident, always
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from stages.anatomy import LayerAnatomy, Projection
+    from stages.decoders.anatomy import LayerAnatomy, Projection
     from stages.prune.groups import Scores
     from stages.prune.statistics.activations import Moments
 

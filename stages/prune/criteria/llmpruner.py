@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from stages.methods import lookup
+from stages.common.choices import lookup
 from stages.prune.config import PruneConfig
 from stages.prune.memory.resident import Resident, always
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from stages.anatomy import LayerAnatomy
+    from stages.decoders.anatomy import LayerAnatomy
     from stages.prune.groups import Scores
 
 TAYLOR = ("vectorize", "param_first", "param_second", "param_mix")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from stages.methods import lookup
+from stages.common.choices import lookup
 from stages.prune.config import PruneConfig
 from stages.prune.memory.resident import Resident, always
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from stages.anatomy import LayerAnatomy, Projection
+    from stages.decoders.anatomy import LayerAnatomy, Projection
     from stages.prune.groups import Scores
 
 POWERS = {"l1": 1, "l2": 2}
@@ -49,7 +49,7 @@ def score(
     resident: Resident = always,
 ) -> Scores:
     """Return the norm of every group of `layers`; `ids` are not read."""
-    from stages.anatomy import decoder_layers
+    from stages.decoders.anatomy import decoder_layers
     from stages.prune.groups import Scores, slice_sums
     from stages.prune.statistics.slices import group_scores, hidden_slices, total
 

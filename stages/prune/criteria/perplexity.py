@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from stages.anatomy import LayerAnatomy
+    from stages.decoders.anatomy import LayerAnatomy
     from stages.prune.groups import Scores
     from stages.prune.statistics.layerwise import Layerwise
 
@@ -46,7 +46,7 @@ def score(
     resident: Resident = always,
 ) -> Scores:
     """Return how far the calibration loss rises, in nats a token, without each layer or sub-layer of `layers`."""
-    from stages.progress import progress
+    from stages.common.progress import progress
     from stages.prune.groups import Scores
     from stages.prune.statistics.activations import calibrated
 

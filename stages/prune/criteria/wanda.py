@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from stages.anatomy import LayerAnatomy
+    from stages.decoders.anatomy import LayerAnatomy
     from stages.prune.groups import Scores
 
 

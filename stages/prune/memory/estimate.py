@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from stages.common.machine import free_memory_bytes
+from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
-from stages.machine import free_memory_bytes
 from stages.prune.config import PruneConfig
-from stages.shapes import DecoderShape, LayerShape
 
 GRAPH = 2**31
 """Bytes of activations that are kept for backward at once, at least those of one layer."""

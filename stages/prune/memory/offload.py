@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from stages import checkpoint
+from stages.common.machine import return_freed_memory
+from stages.decoders import checkpoint
 from stages.errors import UserError
-from stages.machine import return_freed_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

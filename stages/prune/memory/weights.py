@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages import checkpoint
+from stages.decoders import checkpoint
+from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.prune.memory.offload import Offloaded
 from stages.prune.memory.resident import Resident, always
 from stages.prune.statistics.gradients import calibration_loss
-from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from stages.common.progress import progress
 from stages.errors import UserError
-from stages.progress import progress
 from stages.prune.sparse.recipe import Masking
 from stages.prune.statistics.layerwise import BATCH_TOKENS
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from stages.common.choices import nearest
 from stages.errors import UserError
-from stages.methods import nearest
 from stages.prune.allocation.plan import parse_layers
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.magnitude import mask_smallest

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
+from stages.common.choices import lookup, nearest
 from stages.errors import UserError
-from stages.methods import lookup, nearest
 from stages.prune.config import PruneConfig
 from stages.prune.sparse.config import SparseMLConfig
 

@@ -23,8 +23,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import checkpoint
-from stages.files import read_json
+from stages.common.files import read_json
+from stages.decoders import checkpoint
+from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.plan import CONTEXT
 from stages.prune.calibration import calibration_ids
 from stages.prune.groups import keep_all
@@ -32,7 +33,6 @@ from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.mask import mask
 from stages.prune.sparse.recipe import check, table
 from stages.prune.statistics.gradients import calibration_loss
-from stages.shapes import DecoderShape
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.progress import progress
+from stages.common.progress import progress
 from stages.prune.statistics.layerwise import Layerwise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from stages.anatomy import LayerAnatomy, Projection
+    from stages.decoders.anatomy import LayerAnatomy, Projection
     from stages.prune.memory.resident import Resident
 
 

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.progress import progress
+from stages.common.progress import progress
 from stages.prune.statistics.gradients import frozen
 
 if TYPE_CHECKING:

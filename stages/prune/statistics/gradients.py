@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from stages.anatomy import decoder_layers
+from stages.decoders.anatomy import decoder_layers
 from stages.errors import UserError
 from stages.prune.memory.estimate import GRAPH, LOGITS, activation_bytes
 from stages.prune.memory.resident import Resident, always

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stages.anatomy import Projection, decoder_anatomy
+from stages.decoders.anatomy import Projection, decoder_anatomy
 from stages.prune.groups import fold_queries, sum_heads, with_sublayers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from stages.anatomy import LayerAnatomy
+    from stages.decoders.anatomy import LayerAnatomy
 
 Merge = Callable[[Sequence[Tensor]], Tensor]
 """Makes one vector of the scores of a group's matrices, slice by slice."""

@@ -29,7 +29,7 @@ from stages.prune.statistics.gradients import stream_gradients
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from stages.anatomy import Projection
+    from stages.decoders.anatomy import Projection
 
 EXPANSIONS = ("vectorize", "param_first", "param_second", "param_mix")
 BLOCK = 2**20

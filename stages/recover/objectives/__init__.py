@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.methods import lookup
+from stages.common.choices import lookup
 from stages.recover.config import RecoverStageConfig
 from stages.recover.objectives import cross_entropy, distillation
 from stages.recover.objectives.objective import Objective

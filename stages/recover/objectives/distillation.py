@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from stages.data.packing import Batch
     from stages.recover.objectives.objective import Summed
+    from stages.rows.packing import Batch
 
 
 def check(config: RecoverStageConfig) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from stages.data.packing import Batch
+    from stages.rows.packing import Batch
 
     Summed = Callable[[Tensor, Batch], Mapping[str, Tensor]]
     """(last hidden states of a packed batch [T, E], the batch) to scalars summed over its labelled tokens, in nats.

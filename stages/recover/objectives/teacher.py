@@ -20,14 +20,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from stages.checkpoint import load_config, load_model, load_tokenizer
-from stages.data.packing import Batch
+from stages.common.files import sha256_of
+from stages.decoders.checkpoint import load_config, load_model, load_tokenizer
+from stages.decoders.packed_attention import hidden_states, use_packed_attention
 from stages.errors import UserError
-from stages.files import sha256_of
-from stages.recover.attention import hidden_states, use_packed_attention
 from stages.recover.config import RecoverStageConfig
 from stages.recover.objectives.divergence import Exact, Targets, TopK
 from stages.recover.objectives.objective import softcap_of
+from stages.rows.packing import Batch
 from stages.stage import Context
 
 if TYPE_CHECKING:

@@ -1,0 +1,48 @@
+"""Options of the commands that only read a store: NAME=VALUE, as on the main command line, without Hydra."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from stages.common.choices import nearest
+from stages.errors import UserError
+
+
+def parse(arguments: Sequence[str], known: Mapping[str, str], usage: str) -> dict[str, str]:
+    """Return the options given; `runtime.artifact_root` may be written as there.
+
+    Raises:
+        UserError: an argument is none of the `known` options; the message ends with `usage`.
+    """
+    given = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        name = name.removeprefix("runtime.")
+        if name not in known or not equals or not value:
+            raise UserError(f"'{argument}' is not an option{nearest(name, known)}. Usage: {usage}")
+        given[name] = value
+    return given
+
+
+def show(command: str, arguments: Sequence[str] | None, output: str, work: Callable[[Path, Path], None]) -> None:
+    """Run a command that reads a store and writes one file, whose path it ends by printing.
+
+    Args:
+        command: its name, "pipeline.compare".
+        arguments: `artifact_root=DIR` and `output=FILE`, or None for the command line's.
+        output: the file written where none is named.
+        work: given store and file, prints and writes; its errors end the process with one line.
+    """
+    options = {"artifact_root": os.environ.get("PRUNE_RECOVER_ARTIFACTS", "artifacts"), "output": output}
+    usage = f"python -m {command} [artifact_root=DIR] [output=FILE{Path(output).suffix}]"
+    try:
+        options |= parse(sys.argv[1:] if arguments is None else arguments, options, usage)
+        root, file = (Path(options[name]).expanduser().resolve() for name in ("artifact_root", "output"))
+        work(root, file)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    print(file)

@@ -1,0 +1,86 @@
+"""The plan and the store as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pipeline.engine.engine import MISSING, Engine
+from pipeline.planning.graph import Graph, Node
+from stages.prune.allocation.plan import PrunePlan
+
+DIGITS = 12
+"""Hex digits of a key that are shown."""
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Return rows as left-aligned columns, two spaces apart."""
+    lines = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in lines)
+
+
+def plan_table(graph: Graph, engine: Engine) -> str:
+    """Return one line a stage: role, artifact, key, what will happen and why."""
+    rows = [("stage", "artifact", "key", "", "why")]
+    for node in graph:
+        status = engine.status(node)
+        why = status.why
+        if status.state == "build" and why == MISSING:
+            why = f"{why}{nearest_difference(engine, node)}"
+        roles = ", ".join(role for role, other in graph.roles.items() if other.key == node.key)
+        rows.append((roles, node.name, node.key[:DIGITS], status.state, why))
+    return table(rows)
+
+
+def nearest_difference(engine: Engine, node: Node) -> str:
+    """Return what sets `node` apart from the most similar artifact in the store, as a clause, or nothing."""
+    found = engine.store.nearest(node.payload)
+    if found is None:
+        return ""
+    artifact, fields = found
+    return f"; {artifact.path.name} differs in {describe_differences(fields)}"
+
+
+def describe_differences(fields: dict[str, tuple[Any, Any]], most: int = 3) -> str:
+    """Return "ratio 0.2 → 0.5, …" (theirs → ours) for the first fields that differ, the config's before the inputs'."""
+    told = [name for name in fields if short(fields[name][0]) != short(fields[name][1])]
+    names = sorted(told or fields, key=lambda name: (name.startswith("inputs."), name))
+    shown = [
+        f"its {name.replace('inputs.', 'input ')}"
+        if name.startswith("inputs.")
+        else f"{name.removeprefix('config.')} {short(fields[name][1])} → {short(fields[name][0])}"
+        for name in names[:most]
+    ]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown) + more
+
+
+def short(value: Any, most: int = 40) -> str:
+    """Return `value` as text, cut in the middle when long."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 + 1 :]}"
+
+
+def prune_table(plan: PrunePlan) -> str:
+    """Return the parameters and multiply-accumulates before and after pruning, and the remarks of the solver."""
+    rows = [
+        ("", "dense", "pruned", "removed"),
+        ("parameters", *_before_after(plan.parameters_before, plan.parameters_after)),
+        ("multiply-accumulates a token", *_before_after(plan.macs_before, plan.macs_after)),
+    ]
+    return "\n".join([table(rows), *plan.remarks])
+
+
+def _before_after(before: int, after: int) -> tuple[str, str, str]:
+    return f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}"
+
+
+def size(count: int) -> str:
+    """Return bytes in the largest unit that keeps the number above one."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"

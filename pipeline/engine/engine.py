@@ -1,0 +1,237 @@
+"""Running a plan: what is not in the store is built, resumably, and what is there is checked and used.
+
+    hit       complete, and built from exactly these inputs
+    build     nothing there, or not to be trusted (said why)
+    resume    a killed build left its directory: the stage goes on in it
+
+A hit never runs what is upstream of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.engine.provenance import drift, provenance
+from pipeline.engine.store import Artifact, Store, begin, discard_if_empty, explain_disk_error, resumable
+from pipeline.planning.graph import Graph, Node
+from stages.common.machine import reset_peak_memory, resident_bytes
+from stages.errors import UserError
+from stages.stage import CHECKPOINT_SECONDS, Context
+
+log = logging.getLogger("pipeline")
+
+MISSING = "not in the store"
+RESUMES = "a run was stopped in it"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What will happen to a node, and why."""
+
+    state: str
+    why: str
+    artifact: Artifact | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    """What happened to a node in this run; belongs to the run directory, never to an artifact.
+
+    `status` is hit, built, resumed, or "not needed" for an artifact that was removed and that nothing had to read.
+    """
+
+    name: str
+    key: str
+    status: str
+    seconds: float
+    peak_memory_bytes: int | None
+    artifact: str
+    why: str = ""
+    drift: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+class Engine:
+    """One run over a store: remembers which artifacts are checked or built, and what each cost."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        store: Store,
+        *,
+        cache: Path,
+        force: list[str],
+        observe: Callable[[Node], Callable[[dict[str, Any]], None]] = lambda node: lambda point: None,
+        threads: int | None = None,
+        engine: str = "single",
+        workers: int = 1,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> None:
+        """`observe(node)` returns the function that gets the points of that node's curve while it is built.
+
+        `engine` and `workers` say how many processes share a recovery, and how.
+        """
+        self.graph, self.store, self.cache, self.observe, self.threads = graph, store, cache, observe, threads
+        self.checkpoint_seconds, self.engine, self.workers = checkpoint_seconds, engine, workers
+        self.done: dict[str, Artifact] = {}
+        self.runs: dict[str, StageRun] = {}
+        self.forced = _forced(graph, force)
+
+    def status(self, node: Node) -> Status:
+        """Return what running `node` would do, changing nothing."""
+        path = self.store.directory(node.stage.name, node.label, node.key)
+        if node.key in self.done:
+            return Status("hit", "", self.done[node.key])
+        if node.key in self.forced:
+            return Status("build", "forced")
+        inputs = {name: found for name, up in node.inputs.items() if (found := self._present(up)) is not None}
+        artifact, problem = self.store.check(path, node.payload, inputs)
+        if artifact is not None:
+            rebuilt = [name for name, up in node.inputs.items() if up.key in self.forced]
+            return Status("build", f"input '{rebuilt[0]}' is forced") if rebuilt else Status("hit", "", artifact)
+        if problem:
+            return Status("build", f"{path.name} can't be used: {problem}")
+        if self.store.partial(node.stage.name, node.label, node.key).exists():
+            return Status("resume", RESUMES)
+        return Status("build", MISSING)
+
+    def run(self) -> None:
+        """Bring every target into the store; artifacts that are there but broken are rebuilt on the way."""
+        for node in self.graph:
+            if self.status(node).why not in ("", MISSING, RESUMES):
+                self.ensure(node)
+        for node in self.graph.targets:
+            self.ensure(node)
+        for node in self.graph:
+            self._note(node)
+
+    def ensure(self, node: Node) -> Artifact:
+        """Return the artifact of `node`, building it and what it needs."""
+        if node.key in self.done:
+            return self.done[node.key]
+        started = time.perf_counter()
+        status = self.status(node)
+        if status.artifact is not None:
+            changed = drift(status.artifact.manifest)
+            self._record(node, "hit", time.perf_counter() - started, None, status.artifact, drift=changed)
+            return self._finish(node, status.artifact)
+        inputs = {name: self.ensure(upstream) for name, upstream in node.inputs.items()}
+        waiting = lambda: log.info("%s is being built by another process; waiting for it.", node.name)  # noqa: E731
+        with self.store.lock(node.stage.name, node.key, waiting=waiting):
+            artifact = None
+            if node.key not in self.forced:
+                path = self.store.directory(node.stage.name, node.label, node.key)
+                artifact, _ = self.store.check(path, node.payload, inputs)
+            if artifact is not None:
+                self._record(node, "hit", 0.0, None, artifact, why="built by another process meanwhile")
+                return self._finish(node, artifact)
+            return self._finish(node, self._build(node, inputs, status))
+
+    def _build(self, node: Node, inputs: Mapping[str, Artifact], status: Status) -> Artifact:
+        stage = node.stage
+        partial = self.store.partial(stage.name, node.label, node.key)
+        final = self.store.directory(stage.name, node.label, node.key)
+        resumed = node.key not in self.forced and resumable(partial, inputs)
+        log.info("%s %s%s", "resume" if resumed else "build ", node.name, f" ({status.why})" if status.why else "")
+        reset_peak_memory()
+        started = time.perf_counter()
+        try:
+            if not resumed:
+                shutil.rmtree(partial, ignore_errors=True)
+            begin(partial, inputs)
+            context = Context(
+                output=partial,
+                device=self.graph.device,
+                cache=self.cache,
+                locations=node.locations,
+                checkpoint_seconds=self.checkpoint_seconds,
+                workers=self.workers,
+                engine=self.engine,
+                log=self.observe(node),
+            )
+            self._set_threads()
+            directories = {name: artifact.path for name, artifact in inputs.items()}
+            summary = stage.load()(node.config, directories, context)
+            _check_promises(node, partial)
+            artifact = self.store.commit(
+                partial,
+                final,
+                label=node.label,
+                payload=node.payload,
+                inputs=inputs,
+                summary=summary,
+                provenance=provenance(),
+            )
+        except Exception as error:
+            if isinstance(error, UserError):
+                discard_if_empty(partial)
+            explained = explain_disk_error(error, f"building {node.name}")
+            if explained is None:
+                raise
+            raise explained from error
+        seconds = time.perf_counter() - started
+        peak = resident_bytes("VmHWM")
+        self._record(node, "resumed" if resumed else "built", seconds, peak, artifact, why=status.why)
+        memory = f", peak {peak / 2**30:.1f} GiB" if peak else ""
+        log.info("built  %s in %.1f s%s", artifact.name, seconds, memory)
+        return artifact
+
+    def _note(self, node: Node) -> None:
+        """Record a node that nothing asked for: there all the same, or removed and not missed."""
+        if node.key in self.runs:
+            return
+        artifact = self._present(node)
+        if artifact is not None:
+            self._record(node, "hit", 0.0, None, artifact, drift=drift(artifact.manifest))
+        else:
+            self.runs[node.key] = StageRun(self.graph.role_of(node), node.key, "not needed", 0.0, None, "")
+
+    def _set_threads(self) -> None:
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+
+    def _finish(self, node: Node, artifact: Artifact) -> Artifact:
+        self.done[node.key] = artifact
+        self.forced.discard(node.key)
+        return artifact
+
+    def _present(self, node: Node) -> Artifact | None:
+        """Return the artifact of `node` if it lies there whole, without looking further upstream."""
+        if node.key in self.done:
+            return self.done[node.key]
+        path = self.store.directory(node.stage.name, node.label, node.key)
+        return self.store.check(path, node.payload, {})[0]
+
+    def _record(
+        self, node: Node, status: str, seconds: float, peak: int | None, artifact: Artifact, **more: Any
+    ) -> None:
+        role = self.graph.role_of(node)
+        self.runs[node.key] = StageRun(role, node.key, status, round(seconds, 3), peak, artifact.name, **more)
+
+
+def _forced(graph: Graph, names: list[str]) -> set[str]:
+    """Return the keys of the stages (or roles) named and of everything that depends on them."""
+    known = set(graph.roles) | {node.stage.name for node in graph}
+    forced: set[str] = set()
+    for name in names:
+        if name not in known:
+            raise UserError(f"force=[{name}] names no stage of this plan. Known: {', '.join(sorted(known))}.")
+        forced |= {n.key for role, n in graph.roles.items() if name in (role, n.stage.name)}
+    for node in graph:
+        if any(upstream.key in forced for upstream in node.inputs.values()):
+            forced.add(node.key)
+    return forced
+
+
+def _check_promises(node: Node, directory: Path) -> None:
+    """Raise where the stage did not write what it promises; alternatives are separated by "|"."""
+    for promise in node.stage.outputs:
+        if not any((directory / name).is_file() for name in promise.split("|")):
+            raise RuntimeError(f"stage {node.stage.name} finished without writing {promise}")

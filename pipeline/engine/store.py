@@ -1,0 +1,327 @@
+"""Artifacts on disk: one directory each, complete exactly when its manifest is there.
+
+    <root>/<stage>/<label>-<key, 16 digits>/            payload + manifest.json
+    <root>/<stage>/<label>-<key, 16 digits>.partial/    being built, or left by a killed run to resume from
+    <root>/.locks/                                      one file lock an artifact
+
+The manifest is written last and one rename commits. A hit is checked, not trusted: same payload, every file there with
+its recorded size, every input the one it was built from. There is no other state that could disagree with the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline.planning import keys
+from stages.common.files import read_json, sha256_of, write_json
+from stages.errors import UserError
+
+MANIFEST = "manifest.json"
+INPUTS = ".inputs.json"
+"""In an unfinished build: the digests of the inputs it was begun with."""
+PARTIAL = ".partial"
+SHORT = 16
+"""Hex digits of the key in a directory's name; the manifest holds all 64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A complete artifact: its directory and the manifest that says so."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The full key, 64 hex digits."""
+        return str(self.manifest["key"])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the names and contents of the files."""
+        return str(self.manifest["digest"])
+
+    @property
+    def name(self) -> str:
+        """`<stage>/<directory>`, as users see it."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The artifacts under one root directory."""
+
+    root: Path
+
+    def prepare(self) -> None:
+        """Create the root and check that it can be written.
+
+        Raises:
+            UserError: it cannot.
+        """
+        probe = self.root / f".probe-{os.getpid()}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"\0")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"the artifact directory {self.root} can't be written ({error.strerror}). "
+                "Make room or mend its permissions, or name another: runtime.artifact_root=DIR."
+            ) from error
+
+    def directory(self, stage: str, label: str, key: str) -> Path:
+        """Return where the artifact lies: where its key already is under any label, else under this one."""
+        named = self.root / stage / f"{label}-{key[:SHORT]}"
+        if named.exists():
+            return named
+        return next(iter(sorted((self.root / stage).glob(f"*-{key[:SHORT]}"))), named)
+
+    def partial(self, stage: str, label: str, key: str) -> Path:
+        """Return the directory it is built in: the one a killed run left, else a new name."""
+        named = self.root / stage / f"{label}-{key[:SHORT]}{PARTIAL}"
+        return next(iter(sorted((self.root / stage).glob(f"*-{key[:SHORT]}{PARTIAL}"))), named)
+
+    def artifacts(self, stage: str = "*") -> Iterator[Artifact]:
+        """Yield every complete artifact (of one stage) whose manifest can be read, by stage and name."""
+        for manifest in sorted(self.root.glob(f"{stage}/*/{MANIFEST}")):
+            if not manifest.parent.name.endswith(PARTIAL) and ".replaced-" not in manifest.parent.name:
+                artifact = _read(manifest.parent)
+                if artifact is not None:
+                    yield artifact
+
+    def partials(self) -> list[Path]:
+        """Return the directories of unfinished builds."""
+        return sorted(path for path in self.root.glob(f"*/*{PARTIAL}") if path.is_dir())
+
+    def find(self, key: str) -> Artifact:
+        """Return the one artifact whose key, directory or `stage/directory` starts or ends with `key`.
+
+        Raises:
+            UserError: none, or several.
+        """
+        wanted = key.rstrip("/").removeprefix(f"{self.root}/")
+        found = [a for a in self.artifacts() if a.key.startswith(wanted) or wanted in (a.path.name, a.name)]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise UserError(f"no artifact '{key}' in {self.root}. List them: python -m pipeline.inspect ls.")
+        names = ", ".join(a.name for a in found)
+        raise UserError(f"'{key}' could be {names}. Give more digits.")
+
+    def nearest(
+        self, payload: Mapping[str, Any], *, but: str = ""
+    ) -> tuple[Artifact, dict[str, tuple[Any, Any]]] | None:
+        """Return the artifact of the same stage that differs in the fewest fields, with those fields (ours, its)."""
+        others = [artifact for artifact in self.artifacts(payload["stage"]) if artifact.key != but]
+        if not others:
+            return None
+        found = [(artifact, keys.differences(payload, artifact.manifest["payload"])) for artifact in others]
+        return min(found, key=lambda pair: (len(pair[1]), pair[0].name))
+
+    def check(
+        self, path: Path, payload: Mapping[str, Any], inputs: Mapping[str, Artifact]
+    ) -> tuple[Artifact | None, str]:
+        """Return (the artifact, "") for a hit, or (None, why it must be built).
+
+        `inputs` holds the upstream artifacts that are there now; one that was removed is not asked for.
+        """
+        if not path.exists():
+            return None, ""
+        if not (path / MANIFEST).is_file():
+            return None, "its manifest is missing"
+        artifact = _read(path)
+        if artifact is None:
+            return None, "its manifest is damaged"
+        if artifact.manifest["payload"] != payload:
+            return None, "its recorded configuration is another"
+        problem = missing_or_resized(artifact)
+        if problem:
+            return None, problem
+        for name, upstream in inputs.items():
+            if artifact.manifest["input_digests"].get(name) != upstream.digest:
+                return None, f"its input '{name}' was rebuilt and differs"
+        return artifact, ""
+
+    @contextmanager
+    def lock(self, stage: str, key: str, *, waiting: Any) -> Iterator[None]:
+        """Hold the artifact's lock; `waiting` is called once when another process holds it."""
+        directory = self.root / ".locks"
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / f"{stage}-{key[:SHORT]}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def in_use(self, path: Path) -> bool:
+        """Return whether a process is building the artifact (or unfinished build) at `path` right now."""
+        key = path.name.partition(PARTIAL)[0].partition(".replaced-")[0][-SHORT:]
+        lock = FileLock(self.root / ".locks" / f"{path.parent.name}-{key}.lock")
+        try:
+            with lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def commit(
+        self,
+        partial: Path,
+        final: Path,
+        *,
+        label: str,
+        payload: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        summary: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+    ) -> Artifact:
+        """Write the manifest into `partial` and rename it to `final`; an artifact already there is replaced."""
+        (partial / MANIFEST).unlink(missing_ok=True)
+        clear_leftovers(partial)
+        (partial / INPUTS).unlink(missing_ok=True)
+        files = describe_files(partial)
+        manifest = {
+            "stage": payload["stage"],
+            "label": label,
+            "key": keys.digest(payload),
+            "payload": payload,
+            "inputs": {name: upstream.name for name, upstream in sorted(inputs.items())},
+            "input_digests": input_digests(inputs),
+            "digest": keys.digest({name: file["sha256"] for name, file in files.items()}),
+            "files": files,
+            "summary": summary,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "provenance": provenance,
+        }
+        write_json(partial / MANIFEST, manifest)
+        old = final.with_name(f"{final.name}.replaced-{os.getpid()}")
+        if final.exists():
+            os.rename(final, old)
+        os.rename(partial, final)
+        shutil.rmtree(old, ignore_errors=True)
+        return Artifact(final, manifest)
+
+
+def input_digests(inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """Return what an artifact's content rests on: the digest of each input."""
+    return {name: upstream.digest for name, upstream in sorted(inputs.items())}
+
+
+def resumable(partial: Path, inputs: Mapping[str, Artifact]) -> bool:
+    """Return whether `partial` holds an unfinished build from exactly these inputs."""
+    try:
+        return bool(read_json(partial / INPUTS) == input_digests(inputs))
+    except UserError:
+        return False
+
+
+def begin(partial: Path, inputs: Mapping[str, Artifact]) -> None:
+    """Make `partial` ready to build in: it remembers its inputs, and a killed writer's leftovers are gone."""
+    partial.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(partial)
+    write_json(partial / INPUTS, input_digests(inputs))
+
+
+def clear_leftovers(partial: Path) -> None:
+    """Remove hidden files and directories: stages write under such names before they rename."""
+    for path in sorted(partial.rglob(".*")):
+        if path.name == INPUTS or not path.exists():
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def discard_if_empty(partial: Path) -> None:
+    """Remove an unfinished build in which nothing was built."""
+    if partial.is_dir() and not any(path.is_file() and path.name != INPUTS for path in partial.rglob("*")):
+        shutil.rmtree(partial)
+
+
+def _read(path: Path) -> Artifact | None:
+    """Return the artifact in `path`, or None where its manifest is missing, damaged, or not one of ours."""
+    try:
+        manifest = read_json(path / MANIFEST)
+    except (UserError, OSError):
+        return None
+    needed = {"stage", "key", "payload", "digest", "files", "input_digests", "summary"}
+    if not isinstance(manifest, dict) or not needed <= manifest.keys():
+        return None
+    return Artifact(path, manifest)
+
+
+def missing_or_resized(artifact: Artifact) -> str:
+    """Return what is wrong with the files by their presence and size, or an empty string."""
+    for name, recorded in artifact.manifest["files"].items():
+        try:
+            status = (artifact.path / name).stat()
+        except OSError:
+            return f"its file {name} is missing"
+        if status.st_size != recorded["bytes"]:
+            return f"its file {name} has {status.st_size} bytes and was written with {recorded['bytes']}"
+        if recorded.get("modified_ns", status.st_mtime_ns) != status.st_mtime_ns:
+            return f"what its link {name} points to was written again"
+    return ""
+
+
+def damaged(artifact: Artifact) -> str:
+    """Return what is wrong with the files by their SHA-256, or an empty string."""
+    problem = missing_or_resized(artifact)
+    if problem:
+        return problem
+    for name, recorded in artifact.manifest["files"].items():
+        if sha256_of(artifact.path / name) != recorded["sha256"]:
+            return f"its file {name} is not what was written (SHA-256 differs)"
+    return ""
+
+
+def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return {relative path: {"bytes", "sha256"}} of every file under `directory`.
+
+    A link counts as the file it points to, with the time that was last written: its owner may write it again.
+    """
+    files = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            files[path.relative_to(directory).as_posix()] = entry = {
+                "bytes": path.stat().st_size,
+                "sha256": sha256_of(path),
+            }
+            if path.is_symlink():
+                entry["modified_ns"] = path.stat().st_mtime_ns
+    return files
+
+
+def explain_disk_error(error: Exception, doing: str) -> UserError | None:
+    """Return a disk error in the user's words: what was being done, what failed, what to do; None for other errors.
+
+    safetensors reports a full disk as an error of its own, with the system's number in its text.
+    """
+    full = {errno.ENOSPC, errno.EDQUOT}
+    number = error.errno if isinstance(error, OSError) else None
+    if number in full or any(f"(os error {code})" in str(error) for code in full):
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        return UserError(
+            f"no space left on the device while {doing}{where}. What was finished is kept: free some space "
+            "(python -m pipeline.inspect gc lists what can go) or move the store with runtime.artifact_root=DIR, "
+            "then run the same command again."
+        )
+    if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):
+        return UserError(f"{error.strerror or error} while {doing} ({error.filename}).")
+    return None

@@ -1,0 +1,94 @@
+"""The data stages of a plan: a data set by name as its YAML has it, pinned, and a mixture's parts as inputs of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.planning import keys
+from pipeline.planning.graph import Node
+from stages.common.choices import lookup, nearest
+from stages.data.config import DataConfig
+from stages.data.mixture import parts_of
+from stages.data.registry import DATASETS
+from stages.errors import UserError
+from stages.registry import STAGES
+
+
+def data_node(data: DataConfig, cache: Path) -> Node:
+    """Return the node of the rows that `data` describes, with a mixture's parts as its inputs.
+
+    Args:
+        data: as the command line has it.
+        cache: where downloads are kept.
+
+    Raises:
+        UserError: the data set is unknown, an option is outside its range, or what it names can't be found.
+    """
+    dataset = lookup("data set", data.name, DATASETS)
+    for option in ("validation_rows", "rows"):
+        count = getattr(data, option, None)
+        if count is not None and count < 1:
+            raise UserError(f"data.{option} must be at least 1, and is {count}.")
+    parts = {}
+    for name, part in parts_of(data).items():
+        options = {"validation_rows": data.validation_rows, **part.options}
+        parts[name] = data_node(named(part.data, options, data.seed, f"data.parts.{name}"), cache)
+    pinned, locations = dataset.pin(data, cache)
+    pinned = dataclasses.replace(pinned, seed=keys.derive_seed(data.seed, "data"))
+    label = re.sub(r"[^\w.+-]", "-", dataset.label(pinned))
+    return Node(STAGES["data"], label, pinned, parts, locations)
+
+
+def named(name: str, options: Mapping[str, Any], seed: int, where: str) -> DataConfig:
+    """Return the data set `name` as its YAML in conf/data has it, with `options` on top.
+
+    Args:
+        name: of the data set.
+        options: what `where` sets beside it.
+        seed: of the run.
+        where: the key on the command line that asks for it, for the errors.
+
+    Raises:
+        UserError: the data set is unknown, or has no such option, or one of another type.
+    """
+    kind = lookup(f"data set ({where})", name, DATASETS).config
+    known = [field.name for field in dataclasses.fields(kind)]
+    for option in options:
+        if option not in known:
+            raise UserError(
+                f"{where}.{option}: {name} has no such option{nearest(option, known) or '.'} Known: {', '.join(known)}."
+            )
+    written = yaml.safe_load((resources.files("conf") / "data" / f"{name}.yaml").read_text(encoding="utf-8"))
+    own = {key: value for key, value in written.items() if key != "defaults"}
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(kind), own | {"seed": seed}, dict(options))
+        found = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+    assert isinstance(found, DataConfig)
+    return found
+
+
+def data_roles(role: str, node: Node) -> dict[str, Node]:
+    """Return `node` under its role, after its parts under theirs."""
+    return {f"{role}-{name}": part for name, part in node.inputs.items()} | {role: node}
+
+
+def data_label(node: Node) -> str:
+    """Return what reports call the rows of `node`."""
+    return DATASETS[node.config.name].label(node.config)
+
+
+def tasks_in(node: Node) -> list[str]:
+    """Return the judged tasks whose train splits are among the rows of `node`."""
+    own = DATASETS[node.config.name].tasks
+    return list(dict.fromkeys([*own, *(task for part in node.inputs.values() for task in tasks_in(part))]))

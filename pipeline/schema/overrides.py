@@ -1,0 +1,111 @@
+"""Checking the command line before Hydra does, to say what Hydra leaves out: the nearest name that exists.
+
+Hydra refuses most unknown names, but names no near match, and takes `+ration=0.5` for a wish to add a field.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from stages.common.choices import nearest
+from stages.errors import UserError
+
+
+def groups() -> dict[str, list[str]]:
+    """Return {group: its options}, read from the YAML files of `conf`."""
+    found = {}
+    for directory in resources.files("conf").iterdir():
+        if directory.is_dir() and not directory.name.startswith("_"):
+            names = sorted(file.name for file in directory.iterdir())
+            found[directory.name] = [name.removesuffix(".yaml") for name in names if name.endswith(".yaml")]
+    return found
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Check the overrides among the command line's `arguments` (without the program's name).
+
+    Raises:
+        UserError: an override that can't be parsed, an unknown group option, or an unknown key.
+    """
+    parsed = get_args_parser().parse_args(arguments)
+    if parsed.help or parsed.hydra_help or parsed.shell_completion:
+        return
+    try:
+        overrides = OverridesParser.create().parse_overrides(parsed.overrides)
+    except HydraException as error:
+        raise UserError(f"the command line can't be read: {error}. Overrides look like ratio=0.5.") from None
+    ours = [o for o in overrides if not o.key_or_group.startswith(("hydra.", "hydra/"))]
+    known = groups()
+    choices = [o for o in ours if o.key_or_group in known and isinstance(_first(o), (str, type(None)))]
+    for override in choices:
+        _check_choice(override, known[override.key_or_group])
+    _check_keys([o for o in ours if o not in choices], _composed(choices), known)
+
+
+def _composed(choices: list[Override]) -> DictConfig:
+    """Return the configuration with the chosen options and nothing else overridden; of a sweep, its first choice."""
+    chosen = [f"{o.key_or_group}={_first(o)}" for o in choices if _first(o) is not None]
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            return compose("config", overrides=chosen)
+    except HydraException as error:
+        raise UserError(f"{error} {error.__cause__ or ''}".strip()) from None
+
+
+def _values(override: Override) -> list[Any]:
+    """Return the values an override takes, one unless it is a sweep over choices."""
+    if override.is_choice_sweep():
+        return list(override.sweep_iterator(transformer=lambda value: value))
+    return [override.value()]
+
+
+def _first(override: Override) -> Any:
+    values = _values(override)
+    return values[0] if values else None
+
+
+def _check_choice(override: Override, options: list[str]) -> None:
+    group = override.key_or_group
+    for value in _values(override):
+        if value not in options:
+            shown = "null" if value is None else str(value)
+            close = nearest(shown, options) or "."
+            raise UserError(f"{group}={shown}: unknown option{close} Options: {', '.join(options)}.")
+
+
+def _check_keys(overrides: list[Override], config: DictConfig, known_groups: dict[str, list[str]]) -> None:
+    for override in overrides:
+        key = override.key_or_group
+        top = sorted({str(name) for name in config} | set(known_groups))
+        node: Any = config
+        walked: list[str] = []
+        for part in key.replace("/", ".").split("."):
+            if not isinstance(node, DictConfig) or _is_open(node):
+                break
+            names = [str(name) for name in node] if walked else top
+            if part not in names:
+                raise UserError(_unknown(key, walked, part, names, config))
+            walked.append(part)
+            node = OmegaConf.select(config, ".".join(walked), throw_on_missing=False)
+
+
+def _is_open(node: DictConfig) -> bool:
+    """Return whether `node` is a mapping that takes any key, rather than one with a schema."""
+    return OmegaConf.get_type(node) is dict
+
+
+def _unknown(key: str, walked: list[str], part: str, names: list[str], config: DictConfig) -> str:
+    where = f" in {'.'.join(walked)}" if walked else ""
+    inside = {str(name): group for name, group in config.items() if isinstance(group, DictConfig)}
+    elsewhere = [f"{name}.{part}" for name, group in inside.items() if part in group]
+    if elsewhere and not walked:
+        return f"{key}: there is no '{part}' at the top, did you mean {elsewhere[0]}=?"
+    return f"{key}: there is no '{part}'{where}{nearest(part, names) or '.'} Known{where}: {', '.join(sorted(names))}."

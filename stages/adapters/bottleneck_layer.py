@@ -1,0 +1,66 @@
+"""The layer of `bottleneck`: it stands in the place of a linear layer that it holds.
+
+Shape legend: I inputs of the linear layer, O its outputs, B bottleneck.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stages.adapters.bottleneck import BottleneckConfig
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+class Bottleneck(nn.Module):
+    """y + s U f(D z) of a linear layer's output y, z being y itself or the layer's input.
+
+    Attributes:
+        multiply_accumulates: what the adapter adds to those of the layer, a token.
+    """
+
+    def __init__(self, base_layer: nn.Linear, options: BottleneckConfig, *, series: bool) -> None:
+        super().__init__()
+        self.base_layer, self.options, self.series = base_layer, options, series
+        inputs = base_layer.out_features if series else base_layer.in_features
+        place: dict[str, Any] = {"device": base_layer.weight.device, "dtype": torch.float32}
+        self.down = nn.Parameter(torch.empty(options.bottleneck, inputs, **place))
+        self.up = nn.Parameter(torch.zeros(base_layer.out_features, options.bottleneck, **place))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+        self.activation = FUNCTIONS[options.activation]
+        self.multiply_accumulates = self.down.numel() + self.up.numel()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [..., O] for x of [..., I], in the precision of the linear layer."""
+        y: Tensor = self.base_layer(x)
+        read = F.dropout(y if self.series else x, self.options.dropout, self.training).to(self.down.dtype)
+        change = F.linear(self.activation(F.linear(read, self.down)), self.up)
+        return y + (self.options.scaling * change).to(y.dtype)
+
+
+def wrap(model: PreTrainedModel, options: BottleneckConfig, *, series: bool) -> PreTrainedModel:
+    """Give the target layers of `model`'s decoder an adapter, in place; nothing else is trained. Returns `model`."""
+    model.requires_grad_(False)
+    for parent in list(model.get_decoder().modules()):
+        for name, child in parent.named_children():
+            if name in options.targets and isinstance(child, nn.Linear):
+                setattr(parent, name, Bottleneck(child, options, series=series))
+    return model
+
+
+def matrices(adapted: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what is trained, by the names it is saved under."""
+    layers = {name: layer for name, layer in adapted.named_modules() if isinstance(layer, Bottleneck)}
+    return {f"{name}.{part}": getattr(layer, part) for name, layer in layers.items() for part in ("down", "up")}
+
+
+def options(adapted: nn.Module) -> BottleneckConfig:
+    """Return the options that `adapted` was wrapped with."""
+    return next(layer.options for layer in adapted.modules() if isinstance(layer, Bottleneck))

@@ -1,0 +1,13 @@
+"""DoRA (arXiv 2402.09353) with the scaling of RoRA (arXiv 2501.04315) and rsLoRA (arXiv 2312.03732).
+
+    h = m (W + (alpha / sqrt(r)) B A) x / ||W + (alpha / sqrt(r)) B A||
+
+Neither paper has it; it tells what the scaling does apart from what the magnitudes do. All else is as in `.dora`.
+"""
+
+from __future__ import annotations
+
+from stages.adapters.low_rank import low_rank
+from stages.adapters.rora import scaling
+
+DORA_RS = low_rank(scaling, use_dora=True, use_rslora=True)

@@ -1,0 +1,109 @@
+"""Full fine-tuning: the model's own weights are trained, all of them or a part.
+
+    h = (W + D) x        D of any rank
+
+What the papers on adapters compare them with (LoRA, arXiv 2106.09685, section 5). Trained weights, their gradients and
+both of AdamW's moments are float32: an update of a bfloat16 weight by less than 1/256 of it would be lost. Under
+dtype=bfloat16 matrix products run on bfloat16 copies. It wants a rate a tenth of LoRA's or lower.
+
+In masked modules the gradient of every zero is set to zero after each backward pass. AdamW's moments then stay zero
+there, and with them its update; its decay takes a zero to zero. So masks stay, whatever is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stages.adapters.adapter import Adapter, no_rates
+from stages.decoders.masks import with_mask
+from stages.recover.check import require
+from stages.recover.config import AdapterConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers import PreTrainedModel
+
+WEIGHTS = ("all", "decoder", "projections")
+KEPT = "kept_OI"
+"""A masked module's buffer that says which of its weights are not zero."""
+
+
+@dataclass(kw_only=True, slots=True)
+class FullConfig(AdapterConfig):
+    """Which weights are trained."""
+
+    weights: str = "all"
+    """"all"; the "decoder" without embeddings and vocabulary head; or the "projections" (linear layers) alone."""
+
+
+def check(config: FullConfig) -> None:
+    """Raise a `UserError` for an option outside its range."""
+    require(config.weights in WEIGHTS, "adapter.weights", f"one of {', '.join(WEIGHTS)}", config.weights)
+
+
+def attach(model: PreTrainedModel, config: FullConfig, masked: Collection[str] = ()) -> Module:
+    """Make the chosen weights of `model` trainable, in float32, and return it."""
+    chosen = {id(parameter) for parameter in _chosen(model, config.weights)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    for name in masked:
+        module = model.get_submodule(name)
+        if module.weight.requires_grad:
+            _keep_mask(module)
+    return model  # type: ignore[no-any-return]
+
+
+def _chosen(model: PreTrainedModel, weights: str) -> list[Tensor]:
+    from torch.nn import Linear
+
+    if weights == "all":
+        return list(model.parameters())
+    decoder = model.get_decoder()
+    if weights == "projections":
+        return [p for module in decoder.modules() if isinstance(module, Linear) for p in module.parameters()]
+    ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings())}
+    return [parameter for parameter in decoder.parameters() if id(parameter) not in ends]
+
+
+def _keep_mask(module: Module) -> None:
+    module.register_buffer(KEPT, module.weight.detach() != 0, persistent=False)  # type: ignore[operator]
+    module.weight.register_post_accumulate_grad_hook(_zero_where_masked(module))  # type: ignore[operator]
+
+
+def _zero_where_masked(module: Module) -> Callable[[Tensor], None]:
+    def zero(weight: Tensor) -> None:
+        weight.grad.mul_(getattr(module, KEPT))  # type: ignore[union-attr]
+
+    return zero
+
+
+def trained(model: Module, dtype: str) -> PreTrainedModel:
+    """Return the model in the dtype it is stored in; a weight that comes out as zero there is the next one that isn't.
+
+    So the zeros of masked modules are exactly those of the base.
+    """
+    import torch
+
+    model.to(getattr(torch, dtype))
+    with torch.no_grad():
+        for module in model.modules():
+            kept_OI, weight_OI = getattr(module, KEPT, None), getattr(module, "weight", None)
+            if kept_OI is not None and weight_OI is not None:
+                weight_OI.copy_(with_mask(weight_OI, kept_OI))
+    return model  # type: ignore[return-value]
+
+
+FULL = Adapter(
+    config=FullConfig,
+    check=check,
+    label=lambda config: config.weights,
+    facts=lambda config: {},
+    attach=attach,
+    rates=no_rates,
+    trained=trained,
+)

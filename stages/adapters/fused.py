@@ -1,0 +1,127 @@
+"""A linear layer with its low-rank adapter as one operation: PEFT's result, a fraction of its passes over memory.
+
+PEFT computes W x, then adds s B A x by separate operations, each of which walks all outputs of the layer and leaves
+tensors behind for the backward pass. Here the adapter's product is accumulated onto W x inside the matrix product
+(beta = 1), forward and backward, and only x and A x are kept:
+
+    LoRA, RoRA   y = W x + s B (A x)
+    DoRA         y = f ⊙ (W x + s B (A x)),   f = m / ||V||,  V = W + s B A,  ||V|| held constant in the backward pass
+
+and V is never formed: ||V||² = ||W||² + 2 s rowsum(W Aᵀ ⊙ B) + s² rowsum(B (A Aᵀ) ⊙ B), whose first term does not
+change while W is frozen.
+
+Shape legend: T tokens, O outputs, I inputs, R rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.variants import DoraLinearVariant
+from torch import Tensor, nn
+
+from stages.adapters.adapter import ADAPTER
+
+
+class FusedLora(LoraLinear):  # type: ignore[misc]
+    """PEFT's LoRA layer, with a forward pass of its own where the adapter is a plain one or DoRA's."""
+
+    def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        """Return the adapted layer's output [..., O] for x [..., I]."""
+        if arguments or options or not self._plain():
+            return super().forward(x, *arguments, **options)  # type: ignore[no-any-return]
+        base, down_RI, up_OR = self.base_layer, self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
+        factor_O = None
+        if ADAPTER in self.lora_variant:
+            factor_O = self.lora_magnitude_vector[ADAPTER].weight / self._norms(down_RI, up_OR)
+        dropped = self.lora_dropout[ADAPTER](x) if self._drops() else None
+        operands = [x, dropped, base.weight, base.bias, down_RI, up_OR, factor_O]
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            operands = [operand if operand is None else operand.to(dtype) for operand in operands]
+        with torch.autocast(x.device.type, enabled=False):
+            output: Tensor = _AdaptedLinear.apply(*operands, self.scaling[ADAPTER])  # type: ignore[no-untyped-call]
+        return output
+
+    def _plain(self) -> bool:
+        """Return whether this is one unmerged adapter on a frozen linear layer, of a kind computed here."""
+        variant = self.lora_variant.get(ADAPTER)
+        return (
+            self.active_adapters == [ADAPTER]
+            and not self.disable_adapters
+            and not self.merged
+            and type(self.base_layer) is nn.Linear
+            and not self.base_layer.weight.requires_grad
+            and self.lora_A[ADAPTER].weight.dtype == torch.float32
+            # Under dropout PEFT's DoRA drops the base's inputs too, but only in what the factor changes.
+            and (variant is None or (isinstance(variant, DoraLinearVariant) and not self._drops()))
+        )
+
+    def _drops(self) -> bool:
+        return self.training and not isinstance(self.lora_dropout[ADAPTER], nn.Identity)
+
+    @torch.no_grad()
+    def _norms(self, down_RI: Tensor, up_OR: Tensor) -> Tensor:
+        """Return the norm of each row of V, in float32."""
+        weight_OI, scaling = self.base_layer.weight, self.scaling[ADAPTER]
+        if (own_O := getattr(self, "_own_norms_O", None)) is None:
+            own_O = self._own_norms_O = torch.linalg.vecdot(weight_OI.float(), weight_OI.float())
+        with torch.autocast(weight_OI.device.type, enabled=False):
+            met_OR = (weight_OI @ down_RI.T.to(weight_OI.dtype)).float()
+            mixed_OR = 2 * scaling * met_OR + scaling**2 * (up_OR @ (down_RI @ down_RI.T))
+        squared_O: Tensor = own_O + torch.linalg.vecdot(mixed_OR, up_OR)
+        return squared_O.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    """y = f ⊙ (x Wᵀ + s d Aᵀ Bᵀ) + bias; d is x after dropout, or None for x itself. W, bias, ||V|| are constants."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dropped: Tensor | None,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        down_RI: Tensor,
+        up_OR: Tensor,
+        factor_O: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        x_TI = x.reshape(-1, x.shape[-1])
+        dropped_TI = x_TI if dropped is None else dropped.reshape(x_TI.shape)
+        inner_TR = dropped_TI @ down_RI.T
+        output_TO = F.linear(x_TI, weight_OI, bias_O if factor_O is None else None)
+        output_TO.addmm_(inner_TR, up_OR.T, alpha=scaling)
+        unscaled_TO = None
+        if factor_O is not None:
+            unscaled_TO, output_TO = output_TO, output_TO * factor_O
+            if bias_O is not None:
+                output_TO += bias_O
+        ctx.save_for_backward(dropped_TI, weight_OI, down_RI, up_OR, inner_TR, factor_O, unscaled_TO)
+        ctx.scaling, ctx.dropout = scaling, dropped is not None
+        return output_TO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        dropped_TI, weight_OI, down_RI, up_OR, inner_TR, factor_O, unscaled_TO = ctx.saved_tensors
+        slope_TO = upstream[0].reshape(-1, upstream[0].shape[-1])
+        slope_O = None
+        if factor_O is not None:
+            slope_O = torch.linalg.vecdot(slope_TO, unscaled_TO, dim=0)
+            slope_TO = slope_TO * factor_O
+        slope_TR = slope_TO @ up_OR
+        slope_OR = (slope_TO.T @ inner_TR).mul_(ctx.scaling)
+        slope_RI = (slope_TR.T @ dropped_TI).mul_(ctx.scaling)
+        slope_x = slope_dropped = None
+        if ctx.needs_input_grad[0]:
+            slope_x = slope_TO @ weight_OI
+            if ctx.dropout:
+                slope_dropped = (slope_TR @ down_RI).mul_(ctx.scaling).view(*upstream[0].shape[:-1], -1)
+            else:
+                slope_x.addmm_(slope_TR, down_RI, alpha=ctx.scaling)
+            slope_x = slope_x.view(*upstream[0].shape[:-1], -1)
+        return slope_x, slope_dropped, None, None, slope_RI, slope_OR, slope_O, None

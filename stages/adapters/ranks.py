@@ -1,0 +1,98 @@
+"""The rank of each adapted layer: one for all, and others for the layers that a configuration names.
+
+No torch here: a layer is anything with `in_features` and `out_features`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, Protocol
+
+from stages.common.choices import nearest
+from stages.decoders.shapes import DecoderShape
+from stages.errors import UserError
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""A decoder's linear layers."""
+
+
+class Layer(Protocol):
+    """A linear layer."""
+
+    @property
+    def in_features(self) -> int:
+        """Inputs."""
+
+    @property
+    def out_features(self) -> int:
+        """Outputs."""
+
+
+class Sizes(NamedTuple):
+    """What a shape tells of a linear layer."""
+
+    in_features: int
+    out_features: int
+
+
+def layers_of(shape: DecoderShape) -> Iterator[tuple[str, Sizes]]:
+    """Yield the name and the sizes of each projection that a decoder of this shape has."""
+    for index, layer in enumerate(shape.layers):
+        queries, keys = layer.heads * shape.head_dim, layer.kv_heads * shape.head_dim
+        sizes = [(shape.hidden, queries), (shape.hidden, keys), (shape.hidden, keys), (queries, shape.hidden)]
+        sizes += [(shape.hidden, layer.mlp), (shape.hidden, layer.mlp), (layer.mlp, shape.hidden)]
+        for place, (name, (inputs, outputs)) in enumerate(zip(PROJECTIONS, sizes, strict=True)):
+            if inputs and outputs:
+                yield f"model.layers.{index}.{'self_attn' if place < 4 else 'mlp'}.{name}", Sizes(inputs, outputs)
+
+
+def ranks_of(layers: Mapping[str, Layer], rank: int, named: Mapping[str, int]) -> dict[str, int]:
+    """Return the rank of each of `layers` by its full name.
+
+    A name in `named` is parts between dots that a layer's full name has in this order: "down_proj", "layers.3",
+    "layers.3.q_proj". Where several fit, the one of most parts counts.
+
+    Raises:
+        UserError: a name fits no layer, two of as many parts differ about one, or a layer can't have its rank.
+    """
+    for name in named:
+        if not any(_fits(name, layer) for layer in layers):
+            known = sorted({part for layer in layers for part in (layer.rpartition(".")[2],)})
+            raise UserError(
+                f"adapter.ranks: '{name}' is no layer that adapter.targets adapts{nearest(name, known) or '.'} "
+                f"One of them: {next(iter(layers))}."
+            )
+    found = {layer: _rank(layer, rank, named) for layer in layers}
+    for name, layer in layers.items():
+        _require_possible(name, layer, found[name])
+    return found
+
+
+def _rank(layer: str, rank: int, named: Mapping[str, int]) -> int:
+    fitting = [name for name in named if _fits(name, layer)]
+    closest = max((_parts(name) for name in fitting), default=0)
+    wanted = {name: named[name] for name in fitting if _parts(name) == closest}
+    if len(set(wanted.values())) > 1:
+        said = " and ".join(f"{name}={value}" for name, value in wanted.items())
+        raise UserError(f"adapter.ranks: {said} both name {layer}. Name it in more parts: {layer}=RANK.")
+    return next(iter(wanted.values()), rank)
+
+
+def _require_possible(name: str, layer: Layer, rank: int) -> None:
+    largest = min(layer.in_features, layer.out_features)
+    if rank > largest:
+        raise UserError(
+            f"rank {rank} is more than {name} can take: it has {layer.out_features} outputs and {layer.in_features} "
+            f"inputs, so its largest rank is {largest}. Lower adapter.rank, or give this layer its own: "
+            f"'+adapter.ranks={{{name}: {largest}}}'."
+        )
+
+
+def _fits(name: str, layer: str) -> bool:
+    """Return whether `layer` has the parts of `name`, in their order."""
+    left: Iterable[str] = iter(layer.split("."))
+    return all(part in left for part in name.split("."))
+
+
+def _parts(name: str) -> int:
+    return name.count(".") + 1

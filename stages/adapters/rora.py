@@ -1,0 +1,24 @@
+"""RoRA: Efficient Fine-Tuning of LLM with Reliability Optimization for Rank Adaptation (arXiv 2501.04315).
+
+    h = W x + (alpha / sqrt(r)) B A x        A, B as in LoRA
+
+LoRA's alpha / r shrinks the gradient of B by 1/sqrt(r) as the rank grows; alpha / sqrt(r) keeps it level. The formula
+is also rsLoRA's (arXiv 2312.03732), which PEFT calls `use_rslora`, so RoRA(alpha, r) is exactly LoRA(alpha sqrt(r), r):
+whatever one of them reaches at a rate, the other reaches at another alpha.
+
+Read from the abstract alone: the paper's alpha, learning rates and ranks are not known here.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from stages.adapters.low_rank import LowRankConfig, low_rank
+
+
+def scaling(config: LowRankConfig) -> float:
+    """Return alpha / sqrt(r)."""
+    return config.alpha / sqrt(config.rank)
+
+
+RORA = low_rank(scaling, use_rslora=True)

@@ -1,0 +1,1 @@
+"""What every stage needs and knows none of them: files, names, this machine, progress."""

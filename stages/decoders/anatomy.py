@@ -1,0 +1,240 @@
+"""Where the weights that pruning removes are in a live decoder: one small entry a family.
+
+Owns the way from a model to its layers' linear maps, to the norms that belong to them and to every parameter along the
+hidden channels. What they cost is `stages.decoders.shapes`; scoring and cutting reach weights only through here, so
+that no criterion and no surgery names an architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stages.common.choices import lookup
+from stages.decoders.shapes import FAMILIES, LayerShape, family_name
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A linear map whose rows (outputs) or columns (inputs) belong to the groups that pruning keeps or removes.
+
+    Where a family fuses maps into one (phi3's qkv_proj), a projection is `size` rows of it from `start` on.
+    """
+
+    name: str
+    linear: nn.Linear
+    axis: int
+    """Axis of `linear.weight` along which groups lie: 0 for rows, 1 for columns."""
+    per_query_head: bool = False
+    """Whether the axis runs over query heads (q, o) and not over key/value heads (k, v)."""
+    start: int = 0
+    size: int | None = None
+    """Rows of a fused map; None for all."""
+
+    @property
+    def weight(self) -> Tensor:
+        """This projection's own part of the weight, a view."""
+        return self.part(self.linear.weight)
+
+    def part(self, whole: Tensor) -> Tensor:
+        """Return this projection's own rows of `whole`, which is shaped as `linear.weight` (or its bias)."""
+        return whole if self.size is None else whole.narrow(0, self.start, self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenAxis:
+    """A parameter with one axis along the hidden channels: a matrix, or the vector of a norm or of a bias."""
+
+    name: str
+    """Dotted, from the model."""
+    module: nn.Module
+    parameter: str
+    """Its name in `module`: weight or bias."""
+    axis: int
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The whole parameter."""
+        return getattr(self.module, self.parameter)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """A norm of q or k over all heads at once: its weight is cut with the rows of theirs."""
+
+    module: nn.Module
+    per_query_head: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerAnatomy:
+    """One layer. The first projection of each tuple is the root, the map that a group is named after.
+
+    A sub-layer that has been removed has no projections and no norms.
+    """
+
+    index: int
+    module: nn.Module
+    shape: LayerShape
+    head_dim: int
+    attention: tuple[Projection, ...]
+    mlp: tuple[Projection, ...]
+    head_norms: tuple[HeadNorm, ...] = ()
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """All of them, attention first."""
+        return self.attention + self.mlp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderAnatomy:
+    """A decoder: its layers, and every parameter with an axis along the hidden channels (tied embeddings once)."""
+
+    layers: list[LayerAnatomy]
+    hidden: list[HiddenAxis]
+    norm_offset: float
+    """Added to the weights of the norms where they are multiplied."""
+    scaled_embedding: bool
+    """Whether embeddings are multiplied by the square root of the hidden size."""
+
+    @property
+    def norms(self) -> list[HiddenAxis]:
+        """The norms of the residual stream and of what is added to it, the final one last."""
+        return [place for place in self.hidden if place.parameter == "weight" and place.weight.ndim == 1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """A family's names of the linear maps in an attention and in an MLP, and how it uses its norms.
+
+    Maps of one name are fused, in the order query, key, value or gate, up.
+    """
+
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+    output: str = "o_proj"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    norms_over_all_heads: tuple[str, ...] = ()
+    """Norms in the attention that see all heads of q and of k at once."""
+    norm_offset: float = 0.0
+    scaled_embedding: bool = False
+
+
+_GEMMA = Names(norm_offset=1.0, scaled_embedding=True)
+
+NAMES: dict[str, Names] = {
+    "llama": Names(),
+    "mistral": Names(),
+    "qwen2": Names(),
+    "qwen3": Names(),
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "phi3": Names(query="qkv_proj", key="qkv_proj", value="qkv_proj", gate="gate_up_proj", up="gate_up_proj"),
+    "olmo2": Names(norms_over_all_heads=("q_norm", "k_norm")),
+}
+
+
+def decoder_anatomy(model: PreTrainedModel) -> DecoderAnatomy:
+    """Return the anatomy of `model`, shapes read off its weights.
+
+    Raises:
+        UserError: its family is not known.
+    """
+    family = family_name(model.config.to_dict())
+    names = lookup("model family (model_type in config.json)", family, NAMES)
+    head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
+    decoder: Any = model.get_decoder()
+    layers = [_layer(index, layer, names, head_dim) for index, layer in enumerate(decoder.layers)]
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    hidden = [(embedding, "weight", 1), *(place for layer in layers for place in _hidden_places(layer, family))]
+    hidden += [(decoder.norm, "weight", 0)]
+    hidden += [] if output.weight is embedding.weight else [(output, "weight", 1)]
+    dotted = {module: name for name, module in model.named_modules()}
+    return DecoderAnatomy(
+        layers=layers,
+        hidden=[HiddenAxis(f"{dotted[module]}.{name}", module, name, axis) for module, name, axis in hidden],
+        norm_offset=names.norm_offset,
+        scaled_embedding=names.scaled_embedding,
+    )
+
+
+def decoder_layers(model: PreTrainedModel) -> list[LayerAnatomy]:
+    """Return the anatomy of every layer of `model`, shapes read off its weights.
+
+    Raises:
+        UserError: its family is not known.
+    """
+    return decoder_anatomy(model).layers
+
+
+def _layer(index: int, layer: Any, names: Names, head_dim: int) -> LayerAnatomy:
+    heads = kv_heads = mlp = 0
+    attention: tuple[Projection, ...] = ()
+    feed_forward: tuple[Projection, ...] = ()
+    if hasattr(layer.self_attn, names.output):
+        attention = _attention(layer.self_attn, names)
+        heads, kv_heads = (len(attention[map_].weight) // head_dim for map_ in (0, 1))
+    if hasattr(layer.mlp, names.down):
+        feed_forward = _mlp(layer.mlp, names)
+        mlp = len(feed_forward[0].weight)
+    norms = zip(names.norms_over_all_heads, (True, False), strict=False) if attention else ()
+    return LayerAnatomy(
+        index=index,
+        module=layer,
+        shape=LayerShape(heads, kv_heads, mlp),
+        head_dim=head_dim,
+        attention=attention,
+        mlp=feed_forward,
+        head_norms=tuple(HeadNorm(getattr(layer.self_attn, name), queries) for name, queries in norms),
+    )
+
+
+def _attention(module: Any, names: Names) -> tuple[Projection, ...]:
+    query, key, value, output = (getattr(module, name) for name in (names.query, names.key, names.value, names.output))
+    out = Projection("o_proj", output, 1, per_query_head=True)
+    if query is not key:
+        return (
+            Projection("q_proj", query, 0, per_query_head=True),
+            Projection("k_proj", key, 0),
+            Projection("v_proj", value, 0),
+            out,
+        )
+    queries = output.in_features
+    keys = (query.out_features - queries) // 2
+    return (
+        Projection("q_proj", query, 0, per_query_head=True, start=0, size=queries),
+        Projection("k_proj", query, 0, start=queries, size=keys),
+        Projection("v_proj", query, 0, start=queries + keys, size=keys),
+        out,
+    )
+
+
+def _mlp(module: Any, names: Names) -> tuple[Projection, ...]:
+    gate, up, down = (getattr(module, name) for name in (names.gate, names.up, names.down))
+    size = None if gate is not up else down.in_features
+    return (
+        Projection("gate_proj", gate, 0, start=0, size=size),
+        Projection("up_proj", up, 0, start=size or 0, size=size),
+        Projection("down_proj", down, 1),
+    )
+
+
+def _hidden_places(layer: LayerAnatomy, family: str) -> Iterator[tuple[nn.Module, str, int]]:
+    """Yield (module, parameter, axis) of the hidden channels in a layer: its norms, its projections' other side."""
+    norms = FAMILIES[family].attention_norms if layer.attention else ()
+    norms += FAMILIES[family].mlp_norms if layer.mlp else ()
+    for name in norms:
+        yield layer.module.get_submodule(name), "weight", 0
+    for projection in {projection.linear: projection for projection in layer.projections}.values():
+        yield projection.linear, "weight", 1 - projection.axis
+        if projection.axis == 1 and projection.linear.bias is not None:
+            yield projection.linear, "bias", 0

@@ -1,0 +1,213 @@
+"""The shapes of decoder-only transformers, and what they cost, from the fields of a `config.json` alone.
+
+Owns which families are known and the exact count of parameters and multiply-accumulates. No torch here: a plan counts
+before anything is downloaded. Where the weights of these shapes are in a live model is `stages.decoders.anatomy`.
+
+Adding a family is one entry of `FAMILIES`, for what sets it apart from llama.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from stages.common.choices import lookup
+from stages.errors import UserError
+
+PRUNED_PREFIX = "pruned_"
+"""`model_type` of a checkpoint whose layers differ in shape: this, then the family it was cut from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """How a family's decoder differs from "projections without bias, a norm before each sub-layer".
+
+    Attributes:
+        qkv_bias: whether q, k and v have a bias, or the name of the config field that says so.
+        o_bias: the same for the attention's output projection.
+        mlp_bias: the same for gate, up and down.
+        attention_norms: a layer's RMSNorms of hidden size that belong to its attention.
+        mlp_norms: those that belong to its MLP.
+        head_norms: an RMSNorm on q and one on k: of each head alike ("each"), or over all heads at once ("all").
+        defaults: values of the config fields that a `config.json` of the family may leave out.
+    """
+
+    qkv_bias: bool | str = False
+    o_bias: bool | str = False
+    mlp_bias: bool | str = False
+    attention_norms: tuple[str, ...] = ("input_layernorm",)
+    mlp_norms: tuple[str, ...] = ("post_attention_layernorm",)
+    head_norms: Literal["", "each", "all"] = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+_GEMMA = Family(
+    qkv_bias="attention_bias",
+    o_bias="attention_bias",
+    attention_norms=("input_layernorm", "post_attention_layernorm"),
+    mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    defaults={"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
+)
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
+    "mistral": Family(defaults={"num_key_value_heads": 8}),
+    "qwen2": Family(qkv_bias=True, defaults={"num_key_value_heads": 32}),
+    "qwen3": Family(
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        head_norms="each",
+        defaults={"num_key_value_heads": 32, "head_dim": 128},
+    ),
+    "gemma2": _GEMMA,
+    "gemma3_text": replace(_GEMMA, head_norms="each"),
+    "phi3": Family(),
+    "olmo2": Family(
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        attention_norms=("post_attention_layernorm",),
+        mlp_norms=("post_feedforward_layernorm",),
+        head_norms="all",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """The part of a layer's shape that structured pruning changes. A sub-layer of size 0 is gone, with its norms."""
+
+    heads: int
+    """Query heads."""
+    kv_heads: int
+    """Key/value heads; each serves `heads / kv_heads` adjacent query heads."""
+    mlp: int
+    """Channels between gate/up and down."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderShape:
+    """Everything about a decoder that decides how many parameters it has."""
+
+    family: str
+    hidden: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    """Whether the output projection is the embedding matrix."""
+    layers: tuple[LayerShape, ...]
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    output_bias: bool = False
+    """Whether compensation gave o and down a bias, in whatever family."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> DecoderShape:
+        """Return the shape that the fields of a `config.json` describe.
+
+        Raises:
+            UserError: the family is not known (the known ones are named), or a field is missing or impossible.
+        """
+        name = family_name(config)
+        family = lookup("model family (model_type in config.json)", name, FAMILIES)
+        fields = {**family.defaults, **config}
+        hidden, heads = _size(fields, "hidden_size"), _size(fields, "num_attention_heads")
+        kv_heads = heads if fields.get("num_key_value_heads") is None else _size(fields, "num_key_value_heads")
+        dense = LayerShape(heads, kv_heads, _size(fields, "intermediate_size"))
+        count = _size(fields, "num_hidden_layers")
+        layers = tuple(LayerShape(*shape) for shape in fields.get("layer_shapes") or ()) or (dense,) * count
+        for layer in layers:
+            if layer.heads and layer.heads % layer.kv_heads:
+                raise UserError(
+                    f"config.json: {layer.heads} query heads can't share {layer.kv_heads} key/value heads evenly."
+                )
+        return cls(
+            family=name,
+            hidden=hidden,
+            head_dim=_size(fields, "head_dim") if fields.get("head_dim") else hidden // heads,
+            vocabulary=_size(fields, "vocab_size"),
+            tied=bool(fields.get("tie_word_embeddings", False)),
+            layers=layers,
+            qkv_bias=_flag(family.qkv_bias, fields),
+            o_bias=_flag(family.o_bias, fields),
+            mlp_bias=_flag(family.mlp_bias, fields),
+            output_bias=bool(fields.get("output_bias", False)),
+        )
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every layer has the same shape."""
+        return len(set(self.layers)) == 1
+
+    def with_layers(self, layers: Sequence[LayerShape]) -> DecoderShape:
+        """Return this decoder with other layer shapes."""
+        return replace(self, layers=tuple(layers))
+
+    def with_hidden(self, hidden: int) -> DecoderShape:
+        """Return this decoder with another number of hidden channels."""
+        return replace(self, hidden=hidden)
+
+    def with_output_bias(self) -> DecoderShape:
+        """Return this decoder with a bias on every o and down."""
+        return replace(self, output_bias=True)
+
+    def parameters(self) -> int:
+        """Return the number of parameters; tied embeddings count once."""
+        return self.embedding_parameters() + self.hidden + sum(self.layer_parameters(layer) for layer in self.layers)
+
+    def embedding_parameters(self) -> int:
+        """Return the parameters of the embedding and, unless tied, of the output projection."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    def layer_parameters(self, layer: LayerShape) -> int:
+        """Return the parameters of one layer."""
+        return self.attention_parameters(layer) + self.mlp_parameters(layer)
+
+    def attention_parameters(self, layer: LayerShape) -> int:
+        """Return the parameters of one layer's attention: its projections and norms."""
+        if not layer.heads:
+            return 0
+        family = FAMILIES[self.family]
+        queries, keys = layer.heads * self.head_dim, layer.kv_heads * self.head_dim
+        weights = 2 * (queries + keys) * self.hidden
+        biases = self.qkv_bias * (queries + 2 * keys) + (self.o_bias or self.output_bias) * self.hidden
+        head_norms = {"": 0, "each": 2 * self.head_dim, "all": queries + keys}[family.head_norms]
+        return weights + biases + head_norms + len(family.attention_norms) * self.hidden
+
+    def mlp_parameters(self, layer: LayerShape) -> int:
+        """Return the parameters of one layer's MLP: its gate, up and down projections and norms."""
+        if not layer.mlp:
+            return 0
+        biases = self.mlp_bias * 2 * layer.mlp + (self.mlp_bias or self.output_bias) * self.hidden
+        return 3 * layer.mlp * self.hidden + biases + len(FAMILIES[self.family].mlp_norms) * self.hidden
+
+    def multiply_accumulates(self, tokens: int) -> int:
+        """Return the multiply-accumulates of a forward pass for each token of a sequence of `tokens` tokens.
+
+        Counted: the projections, the output projection onto the vocabulary, and attention over all `tokens` keys (a
+        dense kernel's work, and how published counts take it). Not counted: norms, rotations, activations, the softmax.
+        """
+        layers = sum(self.layer_multiply_accumulates(layer, tokens) for layer in self.layers)
+        return layers + self.vocabulary * self.hidden
+
+    def layer_multiply_accumulates(self, layer: LayerShape, tokens: int) -> int:
+        """Return the same of one layer."""
+        projections = 2 * (layer.heads + layer.kv_heads) * self.head_dim + 3 * layer.mlp
+        return projections * self.hidden + 2 * layer.heads * self.head_dim * tokens
+
+
+def family_name(config: Mapping[str, Any]) -> str:
+    """Return the family of a `config.json`: its `model_type`, or for differing layers the family they were cut from."""
+    return str(config.get("model_type", "")).removeprefix(PRUNED_PREFIX)
+
+
+def _size(config: Mapping[str, Any], name: str) -> int:
+    value = config.get(name)
+    if type(value) is not int or value < 1:
+        raise UserError(f"config.json: {name} is {value!r} and must be a whole number of at least 1.")
+    return value
+
+
+def _flag(rule: bool | str, config: Mapping[str, Any]) -> bool:
+    return bool(config.get(rule, False)) if isinstance(rule, str) else rule

@@ -1,0 +1,61 @@
+"""Rows of data sets through `datasets`: of the hub at a commit, or of files here. No code of theirs is run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from stages.errors import UserError
+from stages.fetch.hub_errors import explain_hub_errors
+from stages.task_library.own import LOADERS
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+DROPPED = ("trust_remote_code", "streaming", "revision", "data_files")
+"""Arguments in a definition that are ours to decide."""
+MEDIA = ("Image", "Audio", "Video", "Pdf", "Nifti")
+
+
+def load_rows(
+    path: str,
+    name: str | None,
+    split: str,
+    *,
+    revision: str | None = None,
+    arguments: dict[str, Any] | None = None,
+    data_files: Any = None,
+) -> Iterator[Row]:
+    """Return the rows of `split` of the data set `path`, configuration `name`, in order.
+
+    Raises:
+        UserError: they can't be had, or hold more than text and numbers.
+    """
+    import datasets
+
+    kept = {key: value for key, value in (arguments or {}).items() if key not in DROPPED}
+    files = data_files if data_files is not None else (arguments or {}).get("data_files")
+    what = f"{path}{f' ({name})' if name else ''}"
+    if path not in LOADERS:
+        log.info("reading '%s' of %s at %s from the hub", split, what, (revision or "main")[:12])
+    with _explained(what, split), explain_hub_errors(path, revision or "main", repo_type="dataset"):
+        rows = datasets.load_dataset(path, name, split=split, revision=revision, data_files=files, **kept)
+        for column, feature in rows.features.items():
+            if any(f"{kind}(" in repr(feature) for kind in MEDIA):
+                raise UserError(f"column '{column}' of {what} holds {feature!r}: only text and numbers can be judged.")
+    return iter(rows)
+
+
+@contextmanager
+def _explained(what: str, split: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if "scripts are no longer supported" in cause:
+            cause = "it comes as a program, and code from the hub is never run"
+        raise UserError(f"'{split}' of {what} can't be read: {cause.rstrip('.')}.") from error

@@ -1,0 +1,125 @@
+"""Repositories of the Hugging Face hub, through `huggingface_hub` and its cache: commits, files, licences.
+
+HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean everywhere. Downloads are by commit, land in the
+hub's own cache, and continue where a dropped connection or a killed run left them. No torch here: a plan resolves
+revisions.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from stages.common.files import sha256_of, write_text
+from stages.errors import UserError
+from stages.fetch.hub_errors import explain_hub_errors, unreachable
+from stages.stage import JSON
+
+log = logging.getLogger(__name__)
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def resolve_revision(repo: str, revision: str, repo_type: str = "model") -> str:
+    """Return the commit (40 hex digits) that `revision` of `repo` is; a commit is itself, without network.
+
+    Where the hub is offline or out of reach, a branch is what it was when it was last looked up.
+
+    Raises:
+        UserError: there is no such repository or revision, no access to it, or no way to know.
+    """
+    if COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    reference = cache_folder(repo, repo_type) / "refs" / revision
+    with explain_hub_errors(repo, revision, repo_type):
+        try:
+            commit = str(HfApi().repo_info(repo, revision=revision, repo_type=repo_type).sha)
+        except unreachable():
+            if not reference.is_file():
+                raise
+            commit = reference.read_text(encoding="utf-8").strip()
+            log.warning("the hub is out of reach: %s of %s is taken to be %s still.", revision, repo, commit)
+            return commit
+    # Other tools read these files too: never point one away from a commit that is here to one that is not.
+    if not reference.is_file() or (reference.parent.parent / "snapshots" / commit).is_dir():
+        write_text(reference, commit)
+    return commit
+
+
+def license_of(repo: str, revision: str, repo_type: str = "model") -> JSON:
+    """Return {"license": …} where the repository's card names one, and nothing where it can't be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        card = getattr(HfApi().repo_info(repo, revision=revision, repo_type=repo_type), "card_data", None)
+    except unreachable():
+        return {}
+    name = getattr(card, "license", None)
+    return {"license": name} if isinstance(name, str) else {}
+
+
+def fetch_file(repo: str, revision: str, name: str, repo_type: str = "model") -> Path:
+    """Return the path of one file in the hub's cache, downloaded if it is not there."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    cached = cache_folder(repo, repo_type) / "snapshots" / revision / name
+    if not cached.is_file():
+        url = hf_hub_url(repo, name, repo_type=repo_type, revision=revision)
+        metadata = get_hf_file_metadata(url)
+        # Files in Xet storage come in chunks by another protocol, which is left to huggingface_hub.
+        if metadata.xet_file_data is None and metadata.etag and metadata.size:
+            _continue_download(cache_folder(repo, repo_type), url, metadata.location, metadata.etag, metadata.size)
+    return Path(hf_hub_download(repo, name, repo_type=repo_type, revision=revision))
+
+
+def _continue_download(folder: Path, url: str, location: str, etag: str, size: int) -> None:
+    """Bring the blob `etag` of `size` bytes into a repository's `folder`, going on from what a killed run left of it.
+
+    huggingface_hub resumes a dropped connection but throws a killed download away: with models in one file of gigabytes
+    that would be hours.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    blob = folder / "blobs" / etag
+    lock = Path(constants.HF_HUB_CACHE) / ".locks" / folder.name / f"{etag}.lock"
+    for parent in (blob.parent, lock.parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    headers = build_hf_headers()
+    if urlsplit(location).netloc != urlsplit(url).netloc:
+        headers.pop("authorization", None)  # a content network is not shown the token
+    with FileLock(lock):
+        if blob.exists():
+            return
+        partial = blob.with_name(f"{blob.name}.incomplete")
+        arrived = partial.stat().st_size if partial.exists() else 0
+        if arrived:
+            log.info("continuing %s from %.0f MB", url, arrived / 1e6)
+        if arrived > size:
+            partial.unlink()
+            arrived = 0
+        with partial.open("ab") as stream:
+            http_get(location, stream, resume_size=arrived, headers=headers, expected_size=size)
+        # Large files' etag is their SHA-256.
+        if SHA256.fullmatch(blob.name) and sha256_of(partial) != blob.name:
+            partial.unlink()
+            raise UserError(
+                f"what came from {url} is damaged (another SHA-256) and was deleted. Run the same command again."
+            )
+        os.replace(partial, blob)
+
+
+def cache_folder(repo: str, repo_type: str = "model") -> Path:
+    """Return where the hub's cache keeps a repository."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / "--".join([f"{repo_type}s", *repo.split("/")])

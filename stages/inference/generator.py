@@ -1,0 +1,219 @@
+"""Greedy continuations of many prompts at once: what transformers' `generate` writes, without its padding and waiting.
+
+What prompts have in common (an instruction's template, examples) is read once for a whole batch; keys and values are
+written in place into one allocation; a sequence that has ended leaves the batch, and it may end as soon as the caller
+has read enough of it.
+
+Shapes: B sequences of a batch, S places of its cache, T nodes of a pass, N of them that are kept, Q query and K
+key/value heads, G = Q / K, D head size, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.inference.beam_search import batches, end_tokens, generated
+from stages.inference.decoder import Attend, FlatDecoder
+from stages.inference.prefix_tree import Tree, passes, plant, side_by_side, tensors
+from stages.inference.scorer import Scorer, segment_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ids = list[int]
+Stop = Callable[[str], bool]
+"""Whether the text written so far is enough."""
+CACHE_TOKENS = 16_384
+"""Places in a batch's cache: 16,384 of SmolLM2-135M are 0.75 GB in float32."""
+ROWS = {"cpu": 48}
+"""Sequences of a batch on a processor: with more, a step's matrix products get no cheaper for each of them."""
+KEEP = 0.75
+"""Share of a batch that may have ended before the rest moves together: moving costs about as much as a step."""
+
+
+class Generator:
+    """Greedy decoding with the model of a `Scorer`."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.tokenizer = scorer.encoder.tokenizer
+        self.ends = end_tokens(scorer)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        new_tokens: int,
+        stop: Stop | None = None,
+        ends: frozenset[int] = frozenset(),
+        advance: Callable[[int], object] = int,
+    ) -> list[str]:
+        """Return what the model writes after each prompt, special tokens left out, in the prompts' order.
+
+        A continuation ends with an end-of-text token (or one of `ends`), after `new_tokens` tokens, or when `stop` is
+        true of it. A prompt that leaves no room for them is cut from the left, as lm-eval's `HFLM` cuts it. `advance`
+        is told how many more are done.
+        """
+        contexts = self.scorer.encoder.prompts(prompts, room=new_tokens)
+        written: list[str] = [""] * len(prompts)
+        rows = ROWS.get(self.scorer.model.device.type, 256)
+        for group in batches([len(ids) + new_tokens for ids in contexts], tokens=CACHE_TOKENS, rows=rows):
+            chosen = [contexts[index] for index in group]
+            writing = _Writing(self.tokenizer, len(group), new_tokens, self.ends | ends, stop, advance)
+            if self.scorer.flat is not None and self.scorer.window is None:
+                self._write(chosen, writing, self.scorer.flat)
+            else:
+                self._write_by_transformers(chosen, writing)
+            for index, text in zip(group, writing.texts, strict=True):
+                written[index] = text
+        return written
+
+    def _write(self, contexts: list[Ids], writing: _Writing, flat: FlatDecoder) -> None:
+        cache = _Cache(len(flat.layers), [len(ids) for ids in contexts], writing.new_tokens)
+        last_BH = self._read(contexts, cache, flat)
+        while True:
+            token_B = self.scorer.logits(last_BH).argmax(-1)
+            live = writing.take(token_B.tolist())
+            if not live:
+                return
+            if len(live) <= KEEP * len(token_B):
+                keep = torch.tensor(live, device=token_B.device)
+                cache.keep(keep)
+                writing.keep(live)
+                token_B = token_B[keep]
+            last_BH = flat(token_B, cache.next_positions(), cache.attend)
+
+    def _read(self, contexts: list[Ids], cache: _Cache, flat: FlatDecoder) -> Tensor:
+        """Run the prompts, fill the cache, and return the hidden state after each, [B, H]."""
+        scorer = self.scorer
+        device = scorer.model.device
+        trees = plant(contexts, largest=scorer.batch_tokens)
+        last: dict[int, Tensor] = {}
+        for batch in passes(trees, tokens=scorer.pass_tokens, segment=scorer.segment):
+            row = side_by_side(batch)
+            hidden_TH = flat(*tensors(row, device), cache.filled_by(row, segment_attention(batch, device)))
+            last |= {index: hidden_TH[path[-1]] for index, path in row.paths.items()}
+        return torch.stack([last[index] for index in range(len(contexts))])
+
+    def _write_by_transformers(self, contexts: list[Ids], writing: _Writing) -> None:
+        """Let the model's own `generate` write all tokens, and take from them what is wanted."""
+        ends, new_tokens = writing.ends, writing.new_tokens
+        for token_B in generated(self.scorer.model, contexts, ends=ends, new_tokens=new_tokens).T.tolist():
+            if not writing.take(token_B):
+                return
+
+
+class _Writing:
+    """The texts of a batch as they grow, and which of them go on."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        count: int,
+        new_tokens: int,
+        ends: frozenset[int],
+        stop: Stop | None,
+        advance: Callable[[int], object],
+    ) -> None:
+        self.tokenizer, self.new_tokens, self.ends, self.stop, self.advance = tokenizer, new_tokens, ends, stop, advance
+        self.tokens: list[Ids] = [[] for _ in range(count)]
+        self.done = [False] * count
+        self.rows = list(range(count))
+
+    @property
+    def texts(self) -> list[str]:
+        """What has been written."""
+        return [self._text(tokens) for tokens in self.tokens]
+
+    def take(self, tokens: Sequence[int]) -> list[int]:
+        """Add one token a row; return the rows that are not at their end."""
+        before = sum(self.done)
+        for row, token in zip(self.rows, tokens, strict=True):
+            if not self.done[row]:
+                self.done[row] = self._ended(row, token)
+        self.advance(sum(self.done) - before)
+        return [place for place, row in enumerate(self.rows) if not self.done[row]]
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with these rows alone."""
+        self.rows = [self.rows[place] for place in places]
+
+    def _ended(self, row: int, token: int) -> bool:
+        if token in self.ends:
+            return True
+        self.tokens[row].append(token)
+        full = len(self.tokens[row]) >= self.new_tokens
+        return full or (self.stop is not None and self.stop(self._text(self.tokens[row])))
+
+    def _text(self, tokens: Ids) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+
+class _Cache:
+    """Keys and values of a batch: first the prompts', each at the places of its own length, then what is written."""
+
+    def __init__(self, layers: int, lengths: list[int], new_tokens: int) -> None:
+        self.lengths = lengths
+        self.start = max(lengths)
+        self.size = self.start + new_tokens
+        self.steps = 0
+        self.pairs: list[tuple[Tensor, Tensor] | None] = [None] * layers
+        self.sees_BS = torch.zeros(len(lengths), self.size, dtype=torch.bool)
+        for row, length in enumerate(lengths):
+            self.sees_BS[row, :length] = True
+
+    def filled_by(self, row: Tree, attend: Attend) -> Attend:
+        """Return `attend` that also keeps the keys and values of the sequences in `row`."""
+        nodes_N = torch.tensor([node for path in row.paths.values() for node in path])
+        rows_N = torch.tensor([index for index, path in row.paths.items() for _ in path])
+        places_N = torch.tensor([place for path in row.paths.values() for place in range(len(path))])
+
+        def keep(layer: int, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, scaling: float) -> Tensor:
+            for kept_BSKD, x_TKD in zip(self._pair(layer, k_TKD), (k_TKD, v_TKD), strict=True):
+                kept_BSKD[rows_N, places_N] = x_TKD[nodes_N]
+            return attend(layer, q_TQD, k_TKD, v_TKD, scaling)
+
+        return keep
+
+    def next_positions(self) -> Tensor:
+        """Open the next place for every sequence, and return the positions of the tokens that come there, [B]."""
+        self.sees_BS[:, self.start + self.steps] = True
+        self.steps += 1
+        device = next(pair[0].device for pair in self.pairs if pair is not None)
+        return torch.tensor([length + self.steps - 1 for length in self.lengths], device=device)
+
+    def attend(self, layer: int, q_BQD: Tensor, k_BKD: Tensor, v_BKD: Tensor, scaling: float) -> Tensor:
+        """Keep one token's key and value a sequence, and return what attention gives it, [B, Q, D]."""
+        stop = self.start + self.steps
+        keys_BSKD, values_BSKD = self._pair(layer, k_BKD)
+        keys_BSKD[:, stop - 1], values_BSKD[:, stop - 1] = k_BKD, v_BKD
+        # The query heads of a group stand where a sequence's queries would: keys and values are read once for all.
+        out_BKGD = F.scaled_dot_product_attention(
+            torch.unflatten(q_BQD, 1, (k_BKD.shape[1], -1)),
+            keys_BSKD[:, :stop].transpose(1, 2),
+            values_BSKD[:, :stop].transpose(1, 2),
+            attn_mask=self.sees_BS[:, None, None, :stop].to(q_BQD.device),
+            scale=scaling,
+        )
+        return out_BKGD.flatten(1, 2)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these sequences alone."""
+        self.lengths = [self.lengths[row] for row in rows.tolist()]
+        self.sees_BS = self.sees_BS[rows.cpu()]
+        self.pairs = [pair and (pair[0][rows], pair[1][rows]) for pair in self.pairs]
+
+    def _pair(self, layer: int, like_TKD: Tensor) -> tuple[Tensor, Tensor]:
+        pair = self.pairs[layer]
+        if pair is None:
+            shape = (len(self.lengths), self.size, *like_TKD.shape[1:])
+            # Zeros, not empty: a masked place's value is multiplied by a weight of 0, and 0 × NaN is NaN.
+            pair = self.pairs[layer] = (like_TKD.new_zeros(shape), like_TKD.new_zeros(shape))
+        return pair

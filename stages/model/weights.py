@@ -1,0 +1,171 @@
+"""Which files make up a checkpoint, and putting them into a model directory. No torch here, except to convert pickles.
+
+Safetensors are preferred and linked to, not copied. Pickled weights are read as tensors and nothing else, and written
+as safetensors at once, shard by shard.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.common.files import COMPANIONS, read_json, write_json
+from stages.common.progress import progress
+from stages.decoders.headers import INDEX, numbers_by_precision, read_header
+from stages.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMATS = (("model.safetensors", INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+"""(one file, index of many) for each format, the preferred one first."""
+SHARD_BYTES = 2_000_000_000
+"""Size from which a converted shard is closed: what the conversion holds in memory."""
+LEFT_OUT = ".rotary_emb.inv_freq"
+"""A buffer that old checkpoints carry and that models compute."""
+
+
+def weight_files(names: Collection[str], read_index: Callable[[str], Any], where: str) -> list[str]:
+    """Return the files among `names` that hold the weights, an index first.
+
+    Raises:
+        UserError: there are none, or an index names a shard that is missing; `where` says in what place.
+    """
+    for single, index in FORMATS:
+        if single in names:
+            return [single]
+        if index in names:
+            shards = sorted(set(read_index(index)["weight_map"].values()))
+            missing = [shard for shard in shards if shard not in names]
+            if missing:
+                raise UserError(
+                    f"{where} is not a whole checkpoint: {index} names {len(missing)} of {len(shards)} shards that "
+                    f"are not there, first {missing[0]}. Fetch it again, or point to the directory that has them."
+                )
+            return [index, *shards]
+    known = ", ".join(name for names_ in FORMATS for name in names_)
+    raise UserError(f"{where} has no weights. Looked for: {known}.")
+
+
+def model_files(directory: Path) -> list[str]:
+    """Return the names of the files of a model directory that matter: config, weights, tokenizer, modelling code.
+
+    Raises:
+        UserError: it is no directory, or lacks its config or weights.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory. model.path must be one with config.json and safetensors.")
+    names = {path.name for path in directory.iterdir() if path.is_file()}
+    if "config.json" not in names:
+        raise UserError(f"{directory} has no config.json, so it is not a Hugging Face model directory.")
+    weights = weight_files(names, lambda index: read_json(directory / index), str(directory))
+    code = sorted(name for name in names if name.endswith(".py"))
+    small = [name for name in COMPANIONS if name in names]
+    return ["config.json", *weights, *small, *(code if read_json(directory / "config.json").get("auto_map") else [])]
+
+
+def place(source: Path, target: Path) -> None:
+    """Make `target` a model directory with the model of `source`: weights linked or converted, the small files copied.
+
+    Raises:
+        UserError: a file is missing or truncated, or a pickle holds more than tensors.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    names = model_files(source)
+    pickled = [source / name for name in names if name.endswith(".bin")]
+    for name in names:
+        if name.endswith(".safetensors"):
+            read_header(source / name)
+            (target / name).unlink(missing_ok=True)
+            (target / name).symlink_to((source / name).resolve())
+        elif not name.startswith("pytorch_model"):
+            shutil.copyfile(source / name, target / name)
+    if pickled:
+        convert(pickled, target, tied=bool(read_json(source / "config.json").get("tie_word_embeddings")))
+
+
+def summarise(directory: Path) -> dict[str, Any]:
+    """Return {"parameters", "dtype", "model_type", "bytes"} of a model directory; tied embeddings count once."""
+    config = read_json(directory / "config.json")
+    headers = {path: read_header(path) for path in sorted(directory.glob("*.safetensors"))}
+    tensors = {name: entry for header in headers.values() for name, entry in header.items()}
+    skipped = {"lm_head.weight"} if config.get("tie_word_embeddings") and len(tensors) > 1 else set()
+    counted = {n: e for n, e in tensors.items() if n not in skipped and not n.endswith(LEFT_OUT)}
+    numbers = numbers_by_precision([counted])
+    return {
+        "parameters": numbers.total(),
+        "dtype": numbers.most_common(1)[0][0],
+        "model_type": config.get("model_type"),
+        "bytes": sum(path.stat().st_size for path in headers),
+    }
+
+
+def convert(pickled: Iterable[Path], target: Path, *, tied: bool) -> None:
+    """Write the tensors of pickled files to `target` as safetensors; with `tied` embeddings the head is left out.
+
+    Raises:
+        UserError: a file is truncated or holds more than tensors (nothing in it is executed).
+    """
+    from safetensors.torch import save_file
+
+    shards: list[tuple[Path, list[str]]] = []
+    for group in _groups(pickled, tied):
+        beside = target / f".converting-{len(shards):05}.tmp"
+        save_file(group, beside, metadata={"format": "pt"})
+        shards.append((beside, list(group)))
+    if len(shards) == 1:
+        os.replace(shards[0][0], target / "model.safetensors")
+        return
+    weight_map: dict[str, str] = {}
+    for number, (beside, names) in enumerate(shards, start=1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        os.replace(beside, target / name)
+        weight_map |= dict.fromkeys(names, name)
+    total = sum((target / name).stat().st_size for name in set(weight_map.values()))
+    write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _groups(pickled: Iterable[Path], tied: bool) -> Iterator[dict[str, Tensor]]:
+    """Yield the tensors of all files in groups of about SHARD_BYTES, each tensor in memory of its own."""
+    group: dict[str, Tensor] = {}
+    with progress("converting to safetensors", total=None, unit="B", scale=True) as bar:
+        for path in pickled:
+            for name, tensor in _read_pickled(path).items():
+                if name.endswith(LEFT_OUT) or (tied and name == "lm_head.weight"):
+                    continue
+                # A copy: pickled tensors may share storage, or be slices of a larger one, which safetensors refuses.
+                group[name] = tensor.detach().clone().contiguous()
+                bar.update(tensor.nbytes)
+                if sum(held.nbytes for held in group.values()) >= SHARD_BYTES:
+                    yield group
+                    group = {}
+    if group:
+        yield group
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a `.bin` file, mapped into memory where its format allows."""
+    import torch
+
+    try:
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            # The format of torch before 1.6 can't be mapped.
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is refused: it holds more than tensors, and loading it would execute what it holds. "
+            "Use a checkpoint with safetensors."
+        ) from None
+    except (RuntimeError, EOFError) as error:
+        raise UserError(f"{path} can't be read, it is probably truncated ({error}). Fetch it again.") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise UserError(f"{path} is not a checkpoint: it must hold one flat dictionary of tensors.")
+    return tensors

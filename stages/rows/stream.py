@@ -1,0 +1,114 @@
+"""The rows of a recovery in the order that its seed gives them, as documents without end.
+
+Owns the order: each epoch is a shuffle of its own, drawn without replacement. The rows of a mixture's parts are
+interleaved so that each part has its share of the tokens at every point. Rows are located once (8 bytes each) and read
+as they are needed, so the file may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice
+from pathlib import Path
+
+from stages.common.files import read_json
+from stages.errors import UserError
+from stages.rows.interleave import interleave
+from stages.rows.packing import Document
+from stages.stage import JSON
+
+BLOCK = 64
+"""Rows tokenised at a time: enough to feed a fast tokenizer's threads, few enough to waste none."""
+
+Encode = Callable[[Sequence[JSON]], list[list[Document]]]
+"""The documents of each row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run of consecutive rows of the file, of a mixture one of its parts.
+
+    Attributes:
+        name: the mixture's for it; empty where the file is no mixture.
+        weight: its share of the tokens.
+        first: index of its first row.
+        rows: how many it has.
+    """
+
+    name: str
+    weight: float
+    first: int
+    rows: int
+
+
+def parts_of(path: Path, rows: int) -> list[Part]:
+    """Return the parts of the file `path` with `rows` rows: those that data.json beside it tells of, or all as one."""
+    record = path.with_name("data.json")
+    told = read_json(record)["source"].get("parts", []) if record.is_file() else []
+    parts, first = [], 0
+    for part in told:
+        parts.append(Part(part["name"], part["weight"], first, part["rows"]))
+        first += part["rows"]
+    return parts or [Part("", 1.0, 0, rows)]
+
+
+class Stream:
+    """The documents of a JSON Lines file in a seeded order, reshuffled each epoch, for as long as they are drawn."""
+
+    def __init__(self, path: Path, encode: Encode, *, seed: int) -> None:
+        self.path = path
+        self._encode = encode
+        self._seed = seed
+        self._offsets = _line_offsets(path)
+        if not self._offsets:
+            raise UserError(f"{path} has no rows.")
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._offsets)
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        """Yield documents without end, but for the first `start`."""
+        return islice(chain.from_iterable(self.rows()), start, None)
+
+    def rows(self) -> Iterator[list[Document]]:
+        """Yield the documents of one row after another, without end."""
+        parts = parts_of(self.path, len(self))
+        drawn = {part.name: self._drawn(part) for part in parts}
+        return interleave(drawn, {part.name: part.weight for part in parts}, _tokens)
+
+    def _drawn(self, part: Part) -> Iterator[list[Document]]:
+        """Yield the rows of one part epoch by epoch."""
+        for epoch in count():
+            order = array("q", range(part.first, part.first + part.rows))
+            random.Random(" ".join(filter(None, (str(self._seed), part.name, str(epoch))))).shuffle(order)
+            yield from self._read(order)
+
+    def _read(self, order: array[int]) -> Iterator[list[Document]]:
+        with self.path.open("rb") as file:
+            for first in range(0, len(order), BLOCK):
+                block = order[first : first + BLOCK]
+                rows = []
+                for index in block:
+                    file.seek(self._offsets[index])
+                    rows.append(json.loads(file.readline()))
+                for index, documents in zip(block, self._encode(rows), strict=True):
+                    yield [replace(document, row=index + 1) for document in documents]
+
+
+def _tokens(documents: list[Document]) -> int:
+    return sum(len(document.ids) for document in documents)
+
+
+def _line_offsets(path: Path) -> array[int]:
+    offsets, position = array("q"), 0
+    with path.open("rb") as lines:
+        for line in lines:
+            if line.strip():
+                offsets.append(position)
+            position += len(line)
+    return offsets

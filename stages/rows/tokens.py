@@ -1,0 +1,185 @@
+"""The documents of one recovery, tokenised once and kept on disk by what decides them.
+
+What a recovery draws is the beginning of a `Stream`, as much as its budget of tokens reaches. That beginning is written
+to the cache under the hash of the rows, the tokenizer, the lengths and labels, the seed and the budget, and mapped into
+memory: another adapter, rank or rate on the same data tokenises nothing, a resumed run continues at a document's number
+with no more than a look at the table, and what is larger than memory stays on disk.
+
+Measured on one core with SmolLM2's tokenizer and the commonsense rows: about 120,000 tokens a second, where
+training takes in some hundreds to two thousand: 1 % of the time or less. It pays on a GPU, where training takes in tens
+to hundreds of thousands a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from stages.common.files import read_json, sha256_of, write_json
+from stages.common.progress import progress
+from stages.rows.packing import Document, encode_whole
+from stages.rows.stream import Stream, parts_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+"""Bumped when the same rows and options would give other documents."""
+IDS, TABLE, FACTS = "ids.u32", "documents.i64", "facts.json"
+FIELDS = 6
+"""Numbers of a document in the table: the token it ends before, first label, task, cut, line of the file, row drawn."""
+
+
+class Tokenised:
+    """The documents of a recovery in their order, on disk.
+
+    Attributes:
+        path: the file of rows that they are of.
+        directory: what `_write` wrote.
+    """
+
+    def __init__(self, path: Path, directory: Path) -> None:
+        import numpy
+
+        facts = read_json(directory / FACTS)
+        self.path, self.directory = path, directory
+        self._rows, self._tasks = int(facts["rows"]), list(facts["tasks"])
+        self._ids_T = numpy.memmap(directory / IDS, dtype=numpy.uint32, mode="r")
+        self._table_DF = numpy.memmap(directory / TABLE, dtype=numpy.int64, mode="r").reshape(-1, FIELDS)
+
+    def __len__(self) -> int:
+        """Number of rows of the data, drawn or not."""
+        return self._rows
+
+    def drawn(self, documents: int) -> int:
+        """Return from how many rows the first so many documents are; a row that is drawn again counts again."""
+        return int(self._table_DF[documents - 1][-1]) + 1 if documents else 0
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        """Yield the documents from number `start` on.
+
+        Raises:
+            IndexError: more are asked for than the budget of tokens reaches.
+        """
+        begin = int(self._table_DF[start - 1][0]) if start else 0
+        for fields in self._table_DF[start:]:
+            end, first_label, task, cut, row, _ = fields.tolist()
+            yield Document(self._ids_T[begin:end].tolist(), first_label, self._tasks[task], bool(cut), row)
+            begin = end
+        raise IndexError(f"{self.directory} holds the documents of a smaller budget than is drawn from it")
+
+
+def tokenised(
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    label_prompts: bool,
+    seed: int,
+    tokens: int,
+    cache: Path,
+) -> Tokenised:
+    """Return the first documents of the rows in `path` that reach `tokens` tokens, from `cache` if they are there.
+
+    Args:
+        path: train.jsonl of a data artifact.
+        tokenizer: the model's.
+        length: longest document in tokens.
+        label_prompts: whether the loss is taken on prompts too.
+        seed: of the order.
+        tokens: the recovery's budget.
+        cache: where downloads and the like are kept.
+
+    Raises:
+        UserError: the file has no rows, or the tokenizer gives no character offsets.
+    """
+    decides = {
+        "format": FORMAT,
+        "rows": _digest(path),
+        "parts": [[part.name, part.weight, part.rows] for part in parts_of(path, 0)],
+        "tokenizer": _tokenizer_digest(tokenizer),
+        "length": length,
+        "label_prompts": label_prompts,
+        "seed": seed,
+        "tokens": tokens,
+    }
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    final = cache / "tokens" / key
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(final.with_suffix(".lock")):
+        if not _is_whole(final):
+            encode = partial(encode_whole, tokenizer=tokenizer, length=length, label_prompts=label_prompts)
+            _write(Stream(path, encode, seed=seed), tokens, final)
+    return Tokenised(path, final)
+
+
+def _write(stream: Stream, tokens: int, final: Path) -> None:
+    """Write the documents of `stream` that reach `tokens` tokens beside `final`, then rename them there."""
+    beside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    for stale in (beside, final):
+        shutil.rmtree(stale, ignore_errors=True)
+    beside.mkdir()
+    tasks: dict[str, int] = {}
+    total = documents = 0
+    try:
+        with (beside / IDS).open("wb") as ids, (beside / TABLE).open("wb") as table, _bar(tokens) as bar:
+            for number, document in _until(stream, tokens):
+                total, documents = total + len(document.ids), documents + 1
+                array("I", document.ids).tofile(ids)
+                task = tasks.setdefault(document.task, len(tasks))
+                fields = (total, document.first_label, task, document.cut, document.row, number)
+                array("q", fields).tofile(table)
+                bar.update(len(document.ids))
+        write_json(beside / FACTS, {"rows": len(stream), "tasks": list(tasks), "tokens": total, "documents": documents})
+        os.replace(beside, final)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _until(stream: Stream, tokens: int) -> Iterator[tuple[int, Document]]:
+    """Yield (number of the row drawn, document) until there are `tokens` tokens."""
+    total = 0
+    for number, documents in enumerate(stream.rows()):
+        for document in documents:
+            yield number, document
+            total += len(document.ids)
+            if total >= tokens:
+                return
+
+
+def _is_whole(directory: Path) -> bool:
+    """Return whether the files in `directory` are as long as they were written."""
+    if not (directory / FACTS).is_file():
+        return False
+    facts = read_json(directory / FACTS)
+    sizes = {IDS: 4 * facts["tokens"], TABLE: 8 * FIELDS * facts["documents"]}
+    return all((directory / name).is_file() and (directory / name).stat().st_size == sizes[name] for name in sizes)
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of the rows, from the record beside them where there is one."""
+    record = path.with_name("data.json")
+    return str(read_json(record)["sha256"]["train"]) if record.is_file() else sha256_of(path)
+
+
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of all that decides a text's tokens; a slow tokenizer, which can't be used, has none."""
+    import tokenizers
+
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    decides = [tokenizers.__version__, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    text = json.dumps([*decides, backend.to_str() if backend is not None else None])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _bar(tokens: int) -> Any:
+    return progress("tokenising", total=tokens, unit="tok", scale=True)

@@ -1,1 +1,0 @@
-"""Where models and evaluation rows come from: wheels by hash, a hub by revision, a local directory by digest."""

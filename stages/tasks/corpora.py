@@ -1,0 +1,157 @@
+"""Texts whose perplexity is taken, as the papers join them: by name from the hub, or a text file of the user's own.
+
+How each is joined decides its perplexity. wikitext2 and ptb are LLM-Pruner's (`LLMPruner/datasets/ppl_dataset.py`:
+test and validation split, rows joined with an empty line, consecutive windows); c4 is that of GPTQ, SparseGPT and Wanda
+(their `data.py`: the first 1,100 documents of one validation shard joined with blanks, of which they read 256 windows).
+No torch here: a plan reads the names.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from stages.common.files import sha256_of, write_json, write_text
+from stages.errors import UserError
+from stages.fetch.hub_errors import explain_hub_errors
+from stages.stage import JSON, Context
+from stages.tasks.config import TasksSource
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """A text of the hub: one file of a data set at a commit.
+
+    Attributes:
+        repo: the data set.
+        revision: its commit, or a branch that the plan resolves.
+        file: the file in it, parquet or gzipped JSON lines.
+        column: the column that is joined.
+        rows: how many rows are joined; a file with fewer is another text.
+        whole: whether these are all of the file's rows.
+        joint: what is put between them.
+        source: for those who read the record.
+    """
+
+    repo: str
+    revision: str
+    file: str
+    column: str
+    rows: int
+    whole: bool = True
+    joint: str
+    source: str
+
+
+CORPORA: dict[str, Corpus] = {
+    "wikitext2": Corpus(
+        repo="Salesforce/wikitext",
+        revision="b08601e04326c79dfdd32d625aee71d232d685c3",
+        file="wikitext-2-raw-v1/test-00000-of-00001.parquet",
+        column="text",
+        rows=4358,
+        joint="\n\n",
+        source="wikitext-2-raw-v1, test split",
+    ),
+    "ptb": Corpus(
+        # The original, ptb-text-only/ptb_text_only, is a program; this copy of it also has the rows as parquet.
+        repo="FALcon6/ptb_text_only",
+        revision="main",
+        file="penn_treebank/validation/0000.parquet",
+        column="sentence",
+        rows=3370,
+        joint="\n\n",
+        source="Penn Treebank (Mikolov's), validation split",
+    ),
+    "c4": Corpus(
+        repo="allenai/c4",
+        revision="1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
+        file="en/c4-validation.00000-of-00008.json.gz",
+        column="text",
+        rows=1100,
+        whole=False,
+        joint=" ",
+        source="C4 en, first 1,100 documents of the first validation shard",
+    ),
+}
+
+
+def write_corpora(config: TasksSource, context: Context) -> JSON:
+    """Write `corpora/NAME.txt` for each of `config.corpora` and `corpora.json`; return {name: bytes}.
+
+    Raises:
+        UserError: a text can't be had, is empty, not UTF-8, or no longer the one that was planned.
+    """
+    record: JSON = {}
+    for name in config.corpora:
+        own = name in config.files
+        text, source = _of_user(name, config, context) if own else _of_hub(name, config.revisions)
+        path = context.output / "corpora" / f"{name}.txt"
+        write_text(path, text)
+        record[name] = {"sha256": sha256_of(path), "bytes": len(text.encode()), "source": source}
+    write_json(context.output / "corpora.json", record)
+    return {name: found["bytes"] for name, found in record.items()}
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file of the user's own.
+
+    Raises:
+        UserError: it can't be read, is empty or not UTF-8.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"evaluate.corpora: {path} can't be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"evaluate.corpora: {path} is not UTF-8 ({error}).") from None
+    if not text.strip():
+        raise UserError(f"evaluate.corpora: {path} is empty.")
+    return text
+
+
+def _of_user(name: str, config: TasksSource, context: Context) -> tuple[str, JSON]:
+    path = context.locations[name]
+    if sha256_of(path) != config.files[name]:
+        raise UserError(f"{path} has changed since the run was planned. Run the same command again.")
+    return read_text(path), {"file": path.name}
+
+
+def _of_hub(name: str, revisions: dict[str, str]) -> tuple[str, JSON]:
+    from huggingface_hub import hf_hub_download
+
+    corpus = CORPORA[name]
+    revision = revisions[corpus.repo]
+    log.info("fetching %s from the hub: %s of %s", name, corpus.file, corpus.repo)
+    with explain_hub_errors(corpus.repo, revision, repo_type="dataset"):
+        path = Path(hf_hub_download(corpus.repo, corpus.file, repo_type="dataset", revision=revision))
+    rows = list(islice(_READERS[path.suffix](path, corpus.column), None if corpus.whole else corpus.rows))
+    if len(rows) != corpus.rows:
+        raise UserError(
+            f"{corpus.file} of {corpus.repo} at {revision[:12]} is not the text of the papers: it does not have "
+            f"{corpus.rows} rows. Give a text of your own: evaluate.corpora=[FILE.txt]."
+        )
+    source = {"repo": corpus.repo, "revision": revision, "file": corpus.file, "text": corpus.source}
+    return corpus.joint.join(rows), source
+
+
+def _parquet(path: Path, column: str) -> Iterator[str]:
+    import pyarrow.parquet
+
+    yield from pyarrow.parquet.read_table(path, columns=[column])[column].to_pylist()
+
+
+def _gzipped_lines(path: Path, column: str) -> Iterator[str]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)[column]
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {".parquet": _parquet, ".gz": _gzipped_lines}

