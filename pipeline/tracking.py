@@ -24,10 +24,10 @@ from stages.common.choices import lookup
 from stages.common.files import read_json, write_json
 from stages.errors import UserError
 from stages.report.summary import main_figures
+from stages.stage import JSON
 
 log = logging.getLogger("pipeline")
 
-JSON = dict[str, Any]
 TOKENS = "recover/tokens"
 ID_DIGITS = 16
 """Hex digits of the recovery's key in a W&B run id, as in an artifact's directory."""

@@ -26,7 +26,7 @@ from pipeline.planning.runtime import resolve_device, resolve_dtype
 from pipeline.planning.tasks import tasks_source
 from pipeline.planning.tuning import TRIAL, recovery_roles
 from pipeline.schema.config import Config, ModelEntry, Reference
-from stages.adapters import ADAPTERS, adapter_of, gives_model
+from stages.adapters import ADAPTERS
 from stages.common.files import read_json
 from stages.common.machine import processor
 from stages.decoders.shapes import DecoderShape
@@ -45,6 +45,7 @@ from stages.prune.config import PruneConfig
 from stages.prune.criteria import CRITERIA
 from stages.prune.sparse import MASKS
 from stages.prune.sparse.config import SparseMLConfig
+from stages.recover.check import adapter_of, gives_model
 from stages.recover.config import DistillationConfig, RecoverConfig, RecoverStageConfig
 from stages.recover.objectives import objective_of
 from stages.registry import STAGES

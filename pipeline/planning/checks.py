@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from pipeline.schema.config import Config, RecoverOptions
+from stages.common.checks import require
 from stages.common.choices import lookup
 from stages.errors import UserError
 from stages.evaluate.check import check_cost
@@ -71,9 +72,3 @@ def _check_tuning(recover: RecoverOptions) -> None:
     require(sound and 1.0 in factors, "recover.tune_factors", "different factors above 0, 1 among them", factors)
     within = tokens is None or 1 <= tokens <= recover.tokens
     require(within, "recover.tune_tokens", f"from 1 to recover.tokens={recover.tokens}", tokens)
-
-
-def require(fulfilled: bool, field: str, rule: str, value: object) -> None:
-    """Raise a `UserError` that names the field, the rule and the value, unless the rule is fulfilled."""
-    if not fulfilled:
-        raise UserError(f"{field} must be {rule}, and is {value!r}.")

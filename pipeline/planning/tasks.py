@@ -12,10 +12,11 @@ from pipeline.schema.config import EvaluateOptions
 from stages.common.choices import nearest
 from stages.common.files import sha256_of
 from stages.errors import UserError
+from stages.fetch.datasets import LOADERS
 from stages.fetch.hub import resolve_revision
 from stages.task_library.check import check_judgeable, evaluated_split, examples, fewshot_split
 from stages.task_library.names import leaves, resolve
-from stages.task_library.own import LOADERS, is_path, own_digest, own_leaves
+from stages.task_library.own import is_path, own_digest, own_leaves
 from stages.task_library.registry import SUITES, TASKS, wheel_rows, wheel_split
 from stages.task_library.yaml_definition import Definition
 from stages.tasks.config import TasksSource

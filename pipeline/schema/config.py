@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 
 from pipeline.tracking import TrackerConfig
 from stages.adapters import ADAPTERS
+from stages.adapters.config import AdapterConfig
 from stages.data.config import DataConfig
 from stages.data.registry import DATASETS
 from stages.evaluate.config import CostConfig, EvaluateConfig
@@ -21,7 +22,7 @@ from stages.export.config import ExportConfig
 from stages.fetch.wheels import Wheel
 from stages.prune.config import PruneConfig
 from stages.prune.methods import METHODS
-from stages.recover.config import AdapterConfig, RecoverConfig
+from stages.recover.config import RecoverConfig
 from stages.stage import CHECKPOINT_SECONDS
 
 

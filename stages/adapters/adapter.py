@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.adapters.config import AdapterConfig
 from stages.decoders.shapes import DecoderShape
-from stages.recover.config import AdapterConfig
 
 if TYPE_CHECKING:
     from torch.nn import Module

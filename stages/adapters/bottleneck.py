@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.adapters.adapter import Adapter, no_rates
+from stages.adapters.config import AdapterConfig
 from stages.adapters.low_rank import check_targets, check_wrapping
+from stages.common.checks import require
 from stages.common.choices import lookup
 from stages.common.files import read_json, write_json
 from stages.errors import UserError
-from stages.recover.check import require
-from stages.recover.config import AdapterConfig
 
 if TYPE_CHECKING:
     from torch.nn import Module

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stages.adapters.bottleneck import BottleneckConfig
-
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+class Options(Protocol):
+    """What a layer takes of the adapter's options (`.bottleneck` has them, and says what they mean)."""
+
+    bottleneck: int
+    activation: str
+    scaling: float
+    dropout: float
+    targets: list[str]
 
 
 class Bottleneck(nn.Module):
@@ -26,7 +34,7 @@ class Bottleneck(nn.Module):
         multiply_accumulates: what the adapter adds to those of the layer, a token.
     """
 
-    def __init__(self, base_layer: nn.Linear, options: BottleneckConfig, *, series: bool) -> None:
+    def __init__(self, base_layer: nn.Linear, options: Options, *, series: bool) -> None:
         super().__init__()
         self.base_layer, self.options, self.series = base_layer, options, series
         inputs = base_layer.out_features if series else base_layer.in_features
@@ -45,7 +53,7 @@ class Bottleneck(nn.Module):
         return y + (self.options.scaling * change).to(y.dtype)
 
 
-def wrap(model: PreTrainedModel, options: BottleneckConfig, *, series: bool) -> PreTrainedModel:
+def wrap(model: PreTrainedModel, options: Options, *, series: bool) -> PreTrainedModel:
     """Give the target layers of `model`'s decoder an adapter, in place; nothing else is trained. Returns `model`."""
     model.requires_grad_(False)
     for parent in list(model.get_decoder().modules()):
@@ -61,6 +69,6 @@ def matrices(adapted: nn.Module) -> dict[str, nn.Parameter]:
     return {f"{name}.{part}": getattr(layer, part) for name, layer in layers.items() for part in ("down", "up")}
 
 
-def options(adapted: nn.Module) -> BottleneckConfig:
+def options(adapted: nn.Module) -> Any:
     """Return the options that `adapted` was wrapped with."""
     return next(layer.options for layer in adapted.modules() if isinstance(layer, Bottleneck))

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stages.adapters.adapter import Adapter, no_rates
+from stages.adapters.config import AdapterConfig
+from stages.common.checks import require
 from stages.decoders.masks import with_mask
-from stages.recover.check import require
-from stages.recover.config import AdapterConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from stages.adapters.lora import LORA, scaling
 from stages.adapters.low_rank import LowRankConfig, check_low_rank
-from stages.recover.check import require
+from stages.common.checks import require
 
 if TYPE_CHECKING:
     from torch.nn import Module

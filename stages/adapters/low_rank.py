@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.adapters.adapter import ADAPTER, Adapter, no_rates
+from stages.adapters.config import AdapterConfig
 from stages.adapters.ranks import PROJECTIONS, layers_of, ranks_of
+from stages.common.checks import require
 from stages.common.choices import nearest
 from stages.common.files import write_json
 from stages.errors import UserError
-from stages.recover.check import require
-from stages.recover.config import AdapterConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from stages.adapters.low_rank import LowRankConfig, check_low_rank
 from stages.adapters.principal import principal
-from stages.recover.check import require
+from stages.common.checks import require
 
 if TYPE_CHECKING:
     from torch import Tensor

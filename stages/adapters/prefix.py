@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.adapters.adapter import Adapter, no_rates
+from stages.adapters.config import AdapterConfig
 from stages.adapters.low_rank import BASE
+from stages.common.checks import require
 from stages.common.files import write_json
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
-from stages.recover.check import require
-from stages.recover.config import AdapterConfig
 
 if TYPE_CHECKING:
     from torch.nn import Module

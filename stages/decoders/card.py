@@ -15,8 +15,7 @@ import yaml
 
 from stages.decoders.lineage import Lineage, name_of, title
 from stages.decoders.shapes import DecoderShape
-
-JSON = dict[str, Any]
+from stages.stage import JSON
 
 CARD = "README.md"
 """Its name in a model directory."""

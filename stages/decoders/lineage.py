@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from stages.common.files import read_json
-
-JSON = dict[str, Any]
+from stages.stage import JSON
 
 ORIGIN = "origin.json"
 """Beside a source model's directory: where it comes from, and its license."""

@@ -16,16 +16,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gguf import TokenType
 
 from stages.errors import UserError
+from stages.stage import JSON
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-JSON = dict[str, Any]
 
 SPACE = "\u2581"
 """Stands for a space in sentencepiece's tokens."""

@@ -9,11 +9,12 @@ from typing import Any
 
 from stages.errors import UserError
 from stages.fetch.hub_errors import explain_hub_errors
-from stages.task_library.own import LOADERS
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+LOADERS = ("json", "csv", "text", "parquet", "arrow")
+"""What a definition's `dataset_path` may say instead of a data set of the hub: read `data_files` in this format."""
 DROPPED = ("trust_remote_code", "streaming", "revision", "data_files")
 """Arguments in a definition that are ours to decide."""
 MEDIA = ("Image", "Audio", "Video", "Pdf", "Nifti")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 
+from stages.adapters import ADAPTERS
+from stages.adapters.adapter import Adapter
+from stages.common.checks import require
+from stages.common.choices import lookup
 from stages.errors import UserError
-from stages.recover.config import RecoverConfig
+from stages.recover.config import RecoverConfig, RecoverStageConfig
 
 DTYPES = ("float32", "bfloat16")
 LOSSES = ("response", "all")
@@ -35,7 +39,20 @@ def check_recover(config: RecoverConfig) -> None:
         )
 
 
-def require(fulfilled: bool, field: str, rule: str, value: object) -> None:
-    """Raise a `UserError` that names the field, the rule and the value, unless the rule is fulfilled."""
-    if not fulfilled:
-        raise UserError(f"{field} must be {rule}, and is {value!r}.")
+def gives_model(config: RecoverStageConfig) -> bool:
+    """Return whether the recovery ends up in weights of the base's own shape, and not in an adapter beside it."""
+    adapter = ADAPTERS[config.adapter.name]
+    return adapter.trained is not None or (adapter.merge is not None and config.recover.merge)
+
+
+def adapter_of(config: RecoverStageConfig) -> Adapter:
+    """Return the adapter that `config` names, all of it checked.
+
+    Raises:
+        UserError: a field is outside its range; the message has the field, the rule and the value.
+    """
+    adapter = lookup("adapter", config.adapter.name, ADAPTERS)
+    adapter.check(config.adapter)
+    check_recover(config.recover)
+    require(config.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", config.dtype)
+    return adapter

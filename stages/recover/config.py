@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-
-@dataclass(kw_only=True, slots=True)
-class AdapterConfig:
-    """Common to every adapter; each subclasses this in its file with options of its own."""
-
-    name: str = "none"
-    """Name in `stages.adapters.ADAPTERS`, or "none" where nothing is recovered."""
+from stages.adapters.config import AdapterConfig
 
 
 @dataclass(kw_only=True, slots=True)

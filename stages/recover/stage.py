@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.adapters import adapter_of, gives_model
 from stages.adapters.adapter import Adapter
 from stages.common.files import read_jsonl, write_json, write_jsonl, write_text
 from stages.decoders.card import CARD, adapter_card
@@ -17,6 +16,7 @@ from stages.decoders.lineage import base_of, lineage
 from stages.decoders.masks import masked_modules
 from stages.decoders.packed_attention import use_packed_attention
 from stages.recover import checkpoints, memory
+from stages.recover.check import adapter_of, gives_model
 from stages.recover.checkpoints import Progress
 from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve

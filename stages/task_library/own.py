@@ -13,6 +13,7 @@ from typing import Any
 
 from stages.common.files import sha256_of
 from stages.errors import UserError
+from stages.fetch.datasets import LOADERS
 from stages.task_library.names import expand
 from stages.task_library.questions import question_definition, read_questions
 from stages.task_library.yaml_definition import (
@@ -26,8 +27,6 @@ from stages.task_library.yaml_definition import (
 
 QUESTIONS = (".jsonl", ".json")
 YAML = (".yaml", ".yml")
-LOADERS = ("json", "csv", "text", "parquet", "arrow")
-"""What `dataset_path` may say instead of a data set of the hub: read `data_files` in this format."""
 
 
 def is_path(asked: str) -> bool:

@@ -9,7 +9,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from stages.recover.config import AdapterConfig, RecoverConfig, RecoverStageConfig
+from stages.adapters.config import AdapterConfig
+from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.recover.launch import launched
 from stages.recover.workers import Workers
 from stages.stage import JSON, Context

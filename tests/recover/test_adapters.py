@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from stages.adapters import ADAPTERS, gives_model
+from stages.adapters import ADAPTERS
 from stages.adapters.low_rank import LowRankConfig, lora_layers
 from stages.common.files import read_jsonl
 from stages.decoders.checkpoint import load_model, load_tokenizer
@@ -23,6 +23,7 @@ from stages.decoders.modeling_pruned import PrunedLlamaConfig, PrunedLlamaForCau
 from stages.decoders.packed_attention import use_packed_attention
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
+from stages.recover.check import gives_model
 from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve
 from stages.recover.loss import TRAINED_CHUNK, trained_head_cross_entropy

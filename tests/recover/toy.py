@@ -9,9 +9,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from stages.adapters import ADAPTERS
+from stages.adapters.config import AdapterConfig
 from stages.adapters.low_rank import LowRankConfig
 from stages.common.files import write_jsonl
-from stages.recover.config import AdapterConfig, RecoverConfig, RecoverStageConfig
+from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.recover.stage import run
 from stages.stage import JSON, Context
 from tests.decoders import decoder

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.common.checks import require
 from stages.errors import UserError
-from stages.recover.check import require
 from stages.recover.config import RecoverStageConfig
 from stages.recover.objectives.objective import Objective, softcap_of
 from stages.stage import JSON, Context
