@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_command_line import configuration
 
+from helpers.configurations import configuration
 from pipeline.planning.build import build_graph
 from pipeline.planning.graph import Node
 from stages.errors import UserError
