@@ -13,12 +13,15 @@ from typing import Any
 
 import yaml
 
+from stages.decoders.families import FAMILIES
 from stages.decoders.lineage import Lineage, name_of, title
 from stages.decoders.shapes import DecoderShape
 from stages.stage import JSON
 
 CARD = "README.md"
 """Its name in a model directory."""
+STAND_INS = {family.stand_in.family for family in FAMILIES.values() if family.stand_in}
+"""Architectures that another family's models may be saved as."""
 LATER = (
     "Evaluations were made after this directory was written: the report of the run has them, and `export=hf` a card "
     "with them."
@@ -68,8 +71,8 @@ def model_card(known: Lineage) -> str:
             "No stock architecture takes these layers' shapes, so the directory carries one small modelling file, "
             "which `trust_remote_code=True` lets run."
         )
-    elif reason and known.config.get("model_type") == "mistral":
-        loading.append(f"Saved as `mistral`: {reason}.")
+    elif reason and known.config.get("model_type") in STAND_INS:
+        loading.append(f"Saved as `{known.config['model_type']}`: {reason}.")
     return _card(known, {"library_name": "transformers", "pipeline_tag": "text-generation"}, "", loading)
 
 

@@ -190,7 +190,7 @@ def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused(tmp_path: Pat
         ("qwen3", "differing", {}, "one shape for all layers"),
         ("olmo2", "heads", {}, "heads that fill the hidden size"),
         ("gemma2", "dense", {"query_pre_attn_scalar": 12}, "queries scaled by 12"),
-        ("gemma2", "dense", {"attn_logit_softcapping": None}, "soft caps"),
+        ("gemma2", "dense", {"attn_logit_softcapping": None}, "without attn_logit_softcapping"),
         ("llama", "dense", {"hidden_act": "gelu"}, "the activation 'gelu'"),
         ("llama", "dense", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "of type 'dynamic'"),
     ]

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedModel
 
+from stages.decoders.logits import Logits
 from stages.decoders.packed_attention import hidden_states, use_packed_attention
 from stages.errors import UserError
 from stages.prune.groups import Kept, Selection
@@ -114,7 +115,7 @@ def test_loss_and_gradients_equal_the_plain_model_called_with_labels(
         states[batch.predictors_N],
         model.get_output_embeddings(),
         batch.labels_N,
-        options.get("final_logit_softcapping"),
+        Logits.of(model),
     )
     loss.backward()
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from stages.common.checks import require
 from stages.errors import UserError
 from stages.recover.config import RecoverStageConfig
-from stages.recover.objectives.objective import Objective, softcap_of
+from stages.recover.objectives.objective import Objective
 from stages.stage import JSON, Context
 
 if TYPE_CHECKING:
@@ -57,12 +57,14 @@ def build(model: PreTrainedModel, config: RecoverStageConfig, teacher: Path | No
     Raises:
         UserError: there is no teacher.
     """
+    from stages.decoders.logits import Logits
     from stages.recover.objectives.divergence import summed_mixture
     from stages.recover.objectives.teacher import Teacher
 
     if teacher is None:
         raise UserError("distillation needs a teacher: the recover stage's input `teacher`, the dense model.")
     options, taught_by = config.recover.distillation, Teacher(teacher, config, context)
+    logits = Logits.of(model)
 
     def summed(hidden_TE: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         loss, cross_entropy, divergence = summed_mixture(
@@ -72,7 +74,7 @@ def build(model: PreTrainedModel, config: RecoverStageConfig, teacher: Path | No
             taught_by.targets(batch),
             temperature=options.temperature,
             share=options.weight,
-            softcap=softcap_of(model),
+            logits=logits,
         )
         return {"loss": loss, "cross_entropy": cross_entropy, "divergence": divergence}
 

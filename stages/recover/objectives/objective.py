@@ -39,9 +39,3 @@ class Objective:
     taught: bool
     facts: Callable[[RecoverStageConfig], JSON]
     build: Callable[[PreTrainedModel, RecoverStageConfig, Path | None, Context], Summed]
-
-
-def softcap_of(model: PreTrainedModel) -> float | None:
-    """Return c where the model caps its logits z to c · tanh(z / c) (gemma2), or None."""
-    softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
-    return softcap

@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 
 from stages.common.files import sha256_of
 from stages.decoders.checkpoint import load_config, load_model, load_tokenizer
+from stages.decoders.logits import Logits
 from stages.decoders.packed_attention import hidden_states, use_packed_attention
 from stages.errors import UserError
 from stages.recover.config import RecoverStageConfig
 from stages.recover.objectives.divergence import Exact, Targets, TopK
-from stages.recover.objectives.objective import softcap_of
 from stages.rows.packing import Batch
 from stages.stage import Context
 
@@ -70,7 +70,7 @@ class Teacher:
     def _exact(self, batch: Batch) -> Exact:
         model = self._model()
         hidden_NE = hidden_states(model, batch)[batch.predictors_N]
-        return Exact(hidden_NE, model.get_output_embeddings(), softcap_of(model), self._options.temperature)
+        return Exact(hidden_NE, model.get_output_embeddings(), Logits.of(model), self._options.temperature)
 
     def _model(self) -> PreTrainedModel:
         if self._loaded is None:
