@@ -91,7 +91,8 @@ PUBLISHED = {
     },
 }
 """By published parameter count, the fields of config.json that decide it."""
-BIASED = {"llama": ("attention_bias", "mlp_bias"), "qwen3": ("attention_bias",), "olmo2": ("attention_bias",)}
+BIASED = dict.fromkeys(("llama", "granite"), ("attention_bias", "mlp_bias"))
+BIASED |= dict.fromkeys(("qwen3", "olmo2"), ("attention_bias",))
 
 
 @pytest.mark.parametrize("options", [{}, {"head_dim": 16}, {"num_key_value_heads": 6, "tie_word_embeddings": True}])

@@ -187,6 +187,21 @@ FAMILIES: dict[str, Family] = {
         head_norms="all",
         gguf=Gguf(architecture="olmo2", filling_heads=True, tied_head=False),
     ),
+    "granite": Family(
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        mlp_bias="mlp_bias",
+        gguf=Gguf(
+            architecture="granite",
+            llama_order=True,
+            numbers={
+                "embedding_scale": "embedding_multiplier",
+                "attention.scale": "attention_multiplier",
+                "residual_scale": "residual_multiplier",
+                "logit_scale": "logits_scaling",
+            },
+        ),
+    ),
 }
 
 

@@ -142,8 +142,9 @@ def test_bfloat16_heads_are_close_to_float32_ones() -> None:
     torch.testing.assert_close(found, wanted, rtol=2e-2, atol=0.0)
 
 
-def test_a_teacher_sees_each_document_alone(tmp_path: Path) -> None:
-    model = decoder(vocab_size=VOCABULARY, max_position_embeddings=256)
+@pytest.mark.parametrize("family", ["llama", "granite"])
+def test_a_teacher_sees_each_document_alone(family: str, tmp_path: Path) -> None:
+    model = decoder(family, vocab_size=VOCABULARY, max_position_embeddings=256)
     artifact = model_artifact(tmp_path / "dense", model)
     documents = [Document(list(range(start, start + 9)), 3, "", cut=False) for start in (30, 60)]
     batch = collate(documents)

@@ -94,6 +94,7 @@ def test_modelling_code_that_goes_round_the_attention_interface_is_refused() -> 
         {"tie_word_embeddings": True},
         {"tie_word_embeddings": False},
         {"family": "gemma2", "final_logit_softcapping": 2.0, "sliding_window": 64},
+        {"family": "granite"},
     ],
 )
 def test_loss_and_gradients_equal_the_plain_model_called_with_labels(
