@@ -4,7 +4,7 @@
            └→ prune ─┬─────→ evaluate (pruned) ─────┤
                      └→ recover → evaluate (recovered) → report → export
 
-With `recover.objective=distillation` recover has the dense model as one more input, the teacher.
+With an objective that is taught (`recover.objective=distillation`) recover has one more input, the dense model.
 With `recover.tune=lr` recover is preceded by trials, one a rate (`pipeline.planning.tuning`).
 With `reference=dense_recovered` the dense model takes the same recovery: one more branch, evaluated like the others.
 Two roles with the same key are one artifact: a sweep evaluates the dense model once. No torch here.
@@ -46,8 +46,8 @@ from stages.prune.criteria import CRITERIA
 from stages.prune.sparse import MASKS
 from stages.prune.sparse.config import SparseMLConfig
 from stages.recover.check import adapter_of, gives_model
-from stages.recover.config import DistillationConfig, RecoverConfig, RecoverStageConfig
-from stages.recover.objectives import objective_of
+from stages.recover.config import RecoverConfig, RecoverStageConfig
+from stages.recover.objectives.registry import decisive, objective_of
 from stages.registry import STAGES
 from stages.report.config import ReportConfig
 
@@ -105,16 +105,17 @@ def _recoveries(config: Config, models: Mapping[str, Node], known: Mapping[str, 
     """Return the same recovery of each of `models`, by the role it has, with its trials and its teacher."""
     stage_config = RecoverStageConfig(
         adapter=config.adapter,
-        recover=_decisive(_narrow(RecoverConfig, config.recover)),
+        recover=decisive(_narrow(RecoverConfig, config.recover)),
         dtype=resolve_dtype(config.recover.dtype, device),
         seed=keys.derive_seed(config.recover.seed, "recover"),
     )
     adapter_of(stage_config)
     roles: dict[str, Node] = {}
     inputs = {"data": known["data"]}
-    if objective_of(stage_config).taught:
+    objective, _ = objective_of(stage_config.recover)
+    if objective.taught:
         otherwise = "train without a teacher: recover.objective=cross_entropy."
-        inputs["teacher"] = teacher = _uncut(config, known["model"], "to distil from", otherwise)
+        inputs["teacher"] = teacher = _uncut(config, known["model"], "to learn from", otherwise)
         roles = _new(known, {"teacher": teacher})
     for role, model in models.items():
         roles |= recovery_roles(role, _recover(stage_config, model, inputs), config.recover)
@@ -277,15 +278,6 @@ def _export(config: Config, roles: Mapping[str, Node]) -> dict[str, Node]:
 def _narrow(kind: Any, options: Any) -> Any:
     """Return the stage's own dataclass `kind` with the values of the command line's wider one."""
     return kind(**{f.name: getattr(options, f.name) for f in dataclasses.fields(kind)})
-
-
-def _decisive(recover: RecoverConfig) -> RecoverConfig:
-    """Return `recover` with the options that decide nothing at their defaults, so that they enter no key."""
-    return (
-        recover
-        if recover.objective == "distillation"
-        else dataclasses.replace(recover, distillation=DistillationConfig())
-    )
 
 
 def _settled(prune: PruneConfig) -> PruneConfig:

@@ -18,8 +18,9 @@ from stages.decoders.logits import PLAIN, Logits
 from stages.errors import UserError
 from stages.prune.groups import Kept, Selection
 from stages.prune.surgery import cut
-from stages.recover.config import DistillationConfig, RecoverStageConfig
+from stages.recover.config import RecoverStageConfig
 from stages.recover.objectives import divergence
+from stages.recover.objectives.distillation import DistillationConfig
 from stages.recover.objectives.divergence import Exact, TopK, summed_mixture
 from stages.recover.objectives.teacher import Teacher
 from stages.recover.stage import run
@@ -149,7 +150,7 @@ def test_a_teacher_sees_each_document_alone(family: str, tmp_path: Path) -> None
     documents = [Document(list(range(start, start + 9)), 3, "", cut=False) for start in (30, 60)]
     batch = collate(documents)
 
-    found = Teacher(artifact / "model", settings(), Context(output=tmp_path)).targets(batch)
+    found = Teacher(artifact / "model", "float32", Context(output=tmp_path), temperature=2.0).targets(batch)
 
     logits = torch.cat([model(torch.tensor([document.ids])).logits[0, 2:8] for document in documents])
     expected = log_softmax(logits / 2.0, 1)
@@ -212,15 +213,20 @@ def test_the_parts_of_the_loss_are_recorded_beside_it(taught: Path, tmp_path: Pa
     for point in steps(tmp_path / "out"):
         mixed = 0.75 * point["cross_entropy"] + 0.25 * point["divergence"]
         assert point["loss"] == pytest.approx(mixed, rel=1e-5)
+    sentence = (
+        "Distilled from the dense model at temperature 2, weight 0.25; 75.0 % of the loss is cross-entropy of the "
+        "tokens themselves."
+    )
     assert summary["objective"] == {
         "name": "distillation",
         "temperature": 2.0,
         "weight": 0.25,
         "teacher_top_k": None,
         "teacher": {},
+        "sentences": [sentence],
     }
     card = (tmp_path / "out" / "model" / "README.md").read_text()
-    assert "Distilled from the dense model at temperature 2, weight 0.25; 75.0 % of the loss is cross-entropy" in card
+    assert sentence in card
 
 
 def test_what_is_cached_is_what_would_be_computed(taught: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.recover.config import RecoverStageConfig
 from stages.recover.objectives.objective import Objective
 from stages.stage import Context
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from stages.rows.packing import Batch
 
 
-def build(model: PreTrainedModel, config: RecoverStageConfig, teacher: Path | None, context: Context) -> Summed:
+def build(model: PreTrainedModel, options: None, teacher: Path | None, dtype: str, context: Context) -> Summed:
     """Return the cross-entropy of `model` on a batch's labels."""
     from stages.decoders.logits import Logits
     from stages.recover.loss import summed_cross_entropy
@@ -32,4 +31,4 @@ def build(model: PreTrainedModel, config: RecoverStageConfig, teacher: Path | No
     return summed
 
 
-CROSS_ENTROPY = Objective(check=lambda config: None, taught=False, facts=lambda config: {}, build=build)
+CROSS_ENTROPY = Objective(taught=False, build=build)
