@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from stages.rows.packing import Batch
 
 
-def build(model: PreTrainedModel, config: RecoverStageConfig, teacher: Path | None, context: Context) -> Summed:
+def build(
+    model: PreTrainedModel, config: RecoverStageConfig, teacher: Path | PreTrainedModel | None, context: Context
+) -> Summed:
     """Return the cross-entropy of `model` on a batch's labels."""
     from stages.recover.loss import summed_cross_entropy
 

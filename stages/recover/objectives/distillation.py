@@ -51,7 +51,9 @@ def facts(config: RecoverStageConfig) -> JSON:
     }
 
 
-def build(model: PreTrainedModel, config: RecoverStageConfig, teacher: Path | None, context: Context) -> Summed:
+def build(
+    model: PreTrainedModel, config: RecoverStageConfig, teacher: Path | PreTrainedModel | None, context: Context
+) -> Summed:
     """Return the mixture of divergence and cross-entropy, and both beside it.
 
     Raises:

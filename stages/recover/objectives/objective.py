@@ -31,14 +31,14 @@ class Objective:
         check: raises a `UserError` for an option outside its range.
         taught: whether the recovery has the input "teacher", the artifact of the dense model.
         facts: what recovery.json says of it besides its name.
-        build: returns the loss of the model that is trained (its adapter attached), given the teacher's model
-            directory where there is one.
+        build: returns the loss of the model that is trained (its adapter attached), given the teacher where there is
+            one: its model directory, or a live model, which is left as it is.
     """
 
     check: Callable[[RecoverStageConfig], None]
     taught: bool
     facts: Callable[[RecoverStageConfig], JSON]
-    build: Callable[[PreTrainedModel, RecoverStageConfig, Path | None, Context], Summed]
+    build: Callable[[PreTrainedModel, RecoverStageConfig, Path | PreTrainedModel | None, Context], Summed]
 
 
 def softcap_of(model: PreTrainedModel) -> float | None:
