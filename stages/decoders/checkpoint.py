@@ -170,8 +170,6 @@ def cut_copy(
     """
     config, architecture = _cut_to(model, shape, dtype)
     made = copy_of(model, dtype=dtype, config=config, shared=True)
-    if config.model_type in PRUNED_MODELS:
-        made._auto_class = "AutoModelForCausalLM"  # `save_pretrained` then copies the modelling file
     made.pruning = record | {"architecture": architecture, "base": base}
     return made
 

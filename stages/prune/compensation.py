@@ -129,7 +129,10 @@ def _add_mean(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
     gone_C = torch.ones_like(own.sum_C)
     gone_C[stays_S] = 0
     assert linear.bias is not None
-    linear.bias.add_((linear.weight.float() @ (gone_C * own.sum_C / own.tokens)).to(linear.bias.dtype))
+    # A copy begins at a multiple of 64 bytes; weights mapped from a file begin wherever its header ends. The sums of a
+    # matrix-vector product depend on it, and layers that are read when they are needed would get another bias.
+    weight_RC = linear.weight.to(torch.float32, copy=True)
+    linear.bias.add_((weight_RC @ (gone_C * own.sum_C / own.tokens)).to(linear.bias.dtype))
 
 
 def _fit(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
