@@ -20,13 +20,13 @@ from stages.common.choices import lookup
 from stages.common.files import read_json, read_jsonl, write_json
 from stages.common.progress import progress
 from stages.decoders.checkpoint import load_tokenizer
-from stages.evaluate.check import check_evaluation
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.journal import Journal
 from stages.evaluate.judge import PROTOCOLS, Model, Paper
 from stages.evaluate.lm import FastLM
 from stages.evaluate.metrics import average, summarise
 from stages.evaluate.perplexity import corpora, passage_rows, select, totals
+from stages.evaluate.plan import check_evaluation
 from stages.inference.scorer import Scorer
 from stages.stage import JSON, Context
 

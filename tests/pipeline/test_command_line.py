@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
-from pipeline.planning.build import build_graph, preview_prune
-from pipeline.schema.config import Config, register
-from pipeline.schema.overrides import check_arguments, groups
+import pipeline
+from pipeline.planning.build import build_graph
+from pipeline.planning.preview import preview
+from pipeline.schema.config import Config
+from pipeline.schema.overrides import groups
 from stages.common.files import write_json
 from stages.errors import UserError
 
@@ -21,18 +21,13 @@ GROUPS = [(group, option) for group, options in groups().items() for option in o
 
 
 def configuration(*overrides: str) -> Config:
-    register()
-    check_arguments(list(overrides))
-    with initialize_config_module("conf", version_base="1.3"):
-        config = OmegaConf.to_object(compose("config", overrides=list(overrides)))
-    assert isinstance(config, Config)
-    return config
+    return pipeline.compose(*overrides)
 
 
 def planned(*overrides: str) -> Config:
     """Return the configuration after everything that is checked before a run starts."""
     config = configuration(*overrides)
-    preview_prune(build_graph(config), config, None)
+    preview(config, build_graph(config), None)
     return config
 
 
@@ -172,7 +167,7 @@ def test_a_local_model_is_known_by_its_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ratio", [0.1, 0.2, 0.3, 0.5, 0.7])
 def test_the_ratio_is_a_share_of_all_parameters(ratio: float) -> None:
     config = configuration(f"ratio={ratio}")
-    plan = preview_prune(build_graph(config), config, None)
+    plan = preview(config, build_graph(config), None)
     assert plan is not None
     assert abs(plan.achieved - ratio) <= 0.005
 
@@ -209,13 +204,13 @@ def test_all_ratios_and_allocations_share_the_scores_of_the_dense_model() -> Non
 
 def test_a_plan_that_scores_decide_is_checked_without_being_foreseen() -> None:
     config = configuration("prune=best", "ratio=0.3")
-    assert preview_prune(build_graph(config), config, None) is None
+    assert preview(config, build_graph(config), None) is None
 
 
 def test_megabytes_are_foreseen_in_the_precision_that_the_weights_have(tmp_path: Path) -> None:
     config = configuration("prune.megabytes=200")
-    assert preview_prune(build_graph(config), config, None) is None, "not known before config.json is there"
+    assert preview(config, build_graph(config), None) is None, "not known before config.json is there"
     write_json(tmp_path / "config.json", dict(config.model.shape or {}) | {"dtype": "bfloat16"})
-    plan = preview_prune(build_graph(config), config, tmp_path)
+    plan = preview(config, build_graph(config), tmp_path)
     assert plan is not None
     assert plan.parameters_after * 2 == pytest.approx(200e6, rel=0.005)

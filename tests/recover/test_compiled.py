@@ -10,8 +10,8 @@ import torch
 
 from stages.common.files import read_jsonl
 from stages.errors import UserError
-from stages.recover.check import COMPILERS, check_recover
 from stages.recover.config import RecoverConfig
+from stages.recover.plan import COMPILERS, check_recover
 from tests.recover.toy import config, recovered
 
 COMPILER = next(filter(None, map(shutil.which, COMPILERS)), None)
