@@ -9,10 +9,11 @@ from pipeline.planning.build import build_graph, preview_prune
 from pipeline.schema.config import Config, register
 from pipeline.schema.overrides import check_arguments
 
+register()
+
 
 def configuration(*overrides: str) -> Config:
     """Return the configuration that a command line describes."""
-    register()
     check_arguments(list(overrides))
     with initialize_config_module("conf", version_base="1.3"):
         config = OmegaConf.to_object(compose("config", overrides=list(overrides)))
