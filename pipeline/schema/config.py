@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 
 from hydra.core.config_store import ConfigStore
 
@@ -85,8 +86,9 @@ class Config:
     """Stages to build again, with everything that depends on them: [prune], [recover], …"""
 
 
+@cache
 def register() -> None:
-    """Tell Hydra the schemas."""
+    """Tell Hydra the schemas, once."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="prune/schema", name="base", node=PruneConfig)
