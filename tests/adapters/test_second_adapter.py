@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from helpers.synthetic import add, everything
+from helpers.toy import config, recovered
 from pipeline.compare import main
 from stages.adapters import ADAPTERS
 from stages.adapters.low_rank import LowRankConfig
 from stages.common.files import read_json
 from stages.decoders.card import adapter_sizes
-from tests.recover.toy import config, recovered
-from tests.report.synthetic import add, everything
 
 OLDER = Path(__file__).resolve().parents[1] / "golden" / "store" / "artifacts" / "recover"
 
