@@ -13,7 +13,7 @@ from statistics import mean, stdev
 
 from pipeline.console.options import show
 from pipeline.recoveries import Recovery, recoveries, seeds_apart
-from stages.adapters import ADAPTERS
+from stages.adapters.registry import ADAPTERS
 from stages.common.files import write_text
 from stages.report import wording as w
 from stages.report.blocks import Block, Cell, Heading, Page, Paragraph, Picture, Table, html

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from stages.decoders.families import FAMILIES
 from stages.decoders.lineage import Lineage, described, revision, title
+from stages.decoders.registry import FAMILIES
 from stages.decoders.shapes import DecoderShape
 from stages.stage import JSON
 

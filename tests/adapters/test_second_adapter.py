@@ -10,8 +10,8 @@ import pytest
 from helpers.synthetic import add, everything
 from helpers.toy import config, recovered
 from pipeline.compare import main
-from stages.adapters import ADAPTERS
 from stages.adapters.low_rank import LowRankConfig
+from stages.adapters.registry import ADAPTERS
 from stages.common.files import read_json
 from stages.decoders.card import adapter_sizes
 
