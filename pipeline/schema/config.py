@@ -13,15 +13,15 @@ from functools import cache
 from hydra.core.config_store import ConfigStore
 
 from pipeline.tracking import TrackerConfig
-from stages.adapters import ADAPTERS
 from stages.adapters.config import AdapterConfig
+from stages.adapters.registry import ADAPTERS
 from stages.data.config import DataConfig
 from stages.data.registry import DATASETS
 from stages.evaluate.config import EvaluateOptions
 from stages.export.config import ExportConfig
 from stages.model.config import ModelConfig
 from stages.prune.config import PruneConfig
-from stages.prune.methods import METHODS
+from stages.prune.registry import METHODS
 from stages.recover.config import RecoverOptions
 from stages.stage import CHECKPOINT_SECONDS
 

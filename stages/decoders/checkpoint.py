@@ -25,9 +25,9 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelF
 from stages.common.files import COMPANIONS, read_json, write_json
 from stages.decoders import modeling_pruned
 from stages.decoders.card import CARD, model_card
-from stages.decoders.families import FAMILIES, PRUNED_PREFIX
 from stages.decoders.headers import INDEX, numbers_by_precision, read_header
 from stages.decoders.lineage import base_of, lineage
+from stages.decoders.registry import FAMILIES, PRUNED_PREFIX
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.stage import JSON

@@ -21,7 +21,7 @@ from stages.prune.allocation.allocate import check_uncut
 from stages.prune.allocation.plan import parse_layers
 from stages.prune.calibration import calibration_ids, calibration_text
 from stages.prune.config import PruneConfig
-from stages.prune.criteria import CRITERIA
+from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Scores, check_finite
 from stages.prune.memory.weights import Weights, opened
 

@@ -47,7 +47,7 @@ from stages.prune.allocation.search import searched
 from stages.prune.calibration import Read, calibration_ids, calibration_text
 from stages.prune.compensation import compensate
 from stages.prune.config import PruneConfig
-from stages.prune.criteria import CRITERIA
+from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Scores, Selection, composed, keep_all, kept_layer, selection_of
 from stages.prune.memory.weights import Weights, opened
 from stages.prune.record import pruning_record, spreads, summary

@@ -215,7 +215,8 @@ def _minimised(objective: Objective, options: Any, material: Material) -> JSON:
 
 
 def _describe(adapter: Adapter, config: RecoverStageConfig) -> JSON:
-    return asdict(config.adapter) | dict(adapter.facts(config.adapter)) | {"merged": gives_model(config)}
+    own = {"sizes": dict(adapter.sizes(config.adapter)), "merged": gives_model(config)}
+    return asdict(config.adapter) | dict(adapter.facts(config.adapter)) | own
 
 
 def _training_facts(progress: Progress, stream: Tokenised) -> JSON:
