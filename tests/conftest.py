@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hubserver import Hub, serve_hub
+
+from helpers.hubserver import Hub, serve_hub
 
 
 @pytest.fixture

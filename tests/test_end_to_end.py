@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from world import ROOT, World, make_world
 
+from helpers.world import ROOT, World, make_world
 from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
 

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.report.synthetic import store
+from helpers.synthetic import store
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "recovery_curves.ipynb"
 

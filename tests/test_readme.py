@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hubserver import serve_hub
-from world import ROOT, World, make_world
+
+from helpers.hubserver import serve_hub
+from helpers.world import ROOT, World, make_world
 
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 SHEARED = ("princeton-nlp/Sheared-LLaMA-1.3B", "a4b76938edbf571ea7d7d9904861cbdca08809b4")

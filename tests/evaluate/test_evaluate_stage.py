@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.questions import PASSAGES, ROWS, model_artifact, reader, stock, tasks_artifact
 from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
@@ -19,7 +20,6 @@ from stages.stage import Context
 from stages.task_library.definitions import leaf_folder, load, load_task
 from stages.task_library.registry import TASKS
 from stages.task_library.yaml_definition import write_definition
-from tests.evaluate.questions import PASSAGES, ROWS, model_artifact, reader, stock, tasks_artifact
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,9 @@ from gguf.quants import dequantize
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from helpers.decoders import token_ids
+from helpers.pruned_models import pruned
+from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from stages.common.files import read_json, write_json
 from stages.decoders.checkpoint import load_model
 from stages.decoders.shapes import DecoderShape
@@ -22,9 +25,6 @@ from stages.errors import UserError
 from stages.export.check import check_export
 from stages.export.config import ExportConfig
 from stages.export.gguf import convert
-from tests.decoders import token_ids
-from tests.export.pruned_models import pruned
-from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 
 
 def fields(path: Path) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.pruned_models import SELECTIONS, pruned, sentencepiece
 from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.export.gguf import convert
-from tests.export.pruned_models import SELECTIONS, pruned, sentencepiece
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="pip install -e .[llama-cpp] compiles it")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from world import World, environment, make_world
 
+from helpers.world import World, environment, make_world
 from pipeline.planning.build import build_graph
 from pipeline.planning.graph import Graph
 from pipeline.schema.config import register

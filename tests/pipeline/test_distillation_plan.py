@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_command_line import configuration
 
 from pipeline.planning.build import build_graph
 from pipeline.planning.graph import Node
 from stages.errors import UserError
+from tests.pipeline.test_command_line import configuration
 
 DISTIL = "recover.objective=distillation"
 

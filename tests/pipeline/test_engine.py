@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from helpers.processes import same_imports
+from helpers.toystages import Number
 from pipeline.engine.engine import Engine
 from pipeline.engine.store import MANIFEST, Store
 from pipeline.planning.graph import Graph, Node
 from stages.errors import UserError
 from stages.stage import Stage
-from tests.pipeline.toystages import Number
 
 
 def stage(function: str = "double", version: int = 1) -> Stage:
     return Stage(
         name=f"toy-{function}",
         version=version,
-        function=f"tests.pipeline.toystages:{function}",
+        function=f"helpers.toystages:{function}",
         outputs=("number.txt",),
     )
 
@@ -229,7 +230,7 @@ def test_two_processes_build_an_artifact_once(tmp_path: Path, ran) -> None:
         "e = Engine(chain(1, 2, function='slow'), Store(root / 'store'), cache=root / 'cache', force=[]); e.run()\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    processes = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
+    processes = [subprocess.Popen(command, cwd=Path(__file__).parents[2], env=same_imports()) for _ in range(2)]
     assert [p.wait(60) for p in processes] == [0, 0]
     assert sorted(ran()) == [1, 2]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world import make_world
 
+from helpers.world import make_world
 from pipeline.planning.build import build_graph
 from pipeline.recoveries import Recovery
 from pipeline.sweep import Outcome, main, page, ranked, sweeps

@@ -3,8 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from world import World, make_world
 
+from helpers.world import World, make_world
 from stages.errors import UserError
 from tests.pipeline.test_command_line import planned
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.decoders import decoder, token_ids
 from stages.decoders.anatomy import decoder_layers
 from stages.prune.statistics.activations import Moments, cosine_distance, input_moments, outputs, silenced
 from stages.prune.statistics.layerwise import Layerwise
-from tests.decoders import decoder, token_ids
 
 
 def test_moments_taken_piece_by_piece_are_those_of_the_whole() -> None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.decoders import decoder, saved, token_ids
+from helpers.pruning import prune
 from stages.decoders.anatomy import decoder_layers
 from stages.decoders.checkpoint import count_parameters, load_model
 from stages.errors import UserError
@@ -19,8 +21,6 @@ from stages.prune.groups import Kept, Selection, keep_all
 from stages.prune.statistics.activations import outputs
 from stages.prune.statistics.gradients import calibration_loss
 from stages.prune.surgery import cut
-from tests.decoders import decoder, saved, token_ids
-from tests.prune.pruning import prune
 
 ALL = Kept(list(range(6)), [0, 1, 2], list(range(40)))
 SELECTION = Selection([ALL, Kept([0, 1, 4, 5], [0, 2], list(range(5, 40, 2))), Kept([0, 2, 4], [0, 1, 2], [])])

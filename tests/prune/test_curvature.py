@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from helpers.decoders import decoder, token_ids
 from stages.decoders.anatomy import decoder_layers
 from stages.prune.criteria.surgeon import SurgeonConfig, score
 from stages.prune.statistics import curvature
 from stages.prune.statistics.activations import outputs
 from stages.prune.statistics.curvature import DAMPING, Elimination, Removal, SecondMoments, losses_in_order, moments
-from tests.decoders import decoder, token_ids
 
 ORDER = [[3], [0, 7], [1, 2, 9], [4], [5, 6, 8]]
 GONE = [[column for columns in ORDER[:count] for column in columns] for count in range(len(ORDER) + 1)]

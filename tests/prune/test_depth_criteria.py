@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from helpers.decoders import decoder, token_ids
 from stages.decoders.anatomy import decoder_layers
 from stages.prune.criteria.block_influence import BlockInfluenceConfig
 from stages.prune.criteria.block_influence import score as block_influence
 from stages.prune.criteria.perplexity import PerplexityConfig
 from stages.prune.criteria.perplexity import score as perplexity
-from tests.decoders import decoder, token_ids
 
 DEPTH = ["layers", "attention", "mlp"]
 BEFORE_MLP = {"llama": "post_attention_layernorm", "gemma2": "pre_feedforward_layernorm", "olmo2": "mlp"}

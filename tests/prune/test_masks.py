@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from helpers.decoders import KINDS as FAMILIES
+from helpers.decoders import decoder, saved, token_ids
 from pipeline.planning.build import build_graph
 from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
@@ -22,8 +24,6 @@ from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.recipe import check
 from stages.prune.stage import run
 from stages.stage import Context
-from tests.decoders import KINDS as FAMILIES
-from tests.decoders import decoder, saved, token_ids
 from tests.pipeline.test_command_line import configuration
 
 IDS = token_ids(16, 24)

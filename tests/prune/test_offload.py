@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from decoders import decoder, saved, token_ids
-from peak import has_mark, peak_bytes
 from transformers import PreTrainedModel
 
+from helpers.decoders import decoder, saved, token_ids
+from helpers.peak import has_mark, peak_bytes
 from stages.common.files import read_json
 from stages.decoders.anatomy import decoder_layers
 from stages.decoders.checkpoint import count_parameters, load_model, save_cut_model

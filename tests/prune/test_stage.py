@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from helpers.decoders import decoder, saved, token_ids
+from helpers.pruning import prune
 from stages.decoders.checkpoint import count_parameters, load_model, load_tokenizer, stored_dtype
 from stages.errors import UserError
 from stages.prune.config import Calibration
@@ -25,8 +27,6 @@ from stages.prune.criteria.surgeon import SurgeonConfig
 from stages.prune.criteria.wanda import WandaConfig
 from stages.prune.groups import Kept, Selection, composed
 from stages.prune.statistics.gradients import calibration_loss
-from tests.decoders import decoder, saved, token_ids
-from tests.prune.pruning import prune
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "llmpruner"
 IDS = token_ids().tolist()

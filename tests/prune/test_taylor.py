@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from decoders import decoder, token_ids
-from peak import has_mark, peak_bytes
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from helpers.decoders import decoder, token_ids
+from helpers.peak import has_mark, peak_bytes
 from stages.decoders.anatomy import Projection, decoder_anatomy
 from stages.prune.statistics import gradients, taylor
 from stages.prune.statistics.taylor import EXPANSIONS, slice_scores

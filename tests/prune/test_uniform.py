@@ -11,7 +11,7 @@ from stages.errors import UserError
 from stages.prune.allocation.allocate import plan_shapes
 from stages.prune.allocation.plan import TOLERANCE, parse_layers
 from stages.prune.criteria.magnitude import MagnitudeConfig
-from tests.test_shapes import LLAMA_7B, SMOLLM2
+from tests.decoders.test_shapes import LLAMA_7B, SMOLLM2
 
 SMALL, LARGE = DecoderShape.from_config(SMOLLM2), DecoderShape.from_config(LLAMA_7B)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.toy import config, recovered
 from stages.common.files import read_jsonl
 from stages.errors import UserError
 from stages.recover.check import COMPILERS, check_recover
 from stages.recover.config import RecoverConfig
-from tests.recover.toy import config, recovered
 
 COMPILER = next(filter(None, map(shutil.which, COMPILERS)), None)
 

@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from helpers.decoders import decoder, token_ids
+from helpers.tiny_tokenizer import VOCABULARY
+from helpers.toy import config, data_artifact, model_artifact, recovered
 from stages.adapters import ADAPTERS
 from stages.adapters.loading import Source
 from stages.decoders.checkpoint import load_model
@@ -21,9 +24,6 @@ from stages.decoders.masks import masked_modules
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.stage import run as prune
 from stages.stage import Context
-from tests.decoders import decoder, token_ids
-from tests.recover.toy import config, data_artifact, model_artifact, recovered
-from tests.tiny_tokenizer import VOCABULARY
 
 IDS = token_ids(vocabulary=VOCABULARY)
 DEAD = "model.layers.1.mlp.gate_proj"

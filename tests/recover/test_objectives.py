@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, kl_div, linear, log_softmax
 from transformers import AutoModelForCausalLM
 
+from helpers.decoders import decoder
+from helpers.tiny_tokenizer import VOCABULARY
+from helpers.toy import config, data_artifact, model_artifact
 from stages.common.files import read_jsonl
 from stages.errors import UserError
 from stages.prune.groups import Kept, Selection
@@ -24,9 +27,6 @@ from stages.recover.objectives.teacher import Teacher
 from stages.recover.stage import run
 from stages.rows.packing import Document, collate
 from stages.stage import JSON, Context
-from tests.decoders import decoder
-from tests.recover.toy import config, data_artifact, model_artifact
-from tests.tiny_tokenizer import VOCABULARY
 
 TOKENS, VOCAB = 19, 23
 

@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from helpers.decoders import decoder
+from helpers.peak import has_mark
+from helpers.toy import config, recovered
 from stages.adapters import ADAPTERS
 from stages.common.files import read_jsonl
 from stages.common.machine import resident_bytes, return_freed_memory
@@ -24,9 +27,6 @@ from stages.recover.seeds import seeded
 from stages.recover.stage import run
 from stages.rows.packing import Batch, Document
 from stages.stage import Context
-from tests.decoders import decoder
-from tests.peak import has_mark
-from tests.recover.toy import config, recovered
 
 MORE_THAN_THERE_IS = 1 << 60
 DOCUMENTS = [Document(list(range(3, 3 + length)), 1, "toy", cut=False) for length in (6, 3, 5)]

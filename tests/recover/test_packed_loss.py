@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedModel
 
+from helpers.decoders import KINDS, decoder
 from stages.decoders.packed_attention import hidden_states, use_packed_attention
 from stages.errors import UserError
 from stages.prune.groups import Kept, Selection
@@ -16,7 +17,6 @@ from stages.prune.surgery import cut
 from stages.recover import loss as head_loss
 from stages.recover.loss import summed_cross_entropy
 from stages.rows.packing import Document, collate
-from tests.decoders import KINDS, decoder
 
 LENGTHS = (5, 17, 1, 30, 8)
 

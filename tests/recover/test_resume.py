@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
+from helpers.processes import same_imports
+from helpers.toy import config, data_artifact, model_artifact
 from stages.errors import UserError
 from stages.recover.stage import run
 from stages.stage import Context
-from tests.recover.toy import config, data_artifact, model_artifact
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {
@@ -86,9 +87,9 @@ def recoveries(tmp_path_factory: pytest.TempPathFactory) -> Recoveries:
     root = tmp_path_factory.mktemp("recoveries")
     model_artifact(root / "base")
     data_artifact(root / "data")
-    command = [sys.executable, "-m", "tests.recover.runs", str(root)]
+    command = [sys.executable, "-m", "helpers.runs", str(root)]
     plan = json.dumps({"settings": SETTINGS, "strikes": STRIKES, "seconds": SECONDS})
-    done = subprocess.run([*command, plan], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([*command, plan], cwd=ROOT, env=same_imports(), stdout=subprocess.PIPE, text=True, check=True)
     runs = defaultdict(list)
     for line in done.stdout.splitlines():
         left = json.loads(line)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from helpers.synthetic import SKILL, TASKS, config, evaluation, everything
 from stages.common.files import read_json, write_json, write_jsonl
 from stages.errors import UserError
 from stages.report.config import ReportConfig
 from stages.report.render import write_run_report
 from stages.report.stage import run
 from stages.stage import Context
-from tests.report.synthetic import SKILL, TASKS, config, evaluation, everything
 
 RUN = {
     "stages": [
@@ -190,7 +190,7 @@ def test_missing_parts_are_said_and_do_not_stop_the_report(
 
 def test_equal_inputs_give_equal_bytes_in_another_process(tmp_path: Path, artifact: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from tests.report.synthetic import config, everything\n"
+        "import sys; from pathlib import Path; from helpers.synthetic import config, everything\n"
         "from stages.report.stage import run; from stages.stage import Context\n"
         "run(config(), everything(Path(sys.argv[1]) / 'in'), Context(output=Path(sys.argv[1]) / 'out'))"
     )

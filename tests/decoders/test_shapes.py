@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.decoders import KINDS, decoder, token_ids
 from stages.decoders.checkpoint import count_parameters, cut_config
 from stages.decoders.modeling_pruned import PrunedLlamaForCausalLM
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
-from tests.decoders import KINDS, decoder, token_ids
 
 SMOLLM2 = {
     "model_type": "llama",

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from decoders import decoder
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from tiny_tokenizer import VOCABULARY, byte_tokenizer
-from tiny_wheels import commonsense_files, pip_environment, write_wheel
 
+from helpers.decoders import decoder
+from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
+from helpers.tiny_wheels import commonsense_files, pip_environment, write_wheel
 from pipeline.engine.store import Store
 from pipeline.execution import run
 from pipeline.planning.build import build_graph
@@ -26,7 +26,7 @@ from pipeline.schema.config import Config, register
 from pipeline.schema.overrides import check_arguments
 from stages.common.files import read_json
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_wheels import pip_environment, write_wheel
 
+from helpers.tiny_wheels import pip_environment, write_wheel
 from stages.errors import UserError
 from stages.fetch.wheels import Wheel, extract, fetch, open_member
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from helpers.questions import reader
+from helpers.tiny_tokenizer import byte_tokenizer
 from stages.errors import UserError
 from stages.inference.beam_search import beam_search
 from stages.inference.scorer import Scorer
-from tests.evaluate.questions import reader
-from tests.tiny_tokenizer import byte_tokenizer
 
 PROMPTS = ["the correct answer is", "question and", "Smørrebrød — ", "one, two, " * 9, "t", "the correct answer is"]
 END = 0

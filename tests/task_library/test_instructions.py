@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from helpers.questions import ROWS
 from stages.common.files import read_jsonl
 from stages.errors import UserError
 from stages.fetch.wheels import Wheel, fetch
 from stages.stage import Context
 from stages.task_library.instructions import EVALUATION, FORMATS, TRAINING, instruct, respond
 from stages.task_library.registry import read_documents
-from tests.evaluate.questions import ROWS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llm_adapters"
 SPLITS = {"arc_easy": "test", "arc_challenge": "test", "openbookqa": "test"}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoders import decoder
 from safetensors import safe_open
 
+from helpers.decoders import decoder
 from stages.common.files import read_json
 from stages.decoders.checkpoint import load_model
 from stages.errors import UserError

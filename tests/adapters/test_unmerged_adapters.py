@@ -9,8 +9,10 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
-from world import World, make_world
 
+from helpers.decoders import decoder, saved, token_ids
+from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
+from helpers.world import World, make_world
 from pipeline import compare, inspect
 from stages.adapters import ADAPTERS
 from stages.adapters.bottleneck_layer import Bottleneck
@@ -24,8 +26,6 @@ from stages.inference.encoding import Query
 from stages.inference.generator import Generator
 from stages.inference.scorer import Scorer
 from stages.rows.packing import Document, collate
-from tests.decoders import decoder, saved, token_ids
-from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "prefix": {"virtual_tokens": 5},

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.models import MODELS
+from helpers.questions import reader
+from helpers.tiny_tokenizer import byte_tokenizer
 from stages.errors import UserError
 from stages.inference.generator import ROWS, Generator
 from stages.inference.scorer import Scorer
-from tests.evaluate.questions import reader
-from tests.scoring.models import MODELS
-from tests.tiny_tokenizer import byte_tokenizer
 
 TEMPLATE = "Below is an instruction that describes a task.\n\n### Instruction:\n"
 PROMPTS = [

@@ -1,4 +1,4 @@
-"""Starts two idle workers, prints their process ids and is killed: -m tests.recover.orphans."""
+"""Starts two idle workers, prints their process ids and is killed: -m helpers.orphans."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def killed(point: JSON) -> None:
 
 
 if __name__ == "__main__":
-    from tests.recover.orphans import idle as work  # by the name under which workers find it
+    from helpers.orphans import idle as work  # by the name under which workers find it
 
     config = RecoverStageConfig(adapter=AdapterConfig(), recover=RecoverConfig(), dtype="float32", seed=0)
     launched(work, config, {}, Context(output=Path(), workers=2, engine="ddp", log=killed))

@@ -9,12 +9,12 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from helpers.decoders import decoder
+from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from stages.decoders.checkpoint import save_cut_model
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.prune.groups import Kept, Selection, keep_all, kept_shape
 from stages.prune.surgery import cut
-from tests.decoders import decoder
-from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 
 ALL = keep_all(LayerShape(6, 3, 40))
 HEADS = Kept([0, 1, 4, 5], [0, 2], list(range(3, 34)))

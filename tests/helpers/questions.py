@@ -7,13 +7,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from helpers.decoders import decoder
+from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from stages.common.files import write_json, write_jsonl
 from stages.task_library.check import evaluated_split, fewshot_split
 from stages.task_library.definitions import leaf_folder
 from stages.task_library.registry import TASKS
 from stages.task_library.yaml_definition import lm_eval_tasks, read_definition, write_definition
-from tests.decoders import decoder
-from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 
 Row = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Runs a recovery many times over, each in a forked child that a signal may strike: -m tests.recover.runs ROOT JSON.
+"""Runs a recovery many times over, each in a forked child that a signal may strike: -m helpers.runs ROOT JSON.
 
 The parent imports once and never computes, so that forking is safe and quick. JSON has {"settings": arguments of
 `toy.config`, "seconds": {output: between checkpoints, unless 0}, "strikes": {output: [[signal, what, count] or null,
@@ -26,9 +26,9 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import stages.adapters.fused
 import stages.recover.loss  # noqa: F401
+from helpers.toy import config
 from stages.recover.stage import run
 from stages.stage import JSON, Context
-from tests.recover.toy import config
 
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
 Strike = tuple[str, str, int]

@@ -1,6 +1,6 @@
 """A small store as an earlier version of this project left it, and the runs that it answers.
 
-`tests/golden/store` was written by `python -m tests.pipeline.older_store` (from the root, with `tests` on the path) at
+`tests/golden/store` was written by `python -m helpers.older_store` (from the root, with `tests` on the path) at
 commit 70d96bc, before the stages moved to their shelves. A change that gives artifacts other keys on purpose says so
 and writes it anew with the same command.
 """
@@ -13,11 +13,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from decoders import decoder
-from tiny_tokenizer import VOCABULARY, byte_tokenizer
-from tiny_wheels import commonsense_files, pip_environment, write_wheel
-from world import ROOT, World
-
+from helpers.decoders import decoder
+from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
+from helpers.tiny_wheels import commonsense_files, pip_environment, write_wheel
+from helpers.world import ROOT, World
 from stages.common.files import read_json
 
 HERE = ROOT / "tests" / "golden" / "store"

@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from helpers.decoders import decoder
+from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from stages.adapters import ADAPTERS
 from stages.adapters.config import AdapterConfig
 from stages.adapters.low_rank import LowRankConfig
@@ -15,8 +17,6 @@ from stages.common.files import write_jsonl
 from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.recover.stage import run
 from stages.stage import JSON, Context
-from tests.decoders import decoder
-from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 
 ANIMALS = {"cow": "moo", "cat": "meow", "dog": "woof", "duck": "quack", "sheep": "baa", "owl": "hoot", "pig": "oink"}
 

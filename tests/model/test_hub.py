@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from decoders import decoder
-from hubserver import TOKEN, Hub
-from tiny_tokenizer import byte_tokenizer
 
+from helpers.decoders import decoder
+from helpers.hubserver import TOKEN, Hub
+from helpers.tiny_tokenizer import byte_tokenizer
 from stages.common.files import read_json, read_jsonl
 from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.task_library.definitions import documents, load

@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import LlamaTokenizer, PreTrainedModel
 
+from helpers.decoders import KINDS, decoder, token_ids
 from stages.decoders.anatomy import decoder_layers
 from stages.decoders.checkpoint import (
     MODELLING_FILE,
@@ -29,7 +30,6 @@ from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.groups import Kept, Selection
 from stages.prune.surgery import cut
-from tests.decoders import KINDS, decoder, token_ids
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

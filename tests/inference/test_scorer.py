@@ -10,13 +10,13 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaForCausalLM
 
+from helpers.models import MODELS
+from helpers.questions import ROWS, reader, stock, stock_loglikelihoods
+from helpers.tiny_tokenizer import byte_tokenizer
 from stages.errors import UserError
 from stages.inference.encoding import Query
 from stages.inference.scorer import Scorer
 from stages.task_library.definitions import documents, load_task
-from tests.evaluate.questions import ROWS, reader, stock, stock_loglikelihoods
-from tests.scoring.models import MODELS
-from tests.tiny_tokenizer import byte_tokenizer
 
 Requests = list[tuple[str, str]]
 TOLERANCE = 1e-3

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from helpers.tiny_tokenizer import byte_tokenizer
 from stages.errors import UserError
 from stages.rows.packing import Batch, Document, collate, encode, encode_whole, split, take
 from stages.rows.stream import Stream
-from tests.tiny_tokenizer import byte_tokenizer
 
 
 @pytest.fixture(scope="module")

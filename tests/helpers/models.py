@@ -8,10 +8,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from helpers.decoders import decoder
+from helpers.questions import reader
+from helpers.tiny_tokenizer import VOCABULARY
 from stages.decoders.modeling_pruned import PrunedLlamaConfig, PrunedLlamaForCausalLM
-from tests.decoders import decoder
-from tests.evaluate.questions import reader
-from tests.tiny_tokenizer import VOCABULARY
 
 
 def per_layer_llama(*shapes: list[int]) -> PrunedLlamaForCausalLM:

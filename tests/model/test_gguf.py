@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_wheels import pip_environment, write_wheel
 from transformers import AutoTokenizer
 
+from helpers.tiny_wheels import pip_environment, write_wheel
 from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
 from stages.fetch.wheels import Wheel

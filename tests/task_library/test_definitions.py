@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from helpers.questions import ROWS, tasks_artifact
 from stages.common.files import read_json, write_json, write_jsonl
 from stages.errors import UserError
 from stages.task_library.definitions import documents, leaf_folder, load, load_task, metrics
 from stages.task_library.yaml_definition import write_definition
-from tests.evaluate.questions import ROWS, tasks_artifact
 
 
 @pytest.fixture(scope="module")

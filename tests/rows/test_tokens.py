@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from helpers.tiny_tokenizer import byte_tokenizer
 from stages.rows.packing import Document, encode_whole
 from stages.rows.stream import Stream
 from stages.rows.tokens import Tokenised, tokenised
-from tests.tiny_tokenizer import byte_tokenizer
 
 ROWS = [
     {"prompt": f"row {index}: ", "response": "yes " * (index % 5), "task": f"toy{index % 2}"} for index in range(40)
