@@ -66,6 +66,12 @@ def test_every_folder_of_stages_is_a_stage_or_a_shelf() -> None:
     assert folders == FOLDERS | set(SHELVES)
 
 
+def test_tests_take_what_they_share_from_the_helpers() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        for found in imports(path):
+            assert not found.startswith(("tests.", "test_", "conftest")), f"{path} imports {found}"
+
+
 def test_no_module_imports_itself_in_a_circle() -> None:
     edges = {name: {found for found in imports(path) if found in MODULES} for name, path in MODULES.items()}
     while free := [name for name, wanted in edges.items() if not wanted]:

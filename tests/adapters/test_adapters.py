@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from helpers.decoders import decoder, token_ids
+from helpers.masked import masked_base, same_zeros, weights
 from helpers.tiny_tokenizer import VOCABULARY
 from helpers.toy import adapter_config, config, data_artifact, model_artifact, recovered
 from stages.adapters import ADAPTERS
@@ -33,7 +34,6 @@ from stages.recover.loss import TRAINED_CHUNK, trained_head_cross_entropy
 from stages.recover.seeds import seeded
 from stages.recover.stage import run
 from stages.stage import JSON, Context
-from tests.recover.test_masked_recovery import masked_base, same_zeros, weights
 
 IDS = token_ids(vocabulary=VOCABULARY)
 SHAPES = [[6, 3, 40], [2, 1, 17], [4, 2, 33]]

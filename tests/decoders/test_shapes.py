@@ -7,30 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.decoders import KINDS, decoder, token_ids
+from helpers.shapes import LLAMA_7B, SMOLLM2
 from stages.decoders.checkpoint import count_parameters, cut_config
 from stages.decoders.modeling_pruned import PrunedLlamaForCausalLM
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
-
-SMOLLM2 = {
-    "model_type": "llama",
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "tie_word_embeddings": True,
-}
-LLAMA_7B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "vocab_size": 32000,
-}
-
 
 PUBLISHED = {
     134_515_008: SMOLLM2,

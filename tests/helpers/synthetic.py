@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.common.files import write_json, write_jsonl
+from stages.common.files import read_json, write_json, write_jsonl
 from stages.report.config import ReportConfig
 from stages.report.stage import run
 from stages.stage import Context
@@ -242,3 +242,10 @@ def add(
     settings = {"recover": {"adapter": {"name": adapter, "rank": 16, "alpha": 16.0}, "seed": seed}}
     run(config(**({"adapter": adapter, "configuration": settings} | changes)), inputs, Context(output=directory))
     write_json(directory / "manifest.json", {})
+
+
+def report_of(directory: Path, settings: ReportConfig, inputs: dict[str, Path]) -> dict[str, Any]:
+    """Return the report that the stage writes to `directory`."""
+    run(settings, inputs, Context(output=directory))
+    report: dict[str, Any] = read_json(directory / "report.json")
+    return report

@@ -1,4 +1,4 @@
-"""Stages that count how often they run, for tests of the engine."""
+"""Stages that count how often they run, and graphs of them, for tests of the engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.stage import Context
+from pipeline.planning.graph import Graph, Node
+from stages.stage import Context, Stage
 
 
 @dataclass
@@ -47,3 +48,25 @@ def full_disk(config: Number, inputs: Mapping[str, Path], context: Context) -> d
     """Fail as a full disk does, after some work."""
     (context.output / "progress.txt").write_text("half")
     raise OSError(28, os.strerror(28), str(context.output / "number.txt"))
+
+
+def stage(function: str = "double", version: int = 1) -> Stage:
+    """Return a stage that runs one of the functions above."""
+    return Stage(
+        name=f"toy-{function}",
+        version=version,
+        function=f"{__name__}:{function}",
+        outputs=("number.txt",),
+    )
+
+
+def chain(*values: int, function: str = "double", version: int = 1, fail: int | None = None) -> Graph:
+    """Return a graph whose nodes feed each other: first → … → last."""
+    roles: dict[str, Node] = {}
+    previous: Node | None = None
+    for i, value in enumerate(values):
+        inputs = {} if previous is None else {"previous": previous}
+        config = Number(value, fail=fail == i)
+        previous = Node(stage(function, version), f"n{i}", config, inputs)
+        roles["model" if i == 0 else "report" if i == len(values) - 1 else f"middle{i}"] = previous
+    return Graph(roles, "cpu")

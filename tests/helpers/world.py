@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
-
+from helpers.configurations import configuration
 from helpers.decoders import decoder
 from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from helpers.tiny_wheels import commonsense_files, pip_environment, write_wheel
@@ -22,8 +20,7 @@ from pipeline.engine.store import Store
 from pipeline.execution import run
 from pipeline.planning.build import build_graph
 from pipeline.planning.graph import Graph
-from pipeline.schema.config import Config, register
-from pipeline.schema.overrides import check_arguments
+from pipeline.schema.config import Config
 from stages.common.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,13 +55,7 @@ class World:
 
     def config(self, *overrides: str, store: str = "artifacts") -> Config:
         """Return the configuration that a command line describes."""
-        arguments = self.arguments(*overrides, store=store)
-        register()
-        check_arguments(arguments)
-        with initialize_config_module("conf", version_base="1.3"):
-            config = OmegaConf.to_object(compose("config", overrides=arguments))
-        assert isinstance(config, Config)
-        return config
+        return configuration(*self.arguments(*overrides, store=store))
 
     def plan(self, *overrides: str) -> Graph:
         """Return the plan of a command line."""

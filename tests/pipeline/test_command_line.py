@@ -8,32 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
+from helpers.configurations import configuration, planned
 from pipeline.planning.build import build_graph, preview_prune
-from pipeline.schema.config import Config, register
-from pipeline.schema.overrides import check_arguments, groups
+from pipeline.schema.overrides import groups
 from stages.common.files import write_json
 from stages.errors import UserError
 
 GROUPS = [(group, option) for group, options in groups().items() for option in options]
-
-
-def configuration(*overrides: str) -> Config:
-    register()
-    check_arguments(list(overrides))
-    with initialize_config_module("conf", version_base="1.3"):
-        config = OmegaConf.to_object(compose("config", overrides=list(overrides)))
-    assert isinstance(config, Config)
-    return config
-
-
-def planned(*overrides: str) -> Config:
-    """Return the configuration after everything that is checked before a run starts."""
-    config = configuration(*overrides)
-    preview_prune(build_graph(config), config, None)
-    return config
 
 
 @pytest.mark.parametrize(("group", "option"), GROUPS, ids=[f"{g}={o}" for g, o in GROUPS])

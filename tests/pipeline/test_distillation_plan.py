@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.configurations import configuration
 from pipeline.planning.build import build_graph
 from pipeline.planning.graph import Node
 from stages.errors import UserError
-from tests.pipeline.test_command_line import configuration
 
 DISTIL = "recover.objective=distillation"
 

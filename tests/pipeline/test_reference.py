@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from helpers.configurations import configuration
 from pipeline.planning.build import build_graph
-from tests.pipeline.test_command_line import configuration
 
 
 def test_the_dense_model_takes_the_same_recovery_and_is_judged_like_the_others() -> None:

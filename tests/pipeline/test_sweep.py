@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from helpers.configurations import configuration
 from helpers.world import make_world
 from pipeline.planning.build import build_graph
 from pipeline.recoveries import Recovery
@@ -13,7 +14,6 @@ from pipeline.sweep import Outcome, main, page, ranked, sweeps
 from stages.errors import UserError
 from stages.report.blocks import markdown
 from stages.report.rank_figure import ranks_svg
-from tests.pipeline.test_command_line import configuration
 
 TINY = (
     "experiment=rank_sweep",

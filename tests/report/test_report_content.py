@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from helpers.synthetic import FAIR, SKILL, config, cost, evaluation, everything, recovery
+from helpers.synthetic import FAIR, SKILL, config, cost, evaluation, everything, recovery, report_of
 from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.errors import UserError
 from stages.report.stage import run
 from stages.stage import Context
-from tests.report.test_report import report_of
 
 
 @pytest.fixture(scope="module")
