@@ -7,9 +7,7 @@ from pathlib import Path
 
 from helpers.world import ROOT
 
-PAGES = sorted(
-    path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
-)
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")))
 """Relative to the project's root, README.md among them."""
 
 
@@ -27,5 +25,6 @@ def links(page: str) -> list[str]:
 
 def headings(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub makes them: small letters, words joined by hyphens."""
-    found = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
