@@ -17,6 +17,9 @@ import pytest
 from helpers.commands import Shell, here, noted, shell
 from helpers.pages import PAGES, blocks, headings, links
 from helpers.world import ROOT, environment, make_world
+from pipeline.schema.overrides import groups
+from stages.adapters import ADAPTERS
+from stages.prune.methods import METHODS
 
 EXTENDING = "docs/extending.md"
 LONGEST = 180
@@ -95,3 +98,16 @@ def test_every_page_is_reached_from_the_readme() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= LONGEST
+
+
+def test_the_readme_names_every_option_of_every_group() -> None:
+    named = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE))
+    for group, options in groups().items():
+        short = {f"{name}-pruned" for name in options} if "`…-pruned`" in named[group] else set()
+        assert not [option for option in options if f"`{option}`" not in named[group] and option not in short], group
+
+
+@pytest.mark.parametrize(("page", "names"), [("docs/pruning.md", METHODS), ("docs/adapters.md", ADAPTERS)])
+def test_a_page_has_every_method_there_is(page: str, names: dict[str, object]) -> None:
+    text = (ROOT / page).read_text()
+    assert not [name for name in names if f"`{name}`" not in text and f"`prune={name}`" not in text]
