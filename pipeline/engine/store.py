@@ -81,7 +81,7 @@ class Store:
             ) from error
 
     def directory(self, stage: str, label: str, key: str) -> Path:
-        """Return the directory of the artifact with this key. One that is there keeps its label; a new one takes `label`."""
+        """Return the artifact's directory. One that is there keeps its label, a new one gets `label`."""
         named = self.root / stage / f"{label}-{key[:SHORT]}"
         if named.exists():
             return named
