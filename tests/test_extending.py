@@ -31,10 +31,14 @@ def add(block: str, project: Path) -> None:
     if place["end"]:
         file.write_text(f"{before}\n\n{text}")
         return
-    line = rf"^{place['name']}\b.*[{{(]$" if place["name"] else "^from __future__ import annotations$"
+    # A line goes to the beginning of a dictionary, or to the end of a class.
+    line = {
+        "imports": r"^from __future__ import annotations\n",
+        "name": rf"^{place['name']}\b.*\{{\n|^class {place['name']}\b[^\0]*?\n(?=\n\n\S|\Z)",
+    }["name" if place["name"] else "imports"]
     found = re.findall(line, before, re.MULTILINE)
     assert len(found) == 1, f"{place['file']}: {line}"
-    file.write_text(before.replace(f"{found[0]}\n", f"{found[0]}\n{text}", 1))
+    file.write_text(before.replace(found[0], f"{found[0]}{text}"))
 
 
 def test_who_follows_the_page_adds_what_it_names(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -45,7 +45,7 @@ def shell_blocks() -> Iterator[object]:
 
 @pytest.mark.parametrize("block", shell_blocks())
 def test_a_shell_block_of_a_page_runs(
-    block: str, checkout: Shell, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    block: str, checkout: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = checkout.run(block)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -53,12 +53,18 @@ def test_a_shell_block_of_a_page_runs(
     with environment(checkout.variables):
         for module, arguments in noted(checkout.noted):
             if module == "pipeline":
-                caplog.clear()
                 here(module, arguments)
-                assert "report" in caplog.text  # of every plan the last stage
+                assert "report" in capsys.readouterr().out  # of every plan the last stage
             else:
                 with pytest.raises(SystemExit, match="^0$"):
                     here(module, arguments)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != EXTENDING and blocks(page, "python")])
+def test_the_snippets_of_a_page_run_one_after_the_other(page: str, checkout: Shell) -> None:
+    snippets = "\n".join(blocks(page, "python"))
+    done = checkout.start([sys.executable, "-m", "helpers.snippets"], given=snippets)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def test_the_pages_have_the_commands_a_reader_looks_for() -> None:

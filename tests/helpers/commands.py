@@ -12,37 +12,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
+import pipeline
+from helpers import tiny
 from helpers.hubserver import serve_hub
 from helpers.processes import same_imports
 from helpers.world import World
-from pipeline.execution import run
-from pipeline.schema.config import Config, register
-from pipeline.schema.overrides import check_arguments
+from pipeline.schema.config import Action
 
-SHEARED = ("princeton-nlp/Sheared-LLaMA-1.3B", "a4b76938edbf571ea7d7d9904861cbdca08809b4")
+SERVED = {
+    "princeton-nlp/Sheared-LLaMA-1.3B": "a4b76938edbf571ea7d7d9904861cbdca08809b4",
+    "HuggingFaceTB/SmolLM2-135M": "93efa2f097d58c2a74874c7e644dbc9b0cee75a2",
+}
+"""Models of the hub that pages name, by their commit; each is the tiny one here."""
 OURS = ("ARGS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL")
 """What `make test` was told: not for the `make` of a block."""
 FUNCTIONS = r"""
 set -e
-tiny() {
-  more="$SMALL"
-  case " $* " in
-    *" data=arc "*) ;;
-    *" data="*|*" recover=best"*) more="$(sed 's/data[.]wheel[^ ]*//g' <<< "$SMALL")";;
-  esac
-  case " $* " in *" runtime="*) more="${more/runtime=cpu/}";; esac
-  case "$*" in *[mM][oO][dD][eE][lL]=*) echo "$more";; *) echo "$more $MODEL_HERE";; esac
-}
+tiny() { "$ADDED" "$TINY" "$@"; }
 make() {
   case "$1" in
     recover|plan)
       given=""; rest=(); run=()
       for word in "$@"; do case "$word" in ARGS=*) given="${word#ARGS=}";; *) rest+=("$word");; esac; done
       if [ "$1" = plan ]; then run=(RUN="$LATER"); fi
-      more="$(tiny "$@")"; quote="'"
+      more="$(tiny "$@" | tr '\n' ' ')"; quote="'"
       command make -o .venv/.installed "${run[@]}" "${rest[@]}" ARGS="$given ${more//$quote/\\$quote}";;
     help|compare) command make -o .venv/.installed "$@";;
     *) command make --dry-run -o .venv/.installed "$@";;
@@ -85,16 +79,18 @@ class Shell:
         self.noted.write_text("")
         return self.start(["bash", "-c", FUNCTIONS + block])
 
-    def start(self, command: list[str], **more: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end, a stand-in for the hub beside it."""
+    def start(self, command: list[str], given: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end on the input `given`, a stand-in for the hub beside it; `more` are variables."""
         with serve_hub() as hub:
-            repo, commit = SHEARED
-            hub.repos[repo] = {commit: self.world.root / "model", "main": self.world.root / "model"}
+            model = self.world.root / "model"
+            hub.repos |= {repo: {commit: model, "main": model} for repo, commit in SERVED.items()}
             variables = same_imports() | self.variables | hub.environment(self.world.root / "hub")
             variables |= {"HF_HUB_OFFLINE": "0"} | more
             for name in OURS:
                 variables.pop(name, None)
-            return subprocess.run(command, cwd=self.world.root, env=variables, capture_output=True, text=True)
+            return subprocess.run(
+                command, cwd=self.world.root, env=variables, input=given, capture_output=True, text=True
+            )
 
 
 def shell(world: World, *, everything_later: bool = False) -> Shell:
@@ -110,6 +106,8 @@ def shell(world: World, *, everything_later: bool = False) -> Shell:
         "SMALL": " ".join(small),
         "MODEL_HERE": " ".join(model),
         "LATER": str(later),
+        "ADDED": sys.executable,
+        "TINY": tiny.__file__,
         "NOTED": str(noted),
     }
     return Shell(world, variables, later, noted)
@@ -128,12 +126,11 @@ def here(module: str, arguments: list[str]) -> None:
     elif module != "pipeline":
         importlib.import_module(module).main(arguments)
     else:
-        register()
-        check_arguments(arguments)
-        with initialize_config_module("conf", version_base="1.3"):
-            config = OmegaConf.to_object(compose("config", overrides=arguments))
-        assert isinstance(config, Config)
-        run(config, Path("outputs") / "here", "a page")
+        config = pipeline.compose(*arguments)
+        if config.action is Action.plan:
+            print(pipeline.plan(config=config))
+        else:
+            pipeline.run(config=config)
 
 
 if __name__ == "__main__":
