@@ -9,17 +9,16 @@ from itertools import islice
 from pathlib import Path
 
 import yaml
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
+import pipeline
 from pipeline.engine.engine import Engine
 from pipeline.engine.store import Store
 from pipeline.planning.build import build_graph, cache_directory
 from pipeline.planning.graph import Graph
-from pipeline.planning.runtime import resolve_dtype
-from pipeline.schema.config import Config, register
+from pipeline.schema.config import Config
 from pipeline.schema.overrides import check_arguments
 from stages.common.files import read_json, read_jsonl
+from stages.common.machine import precision
 from stages.decoders.checkpoint import load_tokenizer
 from stages.errors import UserError
 from stages.task_library.definitions import Document, documents, leaf_folder, load
@@ -56,7 +55,7 @@ class Built:
     @property
     def recover_dtype(self) -> str:
         """The precision that a recovery takes there."""
-        return resolve_dtype(self.config.recover.dtype, self.graph.device)
+        return precision("recover.dtype", self.config.recover.dtype, self.graph.device)
 
 
 def built(overrides: Sequence[str], roles: Sequence[str]) -> Built:
@@ -65,11 +64,7 @@ def built(overrides: Sequence[str], roles: Sequence[str]) -> Built:
     Raises:
         UserError: what a run of the pipeline would raise.
     """
-    register()
-    check_arguments(list(overrides))
-    with initialize_config_module("conf", version_base="1.3"):
-        config = OmegaConf.to_object(compose("config", overrides=list(overrides)))
-    assert isinstance(config, Config)
+    config = pipeline.compose(*overrides)
     graph = build_graph(config)
     store = Store(Path(config.runtime.artifact_root).expanduser().resolve())
     store.prepare()
@@ -118,7 +113,7 @@ def collect(overrides: Sequence[str], *, limit: int, generate_limit: int) -> Mat
     return Material(
         model=model / "model",
         device=graph.device,
-        dtype=resolve_dtype(config.evaluate.dtype, graph.device),
+        dtype=precision("evaluate.dtype", config.evaluate.dtype, graph.device),
         documents={task: _documents(rows, task, limit) for task in tasks},
         prompts={task: _prompts(rows, task, generate_limit) for task in tasks},
     )

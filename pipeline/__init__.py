@@ -1,1 +1,37 @@
-"""The composition root: configuration, plan, keys, store, engine, tracking and inspection of the stages' artifacts."""
+"""The pipeline: it composes a configuration, plans the graph of stages, keeps their artifacts and runs what is missing.
+
+From Python:
+
+    import pipeline
+
+    print(pipeline.plan("model=llama-7b", "ratio=0.2"))
+    run = pipeline.run("prune=best", "ratio=0.3", "adapter=rora")
+    run.report["perplexity"], run.model, run.store
+
+Importing it loads neither torch nor Hydra; a name does when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.api import Plan, Run, compose, plan, run
+
+PUBLIC = {"run": "api", "plan": "api", "compose": "api", "Run": "api", "Plan": "api"}
+"""Every public name, and the submodule it is in. None of them is a submodule's own name, which Python would return."""
+
+__all__ = ["Plan", "Run", "compose", "plan", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Return the public `name`, importing what it needs."""
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'pipeline' has no attribute '{name}'")
+    return getattr(import_module(f"pipeline.{PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

@@ -5,55 +5,123 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.console.tables import plan_table, prune_table
-from pipeline.engine.engine import Engine
+from pipeline.console.tables import plan_table
+from pipeline.engine.engine import Engine, Observe
 from pipeline.engine.provenance import commit, versions
 from pipeline.engine.store import Store, explain_disk_error
-from pipeline.planning.build import build_graph, cache_directory, check_adaptable, check_exportable, preview_prune
+from pipeline.planning.build import TRIAL, build_graph, cache_directory
 from pipeline.planning.graph import Graph
+from pipeline.planning.preview import preview
 from pipeline.planning.runtime import resolve_workers
-from pipeline.planning.tuning import TRIAL
 from pipeline.schema.config import Action, Config
 from pipeline.tracking import Tracker, open_tracker
 from stages.common.files import read_jsonl
 from stages.common.machine import hardware
-from stages.prune.allocation.allocate import decided_by_shapes
-from stages.prune.sparse.config import SparseMLConfig
-from stages.prune.sparse.recipe import table as masks_table
+from stages.errors import UserError
+from stages.prune.plan import outlook
 from stages.report.render import write_run_report
 
 log = logging.getLogger("pipeline")
 
+LAST = ("recover", "prune", "model")
+"""The roles that may hold the last model of a run, the last first."""
 
-def run(config: Config, directory: Path, command: str) -> None:
-    """Run `config`; `directory` is Hydra's run directory, where the report is found.
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a configuration would do.
+
+    Attributes:
+        config: the configuration.
+        graph: its stages, with every key.
+        engine: which of their artifacts are there.
+        text: both as the command line prints them, with what pruning will cut.
+    """
+
+    config: Config
+    graph: Graph
+    engine: Engine
+    text: str
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run left.
+
+    Attributes:
+        report: what report.json holds.
+        directory: the run's own, with report.html, .md and .json.
+        artifacts: where the artifact of each role lies that the run built, read or found: "prune", "recover", …
+        store: the artifact store.
+    """
+
+    report: dict[str, Any] = field(repr=False)
+    directory: Path
+    artifacts: Mapping[str, Path]
+    store: Store
+
+    @property
+    def model(self) -> Path:
+        """The Hugging Face directory of the last model: recovered, else pruned, else as it came.
+
+        Raises:
+            UserError: the recovery left an adapter that is not merged.
+        """
+        last = next(self.artifacts[role] for role in LAST if role in self.artifacts)
+        if not (last / "model").is_dir():
+            raise UserError(
+                f"{last} holds an adapter beside the pruned model, and no model of its own. Load both: "
+                "stages.adapters.loading.Source.of(run.artifacts['recover'], base=run.artifacts['prune']).load()."
+            )
+        return last / "model"
+
+
+def plan(config: Config, observe: Observe = lambda node: lambda point: None) -> Plan:
+    """Return what `config` would do, building nothing; `observe` is the engine's.
+
+    Raises:
+        UserError: something the user can mend.
+    """
+    graph = build_graph(config)
+    runtime = config.runtime
+    engine = Engine(
+        graph,
+        Store(Path(runtime.artifact_root).expanduser().resolve()),
+        cache=cache_directory(config),
+        force=config.force,
+        observe=observe,
+        threads=runtime.threads,
+        engine=runtime.engine,
+        workers=resolve_workers(runtime.engine, runtime.workers, graph.device),
+        checkpoint_seconds=runtime.checkpoint_seconds,
+    )
+    return Plan(config, graph, engine, _describe(config, graph, engine))
+
+
+def run(config: Config, directory: Path, command: str) -> Run | None:
+    """Run `config`; `directory` is the run's own, where the report is found. None where only a plan is asked for.
 
     Raises:
         UserError: something the user can mend.
     """
     started = datetime.now(UTC)
-    graph = build_graph(config)
-    store = Store(Path(config.runtime.artifact_root).expanduser().resolve())
     tracker_of: dict[str, Tracker] = {}
-    engine = Engine(
-        graph,
-        store,
-        cache=cache_directory(config),
-        force=config.force,
-        observe=lambda node: tracker_of[node.key].log if node.key in tracker_of else lambda point: None,
-        threads=config.runtime.threads,
-        engine=config.runtime.engine,
-        workers=resolve_workers(config.runtime.engine, config.runtime.workers, graph.device),
-        checkpoint_seconds=config.runtime.checkpoint_seconds,
-    )
-    log.info("%s", _describe(config, graph, engine))
+    planned = plan(config, lambda node: tracker_of[node.key].log if node.key in tracker_of else lambda point: None)
+    graph, engine = planned.graph, planned.engine
+    log.info("%s", planned.text)
     if config.action is Action.plan:
-        return
-    store.prepare()
+        return None
+    engine.store.prepare()
     try:
         with _tracker(config, graph) as tracker:
             if "recover" in graph.roles:
@@ -70,23 +138,16 @@ def run(config: Config, directory: Path, command: str) -> None:
     log.info("\n%s\n\nreport: %s", report["summary"], directory / "report.html")
     if "export" in graph.roles:
         log.info("export: %s", engine.done[graph.roles["export"].key].path)
+    found = {role: engine.done[node.key].path for role, node in graph.roles.items() if node.key in engine.done}
+    return Run(report, directory, found, engine.store)
 
 
 def _describe(config: Config, graph: Graph, engine: Engine) -> str:
     """Return the plan as text: stages with their fate, and what pruning will cut."""
     model = engine.store.directory("model", graph.roles["model"].label, graph.roles["model"].key) / "model"
-    preview = preview_prune(graph, config, model)
-    check_adaptable(config, preview)
-    check_exportable(graph, config, model, preview)
+    foreseen = preview(config, graph, model)
     table = plan_table(graph, engine)
-    if preview is not None:
-        return f"{table}\n\n{prune_table(preview)}"
-    if isinstance(config.prune, SparseMLConfig):
-        return f"{table}\n\n{masks_table(config.prune)}"
-    later = "\n\nwhat pruning cuts is known, and printed, once the model's config.json is here"
-    if "prune" in graph.roles and not decided_by_shapes(config.prune):
-        later = "\n\nwhich layers lose how much follows from the scores, and is printed before anything is cut"
-    return table + later if "prune" in graph.roles else table
+    return table if graph.pruning is None else f"{table}\n\n{outlook(graph.pruning, foreseen)}"
 
 
 def _tracker(config: Config, graph: Graph) -> Tracker:

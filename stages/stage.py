@@ -44,6 +44,21 @@ class Context:
     log: Callable[[JSON], None] = lambda point: None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What a stage will be given, found before anything runs: each stage's `plan.py` says it.
+
+    Attributes:
+        label: the readable part of the artifact's directory.
+        config: everything that decides the artifact, settled: no "auto", no branch name, no path.
+        locations: where on this machine the things lie that the config names by digest (`Context.locations`).
+    """
+
+    label: str
+    config: Any
+    locations: Mapping[str, Path] = field(default_factory=dict)
+
+
 Run = Callable[[Any, Mapping[str, Path], Context], JSON]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.engine.engine import MISSING, Engine
 from pipeline.planning.graph import Graph, Node
-from stages.prune.allocation.plan import PrunePlan
+from stages.common.tables import aligned
 
 DIGITS = 12
 """Hex digits of a key that are shown."""
@@ -15,9 +15,7 @@ DIGITS = 12
 
 def table(rows: Iterable[Sequence[str]]) -> str:
     """Return rows as left-aligned columns, two spaces apart."""
-    lines = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in lines)
+    return "\n".join(aligned(rows))
 
 
 def plan_table(graph: Graph, engine: Engine) -> str:
@@ -60,20 +58,6 @@ def short(value: Any, most: int = 40) -> str:
     """Return `value` as text, cut in the middle when long."""
     text = str(value)
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 + 1 :]}"
-
-
-def prune_table(plan: PrunePlan) -> str:
-    """Return the parameters and multiply-accumulates before and after pruning, and the remarks of the solver."""
-    rows = [
-        ("", "dense", "pruned", "removed"),
-        ("parameters", *_before_after(plan.parameters_before, plan.parameters_after)),
-        ("multiply-accumulates a token", *_before_after(plan.macs_before, plan.macs_after)),
-    ]
-    return "\n".join([table(rows), *plan.remarks])
-
-
-def _before_after(before: int, after: int) -> tuple[str, str, str]:
-    return f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}"
 
 
 def size(count: int) -> str:

@@ -26,6 +26,8 @@ from stages.stage import CHECKPOINT_SECONDS, Context
 
 log = logging.getLogger("pipeline")
 
+Observe = Callable[[Node], Callable[[dict[str, Any]], None]]
+"""(node) to what gets the points of that node's curve while it is built."""
 MISSING = "not in the store"
 RESUMES = "a run was stopped in it"
 
@@ -66,7 +68,7 @@ class Engine:
         *,
         cache: Path,
         force: list[str],
-        observe: Callable[[Node], Callable[[dict[str, Any]], None]] = lambda node: lambda point: None,
+        observe: Observe = lambda node: lambda point: None,
         threads: int | None = None,
         engine: str = "single",
         workers: int = 1,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -16,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.planning import keys
 from pipeline.planning.graph import Node
 from stages.common.choices import lookup, nearest
+from stages.data import plan as data_plan
 from stages.data.config import DataConfig
 from stages.data.mixture import parts_of
 from stages.data.registry import DATASETS
@@ -33,19 +33,12 @@ def data_node(data: DataConfig, cache: Path) -> Node:
     Raises:
         UserError: the data set is unknown, an option is outside its range, or what it names can't be found.
     """
-    dataset = lookup("data set", data.name, DATASETS)
-    for option in ("validation_rows", "rows"):
-        count = getattr(data, option, None)
-        if count is not None and count < 1:
-            raise UserError(f"data.{option} must be at least 1, and is {count}.")
+    planned = data_plan.planned(data, cache, seed=keys.derive_seed(data.seed, "data"))
     parts = {}
     for name, part in parts_of(data).items():
         options = {"validation_rows": data.validation_rows, **part.options}
         parts[name] = data_node(named(part.data, options, data.seed, f"data.parts.{name}"), cache)
-    pinned, locations = dataset.pin(data, cache)
-    pinned = dataclasses.replace(pinned, seed=keys.derive_seed(data.seed, "data"))
-    label = re.sub(r"[^\w.+-]", "-", dataset.label(pinned))
-    return Node(STAGES["data"], label, pinned, parts, locations)
+    return Node(STAGES["data"], planned.label, planned.config, parts, planned.locations)
 
 
 def named(name: str, options: Mapping[str, Any], seed: int, where: str) -> DataConfig:
@@ -83,12 +76,7 @@ def data_roles(role: str, node: Node) -> dict[str, Node]:
     return {f"{role}-{name}": part for name, part in node.inputs.items()} | {role: node}
 
 
-def data_label(node: Node) -> str:
-    """Return what reports call the rows of `node`."""
-    return DATASETS[node.config.name].label(node.config)
-
-
 def tasks_in(node: Node) -> list[str]:
     """Return the judged tasks whose train splits are among the rows of `node`."""
-    own = DATASETS[node.config.name].tasks
+    own = data_plan.tasks(node.config)
     return list(dict.fromkeys([*own, *(task for part in node.inputs.values() for task in tasks_in(part))]))

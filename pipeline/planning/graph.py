@@ -1,4 +1,4 @@
-"""What a plan consists of: nodes with keys, by the roles they play. Knows no particular stage."""
+"""What a plan consists of: nodes with keys, by the roles they play."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.planning import keys
+from stages.prune.plan import Pruning
 from stages.stage import Stage
 
 
@@ -46,6 +47,8 @@ class Graph:
 
     roles: Mapping[str, Node]
     device: str
+    pruning: Pruning | None = None
+    """What is to be cut; None where nothing is."""
 
     def __iter__(self) -> Iterator[Node]:
         """Yield every node once, inputs first."""

@@ -1,27 +1,23 @@
-"""What a run gets from this machine, found without importing torch: device, precision, processes."""
+"""What a run gets from this machine, found without importing torch: device and processes."""
 
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
 
+from pipeline.schema.config import RuntimeConfig
+from stages.common.checks import require
 from stages.common.choices import lookup
 from stages.errors import UserError
 from stages.stage import ENGINES
 
 
-@cache
-def cpu_flags() -> frozenset[str]:
-    """Return the processor's feature flags as Linux names them; empty where the system has no /proc/cpuinfo."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
+def check_runtime(runtime: RuntimeConfig) -> None:
+    """Raise a `UserError` for an option of the runtime group outside its range."""
+    device, threads, seconds = runtime.device, runtime.threads, runtime.checkpoint_seconds
+    require(device in ("auto", "cpu", "cuda"), "runtime.device", "auto, cpu or cuda", device)
+    require(threads is None or threads >= 1, "runtime.threads", "at least 1", threads)
+    require(seconds >= 0, "runtime.checkpoint_seconds", "at least 0", seconds)
 
 
 def resolve_device(device: str) -> str:
@@ -58,14 +54,3 @@ def visible_gpus() -> int:
     if named is not None:
         return max(len([name for name in named.split(",") if name.strip()]), 1)
     return max(len(list(Path("/dev").glob("nvidia[0-9]*"))), 1)
-
-
-def resolve_dtype(dtype: str, device: str) -> str:
-    """Return the precision that "auto" stands for: bfloat16 where the device multiplies it natively, else float32.
-
-    On processors without bfloat16 instructions its matrix products are emulated and several times slower than float32.
-    """
-    if dtype != "auto":
-        return dtype
-    native = {"avx512_bf16", "amx_bf16", "bf16"}
-    return "bfloat16" if device == "cuda" or native & cpu_flags() else "float32"

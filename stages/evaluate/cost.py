@@ -23,9 +23,9 @@ from stages.common.progress import progress
 from stages.decoders.checkpoint import DTYPES, count_nonzeros, count_parameters
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
-from stages.evaluate.check import check_cost
 from stages.evaluate.config import CostConfig
 from stages.evaluate.peak import measure_peaks
+from stages.evaluate.plan import check_cost
 from stages.evaluate.timing import timed_passes
 from stages.stage import JSON, Context
 

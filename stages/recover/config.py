@@ -90,3 +90,18 @@ class TuneStageConfig(RecoverStageConfig):
     """Learning rates tried."""
     tokens: int
     """Budget of each trial; the recovery's own, or less."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RecoverOptions(RecoverConfig):
+    """The recover group: the stage's own options, with a precision that may be left to the machine."""
+
+    dtype: str = "auto"
+    """Computation's precision: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)."""
+    seed: int = 0
+    tune: str = "none"
+    """lr: try several learning rates, and recover at the one with the lowest validation loss; none: only the one."""
+    tune_factors: list[float] = field(default_factory=lambda: [0.1, 0.3, 1.0, 3.0, 10.0])
+    """The rates that are tried, as factors of `learning_rate`; 1, the rate shared by all adapters, among them."""
+    tune_tokens: int | None = None
+    """Budget of each trial; null is the recovery's own, and then the best trial is the recovery."""

@@ -16,7 +16,6 @@ from stages.decoders.lineage import base_of, lineage
 from stages.decoders.masks import masked_modules
 from stages.decoders.packed_attention import use_packed_attention
 from stages.recover import checkpoints, memory
-from stages.recover.check import adapter_of, gives_model
 from stages.recover.checkpoints import Progress
 from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve
@@ -24,6 +23,7 @@ from stages.recover.launch import launched
 from stages.recover.loop import Training
 from stages.recover.objectives import objective_of
 from stages.recover.objectives.teacher import check_vocabulary
+from stages.recover.plan import adapter_of, gives_model
 from stages.recover.seeds import seeded
 from stages.recover.workers import Workers
 from stages.rows.tokens import Tokenised, tokenised

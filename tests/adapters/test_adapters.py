@@ -27,10 +27,10 @@ from stages.decoders.modeling_pruned import PrunedLlamaConfig, PrunedLlamaForCau
 from stages.decoders.packed_attention import use_packed_attention
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
-from stages.recover.check import gives_model
 from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve
 from stages.recover.loss import TRAINED_CHUNK, trained_head_cross_entropy
+from stages.recover.plan import gives_model
 from stages.recover.seeds import seeded
 from stages.recover.stage import run
 from stages.stage import JSON, Context

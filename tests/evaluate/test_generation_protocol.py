@@ -15,10 +15,10 @@ from helpers.questions import ROWS, reader
 from helpers.tiny_tokenizer import byte_tokenizer
 from stages.common.files import read_jsonl
 from stages.errors import UserError
-from stages.evaluate.check import check_evaluation
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.generation import PATTERNS, finished, judge_generation, parse, response
 from stages.evaluate.metrics import unparsed
+from stages.evaluate.plan import check_evaluation
 from stages.inference.beam_search import beam_search
 from stages.inference.scorer import Scorer
 from stages.task_library.instructions import FORMATS, instruct, respond

@@ -22,9 +22,9 @@ from stages.common.files import read_json, write_json
 from stages.decoders.checkpoint import load_model
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
-from stages.export.check import check_export
 from stages.export.config import ExportConfig
 from stages.export.gguf import convert
+from stages.export.plan import check_export
 
 
 def fields(path: Path) -> dict[str, Any]:

@@ -244,9 +244,8 @@ def test_the_stage_gives_the_model_of_the_hub(hub: Hub, tmp_path: Path) -> None:
 
 def test_evaluation_rows_that_the_hub_does_not_have_are_named(hub: Hub, tmp_path: Path) -> None:
     code = f"""
-    from pipeline.schema.config import EvaluateOptions
-    from pipeline.planning.tasks import tasks_source
-    tasks_source(EvaluateOptions(source="hub", tasks=["piqa"]), Path({str(tmp_path)!r}))
+    from stages.tasks.plan import planned
+    planned(["piqa"], source="hub", cache=Path({str(tmp_path)!r}))
     """
     assert f"{hub.url}/datasets/aps/super_glue does not exist" in refusal(code, hub.environment(tmp_path / "home"))
 
@@ -279,12 +278,11 @@ def test_rows_and_texts_come_from_the_hub_at_the_commits_of_the_plan(hub: Hub, t
     pinned = CORPORA["wikitext2"].revision
     hub.repos["datasets/Salesforce/wikitext"] = {pinned: wikitext.parent, "main": wikitext.parent}
     code = f"""
-    from pipeline.schema.config import EvaluateOptions
-    from pipeline.planning.tasks import tasks_source
+    from stages.tasks.plan import planned
     from stages.tasks.stage import run
     from stages.stage import Context
-    options = EvaluateOptions(source="hub", tasks=["piqa"], num_fewshot=2, corpora=["wikitext2"])
-    source, _ = tasks_source(options, Path({str(tmp_path)!r}))
+    cache = Path({str(tmp_path)!r})
+    source = planned(["piqa"], ["wikitext2"], source="hub", num_fewshot=2, cache=cache).config
     print(source.wheel, source.revisions)
     run(source, {{}}, Context(output=Path({str(tmp_path / "artifact")!r}), cache=Path({str(tmp_path)!r})))
     """

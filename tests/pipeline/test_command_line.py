@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from helpers.configurations import configuration, planned
-from pipeline.planning.build import build_graph, preview_prune
+from pipeline.planning.build import build_graph
+from pipeline.planning.preview import preview
 from pipeline.schema.overrides import groups
 from stages.common.files import write_json
 from stages.errors import UserError
@@ -154,7 +155,7 @@ def test_a_local_model_is_known_by_its_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ratio", [0.1, 0.2, 0.3, 0.5, 0.7])
 def test_the_ratio_is_a_share_of_all_parameters(ratio: float) -> None:
     config = configuration(f"ratio={ratio}")
-    plan = preview_prune(build_graph(config), config, None)
+    plan = preview(config, build_graph(config), None)
     assert plan is not None
     assert abs(plan.achieved - ratio) <= 0.005
 
@@ -191,13 +192,13 @@ def test_all_ratios_and_allocations_share_the_scores_of_the_dense_model() -> Non
 
 def test_a_plan_that_scores_decide_is_checked_without_being_foreseen() -> None:
     config = configuration("prune=best", "ratio=0.3")
-    assert preview_prune(build_graph(config), config, None) is None
+    assert preview(config, build_graph(config), None) is None
 
 
 def test_megabytes_are_foreseen_in_the_precision_that_the_weights_have(tmp_path: Path) -> None:
     config = configuration("prune.megabytes=200")
-    assert preview_prune(build_graph(config), config, None) is None, "not known before config.json is there"
+    assert preview(config, build_graph(config), None) is None, "not known before config.json is there"
     write_json(tmp_path / "config.json", dict(config.model.shape or {}) | {"dtype": "bfloat16"})
-    plan = preview_prune(build_graph(config), config, tmp_path)
+    plan = preview(config, build_graph(config), tmp_path)
     assert plan is not None
     assert plan.parameters_after * 2 == pytest.approx(200e6, rel=0.005)

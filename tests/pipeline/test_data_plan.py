@@ -7,13 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
-from helpers.world import World, environment, make_world
-from pipeline.planning.build import build_graph
+from helpers.world import World, make_world
 from pipeline.planning.graph import Graph
-from pipeline.schema.config import register
 from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
 
@@ -33,9 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def plan(world: World, *overrides: str) -> Graph:
-    register()
-    with environment(world.environment), initialize_config_module("conf", version_base="1.3"):
-        return build_graph(OmegaConf.to_object(compose("config", overrides=world.arguments(*overrides))))
+    return world.plan(*overrides)
 
 
 def parts(world: World, **weights: float) -> str:

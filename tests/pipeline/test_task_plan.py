@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.planning.tasks import tasks_source
-from pipeline.schema.config import EvaluateOptions
 from stages.errors import UserError
 from stages.task_library.registry import MMLU, RORA
 from stages.task_library.yaml_definition import lm_eval_tasks
+from stages.tasks import plan
 from stages.tasks.config import TasksSource
 
 
@@ -22,7 +21,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(cache: Path, tasks: list[str], **options: Any) -> TasksSource:
-    return tasks_source(EvaluateOptions(tasks=tasks, **options), cache)[0]
+    config: TasksSource = plan.planned(tasks, cache=cache, **options).config
+    return config
 
 
 def quiz(path: Path) -> str:
@@ -41,14 +41,15 @@ def test_the_order_and_repetition_of_what_is_asked_change_nothing(cache: Path, t
 def test_files_are_known_by_content_and_kept_in_locations(cache: Path, tmp_path: Path) -> None:
     text = tmp_path / "story.txt"
     text.write_text("Once.")
-    options = EvaluateOptions(tasks=[quiz(tmp_path / "quiz.jsonl")], corpora=[str(text)])
-    source, locations = tasks_source(options, cache)
+    asked = [quiz(tmp_path / "quiz.jsonl")]
+    found = plan.planned(asked, [str(text)], cache=cache)
+    source, locations = found.config, found.locations
     assert (source.tasks, source.corpora) == (["quiz"], ["story"])
     assert locations == {"quiz": tmp_path / "quiz.jsonl", "story": text}
-    moved = EvaluateOptions(tasks=[quiz(tmp_path / "elsewhere" / "quiz.jsonl")], corpora=[str(text)])
-    assert tasks_source(moved, cache)[0] == source
+    moved = [quiz(tmp_path / "elsewhere" / "quiz.jsonl")]
+    assert planned(cache, moved, corpora=[str(text)]) == source
     text.write_text("Twice.")
-    assert tasks_source(options, cache)[0].files != source.files
+    assert planned(cache, asked, corpora=[str(text)]).files != source.files
 
 
 def test_a_group_and_its_members_may_be_asked_together(cache: Path) -> None:

@@ -68,6 +68,25 @@ def test_columns_that_stay_are_the_ridge_optimum_and_nothing_else_changes(family
             assert torch.equal(parameter, dense.get_parameter(name)), name
 
 
+@pytest.mark.parametrize("how", ["bias", "least_squares"])
+def test_what_makes_up_for_a_cut_is_the_same_wherever_in_memory_the_weights_lie(how: str) -> None:
+    found = []
+    for offset in range(16):
+        model = decoder()
+        for parameter in model.parameters():
+            parameter.data = moved(parameter.detach(), offset)
+        compensate(model, SELECTION, token_ids(), how)
+        found.append(model.state_dict())
+    assert all(torch.equal(tensor, found[0][name]) for state in found for name, tensor in state.items())
+
+
+def moved(tensor: Tensor, offset: int) -> Tensor:
+    """Return a copy that begins so many elements after an address that 64 divides; where torch allocates, it does."""
+    room = torch.empty(tensor.numel() + offset, dtype=tensor.dtype)
+    assert room.data_ptr() % 64 == 0
+    return room[offset:].view(tensor.shape).copy_(tensor)
+
+
 @pytest.mark.parametrize(
     "keep", [Kept([0, 1, 4, 5], [0, 2], list(range(40))), Kept(list(range(6)), [0, 1, 2], list(range(0, 40, 3)))]
 )

@@ -11,8 +11,8 @@ import torch
 from helpers.toy import config, recovered
 from stages.common.files import read_jsonl
 from stages.errors import UserError
-from stages.recover.check import COMPILERS, check_recover
 from stages.recover.config import RecoverConfig
+from stages.recover.plan import COMPILERS, check_recover
 
 COMPILER = next(filter(None, map(shutil.which, COMPILERS)), None)
 

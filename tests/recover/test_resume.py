@@ -160,16 +160,20 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert summary["training"] == json.loads((recoveries.root / "whole" / "recovery.json").read_text())["training"]
 
 
-def test_a_resume_with_other_threads_says_that_rounding_differs(
-    recoveries: Recoveries, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("name", "other"), [("threads", 999), ("processor", "another"), ("instructions", "others"), ("torch", "1.0")]
+)
+def test_a_resume_where_sums_are_rounded_otherwise_says_so(
+    name: str, other: Any, recoveries: Recoveries, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    context = recoveries.copy("unfinished", tmp_path / "threads")
+    context = recoveries.copy("unfinished", tmp_path / name)
     (checkpoint,) = (context.output / "checkpoint").iterdir()
     saved = json.loads((checkpoint / "progress.json").read_text())
-    saved["computed"]["threads"] += 1
+    assert saved["computed"][name]
+    saved["computed"][name] = other
     (checkpoint / "progress.json").write_text(json.dumps(saved))
 
     run(config(**SETTINGS), recoveries.inputs, context)
 
     (said,) = (record.getMessage() for record in caplog.records if "rounding" in record.getMessage())
-    assert f"threads {saved['computed']['threads']}, now" in said
+    assert f"begun with {name} {other}, now" in said

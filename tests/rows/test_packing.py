@@ -160,6 +160,24 @@ def test_a_batch_holds_its_documents_end_to_end_without_padding() -> None:
     assert len(batch.labels_N) == sum(d.labels for d in [document(3, 2), document(1), document(4)])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_a_shared_beginning_add_up_to_the_same_bytes_however_threads_run(dtype: torch.dtype) -> None:
+    beginning = list(range(64))
+    batch = collate([Document([*beginning, 100 + n], 0, "toy", cut=False) for n in range(12)], share=True)
+    assert len(batch.predictors_N) > 10 * len(batch.predictors_N.unique())
+    states_TX = torch.zeros(batch.input_ids_1T.shape[1], 576, dtype=dtype, requires_grad=True)
+    seeded = torch.Generator().manual_seed(0)
+    slope_NX = torch.randn(len(batch.predictors_N), 576, generator=seeded).to(dtype)
+    threads, gradients = torch.get_num_threads(), []
+    try:
+        for count in (1, *[4] * 40):
+            torch.set_num_threads(count)
+            gradients += torch.autograd.grad(batch.predicting(states_TX), states_TX, slope_NX)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
 def test_splitting_keeps_order_and_size() -> None:
     runs = list(split([document(n) for n in (4, 4, 9, 1, 2)], 8))
 

@@ -138,9 +138,9 @@ def needs_gradients(config: PruneConfig) -> bool:
 def for_scores(config: PruneConfig) -> PruneConfig:
     """Return `config` without what has no say in the scores of the dense model, as the scores stage takes it."""
     plain = PruneConfig()
-    budget = ("ratio", "budget", "megabytes", "channel_ratio", "layer_ratios")
+    budget = ("budget", "megabytes", "channel_ratio", "layer_ratios")
     way = ("allocation", "scope", "search", "round_to", "max_per_layer", "steps", "compensate")
-    return replace(config, **{name: getattr(plain, name) for name in (*budget, *way)})
+    return replace(config, ratio=0.0, **{name: getattr(plain, name) for name in (*budget, *way)})
 
 
 def allocation(config: PruneConfig) -> str:

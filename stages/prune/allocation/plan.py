@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
+from stages.common.tables import aligned
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.config import PruneConfig
@@ -77,8 +78,9 @@ def budget_of(shape: DecoderShape, config: PruneConfig, dtype: str | None = None
         UserError: a value is out of its range, or the megabytes can't be compared with a model of unknown precision.
     """
     if config.megabytes is None:
-        check_share("ratio", config.ratio)
-        return Budget(shape, config.ratio, config.budget == "macs", f"ratio={config.ratio:g}")
+        ratio = config.ratio or 0.0
+        check_share("ratio", ratio)
+        return Budget(shape, ratio, config.budget == "macs", f"ratio={ratio:g}")
     asked = f"prune.megabytes={config.megabytes:g}"
     if config.budget == "macs":
         raise UserError(f"{asked} is a size of weights, and prune.budget=macs counts work. Give one of the two.")
@@ -142,8 +144,7 @@ class PrunePlan:
             indices = [index for index, _ in run]
             where = f"{indices[0]}-{indices[-1]}" if len(indices) > 1 else str(indices[0])
             rows.append((where, *self._changes(old, new)))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = aligned(rows)
         if self.hidden != self.dense.hidden:
             lines.append(f"hidden channels  {_change(self.dense.hidden, self.hidden)}")
         removed = len(self.layers) - len(self.pruned.layers)
@@ -156,6 +157,15 @@ class PrunePlan:
             f"multiply-accumulates a token  {_change(self.macs_before, self.macs_after)}  ({saved:.2%} removed)"
         )
         return "\n".join([*lines, *self.remarks])
+
+    def totals(self) -> str:
+        """Return the parameters and multiply-accumulates before and after as text, and the remarks."""
+        rows = [
+            ("", "dense", "pruned", "removed"),
+            ("parameters", *_before_after(self.parameters_before, self.parameters_after)),
+            ("multiply-accumulates a token", *_before_after(self.macs_before, self.macs_after)),
+        ]
+        return "\n".join([*aligned(rows), *self.remarks])
 
     def _changes(self, old: LayerShape, new: LayerShape | None) -> tuple[str, ...]:
         if new is None:
@@ -241,6 +251,10 @@ def check_share(name: str, value: float) -> None:
     """Raise UserError unless `value` is in [0, 1)."""
     if not 0 <= value < 1:
         raise UserError(f"{name}={value:g} must be at least 0 and less than 1: it is the share that is removed.")
+
+
+def _before_after(before: int, after: int) -> tuple[str, str, str]:
+    return f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}"
 
 
 def _change(old: int, new: int) -> str:

@@ -72,7 +72,7 @@ def plan(model: PreTrainedModel, config: SparseMLConfig) -> Work:
             raise UserError(f"prune.recipe: two modifiers target {name}. Let each layer be masked by one.")
     sizes = {name: module.weight.numel() for name, module in linears.items()}
     asked = sum(masking.sparsity * sizes[name] for masking, matched in work for name in matched)
-    check_share(asked / sum(sizes[name] for name in names), config.ratio)
+    check_share(asked / sum(sizes[name] for name in names), config.ratio or 0.0)
     return work
 
 

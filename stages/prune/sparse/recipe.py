@@ -66,11 +66,12 @@ def check(config: SparseMLConfig) -> None:
             f"prune=sparseml sets single weights to zero, and prune.{foreign[0]} is about groups of weights that are "
             f"removed. Leave it out, or choose a criterion that removes groups: prune=llmpruner."
         )
-    if not 0 < config.ratio < 1:
-        raise UserError(f"ratio must be in (0, 1), the share of the targeted weights to zero, and is {config.ratio}.")
+    ratio = config.ratio or 0.0
+    if not 0 < ratio < 1:
+        raise UserError(f"ratio must be in (0, 1), the share of the targeted weights to zero, and is {ratio}.")
     shares = {masking.sparsity for masking in maskings(config)}
     if len(shares) == 1:
-        check_share(shares.pop(), config.ratio)
+        check_share(shares.pop(), ratio)
 
 
 def check_share(asked: float, ratio: float) -> None:
@@ -104,7 +105,7 @@ def maskings(config: SparseMLConfig) -> list[Masking]:
         "block_size": config.block_size,
         "dampening_frac": config.dampening,
     }
-    return [_masking(config.algorithm, given, config.ratio, "prune")]
+    return [_masking(config.algorithm, given, config.ratio or 0.0, "prune")]
 
 
 def table(config: SparseMLConfig) -> str:
@@ -125,7 +126,7 @@ def _from_recipe(config: SparseMLConfig) -> list[Masking]:
     if beside:
         raise UserError(f"prune.recipe says it all, and prune.{beside[0]} is given beside it. Leave one of them out.")
     found = [
-        _masking(MODIFIERS[modifier], arguments, config.ratio, f"prune.recipe: {modifier}")
+        _masking(MODIFIERS[modifier], arguments, config.ratio or 0.0, f"prune.recipe: {modifier}")
         for modifier, arguments in _modifiers(_content(config.recipe))
     ]
     if not found:

@@ -24,7 +24,7 @@ def build(model: PreTrainedModel, config: RecoverStageConfig, teacher: Path | No
 
     def summed(hidden_TE: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         head, softcap = model.get_output_embeddings(), softcap_of(model)
-        return {"loss": summed_cross_entropy(hidden_TE[batch.predictors_N], head, batch.labels_N, softcap)}
+        return {"loss": summed_cross_entropy(batch.predicting(hidden_TE), head, batch.labels_N, softcap)}
 
     return summed
 

@@ -66,7 +66,7 @@ def build(model: PreTrainedModel, config: RecoverStageConfig, teacher: Path | No
 
     def summed(hidden_TE: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         loss, cross_entropy, divergence = summed_mixture(
-            hidden_TE[batch.predictors_N],
+            batch.predicting(hidden_TE),
             model.get_output_embeddings(),
             batch.labels_N,
             taught_by.targets(batch),

@@ -69,7 +69,7 @@ class Teacher:
     @torch.no_grad()
     def _exact(self, batch: Batch) -> Exact:
         model = self._model()
-        hidden_NE = hidden_states(model, batch)[batch.predictors_N]
+        hidden_NE = batch.predicting(hidden_states(model, batch))
         return Exact(hidden_NE, model.get_output_embeddings(), softcap_of(model), self._options.temperature)
 
     def _model(self) -> PreTrainedModel:

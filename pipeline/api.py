@@ -1,0 +1,74 @@
+"""Everything the command does, from Python: overrides have the command line's meaning.
+
+import pipeline
+
+run = pipeline.run("prune=best", "ratio=0.3", "adapter=rora")
+run.report["perplexity"], run.model, run.store
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from pipeline import execution
+from pipeline.execution import Plan, Run
+from pipeline.schema.compose import compose
+from pipeline.schema.config import Action, Config
+
+__all__ = ["Plan", "Run", "compose", "plan", "run"]
+
+
+def plan(*overrides: str, config: Config | None = None) -> Plan:
+    """Return what `python -m pipeline action=plan` with these overrides prints, and builds nothing.
+
+    Args:
+        overrides: as on the command line.
+        config: a configuration made otherwise, in place of overrides.
+
+    Raises:
+        UserError: something the user can mend.
+    """
+    return execution.plan(_config(overrides, config))
+
+
+def run(*overrides: str, config: Config | None = None, directory: Path | str | None = None) -> Run:
+    """Do what `python -m pipeline` with these overrides does, and return what it left.
+
+    Args:
+        overrides: as on the command line.
+        config: a configuration made otherwise, in place of overrides.
+        directory: where the report is written; a new one under `outputs` unless named.
+
+    Raises:
+        UserError: something the user can mend.
+    """
+    settings = dataclasses.replace(_config(overrides, config), action=Action.run)
+    _show_progress()
+    own = Path("outputs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}" if directory is None else Path(directory)
+    done = execution.run(settings, own.expanduser().resolve(), shlex.join(["python", "-m", "pipeline", *overrides]))
+    assert done is not None, "an action=run runs"
+    return done
+
+
+def _config(overrides: tuple[str, ...], config: Config | None) -> Config:
+    """Return the configuration that is meant.
+
+    Raises:
+        TypeError: both are given.
+    """
+    if config is not None and overrides:
+        raise TypeError("give overrides or a config: a config's fields are set in Python")
+    return compose(*overrides) if config is None else config
+
+
+def _show_progress() -> None:
+    """Let the run say what it does on standard error, unless the program has set up logging of its own."""
+    log = logging.getLogger("pipeline")
+    if not log.hasHandlers():
+        log.addHandler(logging.StreamHandler(sys.stderr))
+        log.setLevel(logging.INFO)

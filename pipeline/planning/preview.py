@@ -1,0 +1,37 @@
+"""What will become of the model, as far as that is known before anything runs. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.planning.graph import Graph
+from pipeline.schema.config import Config
+from stages.decoders.shapes import DecoderShape
+from stages.export.plan import check_export
+from stages.model.plan import config_fields
+from stages.prune import plan as prune_plan
+from stages.prune.allocation.plan import PrunePlan
+from stages.recover.plan import check_fits
+
+
+def preview(config: Config, graph: Graph, directory: Path | None) -> PrunePlan | None:
+    """Return what pruning will cut, or None where that is not known yet, or nothing is cut, or weights are masked.
+
+    Args:
+        config: the configuration.
+        graph: its plan.
+        directory: where the store keeps the model that is pruned, if it does.
+
+    Raises:
+        UserError: the ratio can't be reached, the architecture is unknown, the pruned model can't have the adapter, or
+            llama.cpp takes no model of the shape that will be exported.
+    """
+    model = graph.roles["model"]
+    fields = config_fields(config.model, model.config, (directory, model.locations.get("model")))
+    foreseen = None if graph.pruning is None else prune_plan.preview(graph.pruning, fields)
+    if foreseen is not None:
+        check_fits(config.adapter, foreseen.pruned)
+    if config.export.format == "gguf":
+        whole = None if fields is None else DecoderShape.from_config(fields)
+        check_export(config.export, whole if foreseen is None else foreseen.pruned)
+    return foreseen

@@ -1,0 +1,56 @@
+"""What the export group asks for, found before anything runs. No torch here."""
+
+from __future__ import annotations
+
+from stages.common.choices import lookup
+from stages.decoders.shapes import DecoderShape
+from stages.errors import UserError
+from stages.export.architectures import target
+from stages.export.config import DTYPES, FORMATS, ExportConfig, GgufConfig, PublishConfig
+
+
+def check_export(config: ExportConfig, shape: DecoderShape | None = None) -> None:
+    """Raise unless the options are known, and llama.cpp takes a model of `shape` where that is known and asked for.
+
+    Raises:
+        UserError: the format or precision is unknown, or llama.cpp has no architecture for the shape.
+    """
+    lookup("export.format", config.format, dict.fromkeys(FORMATS))
+    lookup("export.dtype", config.dtype, dict.fromkeys(DTYPES))
+    if config.format != "gguf" and config.dtype != "auto":
+        raise UserError(
+            f"export.dtype={config.dtype} is the precision of a GGUF file, and export.format is {config.format}. "
+            "Choose export=gguf, or leave the precision out."
+        )
+    if config.format == "gguf" and shape is not None:
+        target(shape)
+
+
+def check_publishable(options: ExportConfig, adapter: str, *, merge: bool, merged: bool) -> None:
+    """Raise unless the recovery ends in one model, which is all that can be published.
+
+    Args:
+        options: the export group.
+        adapter: name of the adapter.
+        merge: whether it was to be merged.
+        merged: whether the recovery's artifact is a model, and no adapter beside one.
+
+    Raises:
+        UserError: it is none.
+    """
+    if options.format != "none" and not merged:
+        kept = f"adapter={adapter} can't be merged into one" if merge else "recover.merge=false"
+        raise UserError(
+            f"export={options.format} publishes one model, and {kept}. Choose an adapter that can be merged "
+            "(adapter=rora recover.merge=true), or take base and adapter from the store: export=none."
+        )
+
+
+def gguf(options: ExportConfig) -> GgufConfig | None:
+    """Return what the gguf stage is keyed by, None where no such file is asked for."""
+    return GgufConfig(dtype=options.dtype) if options.format == "gguf" else None
+
+
+def published(options: ExportConfig, model: str) -> PublishConfig:
+    """Return what the export stage is keyed by; `model` is the name of the model that all began with."""
+    return PublishConfig(format=options.format, model=model)

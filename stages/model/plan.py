@@ -1,0 +1,60 @@
+"""What the model group asks for, found before anything runs. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.common.checks import require
+from stages.common.files import read_json
+from stages.errors import UserError
+from stages.fetch.hub import resolve_revision
+from stages.model.config import ModelEntry, ModelSource
+from stages.model.hub import cached_config
+from stages.model.local import directory_digest
+from stages.stage import Planned
+
+
+def planned(entry: ModelEntry, cache: Path) -> Planned:
+    """Return what the model stage is to load, with branch names and local paths turned into commits and digests.
+
+    Raises:
+        UserError: an option is missing or misplaced, or what it names can't be found.
+    """
+    if entry.path is not None:
+        require(entry.kind == "local", "model.path", "given together with model=local", entry.path)
+    source = ModelSource(
+        kind=entry.kind,
+        wheel=entry.wheel,
+        member=entry.member,
+        member_sha256=entry.member_sha256,
+        repo=entry.repo,
+        trust_remote_code=entry.trust_remote_code,
+    )
+    locations = {}
+    if entry.kind == "hub":
+        if not entry.repo:
+            raise UserError("model.kind=hub needs model.repo=OWNER/NAME.")
+        source.revision = resolve_revision(entry.repo, entry.revision or "main")
+    if entry.kind == "local":
+        if not entry.path:
+            raise UserError("model=local needs model.path=DIR, a directory with config.json and safetensors.")
+        locations["model"] = Path(entry.path).expanduser().resolve()
+        source.digest = directory_digest(locations["model"], cache)
+    label = re.sub(r"[^\w.+-]", "-", entry.name) or "model"
+    return Planned(label=label, config=source, locations=locations)
+
+
+def config_fields(entry: ModelEntry, source: ModelSource, places: Iterable[Path | None]) -> Mapping[str, Any] | None:
+    """Return the nearest config.json there is of the model; None before any is there.
+
+    It is looked for in the directories `places`, then in the hub's cache, and last in the model's YAML.
+    """
+    for place in places:
+        if place is not None and (place / "config.json").is_file():
+            fields: dict[str, Any] = read_json(place / "config.json")
+            return fields
+    found = cached_config(entry.repo, source.revision) if entry.repo and source.revision else None
+    return found or entry.shape or None

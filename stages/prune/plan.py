@@ -1,0 +1,147 @@
+"""What the prune group asks for, found before anything runs. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.common.checks import require
+from stages.common.choices import lookup
+from stages.common.files import read_json
+from stages.common.machine import precision
+from stages.decoders.shapes import DecoderShape
+from stages.errors import UserError
+from stages.prune.allocation.allocate import check_options, decided_by_shapes, for_scores, foreseen, reads_text, ruled
+from stages.prune.allocation.plan import PrunePlan, budget_of
+from stages.prune.config import PruneConfig
+from stages.prune.criteria import CRITERIA
+from stages.prune.methods import METHODS
+from stages.prune.sparse import MASKS
+from stages.prune.sparse.config import SparseMLConfig
+from stages.prune.sparse.recipe import table as masks_table
+
+UNCUT = ("none", "sheared")
+"""Values of `prune` for which there is nothing to cut."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning:
+    """What is to be cut, worked out once for all that a plan asks of it.
+
+    Attributes:
+        config: the options as they enter the prune stage's key.
+        scored: what the scores stage is keyed by; None where groups are not scored, but weights masked.
+        reads_text: whether the prune stage looks at calibration text that the data stage brings.
+        scores_read_text: the same of the scores stage.
+        ratio: the share asked for; None where another option says how much goes.
+    """
+
+    config: PruneConfig
+    scored: PruneConfig | None
+    reads_text: bool
+    scores_read_text: bool
+    ratio: float | None
+
+    @property
+    def label(self) -> str:
+        """How much is pruned, for a directory's name."""
+        config = self.config
+        share = f"{'m' if config.budget == 'macs' else 'r'}{config.ratio or 0:.2f}"
+        if config.channel_ratio is not None:
+            share = f"c{config.channel_ratio:.2f}"
+        if config.layer_ratios is not None:
+            share = "by-layer"
+        if config.megabytes is not None:
+            share = f"{config.megabytes:g}MB"
+        return share if config.layers == "all" else f"{share}-l{re.sub('[^0-9-]', '_', config.layers)}"
+
+
+def planned(options: PruneConfig, *, ratio: float, device: str, seed: int) -> Pruning | None:
+    """Return what is to be cut, all of it checked; None where nothing is.
+
+    Args:
+        options: the prune group.
+        ratio: the run's, which holds unless the group has a ratio of its own.
+        device: where it runs.
+        seed: the stage's own.
+
+    Raises:
+        UserError: an option is unknown, outside its range, or excludes another.
+    """
+    asked = ratio if options.ratio is None else options.ratio
+    for where, value in (("ratio", ratio), ("prune.ratio", asked)):
+        require(math.isfinite(value), where, "a share in [0, 1)", value)
+    if options.method in UNCUT:
+        return None
+    options = dataclasses.replace(options, ratio=asked)
+    criterion = CRITERIA.get(options.method)
+    lookup("criterion", options.method, METHODS).check(options)
+    if criterion is not None:
+        check_options(options)
+    for name in ("sequences", "length"):
+        count = getattr(options.calibration, name)
+        require(count >= 1, f"prune.calibration.{name}", "at least 1", count)
+    governs = not ruled(options) and options.megabytes is None
+    settled = MASKS[options.method].settled(options) if options.method in MASKS else options
+    config = dataclasses.replace(
+        settled,
+        calibration_ids=_calibration_ids(options.calibration_ids),
+        dtype=precision("prune.dtype", options.dtype, device),
+        seed=seed,
+        ratio=asked if governs else 0.0,
+    )
+    reads = reads_text(options) if criterion is not None else MASKS[options.method].reads_text
+    from_data = config.calibration_ids is None
+    return Pruning(
+        config=config,
+        scored=None if criterion is None else for_scores(config),
+        reads_text=reads and from_data,
+        scores_read_text=criterion is not None and criterion.reads_text and from_data,
+        ratio=asked if governs else None,
+    )
+
+
+def preview(pruning: Pruning, fields: Mapping[str, Any] | None) -> PrunePlan | None:
+    """Return what becomes of each layer of the model whose config.json has `fields`.
+
+    None where that is known only once the config.json is there, or the scores are, or where weights are masked.
+
+    Raises:
+        UserError: the ratio can't be reached, or the architecture is unknown.
+    """
+    config = pruning.config
+    if config.method in MASKS or fields is None:
+        return None
+    shape, stored = DecoderShape.from_config(fields), fields.get("dtype") or fields.get("torch_dtype")
+    if config.megabytes is not None and stored is None:
+        return None
+    return foreseen(shape, config, None if ruled(config) else budget_of(shape, config, stored))
+
+
+def outlook(pruning: Pruning, foreseen: PrunePlan | None) -> str:
+    """Return what is printed of a pruning before it runs; `foreseen` is its preview."""
+    if foreseen is not None:
+        return foreseen.totals()
+    if isinstance(pruning.config, SparseMLConfig):
+        return masks_table(pruning.config)
+    if not decided_by_shapes(pruning.config):
+        return "which layers lose how much follows from the scores, and is printed before anything is cut"
+    return "what pruning cuts is known, and printed, once the model's config.json is here"
+
+
+def _calibration_ids(given: Any) -> list[list[int]] | None:
+    """Return token ids from the JSON file that `prune.calibration_ids` names, so that a key holds its content."""
+    if given is None:
+        return None
+    ids = read_json(Path(given).expanduser()) if isinstance(given, str) else given
+    rows = isinstance(ids, list) and ids and all(isinstance(row, list) and row for row in ids)
+    if not rows or not all(type(token) is int and token >= 0 for row in ids for token in row):
+        raise UserError(
+            f"prune.calibration_ids={given if isinstance(given, str) else '…'} must be a JSON list of lists "
+            "of token ids (whole numbers, not negative), one inner list a sequence."
+        )
+    return [list(row) for row in ids]

@@ -1,0 +1,138 @@
+"""What the recover and the adapter group ask for, found before anything runs. No torch here.
+
+With `recover.tune=lr` a recovery is preceded by trials at a grid of rates. The grid is fixed here, so every trial is an
+artifact with a key of its own: a killed search goes on, and another budget or grid builds only the trials that are new.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+from stages.adapters import ADAPTERS
+from stages.adapters.adapter import Adapter
+from stages.adapters.config import AdapterConfig
+from stages.common.checks import require
+from stages.common.choices import lookup, narrowed
+from stages.common.machine import precision
+from stages.decoders.shapes import DecoderShape
+from stages.errors import UserError
+from stages.recover.config import DistillationConfig, RecoverConfig, RecoverOptions, RecoverStageConfig, TuneStageConfig
+from stages.recover.objectives import objective_of
+
+DTYPES = ("float32", "bfloat16")
+LOSSES = ("response", "all")
+KEPT = ("last", "best")
+TUNED = ("lr", "none")
+COMPILERS = ("g++", "clang++", "c++")
+
+
+def planned(options: RecoverOptions, adapter: AdapterConfig, *, device: str, seed: int) -> RecoverStageConfig:
+    """Return what every recovery of a run is keyed by, all of it checked; `seed` is the stage's own.
+
+    Raises:
+        UserError: an option is outside its range.
+    """
+    _check_tuning(options)
+    config = RecoverStageConfig(
+        adapter=adapter,
+        recover=_decisive(narrowed(RecoverConfig, options)),
+        dtype=precision("recover.dtype", options.dtype, device),
+        seed=seed,
+    )
+    adapter_of(config)
+    objective_of(config)
+    return config
+
+
+def label(config: RecoverStageConfig) -> str:
+    """Return what a recovery is called before the name of its model: adapter and size."""
+    return f"{config.adapter.name}-{ADAPTERS[config.adapter.name].label(config.adapter)}"
+
+
+def taught(config: RecoverStageConfig) -> bool:
+    """Return whether the recovery has a teacher among its inputs."""
+    return objective_of(config).taught
+
+
+def trials(config: RecoverStageConfig, options: RecoverOptions) -> dict[float, RecoverStageConfig]:
+    """Return the trials that come before the recovery `config`, by their rates; none unless recover.tune=lr."""
+    if options.tune == "none":
+        return {}
+    budget = options.tune_tokens or options.tokens
+    rates = sorted(rate_of(options.learning_rate * factor) for factor in options.tune_factors)
+    return {rate: replace(config, recover=replace(config.recover, learning_rate=rate, tokens=budget)) for rate in rates}
+
+
+def tuned(config: RecoverStageConfig, trials: Mapping[float, RecoverStageConfig]) -> TuneStageConfig:
+    """Return what the recovery that `trials` decide is keyed by."""
+    own = {field.name: getattr(config, field.name) for field in fields(RecoverStageConfig)}
+    return TuneStageConfig(**own, rates=list(trials), tokens=next(iter(trials.values())).recover.tokens)
+
+
+def rate_of(rate: float) -> float:
+    """Return `rate` to six digits, as it is written: 0.0003 and not 0.00030000000000000003."""
+    return float(f"{rate:g}")
+
+
+def check_fits(adapter: AdapterConfig, shape: DecoderShape) -> None:
+    """Raise a `UserError` where a model of `shape` can't have the adapter; the adapter says why."""
+    if adapter.name != "none":
+        ADAPTERS[adapter.name].fits(adapter, shape)
+
+
+def _decisive(recover: RecoverConfig) -> RecoverConfig:
+    """Return `recover` with the options that decide nothing at their defaults, so that they enter no key."""
+    return recover if recover.objective == "distillation" else replace(recover, distillation=DistillationConfig())
+
+
+def _check_tuning(recover: RecoverOptions) -> None:
+    lookup("recover.tune", recover.tune, dict.fromkeys(TUNED))
+    factors, tokens = recover.tune_factors, recover.tune_tokens
+    sound = len(set(factors)) == len(factors) and all(0 < factor < math.inf for factor in factors)
+    require(sound and 1.0 in factors, "recover.tune_factors", "different factors above 0, 1 among them", factors)
+    within = tokens is None or 1 <= tokens <= recover.tokens
+    require(within, "recover.tune_tokens", f"from 1 to recover.tokens={recover.tokens}", tokens)
+
+
+def check_recover(config: RecoverConfig) -> None:
+    """Raise a `UserError` for a field outside its range."""
+    for name in ("tokens", "batch_tokens", "micro_batch_tokens", "curve_every", "validation_tokens"):
+        require(getattr(config, name) >= 1, f"recover.{name}", "at least 1 token", getattr(config, name))
+    require(config.test_tokens >= 0, "recover.test_tokens", "at least 0 tokens", config.test_tokens)
+    require(config.sequence_length >= 2, "recover.sequence_length", "at least 2 tokens", config.sequence_length)
+    require(config.learning_rate > 0, "recover.learning_rate", "above 0", config.learning_rate)
+    require(0 <= config.warmup < 1, "recover.warmup", "in [0, 1), a fraction of the budget", config.warmup)
+    require(0 <= config.final <= 1, "recover.final", "in [0, 1], a fraction of the peak rate", config.final)
+    require(config.weight_decay >= 0, "recover.weight_decay", "at least 0", config.weight_decay)
+    require(config.gradient_clip >= 0, "recover.gradient_clip", "at least 0", config.gradient_clip)
+    require(config.loss in LOSSES, "recover.loss", f"one of {', '.join(LOSSES)}", config.loss)
+    require(config.keep in KEPT, "recover.keep", f"one of {', '.join(KEPT)}", config.keep)
+    names = [os.environ["CXX"]] if "CXX" in os.environ else COMPILERS
+    if config.compile and not any(shutil.which(name) for name in names):
+        raise UserError(
+            f"recover.compile=true needs a C++ compiler, and {' or '.join(names)} is not on the PATH. "
+            "Install one or set recover.compile=false."
+        )
+
+
+def gives_model(config: RecoverStageConfig) -> bool:
+    """Return whether the recovery ends up in weights of the base's own shape, and not in an adapter beside it."""
+    adapter = ADAPTERS[config.adapter.name]
+    return adapter.trained is not None or (adapter.merge is not None and config.recover.merge)
+
+
+def adapter_of(config: RecoverStageConfig) -> Adapter:
+    """Return the adapter that `config` names, all of it checked.
+
+    Raises:
+        UserError: a field is outside its range; the message has the field, the rule and the value.
+    """
+    adapter = lookup("adapter", config.adapter.name, ADAPTERS)
+    adapter.check(config.adapter)
+    check_recover(config.recover)
+    require(config.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", config.dtype)
+    return adapter
