@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.adapters.adapter import Adapter
 from stages.common.files import read_jsonl, write_json, write_jsonl, write_text
 from stages.decoders.card import CARD, adapter_card
 from stages.decoders.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
-from stages.decoders.lineage import base_of, lineage
+from stages.decoders.lineage import base_of, described, lineage
 from stages.decoders.masks import masked_modules
 from stages.decoders.packed_attention import use_packed_attention
 from stages.recover import checkpoints, memory
@@ -21,7 +21,8 @@ from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve
 from stages.recover.launch import launched
 from stages.recover.loop import Training
-from stages.recover.objectives import objective_of
+from stages.recover.objectives.objective import Objective
+from stages.recover.objectives.registry import objective_of
 from stages.recover.objectives.teacher import check_vocabulary
 from stages.recover.plan import adapter_of, gives_model
 from stages.recover.seeds import seeded
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Recover the model in `inputs["model"]` on the rows in `inputs["data"]`; returns what recovery.json holds.
 
-    Where the objective is distillation, the teacher is the model in `inputs["teacher"]`.
+    Where the objective has a teacher, it is the model in `inputs["teacher"]`.
 
     Writes `adapter/` (PEFT's format) and `model/` (the merged model, as the base was stored), each with its card,
     `history.jsonl` and `recovery.json`. A killed run leaves `checkpoint/`, from which the next one resumes. Where the
@@ -62,7 +63,7 @@ def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
 @memory.explained()
 def train_together(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context, workers: Workers) -> JSON:
     """Do what each of `workers` does of `train`: the leader writes and returns, the others go through the motions."""
-    adapter, objective = adapter_of(config), objective_of(config)
+    adapter, (objective, options) = adapter_of(config), objective_of(config.recover)
     base, data = inputs["model"] / "model", inputs["data"]
     teacher = inputs["teacher"] / "model" if objective.taught else None
     if teacher is not None:
@@ -90,7 +91,7 @@ def train_together(config: RecoverStageConfig, inputs: Mapping[str, Path], conte
     curve = Curve(model, tokenizer, held_out, config=config.recover, dtype=config.dtype)
     training = Training(
         model=model,
-        objective=objective.build(model, config, teacher, context),
+        objective=objective.build(model, options, teacher, config.dtype, context),
         stream=stream,
         measure=curve.point,
         config=config.recover,
@@ -107,7 +108,7 @@ def train_together(config: RecoverStageConfig, inputs: Mapping[str, Path], conte
     summary: JSON = {
         "base": base_of(base),
         "adapter": _describe(adapter, config),
-        "objective": {"name": config.recover.objective} | objective.facts(config) | _taught_by(teacher),
+        "objective": {"name": config.recover.objective} | _minimised(objective, options, teacher),
         "parameters": {"model": total, "trainable": trainable},
         "training": _training_facts(progress, stream),
         "kept": {"parameters": config.recover.keep, "step": kept["step"], "tokens": kept["tokens"]},
@@ -156,8 +157,11 @@ def _fingerprints(*directories: Path | None) -> list[str]:
     return digests
 
 
-def _taught_by(teacher: Path | None) -> JSON:
-    return {} if teacher is None else {"teacher": base_of(teacher)}
+def _minimised(objective: Objective, options: Any, teacher: Path | None) -> JSON:
+    """Return the objective's facts, its teacher where it has one, and what card and report say of it."""
+    taught_by = {} if teacher is None else {"teacher": base_of(teacher)}
+    sentences = objective.sentences(options, "" if teacher is None else described(base_of(teacher)))
+    return objective.facts(options) | taught_by | {"sentences": list(sentences)}
 
 
 def _describe(adapter: Adapter, config: RecoverStageConfig) -> JSON:

@@ -23,6 +23,7 @@ from stages.adapters import ADAPTERS
 from stages.adapters.low_rank import LowRankConfig, lora_layers
 from stages.common.files import read_jsonl
 from stages.decoders.checkpoint import load_model, load_tokenizer
+from stages.decoders.logits import PLAIN, Logits
 from stages.decoders.modeling_pruned import PrunedLlamaConfig, PrunedLlamaForCausalLM
 from stages.decoders.packed_attention import use_packed_attention
 from stages.decoders.shapes import DecoderShape
@@ -352,8 +353,8 @@ def test_full_fine_tuning_changes_the_weights_that_were_chosen(
     assert not (output / "adapter").exists()
 
 
-@pytest.mark.parametrize("softcap", [None, 5.0])
-def test_a_trained_head_gets_its_gradient_without_all_logits_at_once(softcap: float | None) -> None:
+@pytest.mark.parametrize("logits", [PLAIN, Logits(softcap=5.0), Logits(scaling=3.0)])
+def test_a_trained_head_gets_its_gradient_without_all_logits_at_once(logits: Logits) -> None:
     generator = torch.Generator().manual_seed(0)
     count, vocabulary = TRAINED_CHUNK + 30, 11
     hidden_NE = torch.randn(count, 8, generator=generator).requires_grad_()
@@ -363,11 +364,11 @@ def test_a_trained_head_gets_its_gradient_without_all_logits_at_once(softcap: fl
     kept: list[int] = []
 
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        loss = trained_head_cross_entropy(hidden_NE, head, labels_N, softcap)
+        loss = trained_head_cross_entropy(hidden_NE, head, labels_N, logits)
     found = torch.autograd.grad(loss, parts)
 
-    logits_NV = head(hidden_NE)
-    capped_NV = logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)
+    logits_NV = head(hidden_NE) / logits.scaling
+    capped_NV = logits_NV if logits.softcap is None else logits.softcap * torch.tanh(logits_NV / logits.softcap)
     plain = cross_entropy(capped_NV, labels_N, reduction="sum")
     torch.testing.assert_close((loss, *found), (plain, *torch.autograd.grad(plain, parts)))
     assert max(kept) < TRAINED_CHUNK * vocabulary

@@ -72,7 +72,8 @@ PUBLISHED = {
     },
 }
 """By published parameter count, the fields of config.json that decide it."""
-BIASED = {"llama": ("attention_bias", "mlp_bias"), "qwen3": ("attention_bias",), "olmo2": ("attention_bias",)}
+BIASED = dict.fromkeys(("llama", "granite"), ("attention_bias", "mlp_bias"))
+BIASED |= dict.fromkeys(("qwen3", "olmo2"), ("attention_bias",))
 
 
 @pytest.mark.parametrize("options", [{}, {"head_dim": 16}, {"num_key_value_heads": 6, "tie_word_embeddings": True}])
@@ -112,7 +113,7 @@ def test_multiply_accumulates_equal_those_that_torch_counts(family: str) -> None
 def test_an_unknown_family_is_an_error_that_names_the_known_ones_and_the_nearest() -> None:
     with pytest.raises(UserError, match=r"'lama', did you mean 'llama'\? Known: gemma2, .*, qwen3"):
         DecoderShape.from_config(SMOLLM2 | {"model_type": "lama"})
-    with pytest.raises(UserError, match="Known: gemma2, gemma3_text, llama"):
+    with pytest.raises(UserError, match="Known: gemma2, gemma3_text, granite, llama"):
         DecoderShape.from_config({"hidden_size": 5})
 
 

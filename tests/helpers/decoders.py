@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 WINDOW = {"sliding_window": 6, "max_window_layers": 1}
 GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 6}
+GRANITE = {"embedding_multiplier": 3.0, "attention_multiplier": 0.3}
+GRANITE |= {"residual_multiplier": 0.4, "logits_scaling": 1.7}
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
     "mistral": ("MistralConfig", "MistralForCausalLM", {}),
@@ -20,6 +22,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM", GEMMA | {"sliding_window_pattern": 2}),
     "phi3": ("Phi3Config", "Phi3ForCausalLM", {}),
     "olmo2": ("Olmo2Config", "Olmo2ForCausalLM", {}),
+    "granite": ("GraniteConfig", "GraniteForCausalLM", GRANITE),
 }
 """Configuration class, model class and what this family's config needs beside the sizes."""
 

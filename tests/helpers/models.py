@@ -74,6 +74,9 @@ MODELS = {
     "biases on q, k and v": lambda: qwen("2"),
     "norms on q and k": lambda: qwen("3"),
     "fused projections": lambda: decoder("phi3", vocab_size=VOCABULARY, max_position_embeddings=512),
+    "factors on embeddings, sub-layers and logits": lambda: decoder(
+        "granite", vocab_size=VOCABULARY, max_position_embeddings=512
+    ),
     "norms after the sub-layers": lambda: decoder("olmo2", vocab_size=VOCABULARY, max_position_embeddings=512),
 }
 """By what sets them apart."""

@@ -50,6 +50,7 @@ def test_every_task_scores_as_hflm_scores_it(name: str) -> None:
 
 
 FAST = ["llama", "one shape a layer", "biases on q, k and v", "norms on q and k"]
+FAST.append("factors on embeddings, sub-layers and logits")
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -47,7 +47,7 @@ def test_moments_are_of_every_token_and_taken_in_float32_whatever_the_precision(
         torch.testing.assert_close(moments.squares_F, expected, rtol=1e-2, atol=1e-3 * float(expected.mean()))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2", "granite"])
 def test_a_silenced_layer_gives_what_it_is_given(family: str) -> None:
     decoder_of_layers = Layerwise(model := decoder(family), token_ids())
     hidden_BTH = decoder_of_layers.embedded()

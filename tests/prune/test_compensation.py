@@ -40,7 +40,7 @@ def seen(model: Any, linear: nn.Linear) -> tuple[Tensor, Tensor]:
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma2", "granite"])
 def test_columns_that_stay_are_the_ridge_optimum_and_nothing_else_changes(family: str) -> None:
     model, dense = decoder(family), decoder(family)
     compensate(model, SELECTION, token_ids(), "least_squares")
@@ -121,7 +121,13 @@ def test_a_compensated_model_is_saved_and_reloaded(how: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("family", "options"),
-    [("llama", {"attention_bias": True, "mlp_bias": True}), ("qwen2", {}), ("gemma3_text", {}), ("phi3", {})],
+    [
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("qwen2", {}),
+        ("gemma3_text", {}),
+        ("phi3", {}),
+        ("granite", {}),
+    ],
 )
 @pytest.mark.parametrize("how", ["none", "least_squares"])
 def test_a_cut_is_tried_out_in_place_as_it_will_be(how: str, family: str, options: dict[str, Any]) -> None:

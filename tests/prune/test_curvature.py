@@ -98,10 +98,10 @@ def _part(own: SecondMoments, size: int) -> SecondMoments:
     return SecondMoments(own.inputs_CC[:size, :size], own.gradients_RR)
 
 
-@pytest.mark.parametrize("memory", [2**32, 1])
-def test_second_moments_are_those_of_plain_autograd(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("family", "memory"), [("qwen3", 2**32), ("qwen3", 1), ("granite", 2**32)])
+def test_second_moments_are_those_of_plain_autograd(family: str, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curvature, "MEMORY", memory)  # however many sweeps that takes
-    model, ids_BT = decoder("qwen3"), token_ids()
+    model, ids_BT = decoder(family), token_ids()
     maps = [output.linear for layer in decoder_layers(model) for output in outputs(layer)]
     found = list(moments(model, maps, ids_BT, seed=7))
 

@@ -70,7 +70,7 @@ def test_scores_are_those_of_a_model_in_memory_to_the_bit(name: str, tmp_path: P
     assert found.hidden_H is None or torch.equal(found.hidden_H, expected.hidden_H)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "olmo2", "granite"])
 def test_what_is_cut_and_saved_is_that_of_a_model_in_memory_to_the_bit(family: str, tmp_path: Path) -> None:
     directory = stored(tmp_path, decoder(family, tie_word_embeddings=family != "llama"))
     off, ids = offloaded(directory), token_ids()

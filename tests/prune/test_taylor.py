@@ -64,7 +64,7 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "tied"), [("llama", False), ("llama", True), ("gemma3_text", True), ("phi3", False)]
+    ("family", "tied"), [("llama", False), ("llama", True), ("gemma3_text", True), ("phi3", False), ("granite", True)]
 )
 def test_rows_columns_parts_embeddings_and_norms_score_by_the_definition(
     family: str, tied: bool, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,7 @@ from helpers.toy import config, data_artifact, model_artifact
 from stages.common.files import read_jsonl, write_jsonl
 from stages.errors import Diverged
 from stages.recover.checkpoints import newest
-from stages.recover.objectives import OBJECTIVES
+from stages.recover.objectives.registry import OBJECTIVES
 from stages.recover.stage import run
 from stages.rows.packing import Batch
 from stages.stage import Context

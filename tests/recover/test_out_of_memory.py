@@ -22,7 +22,7 @@ from stages.common.machine import resident_bytes, return_freed_memory
 from stages.decoders.packed_attention import use_packed_attention
 from stages.errors import UserError
 from stages.recover.loop import Training
-from stages.recover.objectives import OBJECTIVES
+from stages.recover.objectives.registry import OBJECTIVES
 from stages.recover.seeds import seeded
 from stages.recover.stage import run
 from stages.rows.packing import Batch, Document
@@ -106,7 +106,7 @@ def _training(model: PreTrainedModel, *, checkpointing: bool) -> Training:
                 torch.nn.init.normal_(parameter, std=0.1)
     return Training(
         model=model,
-        objective=OBJECTIVES["cross_entropy"].build(model, settings, None, Context(output=Path())),
+        objective=OBJECTIVES["cross_entropy"].build(model, None, None, "float32", Context(output=Path())),
         stream=cast(Any, None),
         measure=lambda tokens: {},
         config=settings.recover,
