@@ -106,7 +106,10 @@ def fitted_weights(
 
 
 def _cut_values(linear: nn.Linear, own: _Inputs | None, stays_S: Tensor) -> dict[Tensor, Tensor]:
-    """Return what becomes of a projection's weight, and of its bias where it goes itself; fitted if `own` is given."""
+    """Return the new weight of an output projection, by parameter: its other columns are zero, those that stay fitted.
+
+    Without `own` the columns keep their values. Where no column stays, weight and bias are zero.
+    """
     if len(stays_S) == linear.in_features:
         return {}
     stays_S = stays_S.to(linear.weight.device)
