@@ -14,7 +14,7 @@ from pipeline.live.rows import as_rows, set_aside
 from pipeline.planning import keys
 from pipeline.planning.build import cache_directory
 from pipeline.schema.config import Config
-from stages.adapters import ADAPTERS
+from stages.adapters.registry import ADAPTERS
 from stages.common.files import write_jsonl
 from stages.decoders.checkpoint import copy_of
 from stages.errors import UserError
