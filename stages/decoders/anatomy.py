@@ -1,7 +1,7 @@
 """Where the weights that pruning removes are in a live decoder.
 
 Owns the way from a model to its layers' linear maps, to the norms that belong to them and to every parameter along the
-hidden channels. What they cost is `stages.decoders.shapes`, and how a family names them is in `.families`. Scoring and
+hidden channels. What they cost is `stages.decoders.shapes`, and how a family names them is in `.registry`. Scoring and
 cutting reach weights only through here, so that no criterion and no surgery names an architecture.
 """
 
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stages.decoders.families import Family, Names, family_of
+from stages.decoders.family import Family, Names
+from stages.decoders.registry import family_of
 from stages.decoders.shapes import LayerShape
 
 if TYPE_CHECKING:

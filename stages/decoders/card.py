@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from stages.decoders.families import FAMILIES
 from stages.decoders.lineage import Lineage, described, revision, title
+from stages.decoders.registry import FAMILIES
 from stages.decoders.shapes import DecoderShape
 from stages.stage import JSON
 
@@ -49,8 +49,6 @@ from stages.adapters.loading import Source
 
 model = Source.of(Path("RECOVERY"), base=Path("PRUNED")).load(dtype="float32")  # artifacts of the recover, prune stage
 ```"""
-SIZES = ("rank", "alpha", "bottleneck", "virtual_tokens", "scaling")
-"""Numbers of an adapter that its card gives, those it has."""
 
 
 def model_card(known: Lineage) -> str:
@@ -218,8 +216,8 @@ def _trained(record: JSON, *, merged: bool) -> Iterator[str]:
     adapter, seen = record.get("adapter"), record.get("training", {})
     if not adapter:
         return
-    sizes = {name.replace("_", " "): adapter[name] for name in SIZES if adapter.get(name) is not None}
-    of = f" of {', '.join(f'{name} {value:g}' for name, value in sizes.items())}" if sizes else ""
+    sizes = adapter_sizes(adapter)
+    of = f" of {sizes}" if sizes else ""
     others = ", ".join(f"{name}: rank {rank}" for name, rank in (adapter.get("ranks") or {}).items())
     of += f" ({others})" if others else ""
     on = f", on {', '.join(adapter['targets'])}" if adapter.get("targets") else ""
@@ -239,6 +237,14 @@ def _trained(record: JSON, *, merged: bool) -> Iterator[str]:
             f"On {loss.get('rows')} rows held out from this data the loss went from {loss['initial_loss']:.3f} to "
             f"{loss['final_loss']:.3f} nats a token."
         )
+
+
+def adapter_sizes(adapter: JSON) -> str:
+    """Return "rank 16, alpha 16, scaling 4" of what recovery.json says of an adapter; nothing where it has no sizes."""
+    # Recoveries made before adapters brought their sizes name them among the options.
+    earlier = ("rank", "alpha", "bottleneck", "virtual_tokens", "scaling")
+    sizes = adapter.get("sizes", {name.replace("_", " "): adapter[name] for name in earlier if name in adapter})
+    return ", ".join(f"{name} {value:g}" for name, value in sizes.items())
 
 
 def training_remarks(record: JSON) -> Iterator[str]:

@@ -7,9 +7,10 @@ executed unless asked. Does not own what is in them: shapes are `stages.decoders
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,12 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelF
 from stages.common.files import COMPANIONS, read_json, write_json
 from stages.decoders import modeling_pruned
 from stages.decoders.card import CARD, model_card
-from stages.decoders.families import FAMILIES, PRUNED_PREFIX
 from stages.decoders.headers import INDEX, numbers_by_precision, read_header
 from stages.decoders.lineage import base_of, lineage
+from stages.decoders.registry import FAMILIES, PRUNED_PREFIX
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
+from stages.stage import JSON
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -93,14 +95,91 @@ def load_model(
         raise UserError(
             f"{directory} can't be loaded as a model: {error} Fetch or build the checkpoint again."
         ) from error
+    if problem := _incomplete(report):
+        raise UserError(f"{directory} is not a whole checkpoint: {problem}. Fetch or build it again.")
+    return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def model_of(
+    weights: Mapping[str, torch.Tensor], config: PreTrainedConfig, *, dtype: str, device: str = "cpu"
+) -> PreTrainedModel:
+    """Return the causal language model of `config` with `weights`, just as `load_model` would load it from a directory.
+
+    Weights that have the precision `dtype` and lie on `device` already are shared with the model, not copied.
+
+    Raises:
+        UserError: transformers has no causal language model of such a config, or weights are missing or of another
+            shape.
+    """
+    kind = PRUNED_MODELS.get(config.model_type) or MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None:
+        raise UserError(f"transformers has no causal language model of model_type '{config.model_type}'.")
+    model, report = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(weights),
+        dtype=DTYPES[dtype],
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # it then reports them, and so do we
+    )
+    if problem := _incomplete(report):
+        raise UserError(
+            f"the model's weights are not those of a plain {kind.__name__}: {problem}. Where adapters are attached to "
+            "it, merge them first (PEFT: model.merge_and_unload())."
+        )
+    return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def copy_of(
+    model: PreTrainedModel, *, dtype: str, config: PreTrainedConfig | None = None, shared: bool = False
+) -> PreTrainedModel:
+    """Return a copy of a live model on its device in evaluation mode, as it would be after saving and loading it.
+
+    Hooks, gradients and what was compiled are not in the copy.
+
+    Args:
+        model: it is read and left as it is.
+        dtype: of the copy's weights.
+        config: takes the place of the model's.
+        shared: whether the copy has the model's own weights where they are in `dtype` already, for one that nobody
+            changes.
+
+    Raises:
+        UserError: as `model_of`.
+    """
+    config = model.config if config is None else config
+    tied = model.all_tied_weights_keys if config.tie_word_embeddings else {}
+    weights = {
+        name: tensor.detach().to(DTYPES[dtype], copy=not shared)
+        for name, tensor in model.state_dict().items()
+        if name not in tied
+    }
+    made = model_of(weights, config, dtype=dtype, device=str(model.device))
+    made.generation_config = copy.deepcopy(model.generation_config)
+    return made
+
+
+def cut_copy(
+    model: PreTrainedModel, shape: DecoderShape, *, dtype: str, record: dict[str, Any], base: JSON
+) -> PreTrainedModel:
+    """Return `model`, whose projections have been cut in place to `shape`, as the architecture that takes this shape.
+
+    It shares the weights of `model`, and is what `load_model` gives of what `save_cut_model` writes. Its attribute
+    `pruning` has what pruning.json would have.
+    """
+    config, architecture = _cut_to(model, shape, dtype)
+    made = copy_of(model, dtype=dtype, config=config, shared=True)
+    made.pruning = record | {"architecture": architecture, "base": base}
+    return made
+
+
+def _incomplete(report: Mapping[str, Any]) -> str:
+    """Return what transformers reports of weights that are missing or of another shape; nothing where none are."""
     for problem in ("missing_keys", "mismatched_keys"):
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[problem])
         if names:
-            raise UserError(
-                f"{directory} is not a whole checkpoint: {len(names)} {problem.replace('_', ' ')}, first {names[0]}. "
-                "Fetch or build it again."
-            )
-    return model.to(device).eval()  # type: ignore[no-any-return]
+            return f"{len(names)} {problem.replace('_', ' ')}, first {names[0]}"
+    return ""
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -157,8 +236,7 @@ def save_cut_model(
         record: what `pruning.json` says, and the model card from it; the architecture and the base are added.
         resident: holds a layer's weights in memory, where not all are; each layer is then a file of its own.
     """
-    config, reason = cut_config(model.config, shape)
-    config.dtype = DTYPES[dtype]
+    config, architecture = _cut_to(model, shape, dtype)
     with _beside(directory) as beside:
         copy_companions(like, beside)
         if config.model_type != model.config.model_type and _has_tokenizer(like):
@@ -167,7 +245,7 @@ def save_cut_model(
         config.save_pretrained(beside)
         if config.model_type in PRUNED_MODELS:
             shutil.copyfile(MODELLING_FILE, beside / MODELLING_FILE.name)
-        saved_as = {"architecture": {"model_type": config.model_type, "reason": reason}, "base": base_of(like)}
+        saved_as = {"architecture": architecture, "base": base_of(like)}
         (beside / "pruning.json").write_text(json.dumps(record | saved_as) + "\n", encoding="utf-8")
         (beside / CARD).write_text(model_card(lineage(beside)), encoding="utf-8")
 
@@ -202,6 +280,13 @@ def _write_weights(
         weight_map |= dict.fromkeys(weights, file)
         size += sum(tensor.nbytes for tensor in weights.values())
     write_json(directory / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def _cut_to(model: PreTrainedModel, shape: DecoderShape, dtype: str) -> tuple[PreTrainedConfig, JSON]:
+    """Return the configuration of `model` cut to `shape` in `dtype`, and what is recorded of its architecture."""
+    config, reason = cut_config(model.config, shape)
+    config.dtype = DTYPES[dtype]
+    return config, {"model_type": config.model_type, "reason": reason}
 
 
 def config_class(model_type: str) -> Any:

@@ -126,6 +126,7 @@ class PrunedForCausalLM:
     attention_norms: tuple[str, ...] = ("input_layernorm",)
     mlp_norms: tuple[str, ...] = ("post_attention_layernorm",)
     config_class: Any
+    _auto_class = "AutoModelForCausalLM"  # so `save_pretrained` copies this file beside the weights
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]

@@ -1,7 +1,7 @@
 """The shapes of decoder-only transformers, and what they cost, from the fields of a `config.json` alone.
 
 Owns the exact count of parameters and multiply-accumulates. No torch here: a plan counts before anything is downloaded.
-What sets a family apart is in `stages.decoders.families`, and where the weights are in a live model in `.anatomy`.
+What sets a family apart is in `stages.decoders.registry`, and where the weights are in a live model in `.anatomy`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stages.decoders.families import FAMILIES, family_name, family_of
+from stages.decoders.registry import FAMILIES, family_name, family_of
 from stages.errors import UserError
 
 

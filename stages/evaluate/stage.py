@@ -57,20 +57,30 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) ->
         loaded = source.load(dtype=config.dtype, device=context.device)
         return FastLM(Scorer(loaded, load_tokenizer(source.model), batch_tokens=config.batch_tokens))
 
-    tasks = _tasks(config, inputs["tasks"], context.output, model)
+    results, held_out = judged(config, inputs["tasks"], context.output, model)
+    return {"mean": results["mean"], "perplexity": held_out["perplexity"]}
+
+
+def judged(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -> tuple[JSON, JSON]:
+    """Return what results.json and perplexity.json in `output` hold, asking `model` for what is not there yet.
+
+    Raises:
+        UserError: a task can't be asked, or a likelihood is not finite.
+    """
+    tasks = _tasks(config, artifact, output, model)
     results: JSON = {"tasks": tasks, "mean": average(list(tasks.values()))}
     results |= {"protocol": config.protocol, "num_fewshot": config.num_fewshot, "limit": config.limit}
     results |= {"beams": config.beams, "new_tokens": config.new_tokens} if config.protocol == "generation" else {}
-    results |= {"dtype": config.dtype, "rows": read_json(inputs["tasks"] / "tasks.json")}
+    results |= {"dtype": config.dtype, "rows": read_json(artifact / "tasks.json")}
     results["versions"] = {name: version(name) for name in ("lm-eval", "transformers", "torch")}
-    held_out = context.output / "perplexity.json"
+    held_out = output / "perplexity.json"
     if not held_out.is_file():
-        passages = select(read_jsonl(inputs["tasks"] / "passages.jsonl"), config.passages)
+        passages = select(read_jsonl(artifact / "passages.jsonl"), config.passages)
         found = totals(passage_rows(model().scorer, passages) if passages else [])
-        found["corpora"] = corpora(model().scorer, inputs["tasks"], config) if config.corpora else {}
+        found["corpora"] = corpora(model().scorer, artifact, config) if config.corpora else {}
         write_json(held_out, found)
-    write_json(context.output / "results.json", results)
-    return {"mean": results["mean"], "perplexity": read_json(held_out)["perplexity"]}
+    write_json(output / "results.json", results)
+    return results, read_json(held_out)
 
 
 def _tasks(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -> JSON:

@@ -1,6 +1,6 @@
 """Which of llama.cpp's architectures computes a decoder, and the shapes it is written in. No torch here: a plan asks.
 
-Which one computes a family is in the family's record (`stages.decoders.families`). llama.cpp's `llama` takes any number
+Which one computes a family is in the family's record (`stages.decoders.registry`). llama.cpp's `llama` takes any number
 of heads and any head size, and optional biases, as long as all layers are alike; its `deci` is the same computation
 with head counts, key/value head counts and feed-forward lengths of each layer. So whatever computes what a llama does
 is written as one of these two. The other families have their own architecture there, which takes one shape for all
@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from stages.common.choices import nearest
-from stages.decoders.families import FAMILIES, Gguf
+from stages.decoders.family import Gguf
+from stages.decoders.registry import FAMILIES
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 

@@ -22,7 +22,7 @@ from gguf.quants import quantize
 from safetensors import safe_open
 from torch import Tensor
 
-from stages.decoders.families import FAMILIES
+from stages.decoders.registry import FAMILIES
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.export.architectures import Target

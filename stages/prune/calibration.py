@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from random import Random
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,14 +16,17 @@ from stages.decoders.checkpoint import load_tokenizer
 from stages.errors import UserError
 from stages.prune.memory.estimate import check_memory
 from stages.rows.interleave import interleave
-from stages.rows.stream import parts_of
+from stages.rows.stream import Part, parts_of
+from stages.stage import JSON
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from stages.decoders.shapes import DecoderShape
     from stages.prune.config import PruneConfig
-    from stages.stage import Context
+
+Read = Callable[[], Tensor]
+"""Gives the calibration tokens [sequences, tokens]."""
 
 
 def calibration_ids(config: PruneConfig, *, model: Path, data: Path | None, vocabulary: int) -> Tensor:
@@ -33,42 +36,35 @@ def calibration_ids(config: PruneConfig, *, model: Path, data: Path | None, voca
         UserError: the given ids are no rectangle of ids below `vocabulary`, or there is too little text.
     """
     if config.calibration_ids is not None:
-        return _given(config.calibration_ids, vocabulary)
+        return given_ids(config.calibration_ids, vocabulary)
     if data is None:
         raise UserError(
             f"prune={config.method} looks at calibration text and has none. Give data, or "
             "prune.calibration_ids=FILE.json."
         )
-    return _from_rows(config, model, data / "train.jsonl")
+    return _from_file(config, model, data / "train.jsonl")
 
 
 def calibration_text(
-    config: PruneConfig,
-    inputs: Mapping[str, Path],
-    context: Context,
-    shape: DecoderShape,
-    stored: str,
-    *,
-    reads: bool,
-    gradients: bool,
+    read: Read, config: PruneConfig, shape: DecoderShape, *, stored: str, device: str, reads: bool, gradients: bool
 ) -> Tensor | None:
-    """Return the tokens to look at, on the context's device, or None where nothing `reads` text.
+    """Return the tokens to look at on `device`, as `read` gives them, or None where nothing `reads` text.
 
     Raises:
         UserError: there is too little text, or memory will not do for the model and for it.
     """
-    ids_BT = None
-    if reads:
-        source = inputs["model"] / "model"
-        ids_BT = calibration_ids(config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
-        ids_BT = ids_BT.to(context.device)
+    ids_BT = read().to(device) if reads else None
     size = None if ids_BT is None else (ids_BT.shape[0], ids_BT.shape[1])
-    check_memory(shape, config, gradients=gradients, stored=stored, calibration=size, device=context.device)
+    check_memory(shape, config, gradients=gradients, stored=stored, calibration=size, device=device)
     return ids_BT
 
 
-def _given(rows: Any, vocabulary: int) -> Tensor:
-    """Return the given ids as a tensor, checked."""
+def given_ids(rows: Any, vocabulary: int) -> Tensor:
+    """Return the given ids, one list a sequence, as a tensor.
+
+    Raises:
+        UserError: they are no rectangle of ids below `vocabulary`.
+    """
     lengths = {len(row) for row in rows}
     if len(lengths) != 1 or min(lengths) < 2:
         raise UserError(
@@ -84,41 +80,68 @@ def _given(rows: Any, vocabulary: int) -> Tensor:
     return ids
 
 
-def _from_rows(config: PruneConfig, model: Path, path: Path) -> Tensor:
-    """Return sequences cut from the rows of `path` in an order that `config.seed` decides.
+def _from_file(config: PruneConfig, model: Path, path: Path) -> Tensor:
+    """Return `sequences_of` the rows in the file `path`, which are read as they are needed."""
+    tokenizer = load_tokenizer(model)
+    with path.open("rb") as lines:
+        starts = list(accumulate((len(line) for line in lines), initial=0))[:-1]
+
+        def row(index: int) -> JSON:
+            lines.seek(starts[index])
+            found: JSON = json.loads(lines.readline())
+            return found
+
+        return sequences_of(row, parts_of(path, len(starts)), tokenizer, config, where=str(path))
+
+
+def sequences_of(
+    row: Callable[[int], JSON],
+    parts: Sequence[Part],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PruneConfig,
+    *,
+    where: str,
+) -> Tensor:
+    """Return sequences cut from rows in an order that `config.seed` decides.
 
     A row is its prompt and its response, as a model is trained on them; rows follow each other, each ended by the
     tokenizer's end-of-text token if it has one. Of a mixture each part has its share of the tokens.
+
+    Args:
+        row: gives a row by its number.
+        parts: the runs of rows that share the tokens; one, unless they are a mixture.
+        tokenizer: the model's.
+        config: how many sequences, how long, and the seed.
+        where: the rows are, for the error.
+
+    Raises:
+        UserError: there are too few tokens.
     """
     sequences, length = config.calibration.sequences, config.calibration.length
     if sequences < 1 or length < 2:
         raise UserError(
             f"prune.calibration asks for {sequences} sequences of {length} tokens: at least 1 of at least 2 are needed."
         )
-    tokenizer = load_tokenizer(model)
     ids: list[int] = []
-    with path.open("rb") as rows:
-        starts = list(accumulate((len(row) for row in rows), initial=0))[:-1]
-        parts = parts_of(path, len(starts))
-        drawn = {
-            part.name: _drawn(rows, starts[part.first : part.first + part.rows], config.seed, tokenizer)
-            for part in parts
-        }
-        for row in interleave(drawn, {part.name: part.weight for part in parts}, len):
-            ids += row
-            if len(ids) >= sequences * length:
-                return torch.tensor(ids[: sequences * length]).view(sequences, length)
+    drawn = {part.name: _drawn(row, part, config.seed, tokenizer) for part in parts}
+    for tokens in interleave(drawn, {part.name: part.weight for part in parts}, len):
+        ids += tokens
+        if len(ids) >= sequences * length:
+            return torch.tensor(ids[: sequences * length]).view(sequences, length)
+    count = sum(part.rows for part in parts)
     raise UserError(
-        f"{path} has {len(ids)} tokens in {len(starts)} rows, and prune.calibration asks for {sequences} × {length}. "
+        f"{where} has {len(ids)} tokens in {count} rows, and prune.calibration asks for {sequences} × {length}. "
         "Ask for less with prune.calibration.sequences= or prune.calibration.length=."
     )
 
 
-def _drawn(rows: IO[bytes], starts: list[int], seed: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Yield the tokens of the rows that begin at `starts`, in an order that `seed` decides."""
+def _drawn(
+    row: Callable[[int], JSON], part: Part, seed: int, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[list[int]]:
+    """Yield the tokens of the rows of `part`, in an order that `seed` decides."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    Random(seed).shuffle(starts)
-    for start in starts:
-        rows.seek(start)
-        row = json.loads(rows.readline())
-        yield tokenizer(row["prompt"] + row["response"], add_special_tokens=False)["input_ids"] + end
+    order = list(range(part.first, part.first + part.rows))
+    Random(seed).shuffle(order)
+    for index in order:
+        found = row(index)
+        yield tokenizer(found["prompt"] + found["response"], add_special_tokens=False)["input_ids"] + end

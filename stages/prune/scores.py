@@ -7,6 +7,7 @@ each layer and kind of group ("12.channels"), and "hidden" where hidden channels
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,9 @@ from stages.decoders.anatomy import decoder_layers
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.allocate import check_uncut
 from stages.prune.allocation.plan import parse_layers
-from stages.prune.calibration import calibration_text
+from stages.prune.calibration import calibration_ids, calibration_text
 from stages.prune.config import PruneConfig
-from stages.prune.criteria import CRITERIA
+from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Scores, check_finite
 from stages.prune.memory.weights import Weights, opened
 
@@ -36,15 +37,15 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
     """Score the groups of `inputs["model"]`, on `inputs["data"]` where the criterion reads text.
 
     Raises:
-        UserError: an option is wrong, memory will not do, or a score is not finite.
+        UserError: memory will not do, or a score is not finite.
     """
     source, criterion = inputs["model"] / "model", CRITERIA[config.method]
     check_uncut(source, config)
-    criterion.check(config)
     shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)
+    read = partial(calibration_ids, config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
     needs = {"reads": criterion.reads_text, "gradients": criterion.needs_gradients}
-    ids_BT = calibration_text(config, inputs, context, shape, stored, **needs)
-    with opened(source, shape, config, context, dtype=config.dtype) as held:
+    ids_BT = calibration_text(read, config, shape, stored=stored, device=context.device, **needs)
+    with opened(source, shape, config, context, config.dtype) as held:
         scores = score_groups(held, ids_BT, config)
     save_scores(scores, context.output / FILE)
     return {"method": config.method, "layers": len(scores.layers)}

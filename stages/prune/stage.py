@@ -23,18 +23,18 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.common.choices import lookup
 from stages.common.files import read_json
 from stages.decoders import checkpoint
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.allocate import (
     allocation,
-    check_options,
     check_uncut,
     foreseen,
     needs_gradients,
@@ -44,10 +44,10 @@ from stages.prune.allocation.allocate import (
 )
 from stages.prune.allocation.plan import Budget, PrunePlan, budget_of, parse_layers
 from stages.prune.allocation.search import searched
-from stages.prune.calibration import calibration_text
+from stages.prune.calibration import Read, calibration_ids, calibration_text
 from stages.prune.compensation import compensate
 from stages.prune.config import PruneConfig
-from stages.prune.criteria import CRITERIA
+from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Scores, Selection, composed, keep_all, kept_layer, selection_of
 from stages.prune.memory.weights import Weights, opened
 from stages.prune.record import pruning_record, spreads, summary
@@ -64,6 +64,17 @@ if TYPE_CHECKING:
 
 Chosen = tuple[PrunePlan, Selection, dict[str, Any]]
 """What becomes of a model's layers, what stays of it, and what the record says of how that was found."""
+Open = Callable[[str], AbstractContextManager[Weights]]
+"""Opens the dense model's weights in a precision, as often as it is asked: they are changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A model that has been cut, still as the dense model's class, and its record without the architecture."""
+
+    held: Weights
+    plan: PrunePlan
+    record: dict[str, Any]
 
 
 def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
@@ -78,29 +89,68 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
         return run_masks(config, inputs, context)
     source = inputs["model"] / "model"
     check_uncut(source, config)
-    criterion = lookup("pruning criterion", config.method, CRITERIA)
-    criterion.check(config)
-    check_options(config)
     shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)
+    weights = partial(opened, source, shape, config, context)
+    read = partial(calibration_ids, config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
+    scores = load_scores(inputs["scores"] / SCORES) if "scores" in inputs else None
+    with cut_model(weights, read, config, shape, stored=stored, device=context.device, scores=scores) as made:
+        resident = None if config.offload == "none" else made.held.resident
+        checkpoint.save_cut_model(
+            made.held.model,
+            made.plan.pruned,
+            context.output / "model",
+            like=source,
+            dtype=stored,
+            record=made.record,
+            resident=resident,
+        )
+        return summary(made.record, made.plan, stored)
+
+
+@contextmanager
+def cut_model(
+    weights: Open,
+    read: Read,
+    config: PruneConfig,
+    shape: DecoderShape,
+    *,
+    stored: str,
+    device: str,
+    scores: Scores | None = None,
+) -> Iterator[Cut]:
+    """Yield the dense model of `weights` cut as `config` says, in the precision `stored`; the plan is printed before.
+
+    Args:
+        weights: opens the dense model's weights, first in the precision of the scores.
+        read: gives the calibration tokens; called where something reads them.
+        config: how it is cut.
+        shape: the dense model's.
+        stored: the dense model's precision.
+        device: where the weights are opened.
+        scores: of the dense model's groups, where it has been scored.
+
+    The options have been checked (`stages.prune.plan`).
+
+    Raises:
+        UserError: the budget can't be met, memory will not do, or loss or scores are not finite.
+    """
     budget = None if ruled(config) else budget_of(shape, config, stored)
     preview = foreseen(shape, config, budget)  # bad numbers before long work
     if preview is not None:
         _announce(config, preview)
     needs = {"reads": reads_text(config), "gradients": needs_gradients(config)}
-    ids_BT = calibration_text(config, inputs, context, shape, stored, **needs)
-    weights = partial(opened, source, shape, config, context)
-    finish = partial(_cut_and_save, config=config, source=source, output=context.output / "model", dtype=stored)
-    scores = load_scores(inputs["scores"] / SCORES) if "scores" in inputs else None
-    with weights(dtype=config.dtype) as held:
+    ids_BT = calibration_text(read, config, shape, stored=stored, device=device, **needs)
+    with weights(config.dtype) as held:
         loss = {"dense": held.loss(ids_BT)}
-        plan, kept, found = _choose_in_steps(held, scores, ids_BT, config, budget, shape)
+        chosen = _choose_in_steps(held, scores, ids_BT, config, budget, shape)
         if preview is None or config.steps > 1:
-            _announce(config, plan)
+            _announce(config, chosen[0])
         if stored == config.dtype and config.steps == 1:
-            return finish(held, plan, kept, ids_BT, found, loss)
+            yield _cut(held, chosen, ids_BT, loss, config)
+            return
     del held
-    with weights(dtype=stored) as held:  # the weights that are cut never pass through the precision of the scores
-        return finish(held, plan, kept, ids_BT, found, loss)
+    with weights(stored) as held:  # the weights that are cut never pass through the precision of the scores
+        yield _cut(held, chosen, ids_BT, loss, config)
 
 
 def _choose_in_steps(
@@ -172,20 +222,11 @@ def _choose(
     return plan, kept, {"scores": spreads(scores, kept), **found}
 
 
-def _cut_and_save(
-    held: Weights,
-    plan: PrunePlan,
-    kept: Selection,
-    ids_BT: Tensor | None,
-    found: dict[str, Any],
-    loss: dict[str, float | None],
-    *,
-    config: PruneConfig,
-    source: Path,
-    output: Path,
-    dtype: str,
-) -> dict[str, Any]:
-    """Cut the dense model that is held to what stays of it, write it, and return the summary."""
+def _cut(
+    held: Weights, chosen: Chosen, ids_BT: Tensor | None, loss: dict[str, float | None], config: PruneConfig
+) -> Cut:
+    """Cut the dense model that is held to what stays of it."""
+    plan, kept, found = chosen
     if config.compensate != "none" and plan.pruned != plan.dense:
         compensate(held.model, kept, ids_BT, config.compensate, held.resident)
     cut(held.model, kept, held.resident)
@@ -193,12 +234,7 @@ def _cut_and_save(
     if ids_BT is not None:
         loss = loss | {"pruned": held.loss(ids_BT)}
         calibration = {"sequences": ids_BT.shape[0], "length": ids_BT.shape[1], "loss": loss}
-    record = pruning_record(config, plan, kept, calibration, found)
-    resident = None if config.offload == "none" else held.resident
-    checkpoint.save_cut_model(
-        held.model, plan.pruned, output, like=source, dtype=dtype, record=record, resident=resident
-    )
-    return summary(record, plan, dtype)
+    return Cut(held, plan, pruning_record(config, plan, kept, calibration, found))
 
 
 def _announce(config: PruneConfig, plan: PrunePlan) -> None:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from stages.decoders.anatomy import DecoderAnatomy, LayerAnatomy, Projection, decoder_anatomy, decoder_layers
-from stages.decoders.families import family_of
 from stages.decoders.modeling_pruned import remove_attention, remove_mlp, set_heads
+from stages.decoders.registry import family_of
 from stages.prune.memory.resident import Resident, always
 
 if TYPE_CHECKING:

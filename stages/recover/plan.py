@@ -12,9 +12,9 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import fields, replace
 
-from stages.adapters import ADAPTERS
 from stages.adapters.adapter import Adapter
 from stages.adapters.config import AdapterConfig
+from stages.adapters.registry import ADAPTERS
 from stages.common.checks import require
 from stages.common.choices import lookup, narrowed
 from stages.common.machine import precision

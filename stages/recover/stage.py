@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stages.adapters.adapter import Adapter
 from stages.common.files import read_jsonl, write_json, write_jsonl, write_text
@@ -26,7 +26,7 @@ from stages.recover.objectives.registry import objective_of
 from stages.recover.objectives.teacher import check_vocabulary
 from stages.recover.plan import adapter_of, gives_model
 from stages.recover.seeds import seeded
-from stages.recover.workers import Workers
+from stages.recover.workers import SINGLE, Workers
 from stages.rows.tokens import Tokenised, tokenised
 from stages.stage import JSON, Context
 
@@ -60,70 +60,119 @@ def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
     return launched(train_together, config, inputs, context)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What a recovery is made of, wherever it comes from.
+
+    Attributes:
+        load: gives the model to recover, in the precision that it is asked for; it is changed.
+        tokenizer: the model's.
+        train: a file of rows, as the data stage writes train.jsonl.
+        held_out: rows that are never trained on, as in validation.jsonl.
+        masked: full names of the modules whose zeros stay.
+        teacher: the model that a taught objective learns from: a model directory or a live one.
+        base: where the dense model is from, and `taught_by` where the teacher is, as far as that is known.
+        fingerprints: what tells the models from others, for checkpoints.
+    """
+
+    load: Callable[[str], PreTrainedModel]
+    tokenizer: PreTrainedTokenizerBase
+    train: Path
+    held_out: Sequence[JSON]
+    masked: frozenset[str] = frozenset()
+    teacher: Path | PreTrainedModel | None = None
+    base: JSON = field(default_factory=dict)
+    taught_by: JSON = field(default_factory=dict)
+    fingerprints: Sequence[str] = ()
+
+
+class Trained(NamedTuple):
+    """What `Adapter.attach` returned, trained; what recovery.json says; and the points of the curve."""
+
+    adapted: Module
+    summary: JSON
+    history: list[JSON]
+
+
 @memory.explained()
 def train_together(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context, workers: Workers) -> JSON:
     """Do what each of `workers` does of `train`: the leader writes and returns, the others go through the motions."""
-    adapter, (objective, options) = adapter_of(config), objective_of(config.recover)
-    base, data = inputs["model"] / "model", inputs["data"]
-    teacher = inputs["teacher"] / "model" if objective.taught else None
+    adapter, base = adapter_of(config), inputs["model"] / "model"
+    teacher = inputs["teacher"] / "model" if objective_of(config.recover)[0].taught else None
     if teacher is not None:
         check_vocabulary(teacher, base)
-    tokenizer = load_tokenizer(base)
+    material = Material(
+        load=lambda dtype: load_model(base, dtype=dtype, device=context.device),
+        tokenizer=load_tokenizer(base),
+        train=inputs["data"] / "train.jsonl",
+        held_out=list(read_jsonl(inputs["data"] / "validation.jsonl")),
+        masked=masked_modules(base),
+        teacher=teacher,
+        base=base_of(base),
+        taught_by={} if teacher is None else base_of(teacher),
+        fingerprints=_fingerprints(base, teacher),
+    )
+    adapted, summary, history = trained(config, material, context, workers)
+    if workers.leads:
+        _save(adapter, adapted, base, context.output, summary)
+        write_jsonl(context.output / "history.jsonl", history)
+        write_json(context.output / "recovery.json", summary)
+    return summary
+
+
+def trained(config: RecoverStageConfig, material: Material, context: Context, workers: Workers = SINGLE) -> Trained:
+    """Return the adapter trained on `material`, its model still attached; checkpoints lie in `context.output`.
+
+    Raises:
+        UserError: a field of `config` is outside its range, the data is empty, or memory is too small.
+        Diverged: the loss is not finite.
+    """
+    adapter, (objective, options) = adapter_of(config), objective_of(config.recover)
     stream = tokenised(
-        data / "train.jsonl",
-        tokenizer,
+        material.train,
+        material.tokenizer,
         length=config.recover.sequence_length,
         label_prompts=config.recover.loss == "all",
         seed=config.seed,
         tokens=config.recover.tokens,
         cache=context.cache,
     )
-    held_out = list(read_jsonl(data / "validation.jsonl"))
-
     # Weights that are trained themselves are float32: bfloat16 would lose most updates.
-    dtype = config.dtype if adapter.trained is None else "float32"
-    model = load_model(base, dtype=dtype, device=context.device)
-    masked = masked_modules(base)
+    model = material.load(config.dtype if adapter.trained is None else "float32")
     total = count_parameters(model)
     use_packed_attention(model)
     with seeded(config.seed, "adapter"):
-        adapted = adapter.attach(model, config.adapter, masked)
-    curve = Curve(model, tokenizer, held_out, config=config.recover, dtype=config.dtype)
+        adapted = adapter.attach(model, config.adapter, material.masked)
+    curve = Curve(model, material.tokenizer, material.held_out, config=config.recover, dtype=config.dtype)
     training = Training(
         model=model,
-        objective=objective.build(model, options, teacher, config.dtype, context),
+        objective=objective.build(model, options, material.teacher, config.dtype, context),
         stream=stream,
         measure=curve.point,
         config=config.recover,
         dtype=config.dtype,
         seed=config.seed,
         context=context,
-        identity={"config": asdict(config), "models": _fingerprints(base, teacher), "rows": len(stream)},
+        identity={"config": asdict(config), "models": list(material.fingerprints), "rows": len(stream)},
         rates=adapter.rates(model, config.adapter),
         workers=workers,
     )
     progress = training.run()
     kept = _kept(progress)
     trainable = sum(parameter.numel() for parameter in training.parameters.values())
+    unseen = material.held_out[len(curve.documents) :]
     summary: JSON = {
-        "base": base_of(base),
+        "base": material.base,
         "adapter": _describe(adapter, config),
-        "objective": {"name": config.recover.objective} | _minimised(objective, options, teacher),
+        "objective": {"name": config.recover.objective} | _minimised(objective, options, material),
         "parameters": {"model": total, "trainable": trainable},
         "training": _training_facts(progress, stream),
         "kept": {"parameters": config.recover.keep, "step": kept["step"], "tokens": kept["tokens"]},
         "validation": _validation_facts(progress.history[0], kept, curve),
-        "test": workers.forward(
-            lambda: _test_facts(model, tokenizer, held_out[len(curve.documents) :], config, progress)
-        ),
-    } | ({"masked_modules": len(masked)} if masked else {})
+        "test": workers.forward(lambda: _test_facts(model, material.tokenizer, unseen, config, progress)),
+    } | ({"masked_modules": len(material.masked)} if material.masked else {})
     workers.gather(model, frozen=adapter.trained is not None)
-    if not workers.leads:
-        return summary
-    _save(adapter, adapted, base, context.output, summary)
-    write_jsonl(context.output / "history.jsonl", progress.history)
-    write_json(context.output / "recovery.json", summary)
-    return summary
+    return Trained(adapted, summary, progress.history)
 
 
 def _save(adapter: Adapter, adapted: Module, base: Path, output: Path, recovery: JSON) -> None:
@@ -157,15 +206,17 @@ def _fingerprints(*directories: Path | None) -> list[str]:
     return digests
 
 
-def _minimised(objective: Objective, options: Any, teacher: Path | None) -> JSON:
+def _minimised(objective: Objective, options: Any, material: Material) -> JSON:
     """Return the objective's facts, its teacher where it has one, and what card and report say of it."""
-    taught_by = {} if teacher is None else {"teacher": base_of(teacher)}
-    sentences = objective.sentences(options, "" if teacher is None else described(base_of(teacher)))
-    return objective.facts(options) | taught_by | {"sentences": list(sentences)}
+    taught = material.teacher is not None
+    sentences = objective.sentences(options, described(material.taught_by) if taught else "")
+    teacher = {"teacher": material.taught_by} if taught else {}
+    return objective.facts(options) | teacher | {"sentences": list(sentences)}
 
 
 def _describe(adapter: Adapter, config: RecoverStageConfig) -> JSON:
-    return asdict(config.adapter) | dict(adapter.facts(config.adapter)) | {"merged": gives_model(config)}
+    own = {"sizes": dict(adapter.sizes(config.adapter)), "merged": gives_model(config)}
+    return asdict(config.adapter) | dict(adapter.facts(config.adapter)) | own
 
 
 def _training_facts(progress: Progress, stream: Tokenised) -> JSON:

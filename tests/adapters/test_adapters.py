@@ -19,8 +19,8 @@ from helpers.decoders import decoder, token_ids
 from helpers.masked import masked_base, same_zeros, weights
 from helpers.tiny_tokenizer import VOCABULARY
 from helpers.toy import adapter_config, config, data_artifact, model_artifact, recovered
-from stages.adapters import ADAPTERS
 from stages.adapters.low_rank import LowRankConfig, lora_layers
+from stages.adapters.registry import ADAPTERS
 from stages.common.files import read_jsonl
 from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.decoders.logits import PLAIN, Logits

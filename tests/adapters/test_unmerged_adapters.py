@@ -14,9 +14,9 @@ from helpers.decoders import decoder, saved, token_ids
 from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from helpers.world import World, make_world
 from pipeline import compare, inspect
-from stages.adapters import ADAPTERS
 from stages.adapters.bottleneck_layer import Bottleneck
 from stages.adapters.loading import Source
+from stages.adapters.registry import ADAPTERS
 from stages.common.files import read_json, write_json
 from stages.decoders.checkpoint import load_model
 from stages.decoders.packed_attention import hidden_states, stock_attention, use_packed_attention

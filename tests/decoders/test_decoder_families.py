@@ -6,7 +6,7 @@ import pytest
 
 from helpers.decoders import KINDS
 from stages.decoders.checkpoint import PRUNED_MODELS
-from stages.decoders.families import FAMILIES, PRUNED_PREFIX
+from stages.decoders.registry import FAMILIES, PRUNED_PREFIX
 
 
 def test_every_family_has_its_class_for_differing_layers_and_no_other_has_one() -> None:

@@ -1,4 +1,4 @@
-"""A cache of their own for the recoveries of a folder's tests, so that none finds what an earlier one tokenised."""
+"""A cache of their own for the recoveries of a file's tests, so that none finds what an earlier one tokenised."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))

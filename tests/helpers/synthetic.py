@@ -145,7 +145,7 @@ def recovery(directory: Path, *, start: float = 5.0, end: float = 3.5, steps: in
         point["curve_bits_per_byte"] = point["validation_loss"] / 3
     write_jsonl(directory / "history.jsonl", history)
     facts = {
-        "adapter": {"name": "rora"},
+        "adapter": {"name": "rora", "rank": 16, "alpha": 16.0, "sizes": {"rank": 16, "alpha": 16.0, "scaling": 4.0}},
         "parameters": {"model": 67_300_000, "trainable": 3_000_000},
         "training": {"steps": steps, "tokens": 2048 * steps, "rows": 400, "epochs": 0.0027},
         "validation": {

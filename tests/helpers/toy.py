@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from helpers.decoders import decoder
 from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
-from stages.adapters import ADAPTERS
 from stages.adapters.config import AdapterConfig
 from stages.adapters.low_rank import LowRankConfig
+from stages.adapters.registry import ADAPTERS
 from stages.common.files import write_jsonl
 from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.recover.stage import run

@@ -16,6 +16,7 @@ from helpers.configurations import configuration
 from helpers.decoders import decoder
 from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from helpers.tiny_wheels import commonsense_files, pip_environment, write_wheel
+from pipeline.engine.engine import Engine
 from pipeline.engine.store import Store
 from pipeline.execution import run
 from pipeline.planning.build import build_graph
@@ -61,6 +62,17 @@ class World:
         """Return the plan of a command line."""
         with environment(self.environment):
             return build_graph(self.config(*overrides))
+
+    def foreseen(self, *overrides: str) -> dict[str, str]:
+        """Return what a run would do, by role: hit, build or resume."""
+        graph = self.plan(*overrides)
+        engine = Engine(graph, self.store, cache=self.root / "cache", force=[])
+        return {role: engine.status(node).state for role, node in graph.roles.items()}
+
+    def artifact(self, role: str, *overrides: str, store: str = "artifacts") -> Path:
+        """Return where the artifact of a role lies, or will."""
+        node = self.plan(*overrides).roles[role]
+        return Store(self.root / store).directory(node.stage.name, node.label, node.key)
 
     def command(self, *overrides: str, store: str = "artifacts") -> list[str]:
         """Return `python -m pipeline` with flags before overrides, as Hydra wants them."""

@@ -21,7 +21,7 @@ from helpers.tiny_tokenizer import byte_tokenizer
 from stages.common.files import read_json, read_jsonl
 from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.task_library.definitions import documents, load
-from stages.tasks.corpora import CORPORA
+from stages.tasks.registry import CORPORA
 
 REPO = "someone/tiny"
 PREAMBLE = """

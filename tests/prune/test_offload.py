@@ -18,7 +18,7 @@ from stages.decoders.checkpoint import count_parameters, load_model, save_cut_mo
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.prune.allocation.allocate import check_options
-from stages.prune.criteria import CRITERIA
+from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Kept, Selection, kept_shape
 from stages.prune.memory.offload import Offloaded
 from stages.prune.memory.resident import Resident, always

@@ -12,7 +12,7 @@ from helpers.decoders import decoder, saved, token_ids
 from helpers.pruning import prune
 from stages.decoders.checkpoint import load_model
 from stages.prune.config import Search
-from stages.prune.criteria import CRITERIA
+from stages.prune.criteria.registry import CRITERIA
 from stages.prune.statistics.gradients import calibration_loss
 
 IDS = token_ids(6)

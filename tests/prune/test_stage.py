@@ -157,7 +157,6 @@ def test_the_plan_is_printed_before_anything_is_cut(tmp_path: Path, capsys: pyte
     ("config", "message"),
     [
         (LLMPrunerConfig(ratio=0.3), "has none"),
-        (LLMPrunerConfig(ratio=0.3, method="llmprunner"), "did you mean 'llmpruner'"),
         (LLMPrunerConfig(ratio=0.3, taylor="param_frist", calibration_ids=IDS), "did you mean 'param_first'"),
         (LLMPrunerConfig(ratio=0.3, calibration_ids=[[1, 2, 96]]), "96 is outside the vocabulary of 96"),
         (LLMPrunerConfig(ratio=0.3, calibration_ids=[[1, 2], [1]]), "equally long"),

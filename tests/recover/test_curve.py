@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from helpers.decoders import decoder
 from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from helpers.toy import config, data_artifact, model_artifact, recovered
-from stages.adapters import ADAPTERS
+from stages.adapters.registry import ADAPTERS
 from stages.common.files import read_json, read_jsonl
 from stages.decoders.packed_attention import hidden_states, use_packed_attention
 from stages.errors import UserError

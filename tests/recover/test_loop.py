@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers.tiny_tokenizer import byte_tokenizer
 from helpers.toy import config, recovered
-from stages.adapters import ADAPTERS
+from stages.adapters.registry import ADAPTERS
 from stages.recover.config import RecoverConfig
 from stages.recover.loop import learning_rate
 from stages.recover.seeds import seeded

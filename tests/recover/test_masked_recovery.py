@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from helpers.masked import DEAD, IDS, masked_base, same_zeros, weights
 from helpers.toy import config, recovered
-from stages.adapters import ADAPTERS
 from stages.adapters.loading import Source
+from stages.adapters.registry import ADAPTERS
 from stages.decoders.checkpoint import load_model
 from stages.decoders.masks import masked_modules
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from helpers.decoders import decoder
 from helpers.peak import has_mark
 from helpers.toy import config, recovered
-from stages.adapters import ADAPTERS
+from stages.adapters.registry import ADAPTERS
 from stages.common.files import read_jsonl
 from stages.common.machine import resident_bytes, return_freed_memory
 from stages.decoders.packed_attention import use_packed_attention

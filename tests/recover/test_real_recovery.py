@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 
 from benchmarks.material import built
-from stages.adapters import ADAPTERS
+from stages.adapters.registry import ADAPTERS
 from stages.common.files import read_jsonl
 from stages.decoders.checkpoint import load_model
 from stages.recover.config import RecoverConfig, RecoverStageConfig

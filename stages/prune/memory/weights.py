@@ -37,9 +37,7 @@ class Weights:
 
 
 @contextmanager
-def opened(
-    source: Path, shape: DecoderShape, config: PruneConfig, context: Context, *, dtype: str
-) -> Iterator[Weights]:
+def opened(source: Path, shape: DecoderShape, config: PruneConfig, context: Context, dtype: str) -> Iterator[Weights]:
     """Yield the weights of the model in `source`, checked to be what `shape` counted.
 
     Args:

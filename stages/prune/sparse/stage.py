@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from stages.common.files import read_json
 from stages.decoders import checkpoint
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.plan import CONTEXT
-from stages.prune.calibration import calibration_ids
+from stages.prune.calibration import Read, calibration_ids
 from stages.prune.groups import keep_all
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.mask import mask
@@ -36,6 +37,7 @@ from stages.prune.statistics.gradients import calibration_loss
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from stages.stage import Context
 
@@ -46,24 +48,43 @@ def run(config: SparseMLConfig, inputs: Mapping[str, Path], context: Context) ->
     Raises:
         UserError: an option is wrong, or the outcome is not what was asked.
     """
-    check(config)
     source = inputs["model"] / "model"
-    shape = DecoderShape.from_config(read_json(source / "config.json"))
+    shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)
+    read = partial(calibration_ids, config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
+    load = partial(checkpoint.load_model, source, device=context.device)
+    model, record = masked_model(load, read, config, shape, stored=stored)
+    checkpoint.save_cut_model(model, shape, context.output / "model", like=source, dtype=stored, record=record)
+    return _summary(record, stored)
+
+
+def masked_model(
+    load: Callable[..., PreTrainedModel], read: Read, config: SparseMLConfig, shape: DecoderShape, *, stored: str
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the model that `load(dtype=…)` gives, masked as `config` says, in the precision `stored`; and its record.
+
+    Args:
+        load: gives a model that may be changed, in a precision.
+        read: gives the calibration tokens.
+        config: how it is masked.
+        shape: the model's.
+        stored: the dense model's precision.
+
+    Raises:
+        UserError: an option is wrong, or the outcome is not what was asked.
+    """
+    check(config)
     print(table(config), file=sys.stderr, flush=True)
-    ids_BT = calibration_ids(config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
-    ids_BT = ids_BT.to(context.device)
-    stored = checkpoint.stored_dtype(source)
+    ids_BT = read()
     # What is not masked comes back as it was: nothing passes through a precision below the stored one.
-    dtype = stored if config.dtype == stored else "float32"
-    model = checkpoint.load_model(source, dtype=dtype, device=context.device)
+    model = load(dtype=stored if config.dtype == stored else "float32")
+    ids_BT = ids_BT.to(model.device)
     nonzeros, loss = checkpoint.count_nonzeros(model), calibration_loss(model, ids_BT)
     masked = mask(model, ids_BT, config, checkpoint.DTYPES[stored])
     record = _record(config, shape, ids_BT) | masked
     record["ratio"] = {key: masked["sparsity"][key] for key in ("requested", "achieved")}
     record["nonzeros"] = {"dense": nonzeros, "pruned": checkpoint.count_nonzeros(model)}
     record["calibration"]["loss"] = {"dense": loss, "pruned": calibration_loss(model, ids_BT)}
-    checkpoint.save_cut_model(model, shape, context.output / "model", like=source, dtype=stored, record=record)
-    return _summary(record, stored)
+    return model, record
 
 
 def _record(config: SparseMLConfig, shape: DecoderShape, ids_BT: Tensor) -> dict[str, Any]:

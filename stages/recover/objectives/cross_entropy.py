@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from stages.rows.packing import Batch
 
 
-def build(model: PreTrainedModel, options: None, teacher: Path | None, dtype: str, context: Context) -> Summed:
+def build(
+    model: PreTrainedModel, options: None, teacher: Path | PreTrainedModel | None, dtype: str, context: Context
+) -> Summed:
     """Return the cross-entropy of `model` on a batch's labels."""
     from stages.decoders.logits import Logits
     from stages.recover.loss import summed_cross_entropy

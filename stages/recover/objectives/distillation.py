@@ -72,7 +72,11 @@ def sentences(options: DistillationConfig, teacher: str) -> list[str]:
 
 
 def build(
-    model: PreTrainedModel, options: DistillationConfig, teacher: Path | None, dtype: str, context: Context
+    model: PreTrainedModel,
+    options: DistillationConfig,
+    teacher: Path | PreTrainedModel | None,
+    dtype: str,
+    context: Context,
 ) -> Summed:
     """Return the mixture of divergence and cross-entropy, and both beside it.
 

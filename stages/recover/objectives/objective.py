@@ -33,8 +33,9 @@ class Objective:
         taught: whether the recovery has the input "teacher", the artifact of the dense model.
         facts: what recovery.json says of it besides its name.
         sentences: what a model's card and the report say of it, given what the teacher is called (empty without one).
-        build: returns the loss of the model that is trained (its adapter attached), given the options, the teacher's
-            model directory where there is one, and the computation's precision.
+        build: returns the loss of the model that is trained (its adapter attached), given the options, the teacher
+            where there is one (its model directory, or a live model, which is left as it is), and the computation's
+            precision.
     """
 
     config: type[Any] | None = None
@@ -42,4 +43,4 @@ class Objective:
     taught: bool
     facts: Callable[[Any], JSON] = lambda options: {}
     sentences: Callable[[Any, str], Sequence[str]] = lambda options, teacher: ()
-    build: Callable[[PreTrainedModel, Any, Path | None, str, Context], Summed]
+    build: Callable[[PreTrainedModel, Any, Path | PreTrainedModel | None, str, Context], Summed]

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from stages.common.files import sha256_of
-from stages.decoders.checkpoint import load_config, load_model, load_tokenizer
+from stages.decoders.checkpoint import copy_of, load_config, load_model, load_tokenizer
 from stages.decoders.logits import Logits
 from stages.decoders.packed_attention import hidden_states, use_packed_attention
 from stages.errors import UserError
@@ -30,15 +30,15 @@ from stages.rows.packing import Batch
 from stages.stage import Context
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class Teacher:
-    """The model in a directory, asked for its probabilities; loaded once something is asked that no cache has."""
+    """A model asked for its probabilities; loaded or copied once something is asked that no cache has."""
 
     def __init__(
         self,
-        directory: Path,
+        source: Path | PreTrainedModel,
         dtype: str,
         context: Context,
         *,
@@ -49,14 +49,14 @@ class Teacher:
         """Load the teacher, or find its cache.
 
         Args:
-            directory: a model directory.
+            source: a model directory, or a live model, whose weights are read and shared where they have the precision.
             dtype: the precision that the teacher computes in.
             context: device and cache.
             temperature: of its probabilities.
             top_k: tokens that it names, or None for all.
             cached: whether what it says is kept on disk, for which `top_k` is needed.
         """
-        self._directory, self._dtype, self._device = directory, dtype, context.device
+        self._source, self._dtype, self._device = source, dtype, context.device
         self._temperature, self._top_k = temperature, top_k
         self._loaded: PreTrainedModel | None = None
         self._cache = self._cache_directory(context.cache / "teacher") if cached else None
@@ -85,15 +85,18 @@ class Teacher:
 
     def _model(self) -> PreTrainedModel:
         if self._loaded is None:
-            self._loaded = load_model(self._directory, dtype=self._dtype, device=self._device).requires_grad_(False)
+            if isinstance(self._source, Path):
+                loaded = load_model(self._source, dtype=self._dtype, device=self._device)
+            else:
+                loaded = copy_of(self._source, dtype=self._dtype, shared=True).to(self._device)
+            self._loaded = loaded.requires_grad_(False)
             use_packed_attention(self._loaded)
         return self._loaded
 
     def _cache_directory(self, root: Path) -> Path:
         """Return where this teacher's answers are kept: a directory named by all that decides them but the batch."""
-        files = [self._directory / "config.json", *sorted(self._directory.glob("*.safetensors"))]
         asked = [self._dtype, self._temperature, self._top_k]
-        decisive = json.dumps([[sha256_of(file) for file in files], *asked])
+        decisive = json.dumps([_digests(self._source), *asked])
         return root / hashlib.sha256(decisive.encode()).hexdigest()[:32]
 
 
@@ -103,12 +106,7 @@ def check_vocabulary(teacher: Path, student: Path) -> None:
     Raises:
         UserError: their sizes differ, or their tokenizers map text to other numbers.
     """
-    sizes = [load_config(directory).get_text_config().vocab_size for directory in (teacher, student)]
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"the teacher's vocabulary has {sizes[0]:,} tokens and the pruned model's {sizes[1]:,}: their probabilities"
-            " can't be compared. Distil from the model that was pruned, or set recover.objective=cross_entropy."
-        )
+    check_sizes(load_config(teacher), load_config(student))
     try:
         taught_by = load_tokenizer(teacher)
     except UserError:  # no tokenizer beside the teacher's weights: sizes are all there is to compare
@@ -118,6 +116,25 @@ def check_vocabulary(teacher: Path, student: Path) -> None:
             "the teacher's tokenizer numbers its tokens differently from the pruned model's: their probabilities can't "
             "be compared. Distil from the model that was pruned, or set recover.objective=cross_entropy."
         )
+
+
+def check_sizes(teacher: PreTrainedConfig, student: PreTrainedConfig) -> None:
+    """Raise a `UserError` unless the vocabularies of both configurations have the same size."""
+    sizes = [config.get_text_config().vocab_size for config in (teacher, student)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"the teacher's vocabulary has {sizes[0]:,} tokens and the pruned model's {sizes[1]:,}: their probabilities"
+            " can't be compared. Distil from the model that was pruned, or set recover.objective=cross_entropy."
+        )
+
+
+def _digests(source: Path | PreTrainedModel) -> list[str]:
+    """Return the SHA-256 of a teacher's configuration and of its files or tensors."""
+    if isinstance(source, Path):
+        return [sha256_of(file) for file in (source / "config.json", *sorted(source.glob("*.safetensors")))]
+    tensors = (tensor.detach().cpu().contiguous().view(-1) for tensor in source.state_dict().values())
+    numbers = [hashlib.sha256(tensor.view(torch.uint8).numpy()).hexdigest() for tensor in tensors]
+    return [hashlib.sha256(source.config.to_json_string().encode()).hexdigest(), *numbers]
 
 
 def _digest(batch: Batch) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.prune.criteria import CRITERIA, Criterion
-from stages.prune.sparse import MASKS, Masks
+from stages.prune.criteria.registry import CRITERIA, Criterion
+from stages.prune.sparse.registry import MASKS, Masks
 
 METHODS: dict[str, Criterion | Masks] = {**CRITERIA, **MASKS}

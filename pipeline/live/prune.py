@@ -1,0 +1,121 @@
+"""Pruning a live model by the prune stage's own code."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pipeline.live.models import base_of, check_model, check_tokenizer, precision_of, record_of
+from pipeline.live.options import check_names, configured
+from pipeline.live.rows import as_rows
+from pipeline.planning import keys
+from stages.decoders.checkpoint import copy_of, count_parameters, cut_copy
+from stages.decoders.shapes import DecoderShape
+from stages.errors import UserError
+from stages.prune.calibration import given_ids, sequences_of
+from stages.prune.config import PruneConfig
+from stages.prune.memory.weights import Weights
+from stages.prune.plan import UNCUT, planned
+from stages.prune.sparse.config import SparseMLConfig
+from stages.prune.sparse.stage import masked_model
+from stages.prune.stage import cut_model
+from stages.rows.stream import Part
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def prune_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    method: str = "best",
+    ratio: float = 0.2,
+    text: Any = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """Return a smaller model, pruned as `prune=METHOD` of the command line prunes; the given one is left as it is.
+
+    The new model has the given one's precision and device. It is of the stock architecture where one takes its shape,
+    else of a class of `stages.decoders.modeling_pruned`; `save_pretrained` writes a directory that loads again. Its
+    attribute `pruning` is what `pruning.json` holds: the kept indices, sizes and losses. While it works, one copy of
+    the given model is in memory beside it.
+
+    Args:
+        model: a causal language model of a known family.
+        tokenizer: the model's, where text is read.
+        method: a name of conf/prune: best, llmpruner, wanda, magnitude, …
+        ratio: share of all parameters to remove, in [0, 1).
+        text: what is looked at, where the method looks at any: strings, rows with prompt and response, or token ids,
+            as many in each sequence. Of text as much is taken as `calibration` says.
+        options: those of the command line by their names without "prune.", as in
+            calibration={"sequences": 16, "length": 64} or granularity=["channels"].
+
+    Raises:
+        UserError: the family or an option is unknown, the ratio can't be reached, there is too little text or memory.
+    """
+    check_model(model)
+    config = _config(method, ratio, options, model.device.type)
+    shape, stored = _shape(model), precision_of(model)
+    if record_of(model) and not config.again:
+        raise UserError("this model has been pruned (its attribute pruning says how). To cut it further: again=True.")
+    read = partial(_ids, text, tokenizer, config, shape.vocabulary)
+    if isinstance(config, SparseMLConfig):
+        masked, record = masked_model(partial(copy_of, model), read, config, shape, stored=stored)
+        return cut_copy(masked, shape, dtype=stored, record=record, base=base_of(model))
+    with cut_model(partial(_copied, model), read, config, shape, stored=stored, device=str(model.device)) as made:
+        return cut_copy(made.held.model, made.plan.pruned, dtype=stored, record=made.record, base=base_of(model))
+
+
+def _config(method: str, ratio: float, options: dict[str, Any], device: str) -> PruneConfig:
+    """Return the options as the prune stage takes them."""
+    choice = f"prune={method}"
+    plain = configured(choice, {}).prune
+    if plain.method in UNCUT:
+        raise UserError(f"method={method!r} prunes nothing.")
+    check_names(options, plain, f"prune_model(method={method!r})", without=("method", "ratio", "offload"))
+    config = configured(choice, {"ratio": ratio, "prune": options})
+    seed = keys.derive_seed(config.prune.seed, "prune")
+    pruning = planned(config.prune, ratio=config.ratio, device=device, seed=seed)
+    assert pruning is not None, "a method that prunes"
+    calibration = dataclasses.replace(pruning.config.calibration, data=None)
+    return dataclasses.replace(pruning.config, calibration=calibration)
+
+
+def _shape(model: PreTrainedModel) -> DecoderShape:
+    """Return the shape that the model's config describes, which its weights must have."""
+    shape = DecoderShape.from_config(model.config.to_dict())
+    found = count_parameters(model)
+    if found != shape.parameters():
+        raise UserError(
+            f"the model has {found:,} parameters, its config describes {shape.parameters():,}. Where adapters are "
+            "attached to it, merge them first (PEFT: model.merge_and_unload())."
+        )
+    return shape
+
+
+@contextmanager
+def _copied(model: PreTrainedModel, dtype: str) -> Iterator[Weights]:
+    yield Weights(copy_of(model, dtype=dtype))
+
+
+def _ids(text: Any, tokenizer: PreTrainedTokenizerBase | None, config: PruneConfig, vocabulary: int) -> Tensor:
+    """Return the calibration tokens [sequences, tokens] of `text`, or of the option calibration_ids."""
+    ids = config.calibration_ids if text is None else text
+    if ids is None:
+        raise UserError(
+            f"prune={config.method} looks at calibration text and has none. Give text=: strings, rows with prompt and "
+            "response, or token ids."
+        )
+    if isinstance(ids, Tensor):
+        ids = ids.tolist()
+    if isinstance(ids, list) and ids and isinstance(ids[0], list):
+        return given_ids(ids, vocabulary)
+    rows = as_rows(ids, "text")
+    parts = [Part("", 1.0, 0, len(rows))]
+    return sequences_of(rows.__getitem__, parts, check_tokenizer(tokenizer), config, where="text")

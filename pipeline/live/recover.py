@@ -1,0 +1,149 @@
+"""Recovering a live model by the recover stage's own code."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from pipeline.live.models import base_of, check_model, check_tokenizer, precision_of, record_of
+from pipeline.live.options import check_names, configured
+from pipeline.live.rows import as_rows, set_aside
+from pipeline.planning import keys
+from pipeline.planning.build import cache_directory
+from pipeline.schema.config import Config
+from stages.adapters.registry import ADAPTERS
+from stages.common.files import write_jsonl
+from stages.decoders.checkpoint import copy_of
+from stages.errors import UserError
+from stages.recover import memory
+from stages.recover import plan as recover_plan
+from stages.recover.config import RecoverStageConfig
+from stages.recover.objectives.teacher import check_sizes
+from stages.recover.stage import Material, trained
+from stages.stage import Context
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SEARCHED = ("tune", "tune_factors", "tune_tokens")
+"""Options of a search for a learning rate, whose trials are artifacts of the store."""
+
+
+@memory.explained()
+def recover_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+    *,
+    adapter: str | Mapping[str, Any] = "rora",
+    teacher: PreTrainedModel | None = None,
+    validation: Any = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """Return the model trained on `rows` with an adapter merged into it; the given models are left as they are.
+
+    With a teacher the objective is distillation, unless `objective` says otherwise. What can't be merged (prefix,
+    series, parallel; or merge=False) is attached to the new model. The new model has the given one's precision and
+    device, its attribute `pruning` where it has one, and `recovery`: what `recovery.json` holds, and as "history" the
+    points of the curve. While it trains, one copy of the model in the training's precision is in memory, and one of a
+    teacher in another precision.
+
+    Args:
+        model: what is recovered; zeros of weights that `prune_model` has masked stay zeros.
+        tokenizer: the model's.
+        rows: strings, or rows with prompt and response.
+        adapter: a name of conf/adapter, or a dictionary with the name and options: {"name": "rora", "rank": 32}.
+        teacher: the dense model, with the same vocabulary.
+        validation: rows that the curve is measured on; without any, a tenth of the rows is set aside, 256 at most.
+        options: those of the command line by their names without "recover.", as in tokens=300_000 or
+            learning_rate=1e-3.
+
+    Raises:
+        UserError: an option is unknown or outside its range, there are too few rows, or memory is too small.
+        Diverged: the loss is not finite.
+    """
+    check_model(model)
+    if teacher is not None:
+        check_model(teacher, "teacher")
+        check_sizes(teacher.config, model.config)
+    config, cache = _config(adapter, options, teacher, model.device.type)
+    train, held_out = as_rows(rows, "rows"), validation
+    if validation is None:
+        train, held_out = set_aside(train, keys.derive_seed(0, "data"))
+    masked = frozenset(record_of(model).get("masks") or ())
+    with TemporaryDirectory() as folder:
+        write_jsonl(Path(folder) / "train.jsonl", train)
+        material = Material(
+            load=lambda dtype: copy_of(model, dtype=dtype),
+            tokenizer=check_tokenizer(tokenizer),
+            train=Path(folder) / "train.jsonl",
+            held_out=as_rows(held_out, "validation"),
+            masked=masked,
+            teacher=teacher if recover_plan.taught(config) else None,
+            base=base_of(model),
+            taught_by={} if teacher is None else base_of(teacher),
+        )
+        context = Context(output=Path(folder), device=str(model.device), cache=cache)
+        adapted, summary, history = trained(config, material, context)
+        made = _recovered(model, adapted, config, Path(folder) / "adapter", masked)
+    made.recovery = summary | {"history": history}
+    if record_of(model):
+        made.pruning = record_of(model)
+    return made
+
+
+def _recovered(
+    model: PreTrainedModel, adapted: Module, config: RecoverStageConfig, folder: Path, masked: frozenset[str]
+) -> PreTrainedModel:
+    """Return the new model: the trained one itself, or a copy of `model` with the adapter merged or attached."""
+    adapter, stored = recover_plan.adapter_of(config), precision_of(model)
+    if adapter.trained is not None:
+        return copy_of(adapter.trained(adapted, stored), dtype=stored, config=model.config, shared=True)
+    assert adapter.save is not None
+    assert adapter.load is not None
+    adapter.save(adapted, folder)
+    base = copy_of(model, dtype=stored)
+    if adapter.merge is not None and recover_plan.gives_model(config):
+        return adapter.merge(base, folder, masked).requires_grad_(True).eval()  # type: ignore[no-any-return]
+    adapter.load(base, folder, masked)
+    return base.eval()  # type: ignore[no-any-return]
+
+
+def _config(
+    adapter: str | Mapping[str, Any], options: Mapping[str, Any], teacher: PreTrainedModel | None, device: str
+) -> tuple[RecoverStageConfig, Path]:
+    """Return the options as the recover stage takes them, and where caches are kept."""
+    own = {"name": adapter} if isinstance(adapter, str) else dict(adapter)
+    name = own.pop("name", None)
+    if name is None:
+        raise UserError(f"adapter={dict(own)} names none: adapter={{'name': 'rora', …}}.")
+    choice, objective = f"adapter={name}", "cross_entropy" if teacher is None else "distillation"
+    plain = configured(choice, {})
+    if plain.adapter.name not in ADAPTERS:
+        raise UserError(f"adapter={name!r} recovers nothing.")
+    check_names(own, plain.adapter, f"adapter {name!r}")
+    _check_options(options, plain)
+    config = configured(choice, {"adapter": own, "recover": {"objective": objective, **options}})
+    seed = keys.derive_seed(config.recover.seed, "recover")
+    planned = recover_plan.planned(config.recover, config.adapter, device=device, seed=seed)
+    if recover_plan.taught(planned) and teacher is None:
+        raise UserError(
+            f"objective={config.recover.objective!r} needs a teacher: recover_model(…, teacher=dense_model)."
+        )
+    return planned, cache_directory(config)
+
+
+def _check_options(options: Mapping[str, Any], plain: Config) -> None:
+    of_adapter = {field.name for field in dataclasses.fields(plain.adapter)} - {"name"}
+    for name in options:
+        if name in of_adapter:
+            raise UserError(
+                f"{name} is an option of the adapter: adapter={{'name': {plain.adapter.name!r}, {name!r}: …}}."
+            )
+        if name in SEARCHED:
+            raise UserError(f"{name}: learning rates are searched for by python -m pipeline recover.tune=lr.")
+    check_names(options, plain.recover, "recover_model", without=SEARCHED)
