@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stages.prune.methods import METHODS
 
 from helpers.commands import Shell, here, noted, shell
 from helpers.pages import PAGES, blocks, headings, links
 from helpers.world import ROOT, environment, make_world
 from pipeline.schema.overrides import groups
-from stages.adapters import ADAPTERS
+from stages.adapters.registry import ADAPTERS
+from stages.prune.registry import METHODS
 
 EXTENDING = "docs/extending.md"
 LONGEST = 180
