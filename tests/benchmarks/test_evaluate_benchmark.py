@@ -27,7 +27,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def result(world: World) -> JSON:
-    overrides = [override for override in world.arguments() if not override.startswith("model")]
+    arguments = world.arguments("evaluate.dtype=float32")
+    overrides = [override for override in arguments if not override.startswith("model")]
     limits = ["--limit", str(DOCUMENTS), "--generate-limit", str(PROMPTS)]
     model = ["--model", str(world.root / "model")]
     done = subprocess.run(
@@ -57,6 +58,8 @@ def test_the_last_line_has_the_ratios_and_both_tools_give_the_same_answers(resul
 
 
 def test_both_tools_write_the_same_texts(result: JSON) -> None:
+    if result["stock"]["dtype"] != "float32":
+        pytest.skip("HFLM was fastest in bfloat16, in which its batch size, chosen by speed too, decides the rounding")
     generation = result["generation"]
     assert generation["prompts"] == TASKS * PROMPTS
     assert generation["texts_differ"] == generation["answers_differ"] == 0
