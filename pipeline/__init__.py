@@ -8,6 +8,12 @@ From Python:
     run = pipeline.run("prune=best", "ratio=0.3", "adapter=rora")
     run.report["perplexity"], run.model, run.store
 
+On a model that is in memory, without a store:
+
+    pruned = pipeline.prune_model(model, tokenizer, ratio=0.3, text=rows)
+    recovered = pipeline.recover_model(pruned, tokenizer, rows, adapter="rora", teacher=model)
+    pipeline.evaluate_model(recovered, tokenizer, ["piqa", "arc_easy"])
+
 Importing it loads neither torch nor Hydra; a name does when it is first used.
 """
 
@@ -18,11 +24,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.api import Plan, Run, compose, plan, run
+    from pipeline.live.evaluate import evaluate_model
+    from pipeline.live.prune import prune_model
+    from pipeline.live.recover import recover_model
+    from pipeline.live.rows import load_rows
 
-PUBLIC = {"run": "api", "plan": "api", "compose": "api", "Run": "api", "Plan": "api"}
+PUBLIC = {
+    **dict.fromkeys(("run", "plan", "compose", "Run", "Plan"), "api"),
+    "prune_model": "live.prune",
+    "recover_model": "live.recover",
+    "evaluate_model": "live.evaluate",
+    "load_rows": "live.rows",
+}
 """Every public name, and the submodule it is in. None of them is a submodule's own name, which Python would return."""
 
-__all__ = ["Plan", "Run", "compose", "plan", "run"]
+__all__ = [
+    "Plan",
+    "Run",
+    "compose",
+    "evaluate_model",
+    "load_rows",
+    "plan",
+    "prune_model",
+    "recover_model",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

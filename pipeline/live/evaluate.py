@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -11,15 +10,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.live.models import check_model, check_tokenizer, precision_of
-from pipeline.live.options import check_names, configured
+from pipeline.live.options import configured
 from pipeline.planning.build import cache_directory
-from pipeline.planning.tasks import tasks_source
-from stages.evaluate.check import check_evaluation, settled
-from stages.evaluate.config import EvaluateConfig
+from stages.evaluate import plan as evaluate_plan
 from stages.evaluate.lm import FastLM
 from stages.evaluate.stage import judged
 from stages.inference.scorer import Scorer
 from stages.stage import JSON, Context
+from stages.tasks import plan as tasks_plan
 from stages.tasks.stage import run as write_tasks
 
 if TYPE_CHECKING:
@@ -54,16 +52,19 @@ def evaluate_model(
         UserError: a task or an option is unknown, the rows can't be had, or a likelihood is not finite.
     """
     check_model(model)
-    choice, asked = "evaluate=likelihood", [tasks] if isinstance(tasks, str) else list(tasks)
-    plain = configured(choice, {}).evaluate
-    check_names(options, plain, "evaluate_model", without=("tasks", "limit", "dtype", "cost"))
-    config = configured(choice, {"evaluate": {"tasks": asked, "limit": limit, **options}})
-    downloads = cache_directory(config)
-    source, locations = tasks_source(config.evaluate, downloads)
-    own = {field.name: getattr(config.evaluate, field.name) for field in dataclasses.fields(EvaluateConfig)}
-    own |= {"tasks": source.tasks, "corpora": source.corpora, "dtype": precision_of(model)}
-    check_evaluation(EvaluateConfig(**own))
-    evaluate, reader = settled(EvaluateConfig(**own)), check_tokenizer(tokenizer)
+    asked = {"tasks": [tasks] if isinstance(tasks, str) else list(tasks), "limit": limit}
+    config = configured("evaluate=likelihood", evaluate=asked | options)
+    judging, downloads, reader = config.evaluate, cache_directory(config), check_tokenizer(tokenizer)
+    judging.dtype = precision_of(model)
+    rows = tasks_plan.planned(
+        judging.tasks,
+        judging.corpora,
+        source=judging.source,
+        wheel=judging.wheel,
+        num_fewshot=judging.num_fewshot,
+        cache=downloads,
+    )
+    evaluate = evaluate_plan.planned(judging, rows.config.tasks, rows.config.corpora, model.device.type)
 
     @cache
     def judge() -> FastLM:
@@ -73,7 +74,7 @@ def evaluate_model(
         artifact, output = Path(folder) / "tasks", Path(folder) / "evaluate"
         for directory in (artifact, output):
             directory.mkdir()
-        write_tasks(source, {}, Context(output=artifact, cache=downloads, locations=locations))
+        write_tasks(rows.config, {}, Context(output=artifact, cache=downloads, locations=rows.locations))
         results, held_out = judged(evaluate, artifact, output, judge)
     return {
         "tasks": results["tasks"],
