@@ -1,4 +1,4 @@
-# Everything from nothing: `make recover` runs the main job, `make test` passes the tests; both set up first.
+# Everything from nothing: `make recover` runs the main job, `make test` runs the tests; both set up first.
 SHELL := /bin/sh
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -8,12 +8,15 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 OVERRIDES = $(if $(MODEL),model=$(MODEL)) $(if $(PRUNE),prune=$(PRUNE)) $(if $(RATIO),ratio=$(RATIO)) \
 	$(if $(ADAPTER),adapter=$(ADAPTER)) $(ARGS)
 INSTALLED := $(VENV)/.installed
+# A file's tests stay in one process, because they share what its fixtures build; conftest.py says which files begin.
+TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+SLOW := real or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup recover plan compare test check format lint types constraints clean
+.PHONY: help setup recover plan compare test test-slow test-all check format lint types constraints clean
 
 help: ## show this
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'recover and plan take MODEL=  PRUNE=  RATIO=  ADAPTER=  ARGS="any.hydra=override"'
 
 setup: $(INSTALLED) ## create .venv with the pinned dependencies (done once)
@@ -36,10 +39,16 @@ plan: setup ## print what a recover would do, and do nothing
 compare: setup ## lay all recoveries of the store side by side
 	@$(RUN) -m pipeline.compare $(ARGS)
 
-test: setup ## run the tests, those on the real model included
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile $(ARGS)
+test: setup ## run the tests: minutes, and no network
+	@$(TEST) -m 'not ($(SLOW))' $(ARGS)
 
-check: lint types test ## lint, format, types and tests
+test-slow: setup ## run what `make test` leaves out: the real model, and long whole runs
+	@$(TEST) -m '$(SLOW)' $(ARGS)
+
+test-all: setup ## run both
+	@$(TEST) $(ARGS)
+
+check: lint types test ## lint, format, types and `make test`
 
 lint: setup
 	@$(RUN) -m ruff check .

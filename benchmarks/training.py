@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from stages.adapters import ADAPTERS
+from stages.adapters.registry import ADAPTERS
 from stages.common.machine import resident_bytes
 from stages.decoders.checkpoint import DTYPES, load_model, load_tokenizer
 from stages.recover.config import RecoverConfig, RecoverStageConfig

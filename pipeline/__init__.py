@@ -8,7 +8,7 @@ From Python:
     run = pipeline.run("prune=best", "ratio=0.3", "adapter=rora")
     run.report["perplexity"], run.model, run.store
 
-On a model that is in memory, without a store:
+and with a model that is in memory:
 
     pruned = pipeline.prune_model(model, tokenizer, ratio=0.3, text=rows)
     recovered = pipeline.recover_model(pruned, tokenizer, rows, adapter="rora", teacher=model)
@@ -29,33 +29,27 @@ if TYPE_CHECKING:
     from pipeline.live.recover import recover_model
     from pipeline.live.rows import load_rows
 
-PUBLIC = {
-    **dict.fromkeys(("run", "plan", "compose", "Run", "Plan"), "api"),
-    "prune_model": "live.prune",
-    "recover_model": "live.recover",
+__all__ = ["Plan", "Run", "compose", "evaluate_model", "load_rows", "plan", "prune_model", "recover_model", "run"]
+
+HOMES = {
+    "Plan": "api",
+    "Run": "api",
+    "compose": "api",
+    "plan": "api",
+    "run": "api",
     "evaluate_model": "live.evaluate",
     "load_rows": "live.rows",
+    "prune_model": "live.prune",
+    "recover_model": "live.recover",
 }
-"""Every public name, and the submodule it is in. None of them is a submodule's own name, which Python would return."""
-
-__all__ = [
-    "Plan",
-    "Run",
-    "compose",
-    "evaluate_model",
-    "load_rows",
-    "plan",
-    "prune_model",
-    "recover_model",
-    "run",
-]
+"""The submodule of each public name. No name is a submodule's own, which Python would return once that is imported."""
 
 
 def __getattr__(name: str) -> Any:
     """Return the public `name`, importing what it needs."""
-    if name not in PUBLIC:
+    if name not in HOMES:
         raise AttributeError(f"module 'pipeline' has no attribute '{name}'")
-    return getattr(import_module(f"pipeline.{PUBLIC[name]}"), name)
+    return getattr(import_module(f"pipeline.{HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

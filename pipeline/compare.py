@@ -7,11 +7,13 @@ HTML file that opens offline. Runs that differ in nothing but their seeds are su
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from statistics import mean, stdev
 
 from pipeline.console.options import show
 from pipeline.recoveries import Recovery, recoveries, seeds_apart
+from stages.adapters.registry import ADAPTERS
 from stages.common.files import write_text
 from stages.report import wording as w
 from stages.report.blocks import Block, Cell, Heading, Page, Paragraph, Picture, Table, html
@@ -36,8 +38,6 @@ SHARES = (
 )
 """Shares of the reference: their column, the figure of the report, and where its interval stands."""
 COLUMNS = ("run", *SETTING, "tokens", "reference", *(name for name, *_ in (*SCORES, *SHARES)), "parameters")
-SIZES = {"rank": "r", "bottleneck": "b", "virtual_tokens": "v"}
-"""Options of an adapter that stand behind its name, each after its letter."""
 WORDS = ("model", "pruned by", "adapter", "data", *JUDGED)
 CURVES = 24
 """At most this many curves in one picture; the table has every run."""
@@ -163,9 +163,13 @@ def _reference(report: JSON) -> str:
 
 
 def _adapter(report: JSON) -> str:
-    adapter = report["configuration"].get("recover", {}).get("adapter", {})
-    sizes = [f"{letter}{adapter[size]}" for size, letter in SIZES.items() if size in adapter]
-    return " ".join([report["adapter"], *sizes, *(["tuned"] if report["training"].get("tuning") else [])])
+    """Return an adapter's name with its size; one that this version does not know has none."""
+    kind, given = ADAPTERS.get(report["adapter"]), report["configuration"]["recover"]["adapter"]
+    size = []
+    if kind is not None:
+        known = {field.name for field in fields(kind.config)}
+        size.append(kind.label(kind.config(**{name: value for name, value in given.items() if name in known})))
+    return " ".join([report["adapter"], *size, *(["tuned"] if report["training"].get("tuning") else [])])
 
 
 def _words(columns: Sequence[str]) -> list[int]:

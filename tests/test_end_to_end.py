@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from world import ROOT, World, make_world
 
-from stages.common.files import read_json, read_jsonl
+from helpers.world import ROOT, World, make_world
+from stages.common.files import read_json
 from stages.errors import UserError
 
 
@@ -24,11 +24,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def statuses(report: dict) -> dict[str, str]:
     return {stage["name"]: stage["status"] for stage in report["stages"]}
-
-
-def artifact(world: World, stage: str, store: str = "artifacts") -> Path:
-    (path,) = (world.root / store / stage).glob("*/manifest.json")
-    return path.parent
 
 
 def test_a_run_reports_every_promised_field_and_a_second_one_builds_nothing(world: World) -> None:
@@ -67,12 +62,12 @@ def test_a_run_reports_every_promised_field_and_a_second_one_builds_nothing(worl
 
 def test_a_sweep_evaluates_the_dense_model_once_and_prunes_once_a_ratio(world: World) -> None:
     world.run()
-    lora = statuses(world.run("adapter=lora"))
-    assert lora["recover"] == "built"
-    assert {lora[role] for role in lora if role in ("evaluate-dense", "evaluate-pruned", "prune", "data")} <= {"hit"}
-    half = statuses(world.run("ratio=0.4"))
-    assert (half["prune"], half["recover"]) == ("built", "built")
-    assert half.get("evaluate-dense", "hit") == "hit"
+    lora = world.foreseen("adapter=lora")
+    assert lora["recover"] == lora["evaluate-recovered"] == "build"
+    assert {lora[role] for role in ("evaluate-dense", "evaluate-pruned", "prune", "data")} == {"hit"}
+    half = world.foreseen("ratio=0.4")
+    assert half["prune"] == half["recover"] == half["evaluate-pruned"] == "build"
+    assert half["evaluate-dense"] == half["scores"] == "hit"
 
 
 def test_against_the_recovered_dense_model_only_its_branch_is_built(world: World) -> None:
@@ -88,8 +83,8 @@ def test_against_the_recovered_dense_model_only_its_branch_is_built(world: World
 
 
 def test_the_merged_model_loads_in_plain_transformers_elsewhere(world: World, tmp_path: Path) -> None:
-    world.run(store="plain")
-    model = artifact(world, "recover", "plain") / "model"
+    world.run()
+    model = world.artifact("recover") / "model"
     code = (
         "import sys, importlib.util\n"
         "assert importlib.util.find_spec('stages') is None and importlib.util.find_spec('pipeline') is None\n"
@@ -141,10 +136,10 @@ def test_layers_of_different_shapes_go_through_every_stage(world: World) -> None
 
 
 def test_a_corrupted_artifact_is_rebuilt_and_said_so(world: World) -> None:
-    world.run(store="corrupt")
-    weights = artifact(world, "prune", "corrupt") / "model" / "model.safetensors"
+    world.run("evaluate=none", store="corrupt")
+    weights = world.artifact("prune", store="corrupt") / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    report = world.run(store="corrupt")
+    report = world.run("evaluate=none", store="corrupt")
     prune = next(stage for stage in report["stages"] if stage["name"] == "prune")
     assert prune["status"] == "built"
     assert "1000 bytes" in prune["why"]
@@ -159,6 +154,7 @@ def name_of(path: Path) -> str:
 STAGES = ("model/", "data/", "prune/", "recover/", "tasks/", "evaluate/local", "evaluate/llmpruner", "report/")
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage_it_finishes_with_the_work_done_kept(world: World) -> None:
     world.run(store="whole")
     finished: set[str] = set()
@@ -172,14 +168,15 @@ def test_killed_in_every_stage_it_finishes_with_the_work_done_kept(world: World)
                     break
         finished = {name_of(manifest.parent) for manifest in world.root.glob("killed/*/*/manifest.json")}
     world.run(store="killed")
-    for stage in ("model", "data", "prune", "recover", "tasks"):
-        manifests = [read_json(artifact(world, stage, store) / "manifest.json") for store in ("whole", "killed")]
-        assert manifests[0]["digest"] == manifests[1]["digest"], stage
+    for role in ("model", "data", "prune", "recover", "tasks"):
+        manifests = [read_json(world.artifact(role, store=store) / "manifest.json") for store in ("whole", "killed")]
+        assert manifests[0]["digest"] == manifests[1]["digest"], role
 
 
 def test_terminated_in_the_middle_of_recovery_it_says_how_to_go_on_to_the_same_bytes(world: World) -> None:
-    world.run(store="whole")
-    with world.start(store="middle") as process:
+    unjudged = "evaluate=none"
+    world.run(unjudged, store="whole")
+    with world.start(unjudged, store="middle") as process:
         partial = world.root / "middle" / "recover"
         while process.poll() is None and not list(partial.glob("*.partial/checkpoint*")):
             time.sleep(0.005)
@@ -189,14 +186,11 @@ def test_terminated_in_the_middle_of_recovery_it_says_how_to_go_on_to_the_same_b
     assert "the same command goes on from there" in said
     assert "Traceback" not in said
     assert list(partial.glob("*.partial/checkpoint/step-*")), "it was stopped while recovering"
-    report = world.run(store="middle")
+    report = world.run(unjudged, store="middle")
     assert statuses(report)["recover"] == "resumed"
-    adapters = [
-        (artifact(world, "recover", store) / "adapter" / "adapter_model.safetensors") for store in ("whole", "middle")
-    ]
-    assert adapters[0].read_bytes() == adapters[1].read_bytes()
-    histories = [list(read_jsonl(artifact(world, "recover", store) / "history.jsonl")) for store in ("whole", "middle")]
-    assert histories[0] == histories[1]
+    whole, middle = (world.artifact("recover", store=store) for store in ("whole", "middle"))
+    for name in ("adapter/adapter_model.safetensors", "history.jsonl"):
+        assert (middle / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_a_full_disk_is_one_clear_error_and_the_same_command_finishes_later(world: World, tmp_path: Path) -> None:
@@ -211,9 +205,9 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_finishes_later(worl
         pytest.skip("needs the right to mount a file system")
     try:
         with pytest.raises(UserError, match="no space left"):
-            world.run(f"runtime.artifact_root={mount}")
+            world.run("evaluate=none", f"runtime.artifact_root={mount}")
         subprocess.run(["mount", "-o", "remount,size=64m", str(mount)], check=True)
-        assert world.run(f"runtime.artifact_root={mount}")["params"]["pruned"]
+        assert world.run("evaluate=none", f"runtime.artifact_root={mount}")["params"]["pruned"]
     finally:
         subprocess.run(["umount", str(mount)], check=True)
 
@@ -255,7 +249,7 @@ def test_a_sweep_goes_on_after_a_job_that_cannot_be_done(world: World) -> None:
 
 def test_multirun_writes_a_report_for_each_job(world: World) -> None:
     world.run()
-    with world.start("--multirun", "adapter=rora,lora", "hydra.sweep.dir=sweep") as process:
+    with world.start("--multirun", "adapter=rora,lora", "evaluate=none", "hydra.sweep.dir=sweep") as process:
         output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
     adapters = [read_json(world.root / "sweep" / job / "report.json")["adapter"] for job in "01"]

@@ -66,6 +66,19 @@ def test_every_folder_of_stages_is_a_stage_or_a_shelf() -> None:
     assert folders == FOLDERS | set(SHELVES)
 
 
+def test_tests_take_what_they_share_from_the_helpers() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        for found in imports(path):
+            assert not found.startswith(("tests.", "test_", "conftest")), f"{path} imports {found}"
+
+
+def test_a_package_says_what_it_holds_and_holds_no_code_itself() -> None:
+    """What is looked up by name is in `registry.py`; only the two public faces are more than a docstring."""
+    inner = [path for path in MODULES.values() if path.name == "__init__.py" and path.parent.parent != ROOT]
+    assert inner
+    assert not [path for path in inner if [type(node) for node in ast.parse(path.read_text()).body] != [ast.Expr]]
+
+
 def test_no_module_imports_itself_in_a_circle() -> None:
     edges = {name: {found for found in imports(path) if found in MODULES} for name, path in MODULES.items()}
     while free := [name for name, wanted in edges.items() if not wanted]:

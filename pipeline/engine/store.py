@@ -81,7 +81,7 @@ class Store:
             ) from error
 
     def directory(self, stage: str, label: str, key: str) -> Path:
-        """Return where the artifact lies: where its key already is under any label, else under this one."""
+        """Return the artifact's directory. One that is there keeps its label, a new one gets `label`."""
         named = self.root / stage / f"{label}-{key[:SHORT]}"
         if named.exists():
             return named

@@ -162,7 +162,7 @@ class _Plan:
         inputs = {"data": self.roles["data"]}
         if recover_plan.taught(recovery):
             otherwise = "train without a teacher: recover.objective=cross_entropy."
-            inputs["teacher"] = teacher = self._uncut(self.roles["model"], "to distil from", otherwise)
+            inputs["teacher"] = teacher = self._uncut(self.roles["model"], "to learn from", otherwise)
             if teacher.key not in {node.key for node in self.roles.values()}:
                 self.roles["teacher"] = teacher
         self._recovered("recover", recovery, {"model": pruned, **inputs})

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 
 from hydra.core.config_store import ConfigStore
 
 from pipeline.tracking import TrackerConfig
-from stages.adapters import ADAPTERS
 from stages.adapters.config import AdapterConfig
+from stages.adapters.registry import ADAPTERS
 from stages.data.config import DataConfig
 from stages.data.registry import DATASETS
 from stages.evaluate.config import EvaluateOptions
 from stages.export.config import ExportConfig
 from stages.model.config import ModelConfig
 from stages.prune.config import PruneConfig
-from stages.prune.methods import METHODS
+from stages.prune.registry import METHODS
 from stages.recover.config import RecoverOptions
 from stages.stage import CHECKPOINT_SECONDS
 
@@ -85,8 +86,9 @@ class Config:
     """Stages to build again, with everything that depends on them: [prune], [recover], …"""
 
 
+@cache
 def register() -> None:
-    """Tell Hydra the schemas."""
+    """Tell Hydra the schemas, once."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="prune/schema", name="base", node=PruneConfig)

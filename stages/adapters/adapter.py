@@ -26,7 +26,8 @@ class Adapter:
         config: the dataclass of its options.
         check: raises a `UserError` for an option outside its range.
         label: a few characters for directory names and tables: "r16".
-        facts: what recovery.json says of it besides its options: the scaling that rank and alpha give, say.
+        sizes: the numbers that card and report give behind its name, each after what it is called: {"rank": 16}.
+        facts: what else recovery.json says of it besides its options: the reason why it can't be merged, say.
         attach: changes the model in place, so that its forward pass has the adapter in it and exactly the parameters
             to train require a gradient; returns whatever `save` needs. Random numbers come from torch's generator,
             which the caller has seeded. In the modules named last, zeros of the weights are a mask and stay.
@@ -44,6 +45,7 @@ class Adapter:
     config: type[AdapterConfig]
     check: Callable[[Any], None]
     label: Callable[[Any], str]
+    sizes: Callable[[Any], Mapping[str, float]]
     facts: Callable[[Any], Mapping[str, Any]]
     attach: Callable[[PreTrainedModel, Any, Collection[str]], Module]
     rates: Callable[[Module, Any], Mapping[str, float]]

@@ -67,6 +67,7 @@ def bottleneck(config: type[BottleneckConfig], *, series: bool) -> Adapter:
         config=config,
         check=check_bottleneck,
         label=lambda settings: f"b{settings.bottleneck}",
+        sizes=lambda settings: {"bottleneck": settings.bottleneck, "scaling": settings.scaling},
         facts=lambda settings: {
             "formula": f"{formula}, where y = W x, s = {settings.scaling:g} and f is {settings.activation}",
             "unmergeable": f"{settings.activation} stands between its matrices",

@@ -10,4 +10,4 @@ class AdapterConfig:
     """Common to every adapter; each subclasses this in its file with options of its own."""
 
     name: str = "none"
-    """Name in `stages.adapters.ADAPTERS`, or "none" where nothing is recovered."""
+    """Name in `stages.adapters.registry`, or "none" where nothing is recovered."""

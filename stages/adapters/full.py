@@ -102,6 +102,7 @@ FULL = Adapter(
     config=FullConfig,
     check=check,
     label=lambda config: config.weights,
+    sizes=lambda config: {},
     facts=lambda config: {},
     attach=attach,
     rates=no_rates,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.adapters import ADAPTERS
+from stages.adapters.registry import ADAPTERS
 from stages.common.choices import lookup
 from stages.common.files import read_json
 from stages.decoders.checkpoint import load_model

@@ -58,6 +58,7 @@ def low_rank(
         config=config,
         check=check_low_rank,
         label=lambda settings: f"r{settings.rank}" + ("-mixed" if settings.ranks else ""),
+        sizes=lambda settings: {"rank": settings.rank, "alpha": settings.alpha, "scaling": scaling(settings)},
         facts=lambda settings: {"scaling": scaling(settings)},
         attach=attach,
         rates=no_rates,

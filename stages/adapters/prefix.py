@@ -132,6 +132,7 @@ PREFIX = Adapter(
     config=PrefixConfig,
     check=check_prefix,
     label=lambda config: f"v{config.virtual_tokens}",
+    sizes=lambda config: {"virtual tokens": config.virtual_tokens},
     facts=_facts,
     attach=attach,
     rates=no_rates,

@@ -1,8 +1,8 @@
-"""Where the weights that pruning removes are in a live decoder: one small entry a family.
+"""Where the weights that pruning removes are in a live decoder.
 
 Owns the way from a model to its layers' linear maps, to the norms that belong to them and to every parameter along the
-hidden channels. What they cost is `stages.decoders.shapes`; scoring and cutting reach weights only through here, so
-that no criterion and no surgery names an architecture.
+hidden channels. What they cost is `stages.decoders.shapes`, and how a family names them is in `.registry`. Scoring and
+cutting reach weights only through here, so that no criterion and no surgery names an architecture.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stages.common.choices import lookup
-from stages.decoders.shapes import FAMILIES, LayerShape, family_name
+from stages.decoders.family import Family, Names
+from stages.decoders.registry import family_of
+from stages.decoders.shapes import LayerShape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -109,51 +110,16 @@ class DecoderAnatomy:
         return [place for place in self.hidden if place.parameter == "weight" and place.weight.ndim == 1]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Names:
-    """A family's names of the linear maps in an attention and in an MLP, and how it uses its norms.
-
-    Maps of one name are fused, in the order query, key, value or gate, up.
-    """
-
-    query: str = "q_proj"
-    key: str = "k_proj"
-    value: str = "v_proj"
-    output: str = "o_proj"
-    gate: str = "gate_proj"
-    up: str = "up_proj"
-    down: str = "down_proj"
-    norms_over_all_heads: tuple[str, ...] = ()
-    """Norms in the attention that see all heads of q and of k at once."""
-    norm_offset: float = 0.0
-    scaled_embedding: bool = False
-
-
-_GEMMA = Names(norm_offset=1.0, scaled_embedding=True)
-
-NAMES: dict[str, Names] = {
-    "llama": Names(),
-    "mistral": Names(),
-    "qwen2": Names(),
-    "qwen3": Names(),
-    "gemma2": _GEMMA,
-    "gemma3_text": _GEMMA,
-    "phi3": Names(query="qkv_proj", key="qkv_proj", value="qkv_proj", gate="gate_up_proj", up="gate_up_proj"),
-    "olmo2": Names(norms_over_all_heads=("q_norm", "k_norm")),
-}
-
-
 def decoder_anatomy(model: PreTrainedModel) -> DecoderAnatomy:
     """Return the anatomy of `model`, shapes read off its weights.
 
     Raises:
         UserError: its family is not known.
     """
-    family = family_name(model.config.to_dict())
-    names = lookup("model family (model_type in config.json)", family, NAMES)
+    family = family_of(model.config.to_dict())
     head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
     decoder: Any = model.get_decoder()
-    layers = [_layer(index, layer, names, head_dim) for index, layer in enumerate(decoder.layers)]
+    layers = [_layer(index, layer, family, head_dim) for index, layer in enumerate(decoder.layers)]
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     hidden = [(embedding, "weight", 1), *(place for layer in layers for place in _hidden_places(layer, family))]
     hidden += [(decoder.norm, "weight", 0)]
@@ -162,8 +128,8 @@ def decoder_anatomy(model: PreTrainedModel) -> DecoderAnatomy:
     return DecoderAnatomy(
         layers=layers,
         hidden=[HiddenAxis(f"{dotted[module]}.{name}", module, name, axis) for module, name, axis in hidden],
-        norm_offset=names.norm_offset,
-        scaled_embedding=names.scaled_embedding,
+        norm_offset=family.norm_offset,
+        scaled_embedding=family.scaled_embedding,
     )
 
 
@@ -176,7 +142,8 @@ def decoder_layers(model: PreTrainedModel) -> list[LayerAnatomy]:
     return decoder_anatomy(model).layers
 
 
-def _layer(index: int, layer: Any, names: Names, head_dim: int) -> LayerAnatomy:
+def _layer(index: int, layer: Any, family: Family, head_dim: int) -> LayerAnatomy:
+    names = family.names
     heads = kv_heads = mlp = 0
     attention: tuple[Projection, ...] = ()
     feed_forward: tuple[Projection, ...] = ()
@@ -186,7 +153,7 @@ def _layer(index: int, layer: Any, names: Names, head_dim: int) -> LayerAnatomy:
     if hasattr(layer.mlp, names.down):
         feed_forward = _mlp(layer.mlp, names)
         mlp = len(feed_forward[0].weight)
-    norms = zip(names.norms_over_all_heads, (True, False), strict=False) if attention else ()
+    over_all_heads = (("q_norm", True), ("k_norm", False)) if attention and family.head_norms == "all" else ()
     return LayerAnatomy(
         index=index,
         module=layer,
@@ -194,7 +161,7 @@ def _layer(index: int, layer: Any, names: Names, head_dim: int) -> LayerAnatomy:
         head_dim=head_dim,
         attention=attention,
         mlp=feed_forward,
-        head_norms=tuple(HeadNorm(getattr(layer.self_attn, name), queries) for name, queries in norms),
+        head_norms=tuple(HeadNorm(getattr(layer.self_attn, name), queries) for name, queries in over_all_heads),
     )
 
 
@@ -228,10 +195,10 @@ def _mlp(module: Any, names: Names) -> tuple[Projection, ...]:
     )
 
 
-def _hidden_places(layer: LayerAnatomy, family: str) -> Iterator[tuple[nn.Module, str, int]]:
+def _hidden_places(layer: LayerAnatomy, family: Family) -> Iterator[tuple[nn.Module, str, int]]:
     """Yield (module, parameter, axis) of the hidden channels in a layer: its norms, its projections' other side."""
-    norms = FAMILIES[family].attention_norms if layer.attention else ()
-    norms += FAMILIES[family].mlp_norms if layer.mlp else ()
+    norms = family.attention_norms if layer.attention else ()
+    norms += family.mlp_norms if layer.mlp else ()
     for name in norms:
         yield layer.module.get_submodule(name), "weight", 0
     for projection in {projection.linear: projection for projection in layer.projections}.values():

@@ -13,12 +13,15 @@ from typing import Any
 
 import yaml
 
-from stages.decoders.lineage import Lineage, name_of, title
+from stages.decoders.lineage import Lineage, described, revision, title
+from stages.decoders.registry import FAMILIES
 from stages.decoders.shapes import DecoderShape
 from stages.stage import JSON
 
 CARD = "README.md"
 """Its name in a model directory."""
+STAND_INS = {family.stand_in.family for family in FAMILIES.values() if family.stand_in}
+"""Architectures that another family's models may be saved as."""
 LATER = (
     "Evaluations were made after this directory was written: the report of the run has them, and `export=hf` a card "
     "with them."
@@ -46,8 +49,6 @@ from stages.adapters.loading import Source
 
 model = Source.of(Path("RECOVERY"), base=Path("PRUNED")).load(dtype="float32")  # artifacts of the recover, prune stage
 ```"""
-SIZES = ("rank", "alpha", "bottleneck", "virtual_tokens", "scaling")
-"""Numbers of an adapter that its card gives, those it has."""
 
 
 def model_card(known: Lineage) -> str:
@@ -68,8 +69,8 @@ def model_card(known: Lineage) -> str:
             "No stock architecture takes these layers' shapes, so the directory carries one small modelling file, "
             "which `trust_remote_code=True` lets run."
         )
-    elif reason and known.config.get("model_type") == "mistral":
-        loading.append(f"Saved as `mistral`: {reason}.")
+    elif reason and known.config.get("model_type") in STAND_INS:
+        loading.append(f"Saved as `{known.config['model_type']}`: {reason}.")
     return _card(known, {"library_name": "transformers", "pipeline_tag": "text-generation"}, "", loading)
 
 
@@ -159,7 +160,7 @@ def _pruned(known: Lineage) -> Iterator[str]:
     ratio = record.get("ratio", {})
     asked = f", asked for {_share(ratio['requested'])}" if ratio.get("requested") else ""
     yield "## What was pruned"
-    yield f"Criterion `{record['method']}` on {known.name}{_revision(known.base)}{asked}."
+    yield f"Criterion `{record['method']}` on {known.name}{revision(known.base)}{asked}."
     macs, calibration = record.get("multiply_accumulates", {}), record.get("calibration") or {}
     rows = [("parameters", record.get("parameters", {})), ("multiply-accumulates a token", macs)]
     if record.get("nonzeros"):
@@ -215,8 +216,8 @@ def _trained(record: JSON, *, merged: bool) -> Iterator[str]:
     adapter, seen = record.get("adapter"), record.get("training", {})
     if not adapter:
         return
-    sizes = {name.replace("_", " "): adapter[name] for name in SIZES if adapter.get(name) is not None}
-    of = f" of {', '.join(f'{name} {value:g}' for name, value in sizes.items())}" if sizes else ""
+    sizes = adapter_sizes(adapter)
+    of = f" of {sizes}" if sizes else ""
     others = ", ".join(f"{name}: rank {rank}" for name, rank in (adapter.get("ranks") or {}).items())
     of += f" ({others})" if others else ""
     on = f", on {', '.join(adapter['targets'])}" if adapter.get("targets") else ""
@@ -238,15 +239,23 @@ def _trained(record: JSON, *, merged: bool) -> Iterator[str]:
         )
 
 
+def adapter_sizes(adapter: JSON) -> str:
+    """Return "rank 16, alpha 16, scaling 4" of what recovery.json says of an adapter; nothing where it has no sizes."""
+    # Recoveries made before adapters brought their sizes name them among the options.
+    earlier = ("rank", "alpha", "bottleneck", "virtual_tokens", "scaling")
+    sizes = adapter.get("sizes", {name.replace("_", " "): adapter[name] for name in earlier if name in adapter})
+    return ", ".join(f"{name} {value:g}" for name, value in sizes.items())
+
+
 def training_remarks(record: JSON) -> Iterator[str]:
-    """Yield a sentence on the teacher where a recovery had one, and on which parameters it saved if not the last."""
+    """Yield the sentences of the objective, and one on which parameters are saved if not the last."""
     objective, kept = record.get("objective", {}), record.get("kept", {})
-    if "teacher" in objective:
-        base, weight, named = objective["teacher"], objective["weight"], objective["teacher_top_k"]
-        teacher = f"{name_of(base)}{_revision(base)}" if base else "the dense model"
-        rest = f", its {named:,} likeliest tokens each by itself and all others as one" if named else ""
-        share = f"; {_share(1 - weight)} of the loss is cross-entropy of the tokens themselves" if weight < 1 else ""
-        yield f"Distilled from {teacher} at temperature {objective['temperature']:g}, weight {weight:g}{rest}{share}."
+    if "sentences" in objective:
+        yield from objective["sentences"]
+    elif "teacher" in objective:
+        # Recoveries made before objectives brought their sentences; those with a teacher were distillations.
+        settings = f"temperature {objective['temperature']:g}, weight {objective['weight']:g}"
+        yield f"Distilled from {described(objective['teacher'])} at {settings}."
     if kept.get("parameters") == "best":
         yield (
             f"What is saved is the model after {kept['tokens']:,} tokens (step {kept['step']:,}), where the validation "
@@ -266,10 +275,6 @@ def _value(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]"
     return str(value).lower() if isinstance(value, bool) else str(value).replace("`", "'")
-
-
-def _revision(base: JSON) -> str:
-    return f" (`{base['repo']}` at {base['revision'][:12]})" if base.get("repo") and base.get("revision") else ""
 
 
 def _share(value: float) -> str:

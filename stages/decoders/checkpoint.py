@@ -27,7 +27,8 @@ from stages.decoders import modeling_pruned
 from stages.decoders.card import CARD, model_card
 from stages.decoders.headers import INDEX, numbers_by_precision, read_header
 from stages.decoders.lineage import base_of, lineage
-from stages.decoders.shapes import PRUNED_PREFIX, DecoderShape
+from stages.decoders.registry import FAMILIES, PRUNED_PREFIX
+from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.stage import JSON
 
@@ -51,8 +52,6 @@ NOT_COPIED = {
     "_name_or_path",
 }
 """Fields of the dense model's configuration that say nothing about the cut one."""
-LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
-"""Fields that mean nothing to a mistral; the first two are false where a llama is saved as one."""
 
 
 def load_config(directory: Path) -> PreTrainedConfig:
@@ -296,13 +295,13 @@ def config_class(model_type: str) -> Any:
     return CONFIG_MAPPING[model_type] if model is None else model.config_class
 
 
-def cut_config(config: PreTrainedConfig, shape: DecoderShape) -> tuple[PreTrainedConfig, str]:
-    """Return the configuration that a model of `config`, cut to `shape`, is saved with, and why this architecture.
+def cut_config(dense: PreTrainedConfig, shape: DecoderShape) -> tuple[PreTrainedConfig, str]:
+    """Return the configuration that a model of `dense`, cut to `shape`, is saved with, and why this architecture.
 
-    `LlamaConfig` refuses a hidden size that is no multiple of the number of heads, whatever head_dim says. A mistral
-    without sliding window takes any number of heads and computes bit for bit what llama does, but has no biases.
+    That is the family's stock architecture; where it refuses the shape, another stock one that computes the same to the
+    bit; and where there is none, the family's class in `.modeling_pruned`.
     """
-    fields = {name: value for name, value in config.to_dict().items() if name not in NOT_COPIED}
+    fields = {name: value for name, value in dense.to_dict().items() if name not in NOT_COPIED}
     fields |= {"head_dim": shape.head_dim, "hidden_size": shape.hidden, "num_hidden_layers": len(shape.layers)}
     needs = _beyond_stock(shape)
     if not needs:
@@ -313,10 +312,11 @@ def cut_config(config: PreTrainedConfig, shape: DecoderShape) -> tuple[PreTraine
             return _stock_config(shape.family, fields | fields_of_layer), "the stock architecture takes this shape"
         except (StrictDataclassError, ValueError):
             needs = f"{config_class(shape.family).__name__} refuses {layer.heads} heads at hidden size {shape.hidden}"
-        if shape.family == "llama" and not (shape.qkv_bias or shape.o_bias or shape.mlp_bias):
-            fields = {name: value for name, value in fields.items() if name not in LLAMA_ONLY}
-            fields |= fields_of_layer | {"sliding_window": None}
-            return _stock_config("mistral", fields), f"{needs}; a mistral without sliding window computes the same"
+        other = FAMILIES[shape.family].stand_in
+        if other is not None and not (shape.qkv_bias or shape.o_bias or shape.mlp_bias):
+            known = {name: value for name, value in fields.items() if name not in other.unknown}
+            config = _stock_config(other.family, known | fields_of_layer | dict(other.fixed))
+            return config, f"{needs}; {other.called} computes the same"
     return _pruned_config(fields, shape), f"{needs}; loads with trust_remote_code=True"
 
 

@@ -46,6 +46,16 @@ def name_of(base: JSON) -> str:
     return str(base.get("name") or base.get("repo") or member or "the model")
 
 
+def revision(base: JSON) -> str:
+    """Return " (`repository` at commit)", or nothing where either is not known."""
+    return f" (`{base['repo']}` at {base['revision'][:12]})" if base.get("repo") and base.get("revision") else ""
+
+
+def described(base: JSON) -> str:
+    """Return what a sentence calls the model that came from `base`."""
+    return f"{name_of(base)}{revision(base)}" if base else "the dense model"
+
+
 def base_of(model: Path) -> JSON:
     """Return where the dense model of the model directory `model` comes from, as far as that is recorded."""
     for record in (model / "pruning.json", model.parent / "recovery.json"):

@@ -25,6 +25,8 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -251,3 +253,15 @@ class PrunedOlmo2ForCausalLM(PrunedForCausalLM, Olmo2ForCausalLM):
     config_class = PrunedOlmo2Config
     attention_norms = ("post_attention_layernorm",)
     mlp_norms = ("post_feedforward_layernorm",)
+
+
+class PrunedGraniteConfig(PrunedConfig, GraniteConfig):
+    """Granite with a shape for each layer."""
+
+    model_type = "pruned_granite"
+
+
+class PrunedGraniteForCausalLM(PrunedForCausalLM, GraniteForCausalLM):
+    """Granite with a shape for each layer."""
+
+    config_class = PrunedGraniteConfig

@@ -1,76 +1,17 @@
 """The shapes of decoder-only transformers, and what they cost, from the fields of a `config.json` alone.
 
-Owns which families are known and the exact count of parameters and multiply-accumulates. No torch here: a plan counts
-before anything is downloaded. Where the weights of these shapes are in a live model is `stages.decoders.anatomy`.
-
-Adding a family is one entry of `FAMILIES`, for what sets it apart from llama.
+Owns the exact count of parameters and multiply-accumulates. No torch here: a plan counts before anything is downloaded.
+What sets a family apart is in `stages.decoders.registry`, and where the weights are in a live model in `.anatomy`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
-from stages.common.choices import lookup
+from stages.decoders.registry import FAMILIES, family_name, family_of
 from stages.errors import UserError
-
-PRUNED_PREFIX = "pruned_"
-"""`model_type` of a checkpoint whose layers differ in shape: this, then the family it was cut from."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """How a family's decoder differs from "projections without bias, a norm before each sub-layer".
-
-    Attributes:
-        qkv_bias: whether q, k and v have a bias, or the name of the config field that says so.
-        o_bias: the same for the attention's output projection.
-        mlp_bias: the same for gate, up and down.
-        attention_norms: a layer's RMSNorms of hidden size that belong to its attention.
-        mlp_norms: those that belong to its MLP.
-        head_norms: an RMSNorm on q and one on k: of each head alike ("each"), or over all heads at once ("all").
-        defaults: values of the config fields that a `config.json` of the family may leave out.
-    """
-
-    qkv_bias: bool | str = False
-    o_bias: bool | str = False
-    mlp_bias: bool | str = False
-    attention_norms: tuple[str, ...] = ("input_layernorm",)
-    mlp_norms: tuple[str, ...] = ("post_attention_layernorm",)
-    head_norms: Literal["", "each", "all"] = ""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-
-
-_GEMMA = Family(
-    qkv_bias="attention_bias",
-    o_bias="attention_bias",
-    attention_norms=("input_layernorm", "post_attention_layernorm"),
-    mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
-    defaults={"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
-)
-
-FAMILIES: dict[str, Family] = {
-    "llama": Family(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
-    "mistral": Family(defaults={"num_key_value_heads": 8}),
-    "qwen2": Family(qkv_bias=True, defaults={"num_key_value_heads": 32}),
-    "qwen3": Family(
-        qkv_bias="attention_bias",
-        o_bias="attention_bias",
-        head_norms="each",
-        defaults={"num_key_value_heads": 32, "head_dim": 128},
-    ),
-    "gemma2": _GEMMA,
-    "gemma3_text": replace(_GEMMA, head_norms="each"),
-    "phi3": Family(),
-    "olmo2": Family(
-        qkv_bias="attention_bias",
-        o_bias="attention_bias",
-        attention_norms=("post_attention_layernorm",),
-        mlp_norms=("post_feedforward_layernorm",),
-        head_norms="all",
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +50,7 @@ class DecoderShape:
         Raises:
             UserError: the family is not known (the known ones are named), or a field is missing or impossible.
         """
-        name = family_name(config)
-        family = lookup("model family (model_type in config.json)", name, FAMILIES)
+        family = family_of(config)
         fields = {**family.defaults, **config}
         hidden, heads = _size(fields, "hidden_size"), _size(fields, "num_attention_heads")
         kv_heads = heads if fields.get("num_key_value_heads") is None else _size(fields, "num_key_value_heads")
@@ -123,7 +63,7 @@ class DecoderShape:
                     f"config.json: {layer.heads} query heads can't share {layer.kv_heads} key/value heads evenly."
                 )
         return cls(
-            family=name,
+            family=family_name(config),
             hidden=hidden,
             head_dim=_size(fields, "head_dim") if fields.get("head_dim") else hidden // heads,
             vocabulary=_size(fields, "vocab_size"),
@@ -195,11 +135,6 @@ class DecoderShape:
         """Return the same of one layer."""
         projections = 2 * (layer.heads + layer.kv_heads) * self.head_dim + 3 * layer.mlp
         return projections * self.hidden + 2 * layer.heads * self.head_dim * tokens
-
-
-def family_name(config: Mapping[str, Any]) -> str:
-    """Return the family of a `config.json`: its `model_type`, or for differing layers the family they were cut from."""
-    return str(config.get("model_type", "")).removeprefix(PRUNED_PREFIX)
 
 
 def _size(config: Mapping[str, Any], name: str) -> int:

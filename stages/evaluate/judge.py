@@ -1,8 +1,8 @@
 """Asking a model what a protocol asks, document by document, and keeping what each answer was worth.
 
 A protocol turns a task's name into `Paper`s, one for each task of a group: the documents in order, and a function that
-judges any run of them. Documents that follow one another are judged together, and an interrupted evaluation goes on
-with the next.
+judges any run of them. Documents that follow one another are judged together; an answer's last bits depend on which
+ones, so whoever asks cuts the same runs every time.
 """
 
 from __future__ import annotations

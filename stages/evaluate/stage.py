@@ -4,7 +4,8 @@
 are lm-eval's own. `generation` lets the model write an answer, as LLM-Adapters does. Bits per byte of the right answer
 and perplexity move before accuracy does, and with far less noise.
 
-Rows are written as documents are judged, so a killed evaluation goes on at the document it was at.
+Rows are written as documents are judged, so a killed evaluation goes on at the document it was at. Blocks of documents
+are cut by the task, never by what is already there, so the rows it adds are those of an undisturbed one to the byte.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ from stages.inference.scorer import Scorer
 from stages.stage import JSON, Context
 
 BLOCK = 100
-"""Documents judged together: what a kill may cost, against what sorting them by length saves."""
+"""Documents judged together: what a kill may cost, against what sorting them by length saves.
+
+Block k of a task is its documents 100 k to 100 k + 99. Which documents share a pass decides the shapes of its matrix
+products, and a product of another shape may round differently: so a block is never judged in part.
+"""
 
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
@@ -88,12 +93,12 @@ def _tasks(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -
     }
     record = read_json(artifact / "tasks.json")
     to_do = {name: list(_blocks(papers[name], len(journals[name].rows))) for name in papers}
-    total = sum(paper.size(block) for blocks in to_do.values() for paper, _, block in blocks)
+    total = sum(paper.size(block) for blocks in to_do.values() for paper, _, block, _ in blocks)
     with progress("evaluate", total=total, unit="answer") as bar:
         for name, blocks in to_do.items():
             bar.set_description(f"evaluate {record[name]['label']}")
-            for paper, first, block in blocks:
-                rows = paper.judge(block, first, bar.update)
+            for paper, first, block, missing in blocks:
+                rows = paper.judge(block, first, bar.update)[-missing:]
                 several = len(papers[name]) > 1
                 journals[name].extend([row | {"doc": f"{paper.leaf}/{row['doc']}"} if several else row for row in rows])
     return {
@@ -103,9 +108,14 @@ def _tasks(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -
     }
 
 
-def _blocks(papers: Sequence[Paper], judged: int) -> Iterator[tuple[Paper, int, Sequence[Any]]]:
-    """Yield (paper, number of the first, questions) of what is still to be judged after the first `judged` of all."""
+def _blocks(papers: Sequence[Paper], judged: int) -> Iterator[tuple[Paper, int, Sequence[Any], int]]:
+    """Yield (paper, number of the first, questions, how many lack a row) of blocks not judged to their end.
+
+    Of all documents the first `judged` have a row. A block that a kill tore is yielded whole; its last rows are new.
+    """
     for paper in papers:
-        for first in range(min(judged, len(paper.questions)), len(paper.questions), BLOCK):
-            yield paper, first, paper.questions[first : first + BLOCK]
+        for first in range(0, len(paper.questions), BLOCK):
+            block = paper.questions[first : first + BLOCK]
+            if (missing := min(first + len(block) - judged, len(block))) > 0:
+                yield paper, first, block, missing
         judged = max(judged - len(paper.questions), 0)

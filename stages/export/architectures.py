@@ -1,10 +1,10 @@
 """Which of llama.cpp's architectures computes a decoder, and the shapes it is written in. No torch here: a plan asks.
 
-llama.cpp's `llama` takes any number of heads and any head size, and optional biases, as long as all layers are alike;
-its `deci` is the same computation with head counts, key/value head counts and feed-forward lengths of each layer. So
-whatever computes what a llama does is written as one of these two: llama and mistral, qwen2 (a llama with biases on q,
-k, v) and phi3 (a llama whose projections are stored fused). The other families have their own architecture there, which
-takes one shape for all layers.
+Which one computes a family is in the family's record (`stages.decoders.registry`). llama.cpp's `llama` takes any number
+of heads and any head size, and optional biases, as long as all layers are alike; its `deci` is the same computation
+with head counts, key/value head counts and feed-forward lengths of each layer. So whatever computes what a llama does
+is written as one of these two. The other families have their own architecture there, which takes one shape for all
+layers.
 
 Read in llama.cpp's src/models/*.cpp; two facts decide how sub-layers that pruning removed are written. `deci` skips an
 attention that has no heads, but takes a layer without feed-forward for one without attention too, and drops what its
@@ -17,37 +17,28 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from stages.common.choices import nearest
+from stages.decoders.family import Gguf
+from stages.decoders.registry import FAMILIES
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 
-LLAMA_LIKE = ("llama", "mistral", "qwen2", "phi3")
-"""Families that compute what a llama does."""
-OWN = {"qwen3": "qwen3", "gemma2": "gemma2", "gemma3_text": "gemma3", "olmo2": "olmo2"}
-"""llama.cpp's architecture of the other families."""
 ZERO_CHANNELS = 32
 """MLP channels of zeros in place of an MLP that was removed: one block of the 8-bit format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """How a decoder is written: llama.cpp's architecture, and each layer's shape with stand-ins for what is not there.
-
-    `llama_order` says that the rows of q and k are stored in the order of the original llama, whose rotary embedding
-    turns neighbouring rows; Hugging Face's turns row i with row i + head_dim/2.
-    """
+    """How a decoder is written: llama.cpp's architecture, and each layer's shape with stand-ins for removed parts."""
 
     architecture: str
     layers: tuple[LayerShape, ...]
-
-    @property
-    def llama_order(self) -> bool:
-        """Whether the rows of q and k are interleaved."""
-        return self.architecture in ("llama", "deci")
+    rules: Gguf
+    """What is known of the architecture."""
 
     @property
     def uniform(self) -> bool:
         """Whether one number a field describes all layers."""
-        return self.architecture != "deci"
+        return self.architecture != self.rules.differing
 
 
 def target(shape: DecoderShape) -> Target:
@@ -56,34 +47,37 @@ def target(shape: DecoderShape) -> Target:
     Raises:
         UserError: llama.cpp has no architecture for the family, or the family's does not take the shape.
     """
-    if shape.family in LLAMA_LIKE:
-        layers = tuple(_stand_in(layer, first=index == 0) for index, layer in enumerate(shape.layers))
-        alike = len(set(layers)) == 1 and layers[0].heads > 0
-        return Target("llama" if alike else "deci", layers)
-    known = (*LLAMA_LIKE, *OWN)
-    if shape.family not in OWN:
+    family = FAMILIES.get(shape.family)
+    rules = None if family is None else family.gguf
+    if rules is None:
+        known = [name for name, family in FAMILIES.items() if family.gguf is not None]
         raise UserError(
             f"export=gguf: models of type '{shape.family}' can't be written for llama.cpp"
             f"{nearest(shape.family, known) or '.'} Known: {', '.join(known)}. "
             "Publish the Hugging Face directory instead: export=hf."
         )
-    _check_own(shape)
-    return Target(OWN[shape.family], shape.layers)
+    if rules.differing is None:
+        _check_alike(shape, rules)
+        return Target(rules.architecture, shape.layers, rules)
+    layers = tuple(_stand_in(layer, first=index == 0) for index, layer in enumerate(shape.layers))
+    alike = len(set(layers)) == 1 and layers[0].heads > 0
+    return Target(rules.architecture if alike else rules.differing, layers, rules)
 
 
-def _check_own(shape: DecoderShape) -> None:
-    """Raise unless the family's own architecture takes the shape."""
-    first, name = shape.layers[0], OWN[shape.family]
+def _check_alike(shape: DecoderShape, rules: Gguf) -> None:
+    """Raise unless an architecture that takes one shape for all layers takes this one."""
+    first, name = shape.layers[0], rules.architecture
     otherwise = "or publish the Hugging Face directory: export=hf."
     if not shape.uniform or not first.heads or not first.mlp:
+        others = [name for name, family in FAMILIES.items() if family.gguf is not None and family.gguf.differing]
         raise UserError(
             f"export=gguf: llama.cpp's {name} takes one shape for all layers, each with attention and MLP, and these "
             f"differ. Prune all layers alike (prune.layers=all prune.allocation=uniform), {otherwise} "
-            f"Layers of differing shape can be written for {', '.join(LLAMA_LIKE)}."
+            f"Layers of differing shape can be written for {', '.join(others)}."
         )
-    if name == "olmo2" and first.heads * shape.head_dim != shape.hidden:
+    if rules.filling_heads and first.heads * shape.head_dim != shape.hidden:
         raise UserError(
-            f"export=gguf: llama.cpp's olmo2 takes only heads that fill the hidden size ({shape.hidden}), and "
+            f"export=gguf: llama.cpp's {name} takes only heads that fill the hidden size ({shape.hidden}), and "
             f"{first.heads} of {shape.head_dim} do not. Prune MLP channels or whole layers "
             f"(prune.granularity=[channels]), {otherwise}"
         )

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
 
-ACTIVATIONS = {"gemma2": "gelu_pytorch_tanh", "gemma3": "gelu_pytorch_tanh"}
-"""The activation of llama.cpp's architectures, where it is not SiLU."""
-LARGEST = {"gemma2": 46, "gemma3": 62}
-"""Number of layers by which llama.cpp knows the 27B model, whose attention it scales by the hidden size per head."""
-
 
 def hyperparameters(config: PreTrainedConfig, shape: DecoderShape, target: Target) -> dict[str, Any]:
     """Return the header's fields without the architecture's prefix, {"block_count": 30, …}.
@@ -44,13 +39,15 @@ def hyperparameters(config: PreTrainedConfig, shape: DecoderShape, target: Targe
         "rope.dimension_count": shape.head_dim,
         "vocab_size": shape.vocabulary,
     }
-    return fields | _rope(config, target) | (_gemma(config) if target.architecture.startswith("gemma") else {})
+    return (
+        fields | _rope(config, target) | (_windows(config) if target.rules.windows else {}) | _numbers(config, target)
+    )
 
 
 def context_length(config: PreTrainedConfig, target: Target) -> int:
     """Return the number of positions in which llama.cpp computes what transformers does."""
     window = getattr(config, "sliding_window", None)
-    if not window or target.architecture.startswith("gemma"):
+    if not window or target.rules.windows:
         return int(config.max_position_embeddings)
     return min(int(config.max_position_embeddings), int(window))
 
@@ -89,7 +86,7 @@ def _scaling(config: PreTrainedConfig, kind: str = "full_attention") -> dict[str
 def _rope(config: PreTrainedConfig, target: Target) -> dict[str, Any]:
     rope = _scaling(config)
     kind = rope.get("rope_type", "default")
-    allowed = {"default", "linear"} | ({"llama3"} if target.llama_order else set())
+    allowed = {"default", "linear"} | ({"llama3"} if target.rules.llama_order else set())
     if kind not in allowed:
         raise UserError(
             f"export=gguf: rotary embeddings of type '{kind}' can't be written for llama.cpp's {target.architecture}. "
@@ -105,34 +102,35 @@ def _rope(config: PreTrainedConfig, target: Target) -> dict[str, Any]:
     return fields
 
 
-def _gemma(config: PreTrainedConfig) -> dict[str, Any]:
-    fields: dict[str, Any] = {
+def _windows(config: PreTrainedConfig) -> dict[str, Any]:
+    return {
         "attention.sliding_window": int(config.sliding_window),
         "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config.layer_types],
     }
-    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if getattr(config, name, None) is not None:
-            fields[name] = float(getattr(config, name))
-    return fields
+
+
+def _numbers(config: PreTrainedConfig, target: Target) -> dict[str, Any]:
+    """Return the factors and caps that the architecture reads, those that are set."""
+    values = {key: getattr(config, name, None) for key, name in target.rules.numbers.items()}
+    return {key: float(value) for key, value in values.items() if value is not None}
 
 
 def _check_computation(config: PreTrainedConfig, shape: DecoderShape, target: Target) -> None:
     """Raise where the architecture computes something else than the config says."""
-    name = target.architecture
+    name, rules = target.architecture, target.rules
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
-    _require(activation == ACTIVATIONS.get(name, "silu"), f"the activation '{activation}' in {name}")
+    _require(activation == rules.activation, f"the activation '{activation}' in {name}")
     partial = _scaling(config).get("partial_rotary_factor", 1.0)
     _require(partial == 1.0, f"rotary embeddings of a part ({partial}) of each head")
-    if name.startswith("gemma"):
-        per_head = shape.hidden // target.layers[0].heads if len(target.layers) == LARGEST[name] else shape.head_dim
+    if rules.largest is not None:
+        per_head = shape.hidden // target.layers[0].heads if len(target.layers) == rules.largest else shape.head_dim
         scalar = config.query_pre_attn_scalar
         _require(scalar == per_head, f"queries scaled by {scalar}^-1/2 in a {name} of this shape, but {per_head}^-1/2")
-        _require(not config.use_bidirectional_attention, "attention in both directions")
-    if name == "gemma2":
-        capped = config.attn_logit_softcapping and config.final_logit_softcapping
-        _require(bool(capped), "a gemma2 without soft caps on its logits")
-    if name == "gemma3":
-        _require(not config.attn_logit_softcapping, "a gemma3 with soft caps on its attention")
+    _require(not getattr(config, "use_bidirectional_attention", None), "attention in both directions")
+    for field in rules.wants:
+        _require(bool(getattr(config, field)), f"a {name} without {field}")
+    for field in rules.ignores:
+        _require(not getattr(config, field), f"a {name} with {field}")
 
 
 def _require(fulfilled: bool, what: str) -> None:

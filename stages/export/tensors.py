@@ -1,7 +1,8 @@
 """A checkpoint's weights under the names, in the order and in the precision of a GGUF file, read one at a time.
 
-Owns the renaming, the splitting of fused projections, llama's row order, gemma's norms and the zeros that stand in for
-sub-layers that pruning removed. Shapes are Hugging Face's, [rows, columns]; GGUF lists them the other way round.
+Owns the renaming, the splitting of fused projections, llama's row order, what a family adds to its norms, and the zeros
+that stand in for sub-layers that pruning removed. Shapes are Hugging Face's, [rows, columns]; GGUF lists them the other
+way round.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from gguf.quants import quantize
 from safetensors import safe_open
 from torch import Tensor
 
+from stages.decoders.registry import FAMILIES
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.export.architectures import Target
@@ -108,7 +110,7 @@ def entries(
     found = []
     for weight in _weights(directory, shape, target):
         name = names.get_name(weight.name, try_suffixes=(".weight", ".bias"))
-        if name is None or (weight.name.endswith(".bias") and not target.llama_order):
+        if name is None or (weight.name.endswith(".bias") and not target.rules.llama_order):
             raise UserError(
                 f"export=gguf: llama.cpp's {target.architecture} has no place for {weight.name}. "
                 "Publish the Hugging Face directory instead: export=hf."
@@ -136,7 +138,7 @@ def _weights(directory: Path, shape: DecoderShape, target: Target) -> Iterator[W
     stored = {weight.name: weight for weight in _stored(directory)}
     if shape.tied:
         stored.pop("lm_head.weight", None)
-    if target.architecture == "olmo2" and shape.tied:  # which reads no tied head
+    if shape.tied and not target.rules.tied_head:
         stored["lm_head.weight"] = replace(stored["model.embed_tokens.weight"], name="lm_head.weight")
     for weight in stored.values():
         for part in _unfused(weight, shape):
@@ -197,13 +199,14 @@ def _split(weight: Weight, fused: str, names: tuple[str, ...], sizes: list[int])
 
 
 def _reordered(weight: Weight, shape: DecoderShape, target: Target) -> Weight:
-    """Return `weight` with its rows in llama's order, or with the one that gemma adds to its norms."""
-    if target.llama_order and (found := re.search(r"\.([qk])_proj\.", weight.name)):
+    """Return `weight` with its rows in llama's order, or with what the family adds to its norms."""
+    if target.rules.llama_order and (found := re.search(r"\.([qk])_proj\.", weight.name)):
         layer = _layer(weight, shape.layers)
         heads = layer.heads if found[1] == "q" else layer.kv_heads
         return weight.mapped(lambda tensor: interleaved(tensor, heads))
-    if target.architecture.startswith("gemma") and weight.name.endswith("norm.weight"):
-        return weight.mapped(lambda tensor: tensor.float() + 1)
+    offset = FAMILIES[shape.family].norm_offset
+    if offset and weight.name.endswith("norm.weight"):
+        return weight.mapped(lambda tensor: tensor.float() + offset)
     return weight
 
 

@@ -3,7 +3,8 @@
 Matrix products see one stream of tokens; only attention sees where a sequence begins, through a function that is
 handed in (`Attend`). So a sequence costs what it holds, whatever its neighbours' lengths. q, k and v are one product (k
 and v alone are too narrow for a fast one): their weights are joined once, and the model's own modules become views of
-the joined ones. Everything else is the model's own modules.
+the joined ones. Everything else is the model's own modules, and granite's factors on the embeddings and on what its
+sub-layers add.
 
 Shapes: T tokens of the stream, H hidden size, Q query heads, K key/value heads, D head size, E MLP channels.
 """
@@ -72,6 +73,7 @@ class _Layer:
         self.output = attention.o_proj
         self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
         self.activation = nn.SiLU(inplace=True) if type(mlp.act_fn) is nn.SiLU else mlp.act_fn
+        self.residual = float(getattr(layer, "residual_multiplier", 1.0))
 
     def __call__(self, index: int, hidden_TH: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, attend: Attend) -> Tensor:
         heads_TND = torch.unflatten(product(self.qkv, self.before_attention(hidden_TH)), -1, (-1, self.head_dim))
@@ -81,10 +83,11 @@ class _Layer:
             qk_TND = torch.cat([norm(part) for norm, part in zip(self.head_norms, parts, strict=True)], dim=1)
         rotated_TND = _rotated(qk_TND, cos_T1D, sin_T1D)
         q_TQD, k_TKD = torch.split(rotated_TND, [self.heads, self.key_heads], dim=1)
-        hidden_TH.add_(product(self.output, attend(index, q_TQD, k_TKD, v_TKD, self.scaling).flatten(1)))
+        attended_TI = attend(index, q_TQD, k_TKD, v_TKD, self.scaling).flatten(1)
+        hidden_TH.add_(product(self.output, attended_TI), alpha=self.residual)
         normed_TH = self.before_mlp(hidden_TH)
         gated_TE = self.activation(product(self.gate, normed_TH)).mul_(product(self.up, normed_TH))
-        return hidden_TH.add_(product(self.down, gated_TE))
+        return hidden_TH.add_(product(self.down, gated_TE), alpha=self.residual)
 
 
 class FlatDecoder:
@@ -99,11 +102,12 @@ class FlatDecoder:
         decoder = model.get_decoder()
         _check(decoder)
         self.embed, self.rotary, self.norm = decoder.embed_tokens, decoder.rotary_emb, decoder.norm
+        self.embedding = float(getattr(decoder, "embedding_multiplier", 1.0))
         self.layers = [_Layer(layer) for layer in decoder.layers]
 
     def __call__(self, tokens_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
         """Return the last hidden states, [T, H], after the final norm."""
-        hidden_TH = self.embed(tokens_T)
+        hidden_TH = self.embed(tokens_T).mul_(self.embedding)
         cos_1TD, sin_1TD = self.rotary(hidden_TH, position_ids=positions_T[None])
         cos_T1D, sin_T1D = cos_1TD[0, :, None], sin_1TD[0, :, None]
         for index, layer in enumerate(self.layers):

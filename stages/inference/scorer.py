@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.decoders.logits import Logits
 from stages.errors import UserError
 from stages.inference.decoder import Attend, FlatDecoder, UnknownDecoder, product
 from stages.inference.encoding import Encoder, Query
@@ -54,7 +55,7 @@ class Scorer:
     ) -> None:
         self.model = model
         self.head = model.get_output_embeddings()
-        self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        self.from_head = Logits.of(model)
         self.window: int | None = getattr(model.config, "sliding_window", None)
         self.limit(batch_tokens)
         self.segment = SEGMENT.get(model.device.type, 512)
@@ -122,8 +123,8 @@ class Scorer:
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """Return the logits of hidden states, [C, V], in float32."""
         plain = type(self.head) is nn.Linear
-        logits_CV: Tensor = (product(self.head, hidden_CH) if plain else self.head(hidden_CH)).float()
-        return logits_CV if self.softcap is None else self.softcap * torch.tanh(logits_CV / self.softcap)
+        given_CV: Tensor = (product(self.head, hidden_CH) if plain else self.head(hidden_CH)).float()
+        return self.from_head(given_CV)
 
     @torch.inference_mode()
     def _checked_decoder(self, *, fast: bool) -> FlatDecoder | None:

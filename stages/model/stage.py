@@ -8,7 +8,7 @@ from pathlib import Path
 from stages.common.choices import lookup
 from stages.common.files import read_json, write_json
 from stages.decoders.lineage import ORIGIN
-from stages.decoders.shapes import PRUNED_PREFIX
+from stages.decoders.registry import PRUNED_PREFIX
 from stages.errors import UserError
 from stages.model.config import ModelSource
 from stages.model.gguf import from_wheel

@@ -7,5 +7,5 @@ statistics/               activations layer by layer, gradients that are never h
 allocation/               budgets and the printed plan; every layer alike, in competition, or by measured loss
 compensation surgery      making up for what goes; cutting
 memory/                   what it will need; what is held in memory, and when
-sparse/ methods           masks in place of cuts; every way by name
+sparse/ registry          masks in place of cuts; every way by name
 """

@@ -106,7 +106,10 @@ def fitted_weights(
 
 
 def _cut_values(linear: nn.Linear, own: _Inputs | None, stays_S: Tensor) -> dict[Tensor, Tensor]:
-    """Return what becomes of a projection's weight, and of its bias where it goes itself; fitted if `own` is given."""
+    """Return the new weight of an output projection, by parameter: its other columns are zero, those that stay fitted.
+
+    Without `own` the columns keep their values. Where no column stays, weight and bias are zero.
+    """
     if len(stays_S) == linear.in_features:
         return {}
     stays_S = stays_S.to(linear.weight.device)
@@ -129,9 +132,7 @@ def _add_mean(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
     gone_C = torch.ones_like(own.sum_C)
     gone_C[stays_S] = 0
     assert linear.bias is not None
-    # A copy begins at a multiple of 64 bytes; weights mapped from a file begin wherever its header ends. The sums of a
-    # matrix-vector product depend on it, and layers that are read when they are needed would get another bias.
-    weight_RC = linear.weight.to(torch.float32, copy=True)
+    weight_RC = _aligned(linear.weight)
     linear.bias.add_((weight_RC @ (gone_C * own.sum_C / own.tokens)).to(linear.bias.dtype))
 
 
@@ -142,9 +143,18 @@ def _fit(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
 
 def _fitted(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> Tensor:
     """Return the columns that stay, [R, S], fitted to what all columns gave."""
-    weight_RC, products_CC = linear.weight.float(), own.products_CC
+    weight_RC, products_CC = _aligned(linear.weight), own.products_CC
     ridge = DAMPING * products_CC.diagonal().mean() + torch.finfo(torch.float32).tiny
     normal_SS = products_CC[stays_S][:, stays_S]
     normal_SS.diagonal().add_(ridge)
     right_SR = products_CC[stays_S] @ weight_RC.T + ridge * weight_RC[:, stays_S].T
     return torch.cholesky_solve(right_SR, torch.linalg.cholesky(normal_SS)).T.to(linear.weight.dtype)
+
+
+def _aligned(weight_RC: Tensor) -> Tensor:
+    """Return a float32 copy, which begins at a multiple of 64 bytes.
+
+    Weights mapped from a file begin wherever its header ends. The sums of a product with a vector, or with few rows,
+    depend on it: layers that are read when they are needed (`prune.offload=layer`) would get other values.
+    """
+    return weight_RC.to(torch.float32, copy=True)

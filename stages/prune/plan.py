@@ -18,11 +18,11 @@ from stages.errors import UserError
 from stages.prune.allocation.allocate import check_options, decided_by_shapes, for_scores, foreseen, reads_text, ruled
 from stages.prune.allocation.plan import PrunePlan, budget_of
 from stages.prune.config import PruneConfig
-from stages.prune.criteria import CRITERIA
-from stages.prune.methods import METHODS
-from stages.prune.sparse import MASKS
+from stages.prune.criteria.registry import CRITERIA
+from stages.prune.registry import METHODS
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.recipe import table as masks_table
+from stages.prune.sparse.registry import MASKS
 
 UNCUT = ("none", "sheared")
 """Values of `prune` for which there is nothing to cut."""

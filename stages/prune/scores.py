@@ -21,7 +21,7 @@ from stages.prune.allocation.allocate import check_uncut
 from stages.prune.allocation.plan import parse_layers
 from stages.prune.calibration import calibration_ids, calibration_text
 from stages.prune.config import PruneConfig
-from stages.prune.criteria import CRITERIA
+from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Scores, check_finite
 from stages.prune.memory.weights import Weights, opened
 
@@ -37,11 +37,10 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
     """Score the groups of `inputs["model"]`, on `inputs["data"]` where the criterion reads text.
 
     Raises:
-        UserError: an option is wrong, memory will not do, or a score is not finite.
+        UserError: memory will not do, or a score is not finite.
     """
     source, criterion = inputs["model"] / "model", CRITERIA[config.method]
     check_uncut(source, config)
-    criterion.check(config)
     shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)
     read = partial(calibration_ids, config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
     needs = {"reads": criterion.reads_text, "gradients": criterion.needs_gradients}

@@ -30,13 +30,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.common.choices import lookup
 from stages.common.files import read_json
 from stages.decoders import checkpoint
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.allocate import (
     allocation,
-    check_options,
     check_uncut,
     foreseen,
     needs_gradients,
@@ -49,7 +47,7 @@ from stages.prune.allocation.search import searched
 from stages.prune.calibration import Read, calibration_ids, calibration_text
 from stages.prune.compensation import compensate
 from stages.prune.config import PruneConfig
-from stages.prune.criteria import CRITERIA
+from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Scores, Selection, composed, keep_all, kept_layer, selection_of
 from stages.prune.memory.weights import Weights, opened
 from stages.prune.record import pruning_record, spreads, summary
@@ -131,11 +129,11 @@ def cut_model(
         device: where the weights are opened.
         scores: of the dense model's groups, where it has been scored.
 
+    The options have been checked (`stages.prune.plan`).
+
     Raises:
-        UserError: an option is wrong, the budget can't be met, memory will not do, or loss or scores are not finite.
+        UserError: the budget can't be met, memory will not do, or loss or scores are not finite.
     """
-    lookup("pruning criterion", config.method, CRITERIA).check(config)
-    check_options(config)
     budget = None if ruled(config) else budget_of(shape, config, stored)
     preview = foreseen(shape, config, budget)  # bad numbers before long work
     if preview is not None:

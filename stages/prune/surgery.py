@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from stages.decoders.anatomy import DecoderAnatomy, LayerAnatomy, Projection, decoder_anatomy, decoder_layers
 from stages.decoders.modeling_pruned import remove_attention, remove_mlp, set_heads
-from stages.decoders.shapes import FAMILIES, family_name
+from stages.decoders.registry import family_of
 from stages.prune.memory.resident import Resident, always
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _cut_attention(layer: LayerAnatomy, keep: Kept, model: PreTrainedModel) -> N
     if not layer.attention:
         return
     if not keep.heads:
-        remove_attention(layer.module, FAMILIES[family_name(model.config.to_dict())].attention_norms)
+        remove_attention(layer.module, family_of(model.config.to_dict()).attention_norms)
         return
     rows = {True: head_rows(keep.heads, layer), False: head_rows(keep.kv_heads, layer)}
     _keep_slices(layer.attention, [rows[projection.per_query_head] for projection in layer.attention])
@@ -83,7 +83,7 @@ def _cut_mlp(layer: LayerAnatomy, keep: Kept, model: PreTrainedModel) -> None:
     if not layer.mlp:
         return
     if not keep.mlp:
-        remove_mlp(layer.module, FAMILIES[family_name(model.config.to_dict())].mlp_norms)
+        remove_mlp(layer.module, family_of(model.config.to_dict()).mlp_norms)
         return
     _keep_slices(layer.mlp, [torch.tensor(keep.mlp)] * len(layer.mlp))
 

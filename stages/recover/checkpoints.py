@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from stages.common.files import read_json, write_json
+from stages.common.machine import processor
 from stages.errors import UserError
 from stages.recover.workers import SINGLE, Workers
 from stages.stage import JSON
@@ -156,13 +157,19 @@ def _read(directory: Path) -> tuple[JSON, dict[str, torch.Tensor]]:
 
 
 def _computed(parameters: Mapping[str, torch.nn.Parameter]) -> JSON:
-    """Return what sums are rounded by, apart from the configuration."""
+    """Return what sums are rounded by, apart from the configuration.
+
+    Threads share a sum out, and libraries choose the kernel of a product by the processor and by the instructions that
+    torch was told to use (`ATEN_CPU_CAPABILITY`).
+    """
     device = next((parameter.device.type for parameter in parameters.values()), "cpu")
-    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    computed = {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return computed | {"processor": processor(), "instructions": torch.backends.cpu.get_cpu_capability()}
 
 
 def _warn_of_rounding(before: JSON, now: JSON) -> None:
-    changed = [f"{name} {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value]
+    known = {name: before[name] for name in now if name in before}  # older checkpoints say less
+    changed = [f"{name} {value}, now {now[name]}" for name, value in known.items() if value != now[name]]
     if changed:
         log.warning(
             "this recovery was begun with %s: its end will differ from an uninterrupted one's by rounding.",

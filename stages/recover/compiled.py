@@ -19,7 +19,7 @@ VARIANTS = 4
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Compile every decoder layer of `model` at its first pass; `recover.check` has seen that there is a compiler."""
+    """Compile every decoder layer of `model` at its first pass; `recover.plan` has seen that there is a compiler."""
     layers = model.get_decoder().layers
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, VARIANTS * len(layers))

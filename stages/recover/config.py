@@ -5,25 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from stages.adapters.config import AdapterConfig
-
-
-@dataclass(kw_only=True, slots=True)
-class DistillationConfig:
-    """Options of `objective=distillation`; without it they decide nothing."""
-
-    temperature: float = 1.0
-    """T, by which teacher's and student's logits are divided; above 1 small probabilities weigh more."""
-    weight: float = 1.0
-    """Share of the divergence in its mixture with cross-entropy, in (0, 1]: 1 is divergence alone."""
-    teacher_top_k: int | None = None
-    """Tokens of the vocabulary whose probability the teacher says, the rest being one sum; null is all of them."""
-    cache_teacher: bool = False
-    """Keep what the teacher says on disk (8 k bytes a labelled token), for all recoveries on the same documents."""
+from stages.recover.objectives.distillation import DistillationConfig
 
 
 @dataclass(kw_only=True, slots=True)
 class RecoverConfig:
-    """How it is trained."""
+    """How it is trained. Options of an objective are the field of its name."""
 
     tokens: int = 60_000
     """Budget: tokens that pass through the model, prompts included; the last row may exceed it."""

@@ -11,6 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
+from stages.decoders.logits import PLAIN, Logits
+
 CHUNK = 256
 """Labelled tokens whose logits exist at one time: 50 MB in float32 for a vocabulary of 49k."""
 TRAINED_CHUNK = 512
@@ -30,7 +32,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         weight_VE: torch.Tensor,
         bias_V: torch.Tensor | None,
         labels_N: torch.Tensor,
-        softcap: float | None,
+        logits: Logits,
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden_NE.device)
         gradient_NE = torch.empty_like(hidden_NE) if ctx.needs_input_grad[0] else None
@@ -39,12 +41,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
         for start in range(0, len(labels_N), CHUNK):
             chunk = slice(start, start + CHUNK)
             hidden_CE, labels_C1 = hidden_NE[chunk], labels_N[chunk, None]
-            logits_CV = _logits(hidden_CE, weight_VE, bias_V, buffer_CV[: len(hidden_CE)])
-            slope_CV = None
-            if softcap is not None:
-                logits_CV.div_(softcap).tanh_()
-                slope_CV = 1 - logits_CV.square() if gradient_NE is not None else None
-                logits_CV.mul_(softcap)
+            logits_CV = logits.in_place(_headed(hidden_CE, weight_VE, bias_V, buffer_CV[: len(hidden_CE)]))
+            slope_CV = None if gradient_NE is None else logits.slope(logits_CV)
             said_C1 = logits_CV.gather(1, labels_C1)
             largest_C1 = logits_CV.amax(1, keepdim=True)
             sums_C1 = logits_CV.sub_(largest_C1).exp_().sum(1, keepdim=True)
@@ -68,10 +66,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return gradient_NE * upstream[0].to(gradient_NE.dtype), None, None, None, None
 
 
-def _logits(
+def _headed(
     hidden_CE: torch.Tensor, weight_VE: torch.Tensor, bias_V: torch.Tensor | None, out_CV: torch.Tensor
 ) -> torch.Tensor:
-    """Return the logits in float32; in `out_CV` itself where it is that."""
+    """Return the head's output in float32; in `out_CV` itself where it is that."""
     if bias_V is None:
         torch.mm(hidden_CE, weight_VE.T, out=out_CV)
     else:
@@ -79,27 +77,22 @@ def _logits(
     return out_CV.float()
 
 
-def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
-    """Return c · tanh(logits / c) for a softcap c."""
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-
 def summed_cross_entropy(
-    hidden_NE: torch.Tensor, head: torch.nn.Linear, labels_N: torch.Tensor, softcap: float | None = None
+    hidden_NE: torch.Tensor, head: torch.nn.Linear, labels_N: torch.Tensor, logits: Logits = PLAIN
 ) -> torch.Tensor:
     """Return the cross-entropy of `labels_N` summed over tokens, in nats, as a float32 scalar.
 
-    Logits z are softcap · tanh(z / softcap) where a model caps them (gemma2).
+    `logits` is the model's map from what the head gives.
     """
     if head.weight.requires_grad:
-        return trained_head_cross_entropy(hidden_NE, head, labels_N, softcap)
+        return trained_head_cross_entropy(hidden_NE, head, labels_N, logits)
     hidden_NE = hidden_NE.to(head.weight.dtype)
-    loss: torch.Tensor = _HeadCrossEntropy.apply(hidden_NE, head.weight, head.bias, labels_N, softcap)  # type: ignore[no-untyped-call]
+    loss: torch.Tensor = _HeadCrossEntropy.apply(hidden_NE, head.weight, head.bias, labels_N, logits)  # type: ignore[no-untyped-call]
     return loss
 
 
 def trained_head_cross_entropy(
-    hidden_NE: torch.Tensor, head: torch.nn.Linear, labels_N: torch.Tensor, softcap: float | None = None
+    hidden_NE: torch.Tensor, head: torch.nn.Linear, labels_N: torch.Tensor, logits: Logits = PLAIN
 ) -> torch.Tensor:
     """Return the same for a head that is trained itself (its weight or the tied embedding).
 
@@ -110,7 +103,7 @@ def trained_head_cross_entropy(
     total = torch.zeros((), dtype=torch.float32, device=hidden_NE.device)
     chunks = (torch.split(tensor, TRAINED_CHUNK) for tensor in (hidden_NE, labels_N))
     for hidden_CE, labels_C in zip(*chunks, strict=True):
-        operands = (hidden_CE, head.weight, head.bias, labels_C, softcap)
+        operands = (hidden_CE, head.weight, head.bias, labels_C, logits)
         total = total + checkpoint(_summed_chunk, *operands, use_reentrant=False, preserve_rng_state=False)
     return total
 
@@ -120,8 +113,8 @@ def _summed_chunk(
     weight_VE: torch.Tensor,
     bias_V: torch.Tensor | None,
     labels_C: torch.Tensor,
-    softcap: float | None,
+    logits: Logits,
 ) -> torch.Tensor:
     dtype = hidden_CE.dtype
-    logits_CV = linear(hidden_CE, weight_VE.to(dtype), None if bias_V is None else bias_V.to(dtype)).float()
-    return cross_entropy(capped(logits_CV, softcap), labels_C, reduction="sum")
+    given_CV = linear(hidden_CE, weight_VE.to(dtype), None if bias_V is None else bias_V.to(dtype)).float()
+    return cross_entropy(logits(given_CV), labels_C, reduction="sum")

@@ -12,16 +12,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import fields, replace
 
-from stages.adapters import ADAPTERS
 from stages.adapters.adapter import Adapter
 from stages.adapters.config import AdapterConfig
+from stages.adapters.registry import ADAPTERS
 from stages.common.checks import require
 from stages.common.choices import lookup, narrowed
 from stages.common.machine import precision
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
-from stages.recover.config import DistillationConfig, RecoverConfig, RecoverOptions, RecoverStageConfig, TuneStageConfig
-from stages.recover.objectives import objective_of
+from stages.recover.config import RecoverConfig, RecoverOptions, RecoverStageConfig, TuneStageConfig
+from stages.recover.objectives.registry import decisive, objective_of
 
 DTYPES = ("float32", "bfloat16")
 LOSSES = ("response", "all")
@@ -39,12 +39,12 @@ def planned(options: RecoverOptions, adapter: AdapterConfig, *, device: str, see
     _check_tuning(options)
     config = RecoverStageConfig(
         adapter=adapter,
-        recover=_decisive(narrowed(RecoverConfig, options)),
+        recover=decisive(narrowed(RecoverConfig, options)),
         dtype=precision("recover.dtype", options.dtype, device),
         seed=seed,
     )
     adapter_of(config)
-    objective_of(config)
+    objective_of(config.recover)
     return config
 
 
@@ -55,7 +55,7 @@ def label(config: RecoverStageConfig) -> str:
 
 def taught(config: RecoverStageConfig) -> bool:
     """Return whether the recovery has a teacher among its inputs."""
-    return objective_of(config).taught
+    return objective_of(config.recover)[0].taught
 
 
 def trials(config: RecoverStageConfig, options: RecoverOptions) -> dict[float, RecoverStageConfig]:
@@ -82,11 +82,6 @@ def check_fits(adapter: AdapterConfig, shape: DecoderShape) -> None:
     """Raise a `UserError` where a model of `shape` can't have the adapter; the adapter says why."""
     if adapter.name != "none":
         ADAPTERS[adapter.name].fits(adapter, shape)
-
-
-def _decisive(recover: RecoverConfig) -> RecoverConfig:
-    """Return `recover` with the options that decide nothing at their defaults, so that they enter no key."""
-    return recover if recover.objective == "distillation" else replace(recover, distillation=DistillationConfig())
 
 
 def _check_tuning(recover: RecoverOptions) -> None:

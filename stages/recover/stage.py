@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stages.adapters.adapter import Adapter
 from stages.common.files import read_jsonl, write_json, write_jsonl, write_text
 from stages.decoders.card import CARD, adapter_card
 from stages.decoders.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
-from stages.decoders.lineage import base_of, lineage
+from stages.decoders.lineage import base_of, described, lineage
 from stages.decoders.masks import masked_modules
 from stages.decoders.packed_attention import use_packed_attention
 from stages.recover import checkpoints, memory
@@ -21,7 +21,8 @@ from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve
 from stages.recover.launch import launched
 from stages.recover.loop import Training
-from stages.recover.objectives import objective_of
+from stages.recover.objectives.objective import Objective
+from stages.recover.objectives.registry import objective_of
 from stages.recover.objectives.teacher import check_vocabulary
 from stages.recover.plan import adapter_of, gives_model
 from stages.recover.seeds import seeded
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Recover the model in `inputs["model"]` on the rows in `inputs["data"]`; returns what recovery.json holds.
 
-    Where the objective is distillation, the teacher is the model in `inputs["teacher"]`.
+    Where the objective has a teacher, it is the model in `inputs["teacher"]`.
 
     Writes `adapter/` (PEFT's format) and `model/` (the merged model, as the base was stored), each with its card,
     `history.jsonl` and `recovery.json`. A killed run leaves `checkpoint/`, from which the next one resumes. Where the
@@ -97,7 +98,7 @@ class Trained(NamedTuple):
 def train_together(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context, workers: Workers) -> JSON:
     """Do what each of `workers` does of `train`: the leader writes and returns, the others go through the motions."""
     adapter, base = adapter_of(config), inputs["model"] / "model"
-    teacher = inputs["teacher"] / "model" if objective_of(config).taught else None
+    teacher = inputs["teacher"] / "model" if objective_of(config.recover)[0].taught else None
     if teacher is not None:
         check_vocabulary(teacher, base)
     material = Material(
@@ -126,7 +127,7 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
         UserError: a field of `config` is outside its range, the data is empty, or memory is too small.
         Diverged: the loss is not finite.
     """
-    adapter, objective = adapter_of(config), objective_of(config)
+    adapter, (objective, options) = adapter_of(config), objective_of(config.recover)
     stream = tokenised(
         material.train,
         material.tokenizer,
@@ -145,7 +146,7 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
     curve = Curve(model, material.tokenizer, material.held_out, config=config.recover, dtype=config.dtype)
     training = Training(
         model=model,
-        objective=objective.build(model, config, material.teacher, context),
+        objective=objective.build(model, options, material.teacher, config.dtype, context),
         stream=stream,
         measure=curve.point,
         config=config.recover,
@@ -163,7 +164,7 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
     summary: JSON = {
         "base": material.base,
         "adapter": _describe(adapter, config),
-        "objective": {"name": config.recover.objective} | objective.facts(config) | _taught_by(material),
+        "objective": {"name": config.recover.objective} | _minimised(objective, options, material),
         "parameters": {"model": total, "trainable": trainable},
         "training": _training_facts(progress, stream),
         "kept": {"parameters": config.recover.keep, "step": kept["step"], "tokens": kept["tokens"]},
@@ -205,12 +206,17 @@ def _fingerprints(*directories: Path | None) -> list[str]:
     return digests
 
 
-def _taught_by(material: Material) -> JSON:
-    return {} if material.teacher is None else {"teacher": material.taught_by}
+def _minimised(objective: Objective, options: Any, material: Material) -> JSON:
+    """Return the objective's facts, its teacher where it has one, and what card and report say of it."""
+    taught = material.teacher is not None
+    sentences = objective.sentences(options, described(material.taught_by) if taught else "")
+    teacher = {"teacher": material.taught_by} if taught else {}
+    return objective.facts(options) | teacher | {"sentences": list(sentences)}
 
 
 def _describe(adapter: Adapter, config: RecoverStageConfig) -> JSON:
-    return asdict(config.adapter) | dict(adapter.facts(config.adapter)) | {"merged": gives_model(config)}
+    own = {"sizes": dict(adapter.sizes(config.adapter)), "merged": gives_model(config)}
+    return asdict(config.adapter) | dict(adapter.facts(config.adapter)) | own
 
 
 def _training_facts(progress: Progress, stream: Tokenised) -> JSON:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from stages.decoders.card import training_remarks
+from stages.decoders.card import adapter_sizes, training_remarks
 from stages.report import wording as w
 from stages.report.blocks import Block, Cell, Heading, Page, Paragraph, Picture, Table
 from stages.report.sections.cost import cost
@@ -24,9 +24,6 @@ CAPTION = (
     "Recovery curve, over tokens trained on: loss of rows held out from the recovery data (dots) and of the rows "
     "trained on (line); beside it, where they were followed, scores on a small fixed set of questions."
 )
-
-SIZES = ("rank", "alpha", "bottleneck", "virtual_tokens")
-"""Options of an adapter that its name is followed by."""
 
 
 def page(report: JSON, pictures: Mapping[str, str]) -> Page:
@@ -57,8 +54,7 @@ def settings(report: JSON) -> str:
     channels = report["params"].get("channel_ratio")
     amount = f" channel_ratio={channels:g}" if channels is not None else f" ratio={ratio:g}" if ratio else ""
     parts = [f"prune={report['prune']}{amount}"]
-    adapter = report["configuration"].get("recover", {}).get("adapter", {})
-    sizes = ", ".join(f"{name.replace('_', ' ')} {adapter[name]:g}" for name in SIZES if name in adapter)
+    sizes = adapter_sizes(report["training"].get("adapter", {}))
     parts.append(f"adapter={report['adapter']}{f' ({sizes})' if sizes else ''}")
     if report["adapter"] != "none":
         parts.append(f"data={report['data']}")

@@ -80,6 +80,15 @@ class Batch:
     labels_N: torch.Tensor
     """The token that comes after each of them."""
 
+    def predicting(self, states_TX: torch.Tensor) -> torch.Tensor:
+        """Return the states that a label is predicted from, [N, X].
+
+        Documents that share a beginning predict from the same states. The backward pass of `states_TX[predictors_N]`
+        would add up those rows' gradients in whatever order threads come by (atomically, in float32 on a processor),
+        so that no two trainings ended in the same bytes. That of `index_select` adds them in order.
+        """
+        return states_TX.index_select(0, self.predictors_N)
+
 
 def encode(
     rows: Sequence[JSON], tokenizer: PreTrainedTokenizerBase, *, length: int, label_prompts: bool

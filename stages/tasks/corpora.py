@@ -3,7 +3,6 @@
 How each is joined decides its perplexity. wikitext2 and ptb are LLM-Pruner's (`LLMPruner/datasets/ppl_dataset.py`:
 test and validation split, rows joined with an empty line, consecutive windows); c4 is that of GPTQ, SparseGPT and Wanda
 (their `data.py`: the first 1,100 documents of one validation shard joined with blanks, of which they read 256 windows).
-No torch here: a plan reads the names.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import gzip
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -21,66 +19,9 @@ from stages.errors import UserError
 from stages.fetch.hub_errors import explain_hub_errors
 from stages.stage import JSON, Context
 from stages.tasks.config import TasksSource
+from stages.tasks.registry import CORPORA
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Corpus:
-    """A text of the hub: one file of a data set at a commit.
-
-    Attributes:
-        repo: the data set.
-        revision: its commit, or a branch that the plan resolves.
-        file: the file in it, parquet or gzipped JSON lines.
-        column: the column that is joined.
-        rows: how many rows are joined; a file with fewer is another text.
-        whole: whether these are all of the file's rows.
-        joint: what is put between them.
-        source: for those who read the record.
-    """
-
-    repo: str
-    revision: str
-    file: str
-    column: str
-    rows: int
-    whole: bool = True
-    joint: str
-    source: str
-
-
-CORPORA: dict[str, Corpus] = {
-    "wikitext2": Corpus(
-        repo="Salesforce/wikitext",
-        revision="b08601e04326c79dfdd32d625aee71d232d685c3",
-        file="wikitext-2-raw-v1/test-00000-of-00001.parquet",
-        column="text",
-        rows=4358,
-        joint="\n\n",
-        source="wikitext-2-raw-v1, test split",
-    ),
-    "ptb": Corpus(
-        # The original, ptb-text-only/ptb_text_only, is a program; this copy of it also has the rows as parquet.
-        repo="FALcon6/ptb_text_only",
-        revision="main",
-        file="penn_treebank/validation/0000.parquet",
-        column="sentence",
-        rows=3370,
-        joint="\n\n",
-        source="Penn Treebank (Mikolov's), validation split",
-    ),
-    "c4": Corpus(
-        repo="allenai/c4",
-        revision="1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
-        file="en/c4-validation.00000-of-00008.json.gz",
-        column="text",
-        rows=1100,
-        whole=False,
-        joint=" ",
-        source="C4 en, first 1,100 documents of the first validation shard",
-    ),
-}
 
 
 def write_corpora(config: TasksSource, context: Context) -> JSON:

@@ -21,7 +21,8 @@ from stages.task_library.own import is_path, own_digest, own_leaves
 from stages.task_library.registry import SUITES, TASKS, wheel_rows, wheel_split
 from stages.task_library.yaml_definition import Definition
 from stages.tasks.config import SOURCES, TasksSource
-from stages.tasks.corpora import CORPORA, read_text
+from stages.tasks.corpora import read_text
+from stages.tasks.registry import CORPORA
 
 Leaves = Mapping[str, Definition]
 """The tasks that a name stands for."""

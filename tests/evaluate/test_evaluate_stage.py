@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.questions import PASSAGES, ROWS, model_artifact, reader, stock, tasks_artifact
 from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
-from stages.evaluate.stage import run
+from stages.evaluate.stage import BLOCK, run
 from stages.stage import Context
 from stages.task_library.definitions import leaf_folder, load, load_task
 from stages.task_library.registry import TASKS
 from stages.task_library.yaml_definition import write_definition
-from tests.evaluate.questions import PASSAGES, ROWS, model_artifact, reader, stock, tasks_artifact
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +181,26 @@ def test_a_killed_evaluation_goes_on_at_the_document_it_was_at(
     assert cut.read_text().startswith(first)
     cut.write_text(cut.read_text().replace('"kept": true, ', ""))
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("protocol", ["likelihood", "generation"])
+def test_wherever_a_kill_tore_a_long_task_the_rest_is_judged_in_the_same_passes(
+    protocol: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = [{**row, "goal": f"{row['goal']} {number}"} for number, row in enumerate(ROWS["piqa"] * 40)]
+    asked = inputs | {"tasks": tasks_artifact(tmp_path / "tasks", piqa=rows)}
+    options = {"protocol": protocol, "tasks": ["piqa"], "new_tokens": 2}
+    evaluated(asked, tmp_path / "whole", **options)
+    judged = (tmp_path / "whole" / "documents" / "piqa.jsonl").read_text().splitlines(keepends=True)
+    assert BLOCK + 1 < len(judged) < 2 * BLOCK  # a whole block and a shorter one
+    for kept in (1, BLOCK - 1, BLOCK, BLOCK + 1):
+        killed = tmp_path / f"killed after {kept}"
+        evaluated(asked, killed, tasks=[])
+        (killed / "results.json").unlink()
+        (killed / "documents").mkdir()
+        (killed / "documents" / "piqa.jsonl.unfinished").write_text("".join(judged[:kept]))
+        evaluated(asked, killed, **options)
+        assert contents(killed) == contents(tmp_path / "whole"), kept
 
 
 def test_what_is_done_needs_no_model(inputs: dict[str, Path], tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.questions import ROWS, reader
+from helpers.tiny_tokenizer import byte_tokenizer
 from stages.common.files import read_jsonl
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
@@ -20,8 +22,6 @@ from stages.evaluate.plan import check_evaluation
 from stages.inference.beam_search import beam_search
 from stages.inference.scorer import Scorer
 from stages.task_library.instructions import FORMATS, instruct, respond
-from tests.evaluate.questions import ROWS, reader
-from tests.tiny_tokenizer import byte_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llm_adapters"
 THEIR_NAMES = {"arc_challenge": "ARC-Challenge", "arc_easy": "ARC-Easy", "social_iqa": "social_i_qa"}

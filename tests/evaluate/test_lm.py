@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
+from helpers.questions import PASSAGES, reader, stock
+from helpers.tiny_tokenizer import byte_tokenizer
 from stages.errors import UserError
 from stages.evaluate.lm import FastLM
 from stages.inference.scorer import Scorer
-from tests.evaluate.questions import PASSAGES, reader, stock
-from tests.tiny_tokenizer import byte_tokenizer
 
 
 def ours() -> FastLM:

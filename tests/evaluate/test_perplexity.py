@@ -9,12 +9,12 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
+from helpers.questions import PASSAGES, reader, stock
+from helpers.tiny_tokenizer import byte_tokenizer
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.perplexity import corpora, joined_ids, passage_rows, select, totals
 from stages.inference.scorer import Scorer
-from tests.evaluate.questions import PASSAGES, reader, stock
-from tests.tiny_tokenizer import byte_tokenizer
 
 
 def test_perplexity_is_that_of_each_passage_read_alone() -> None:

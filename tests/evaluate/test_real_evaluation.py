@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.material import built
+from helpers.questions import stock, stock_loglikelihoods
 from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.inference.scorer import Scorer
 from stages.task_library.definitions import documents, load
 from stages.task_library.registry import RORA
-from tests.evaluate.questions import stock, stock_loglikelihoods
 
 DOCUMENTS = 10
 

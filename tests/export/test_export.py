@@ -10,14 +10,14 @@ import pytest
 import yaml
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
-from world import World, make_world
 
+from helpers.pruned_models import pruned
+from helpers.world import World, make_world
 from stages.common.files import read_json
 from stages.decoders.card import LATER, adapter_card, gguf_card, model_card
 from stages.decoders.lineage import Lineage
 from stages.errors import UserError
 from stages.export.stage import place
-from tests.export.pruned_models import pruned
 
 BRIEF = ("adapter=none", "evaluate=none")
 

@@ -15,6 +15,9 @@ from gguf.quants import dequantize
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from helpers.decoders import token_ids
+from helpers.pruned_models import pruned
+from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from stages.common.files import read_json, write_json
 from stages.decoders.checkpoint import load_model
 from stages.decoders.shapes import DecoderShape
@@ -22,9 +25,6 @@ from stages.errors import UserError
 from stages.export.config import ExportConfig
 from stages.export.gguf import convert
 from stages.export.plan import check_export
-from tests.decoders import token_ids
-from tests.export.pruned_models import pruned
-from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 
 
 def fields(path: Path) -> dict[str, Any]:
@@ -138,6 +138,18 @@ def test_what_computes_a_llama_is_written_as_one(family: str, kind: str, tmp_pat
         )
 
 
+def test_granites_factors_are_in_the_header_and_its_rows_in_llamas_order(tmp_path: Path) -> None:
+    model = pruned(tmp_path, "granite", "hidden", mlp_bias=True)
+    assert convert(model, tmp_path / "model.gguf")["architecture"] == "granite"
+    found, written = fields(tmp_path / "model.gguf"), tensors(tmp_path / "model.gguf")
+    factors = {"embedding_scale": 3.0, "attention.scale": 0.3, "residual_scale": 0.4, "logit_scale": 1.7}
+    assert {name: found[f"granite.{name}"] for name in factors} == pytest.approx(factors)
+    stored = load_file(model / "model.safetensors")
+    rows = hugging_face_order(written["blk.1.attn_q.weight"], 4)
+    np.testing.assert_array_equal(rows, stored["model.layers.1.self_attn.q_proj.weight"])
+    np.testing.assert_array_equal(written["blk.1.ffn_down.bias"], stored["model.layers.1.mlp.down_proj.bias"])
+
+
 def test_olmo2_reads_no_tied_head_so_it_is_written_out(tmp_path: Path) -> None:
     convert(pruned(tmp_path, "olmo2", tie_word_embeddings=True), tmp_path / "model.gguf")
     written = tensors(tmp_path / "model.gguf")
@@ -188,9 +200,10 @@ def test_the_tokenizer_in_the_file_is_the_models(tmp_path: Path) -> None:
 def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused(tmp_path: Path) -> None:
     cases: list[tuple[str, str, dict[str, Any], str]] = [
         ("qwen3", "differing", {}, "one shape for all layers"),
+        ("granite", "attention", {}, "granite takes one shape for all layers"),
         ("olmo2", "heads", {}, "heads that fill the hidden size"),
         ("gemma2", "dense", {"query_pre_attn_scalar": 12}, "queries scaled by 12"),
-        ("gemma2", "dense", {"attn_logit_softcapping": None}, "soft caps"),
+        ("gemma2", "dense", {"attn_logit_softcapping": None}, "without attn_logit_softcapping"),
         ("llama", "dense", {"hidden_act": "gelu"}, "the activation 'gelu'"),
         ("llama", "dense", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "of type 'dynamic'"),
     ]

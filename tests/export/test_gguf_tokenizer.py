@@ -9,10 +9,10 @@ from gguf import TokenType
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from helpers.pruned_models import PIECES, sentencepiece, with_splitting
+from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from stages.errors import UserError
 from stages.export.tokenizer import tokenizer_fields, tokenizer_remarks
-from tests.export.pruned_models import PIECES, sentencepiece, with_splitting
-from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 LLAMA3 = (

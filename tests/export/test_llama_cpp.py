@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.pruned_models import SELECTIONS, pruned, sentencepiece
 from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.export.gguf import convert
-from tests.export.pruned_models import SELECTIONS, pruned, sentencepiece
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="pip install -e .[llama-cpp] compiles it")
 
@@ -27,7 +27,7 @@ TEXTS = ("the correct answer is question é 12", "x  2024\n\n\t'll<|end|>true")
 OTHERS = ("dense", "heads", "hidden", "layers")
 """What llama.cpp's architectures with one shape for all layers take."""
 CASES = [(family, kind) for family in ("llama", "mistral", "qwen2", "phi3") for kind in SELECTIONS]
-CASES += [(family, kind) for family in ("qwen3", "gemma2", "gemma3_text") for kind in OTHERS]
+CASES += [(family, kind) for family in ("qwen3", "gemma2", "gemma3_text", "granite") for kind in OTHERS]
 CASES += [("olmo2", "dense"), ("olmo2", "layers")]
 
 

@@ -9,26 +9,14 @@ from pathlib import Path
 
 import pytest
 
-import pipeline
+from helpers.configurations import configuration, planned
 from pipeline.planning.build import build_graph
 from pipeline.planning.preview import preview
-from pipeline.schema.config import Config
 from pipeline.schema.overrides import groups
 from stages.common.files import write_json
 from stages.errors import UserError
 
 GROUPS = [(group, option) for group, options in groups().items() for option in options]
-
-
-def configuration(*overrides: str) -> Config:
-    return pipeline.compose(*overrides)
-
-
-def planned(*overrides: str) -> Config:
-    """Return the configuration after everything that is checked before a run starts."""
-    config = configuration(*overrides)
-    preview(config, build_graph(config), None)
-    return config
 
 
 @pytest.mark.parametrize(("group", "option"), GROUPS, ids=[f"{g}={o}" for g, o in GROUPS])

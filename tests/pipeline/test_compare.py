@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.synthetic import FAIR, SKILL, add, evaluation, everything, store
 from pipeline.compare import main
 from pipeline.recoveries import recoveries
 from stages.errors import UserError
-from tests.report.synthetic import FAIR, SKILL, add, evaluation, everything, store
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from world import World, make_world
 
+from helpers.world import World, make_world
 from pipeline.planning.graph import Graph
 from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError

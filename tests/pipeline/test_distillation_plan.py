@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_command_line import configuration
 
+from helpers.configurations import configuration
 from pipeline.planning.build import build_graph
 from pipeline.planning.graph import Node
 from stages.errors import UserError
@@ -49,7 +49,7 @@ def test_without_a_dense_model_the_error_says_how_to_name_one(tmp_path: Path) ->
     path.mkdir()
     (path / "config.json").write_text('{"model_type": "llama"}')
     (path / "model.safetensors").write_bytes(b"weights")
-    with pytest.raises(UserError, match=r"no dense model to distil from\. .*recover\.objective=cross_entropy"):
+    with pytest.raises(UserError, match=r"no dense model to learn from\. .*recover\.objective=cross_entropy"):
         roles("model=local", f"model.path={path}", "prune=sheared", "reference=none", DISTIL)
 
 

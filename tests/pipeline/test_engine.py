@@ -9,33 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers.processes import same_imports
+from helpers.toystages import Number, chain, stage
 from pipeline.engine.engine import Engine
 from pipeline.engine.store import MANIFEST, Store
 from pipeline.planning.graph import Graph, Node
 from stages.errors import UserError
-from stages.stage import Stage
-from tests.pipeline.toystages import Number
-
-
-def stage(function: str = "double", version: int = 1) -> Stage:
-    return Stage(
-        name=f"toy-{function}",
-        version=version,
-        function=f"tests.pipeline.toystages:{function}",
-        outputs=("number.txt",),
-    )
-
-
-def chain(*values: int, function: str = "double", version: int = 1, fail: int | None = None) -> Graph:
-    """A graph whose nodes feed each other: first → … → last."""
-    roles: dict[str, Node] = {}
-    previous: Node | None = None
-    for i, value in enumerate(values):
-        inputs = {} if previous is None else {"previous": previous}
-        config = Number(value, fail=fail == i)
-        previous = Node(stage(function, version), f"n{i}", config, inputs)
-        roles["model" if i == 0 else "report" if i == len(values) - 1 else f"middle{i}"] = previous
-    return Graph(roles, "cpu")
 
 
 @pytest.fixture
@@ -224,12 +203,13 @@ def test_a_full_disk_is_one_clear_error_and_keeps_the_work(run, tmp_path: Path) 
 def test_two_processes_build_an_artifact_once(tmp_path: Path, ran) -> None:
     (tmp_path / "cache").mkdir()
     code = (
-        "import sys; from pathlib import Path; from tests.pipeline.test_engine import chain, Engine, Store\n"
+        "import sys; from pathlib import Path; from helpers.toystages import chain\n"
+        "from pipeline.engine.engine import Engine; from pipeline.engine.store import Store\n"
         "root = Path(sys.argv[1])\n"
         "e = Engine(chain(1, 2, function='slow'), Store(root / 'store'), cache=root / 'cache', force=[]); e.run()\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    processes = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
+    processes = [subprocess.Popen(command, cwd=Path(__file__).parents[2], env=same_imports()) for _ in range(2)]
     assert [p.wait(60) for p in processes] == [0, 0]
     assert sorted(ran()) == [1, 2]
 

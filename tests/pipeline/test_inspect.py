@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.toystages import chain
 from pipeline.engine.engine import Engine
 from pipeline.engine.store import Store
 from pipeline.inspect import main
-from tests.pipeline.test_engine import chain
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from decoders import decoder, token_ids
-from tiny_tokenizer import VOCABULARY, byte_tokenizer
 from transformers import LlamaModel, PreTrainedModel
-from world import World, environment, make_world
 
+from helpers.decoders import decoder, token_ids
+from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
+from helpers.world import World, environment, make_world
 from pipeline import evaluate_model, load_rows, prune_model, recover_model
 from stages.common.files import read_json, read_jsonl
 from stages.decoders.checkpoint import load_model, load_tokenizer

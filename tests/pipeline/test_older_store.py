@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from older_store import ELSEWHERE, HERE, RUNS, SMOKE, older_world, planned
-from world import World, environment
 
+from helpers.older_store import ELSEWHERE, HERE, RUNS, SMOKE, older_world, planned
+from helpers.world import World, environment
 from pipeline.engine.engine import Engine
 
 

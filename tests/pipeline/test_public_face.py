@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from world import ROOT, World, environment, make_world
 
 import pipeline
 import stages
+from helpers.world import ROOT, World, environment, make_world
 from pipeline.schema.config import Config
 from stages.adapters.config import AdapterConfig
 from stages.common.files import read_json

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from test_command_line import configuration
-
+from helpers.configurations import configuration
 from pipeline.planning.build import build_graph
 
 

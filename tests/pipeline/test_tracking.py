@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandbfile
 
+from helpers import wandbfile
+from helpers.synthetic import config, everything, recovery
 from pipeline.tracking import Mode, Tracker, TrackerConfig, open_tracker
 from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
 from stages.report.stage import run as run_report
 from stages.stage import Context
-from tests.report.synthetic import config, everything, recovery
 
 KEY = "0123456789abcdef" * 4
 ROOT = Path(__file__).parents[2]

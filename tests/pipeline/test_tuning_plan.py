@@ -3,10 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from world import World, make_world
 
+from helpers.configurations import planned
+from helpers.world import World, make_world
 from stages.errors import UserError
-from tests.pipeline.test_command_line import planned
 
 GRID = "recover.tune_factors=[0.1,1,10]"
 SHORT = ("evaluate=none", "adapter.rank=4", "prune=magnitude", "recover.tokens=600", "recover.learning_rate=1e-3")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.decoders import decoder, token_ids
 from stages.decoders.anatomy import decoder_layers
 from stages.prune.statistics.activations import Moments, cosine_distance, input_moments, outputs, silenced
 from stages.prune.statistics.layerwise import Layerwise
-from tests.decoders import decoder, token_ids
 
 
 def test_moments_taken_piece_by_piece_are_those_of_the_whole() -> None:
@@ -47,7 +47,7 @@ def test_moments_are_of_every_token_and_taken_in_float32_whatever_the_precision(
         torch.testing.assert_close(moments.squares_F, expected, rtol=1e-2, atol=1e-3 * float(expected.mean()))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2", "granite"])
 def test_a_silenced_layer_gives_what_it_is_given(family: str) -> None:
     decoder_of_layers = Layerwise(model := decoder(family), token_ids())
     hidden_BTH = decoder_of_layers.embedded()

@@ -13,8 +13,8 @@ from stages.errors import UserError
 from stages.prune.allocation.allocate import check_options, foreseen, plan_shapes
 from stages.prune.allocation.plan import budget_of
 from stages.prune.config import DEPTH, Search
-from stages.prune.criteria import CRITERIA
 from stages.prune.criteria.magnitude import MagnitudeConfig
+from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Scores, with_sublayers
 
 SHAPE = DecoderShape(

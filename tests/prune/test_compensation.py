@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.decoders import decoder, saved, token_ids
+from helpers.pruning import prune
 from stages.decoders.anatomy import decoder_layers
 from stages.decoders.checkpoint import count_parameters, load_model
 from stages.errors import UserError
@@ -19,8 +21,6 @@ from stages.prune.groups import Kept, Selection, keep_all
 from stages.prune.statistics.activations import outputs
 from stages.prune.statistics.gradients import calibration_loss
 from stages.prune.surgery import cut
-from tests.decoders import decoder, saved, token_ids
-from tests.prune.pruning import prune
 
 ALL = Kept(list(range(6)), [0, 1, 2], list(range(40)))
 SELECTION = Selection([ALL, Kept([0, 1, 4, 5], [0, 2], list(range(5, 40, 2))), Kept([0, 2, 4], [0, 1, 2], [])])
@@ -40,7 +40,7 @@ def seen(model: Any, linear: nn.Linear) -> tuple[Tensor, Tensor]:
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma2", "granite"])
 def test_columns_that_stay_are_the_ridge_optimum_and_nothing_else_changes(family: str) -> None:
     model, dense = decoder(family), decoder(family)
     compensate(model, SELECTION, token_ids(), "least_squares")
@@ -66,6 +66,25 @@ def test_columns_that_stay_are_the_ridge_optimum_and_nothing_else_changes(family
     for name, parameter in model.named_parameters():
         if not any(name.startswith(key.rpartition(".")[0]) and key.rpartition(".")[2] in name for key in adjusted):
             assert torch.equal(parameter, dense.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("how", ["bias", "least_squares"])
+def test_what_makes_up_for_a_cut_is_the_same_wherever_in_memory_the_weights_lie(how: str) -> None:
+    found = []
+    for offset in range(16):
+        model = decoder()
+        for parameter in model.parameters():
+            parameter.data = moved(parameter.detach(), offset)
+        compensate(model, SELECTION, token_ids(), how)
+        found.append(model.state_dict())
+    assert all(torch.equal(tensor, found[0][name]) for state in found for name, tensor in state.items())
+
+
+def moved(tensor: Tensor, offset: int) -> Tensor:
+    """Return a copy that begins so many elements after an address that 64 divides; where torch allocates, it does."""
+    room = torch.empty(tensor.numel() + offset, dtype=tensor.dtype)
+    assert room.data_ptr() % 64 == 0
+    return room[offset:].view(tensor.shape).copy_(tensor)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +121,13 @@ def test_a_compensated_model_is_saved_and_reloaded(how: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("family", "options"),
-    [("llama", {"attention_bias": True, "mlp_bias": True}), ("qwen2", {}), ("gemma3_text", {}), ("phi3", {})],
+    [
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("qwen2", {}),
+        ("gemma3_text", {}),
+        ("phi3", {}),
+        ("granite", {}),
+    ],
 )
 @pytest.mark.parametrize("how", ["none", "least_squares"])
 def test_a_cut_is_tried_out_in_place_as_it_will_be(how: str, family: str, options: dict[str, Any]) -> None:

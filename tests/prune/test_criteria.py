@@ -12,16 +12,16 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from helpers.decoders import KINDS, decoder, token_ids
 from stages.decoders.anatomy import decoder_layers
 from stages.errors import UserError
 from stages.prune.config import PruneConfig
-from stages.prune.criteria import CRITERIA
 from stages.prune.criteria.magnitude import MagnitudeConfig
 from stages.prune.criteria.random import RandomConfig
+from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Kept, Scores, Selection, check_finite
 from stages.prune.memory.resident import Resident, always
 from stages.prune.surgery import cut
-from tests.decoders import KINDS, decoder, token_ids
 
 SIZES = {"heads": 3, "queries": 6, "channels": 40, "attention": 1, "mlp": 1, "layers": 1}
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from helpers.decoders import decoder, token_ids
 from stages.decoders.anatomy import decoder_layers
 from stages.prune.criteria.surgeon import SurgeonConfig, score
 from stages.prune.statistics import curvature
 from stages.prune.statistics.activations import outputs
 from stages.prune.statistics.curvature import DAMPING, Elimination, Removal, SecondMoments, losses_in_order, moments
-from tests.decoders import decoder, token_ids
 
 ORDER = [[3], [0, 7], [1, 2, 9], [4], [5, 6, 8]]
 GONE = [[column for columns in ORDER[:count] for column in columns] for count in range(len(ORDER) + 1)]
@@ -98,10 +98,10 @@ def _part(own: SecondMoments, size: int) -> SecondMoments:
     return SecondMoments(own.inputs_CC[:size, :size], own.gradients_RR)
 
 
-@pytest.mark.parametrize("memory", [2**32, 1])
-def test_second_moments_are_those_of_plain_autograd(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("family", "memory"), [("qwen3", 2**32), ("qwen3", 1), ("granite", 2**32)])
+def test_second_moments_are_those_of_plain_autograd(family: str, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curvature, "MEMORY", memory)  # however many sweeps that takes
-    model, ids_BT = decoder("qwen3"), token_ids()
+    model, ids_BT = decoder(family), token_ids()
     maps = [output.linear for layer in decoder_layers(model) for output in outputs(layer)]
     found = list(moments(model, maps, ids_BT, seed=7))
 

@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from helpers.decoders import decoder, token_ids
 from stages.decoders.anatomy import decoder_layers
 from stages.prune.criteria.block_influence import BlockInfluenceConfig
 from stages.prune.criteria.block_influence import score as block_influence
 from stages.prune.criteria.perplexity import PerplexityConfig
 from stages.prune.criteria.perplexity import score as perplexity
-from tests.decoders import decoder, token_ids
 
 DEPTH = ["layers", "attention", "mlp"]
 BEFORE_MLP = {"llama": "post_attention_layernorm", "gemma2": "pre_feedforward_layernorm", "olmo2": "mlp"}
+BEFORE_MLP["granite"] = BEFORE_MLP["llama"]
 """The module that is given the residual stream between a layer's attention and its MLP."""
 
 
@@ -54,7 +55,7 @@ def loss(model: PreTrainedModel, ids: Tensor) -> float:
         return float(model(ids, labels=ids, use_cache=False).loss)
 
 
-@pytest.mark.parametrize("family", ["llama", "olmo2", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "olmo2", "phi3", "granite"])
 def test_perplexity_is_the_rise_of_the_loss_without_a_layer_or_sub_layer(family: str) -> None:
     ids = token_ids(sequences=5)
     model = decoder(family)

@@ -15,6 +15,7 @@ import torch_pruning
 from transformers import DynamicCache, PreTrainedModel
 from transformers.models.llama import modeling_llama
 
+from helpers.decoders import KINDS, decoder, token_ids
 from stages.common.files import read_json
 from stages.decoders.anatomy import decoder_anatomy
 from stages.decoders.checkpoint import count_parameters, load_model, save_cut_model
@@ -22,7 +23,6 @@ from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.model.weights import summarise
 from stages.prune.groups import Kept, Selection, keep_all, kept_shape
 from stages.prune.surgery import add_output_bias, cut
-from tests.decoders import KINDS, decoder, token_ids
 
 ALL = keep_all(LayerShape(6, 3, 40))
 HEADS, QUERIES, CHANNELS = [0, 1, 4, 5], [0, 3, 4], list(range(3, 34))

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.decoders import decoder, token_ids
 from stages.decoders.anatomy import decoder_layers
 from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
 from stages.prune.criteria.hywia import HyWIAConfig, check, fuse, score
 from stages.prune.criteria.llmpruner import LLMPrunerConfig
 from stages.prune.criteria.llmpruner import score as llmpruner
-from tests.decoders import decoder, token_ids
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "llmpruner"
 KINDS = ("heads", "queries", "channels")

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from helpers.decoders import decoder, token_ids
 from stages.decoders.anatomy import decoder_layers
 from stages.decoders.checkpoint import load_model
 from stages.decoders.shapes import DecoderShape
@@ -23,7 +24,6 @@ from stages.prune.allocation.allocate import plan_shapes
 from stages.prune.criteria.llmpruner import MERGES, TAYLOR, LLMPrunerConfig, check, expanded, score
 from stages.prune.groups import select
 from stages.prune.statistics.slices import merged_slices
-from tests.decoders import decoder, token_ids
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "llmpruner"
 SELECTIONS: dict[str, Any] = json.loads((GOLDEN / "selections.json").read_text())

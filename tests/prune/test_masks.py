@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from helpers.configurations import configuration
+from helpers.decoders import KINDS as FAMILIES
+from helpers.decoders import decoder, saved, token_ids
 from pipeline.planning.build import build_graph
 from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
@@ -22,9 +25,6 @@ from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.recipe import check
 from stages.prune.stage import run
 from stages.stage import Context
-from tests.decoders import KINDS as FAMILIES
-from tests.decoders import decoder, saved, token_ids
-from tests.pipeline.test_command_line import configuration
 
 IDS = token_ids(16, 24)
 KINDS = [(algorithm, mask) for algorithm in ("sparsegpt", "wanda", "magnitude") for mask in ("0:0", "2:4")]

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from decoders import decoder
-from peak import has_mark, peak_bytes
 
+from helpers.decoders import decoder
+from helpers.peak import has_mark, peak_bytes
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.config import PruneConfig

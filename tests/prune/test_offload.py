@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from decoders import decoder, saved, token_ids
-from peak import has_mark, peak_bytes
 from transformers import PreTrainedModel
 
+from helpers.decoders import decoder, saved, token_ids
+from helpers.peak import has_mark, peak_bytes
 from stages.common.files import read_json
 from stages.decoders.anatomy import decoder_layers
 from stages.decoders.checkpoint import count_parameters, load_model, save_cut_model
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.prune.allocation.allocate import check_options
-from stages.prune.criteria import CRITERIA
+from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Kept, Selection, kept_shape
 from stages.prune.memory.offload import Offloaded
 from stages.prune.memory.resident import Resident, always
@@ -70,7 +70,7 @@ def test_scores_are_those_of_a_model_in_memory_to_the_bit(name: str, tmp_path: P
     assert found.hidden_H is None or torch.equal(found.hidden_H, expected.hidden_H)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "olmo2", "granite"])
 def test_what_is_cut_and_saved_is_that_of_a_model_in_memory_to_the_bit(family: str, tmp_path: Path) -> None:
     directory = stored(tmp_path, decoder(family, tie_word_embeddings=family != "llama"))
     off, ids = offloaded(directory), token_ids()

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from helpers.decoders import decoder, saved, token_ids
+from helpers.pruning import prune
 from stages.decoders.checkpoint import load_model
 from stages.prune.config import Search
-from stages.prune.criteria import CRITERIA
+from stages.prune.criteria.registry import CRITERIA
 from stages.prune.statistics.gradients import calibration_loss
-from tests.decoders import decoder, saved, token_ids
-from tests.prune.pruning import prune
 
 IDS = token_ids(6)
 BLOCKS = ["heads", "queries", "channels", "attention", "mlp"]

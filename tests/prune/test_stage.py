@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from helpers.decoders import decoder, saved, token_ids
+from helpers.pruning import prune
 from stages.decoders.checkpoint import count_parameters, load_model, load_tokenizer, stored_dtype
 from stages.errors import UserError
 from stages.prune.config import Calibration
@@ -25,8 +27,6 @@ from stages.prune.criteria.surgeon import SurgeonConfig
 from stages.prune.criteria.wanda import WandaConfig
 from stages.prune.groups import Kept, Selection, composed
 from stages.prune.statistics.gradients import calibration_loss
-from tests.decoders import decoder, saved, token_ids
-from tests.prune.pruning import prune
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "llmpruner"
 IDS = token_ids().tolist()
@@ -157,7 +157,6 @@ def test_the_plan_is_printed_before_anything_is_cut(tmp_path: Path, capsys: pyte
     ("config", "message"),
     [
         (LLMPrunerConfig(ratio=0.3), "has none"),
-        (LLMPrunerConfig(ratio=0.3, method="llmprunner"), "did you mean 'llmpruner'"),
         (LLMPrunerConfig(ratio=0.3, taylor="param_frist", calibration_ids=IDS), "did you mean 'param_first'"),
         (LLMPrunerConfig(ratio=0.3, calibration_ids=[[1, 2, 96]]), "96 is outside the vocabulary of 96"),
         (LLMPrunerConfig(ratio=0.3, calibration_ids=[[1, 2], [1]]), "equally long"),

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 
+from helpers.decoders import decoder, token_ids
 from stages.decoders.anatomy import decoder_layers
 from stages.decoders.shapes import LayerShape
 from stages.prune.groups import Kept, Selection, keep_all
 from stages.prune.surgery import cut
-from tests.decoders import decoder, token_ids
 
 KEPT = [
     Kept([2, 3, 4, 5], [1, 2], [0, 3, 4, 11, 39]),

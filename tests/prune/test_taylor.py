@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from decoders import decoder, token_ids
-from peak import has_mark, peak_bytes
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from helpers.decoders import decoder, token_ids
+from helpers.peak import has_mark, peak_bytes
 from stages.decoders.anatomy import Projection, decoder_anatomy
 from stages.prune.statistics import gradients, taylor
 from stages.prune.statistics.taylor import EXPANSIONS, slice_scores
@@ -64,7 +64,7 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "tied"), [("llama", False), ("llama", True), ("gemma3_text", True), ("phi3", False)]
+    ("family", "tied"), [("llama", False), ("llama", True), ("gemma3_text", True), ("phi3", False), ("granite", True)]
 )
 def test_rows_columns_parts_embeddings_and_norms_score_by_the_definition(
     family: str, tied: bool, monkeypatch: pytest.MonkeyPatch

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.shapes import LLAMA_7B, SMOLLM2
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.allocation.allocate import plan_shapes
 from stages.prune.allocation.plan import TOLERANCE, parse_layers
 from stages.prune.criteria.magnitude import MagnitudeConfig
-from tests.test_shapes import LLAMA_7B, SMOLLM2
 
 SMALL, LARGE = DecoderShape.from_config(SMOLLM2), DecoderShape.from_config(LLAMA_7B)
 

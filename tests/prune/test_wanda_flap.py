@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from helpers.decoders import decoder, token_ids
 from stages.decoders.anatomy import decoder_layers
 from stages.errors import UserError
 from stages.prune.criteria.flap import METRICS, FLAPConfig, check
 from stages.prune.criteria.flap import score as flap
 from stages.prune.criteria.wanda import WandaConfig
 from stages.prune.criteria.wanda import score as wanda
-from tests.decoders import decoder, token_ids
 
 
 def given_and_weights(model: PreTrainedModel, ids: Tensor, index: int) -> list[tuple[Tensor, Tensor]]:

@@ -1,14 +1,5 @@
-"""A cache of their own for the recoveries of these tests, so that none finds what an earlier one tokenised."""
+"""These tests recover in a cache of their own."""
 
-from __future__ import annotations
+from helpers.own_cache import own_cache
 
-from collections.abc import Iterator
-
-import pytest
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        yield
+__all__ = ["own_cache"]

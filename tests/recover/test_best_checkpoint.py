@@ -10,12 +10,12 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from helpers.toy import config, data_artifact, model_artifact, recovered
 from stages.common.files import read_jsonl, write_jsonl
 from stages.errors import UserError
 from stages.recover.config import RecoverStageConfig
 from stages.recover.stage import run
 from stages.stage import JSON, Context
-from tests.recover.toy import config, data_artifact, model_artifact, recovered
 
 TOKENS: dict[str, Any] = {"tokens": 2000, "curve_every": 400}
 ARTIFACT = ("adapter/adapter_model.safetensors", "model/model.safetensors", "history.jsonl", "recovery.json")

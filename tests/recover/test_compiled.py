@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.toy import config, recovered
 from stages.common.files import read_jsonl
 from stages.errors import UserError
 from stages.recover.config import RecoverConfig
 from stages.recover.plan import COMPILERS, check_recover
-from tests.recover.toy import config, recovered
 
 COMPILER = next(filter(None, map(shutil.which, COMPILERS)), None)
 
@@ -22,6 +22,7 @@ def losses(path: Path) -> list[float]:
     return [row[name] for row in rows for name in ("loss", "validation_loss") if name in row]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, where its graph breaks
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 def test_compiled_layers_give_the_same_curve_from_one_compilation(tmp_path: Path) -> None:

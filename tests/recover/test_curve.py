@@ -11,7 +11,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from stages.adapters import ADAPTERS
+from helpers.decoders import decoder
+from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
+from helpers.toy import config, data_artifact, model_artifact, recovered
+from stages.adapters.registry import ADAPTERS
 from stages.common.files import read_json, read_jsonl
 from stages.decoders.packed_attention import hidden_states, use_packed_attention
 from stages.errors import UserError
@@ -20,9 +23,6 @@ from stages.recover.seeds import seeded
 from stages.recover.stage import run
 from stages.rows.packing import collate, encode
 from stages.stage import JSON, Context
-from tests.decoders import decoder
-from tests.recover.toy import config, data_artifact, model_artifact, recovered
-from tests.tiny_tokenizer import VOCABULARY, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 ROWS: list[JSON] = [

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from helpers.tiny_tokenizer import byte_tokenizer
+from helpers.toy import config, data_artifact, model_artifact
 from stages.common.files import read_jsonl, write_jsonl
 from stages.errors import Diverged
 from stages.recover.checkpoints import newest
-from stages.recover.objectives import OBJECTIVES
+from stages.recover.objectives.registry import OBJECTIVES
 from stages.recover.stage import run
 from stages.rows.packing import Batch
 from stages.stage import Context
-from tests.recover.toy import config, data_artifact, model_artifact
-from tests.tiny_tokenizer import byte_tokenizer
 
 CULPRIT = 31
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages.adapters import ADAPTERS
+from helpers.tiny_tokenizer import byte_tokenizer
+from helpers.toy import config, recovered
+from stages.adapters.registry import ADAPTERS
 from stages.recover.config import RecoverConfig
 from stages.recover.loop import learning_rate
 from stages.recover.seeds import seeded
 from stages.rows.packing import encode_whole
 from stages.rows.stream import Stream
-from tests.recover.toy import config, recovered
-from tests.tiny_tokenizer import byte_tokenizer
 
 SCHEDULE = RecoverConfig(learning_rate=2.0, warmup=0.1, final=0.1)
 

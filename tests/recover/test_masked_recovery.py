@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +13,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from stages.adapters import ADAPTERS
+from helpers.masked import DEAD, IDS, masked_base, same_zeros, weights
+from helpers.toy import config, recovered
 from stages.adapters.loading import Source
+from stages.adapters.registry import ADAPTERS
 from stages.decoders.checkpoint import load_model
 from stages.decoders.masks import masked_modules
-from stages.prune.sparse.config import SparseMLConfig
-from stages.prune.stage import run as prune
-from stages.stage import Context
-from tests.decoders import decoder, token_ids
-from tests.recover.toy import config, data_artifact, model_artifact, recovered
-from tests.tiny_tokenizer import VOCABULARY
-
-IDS = token_ids(vocabulary=VOCABULARY)
-DEAD = "model.layers.1.mlp.gate_proj"
-
-
-def masked_base(root: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Path:
-    """Build the inputs of `recovered` under `root`, the model with half of its projections masked; returns it.
-
-    A row that is all zero is among what was masked: it has no norm to divide by.
-    """
-    model = decoder(vocab_size=VOCABULARY, max_position_embeddings=256, tie_word_embeddings=True)
-    with torch.no_grad():
-        model.get_submodule(DEAD).weight[3] = 0.0
-    model_artifact(root / "dense", model.to(dtype))
-    data_artifact(root / "data")
-    fields = {"algorithm": "magnitude", "mask_structure": "2:4", "ratio": 0.5} | options
-    masking = SparseMLConfig(calibration_ids=IDS.tolist(), **fields)
-    (root / "base").mkdir()
-    prune(masking, {"model": root / "dense"}, Context(output=root / "base"))
-    return root / "base" / "model"
-
-
-def weights(directory: Path) -> dict[str, Tensor]:
-    return load_file(directory / "model.safetensors")
 
 
 def logits(model: Any) -> Tensor:
     with torch.no_grad():
         return model.eval()(IDS).logits  # type: ignore[no-any-return]
-
-
-def same_zeros(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
-    return before.keys() == after.keys() and all(torch.equal(before[n] == 0, after[n] == 0) for n in before)
 
 
 @pytest.mark.parametrize("name", ["dora", "rora"])

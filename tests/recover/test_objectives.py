@@ -13,20 +13,22 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, kl_div, linear, log_softmax
 from transformers import AutoModelForCausalLM
 
+from helpers.decoders import decoder
+from helpers.tiny_tokenizer import VOCABULARY
+from helpers.toy import config, data_artifact, model_artifact
 from stages.common.files import read_jsonl
+from stages.decoders.logits import PLAIN, Logits
 from stages.errors import UserError
 from stages.prune.groups import Kept, Selection
 from stages.prune.surgery import cut
-from stages.recover.config import DistillationConfig, RecoverStageConfig
+from stages.recover.config import RecoverStageConfig
 from stages.recover.objectives import divergence
+from stages.recover.objectives.distillation import DistillationConfig
 from stages.recover.objectives.divergence import Exact, TopK, summed_mixture
 from stages.recover.objectives.teacher import Teacher
 from stages.recover.stage import run
 from stages.rows.packing import Document, collate
 from stages.stage import JSON, Context
-from tests.decoders import decoder
-from tests.recover.toy import config, data_artifact, model_artifact
-from tests.tiny_tokenizer import VOCABULARY
 
 TOKENS, VOCAB = 19, 23
 
@@ -48,16 +50,15 @@ def heads(*, bias: bool = False) -> tuple[torch.Tensor, torch.nn.Linear, torch.T
     return made[0][0].requires_grad_(), made[0][1], *made[1], labels
 
 
-@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("logits", [PLAIN, Logits(softcap=2.0), Logits(scaling=3.0), Logits(3.0, 0.5)])
 @pytest.mark.parametrize("share", [1.0, 0.3])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_loss_and_gradients_are_those_of_the_plain_formula(
-    temperature: float, share: float, softcap: float | None
-) -> None:
+def test_loss_and_gradients_are_those_of_the_plain_formula(temperature: float, share: float, logits: Logits) -> None:
     hidden, head, taught, teacher, labels = heads(bias=True)
     student_logits, teacher_logits = linear(hidden, head.weight, head.bias), teacher(taught).detach()
-    if softcap is not None:
-        student_logits, teacher_logits = (softcap * torch.tanh(z / softcap) for z in (student_logits, teacher_logits))
+    student_logits, teacher_logits = (z / logits.scaling for z in (student_logits, teacher_logits))
+    if (cap := logits.softcap) is not None:
+        student_logits, teacher_logits = (cap * torch.tanh(z / cap) for z in (student_logits, teacher_logits))
     said = cross_entropy(student_logits, labels, reduction="sum")
     divergence = temperature**2 * kl_div(
         log_softmax(student_logits / temperature, 1),
@@ -73,10 +74,10 @@ def test_loss_and_gradients_are_those_of_the_plain_formula(
         hidden,
         head,
         labels,
-        Exact(taught, teacher, softcap, temperature),
+        Exact(taught, teacher, logits, temperature),
         temperature=temperature,
         share=share,
-        softcap=softcap,
+        logits=logits,
     )
 
     torch.testing.assert_close(parts, (expected, said, divergence))
@@ -97,7 +98,7 @@ def test_a_top_k_teacher_is_a_distribution_of_k_tokens_and_the_rest(count: int, 
     expected = temperature**2 * (coarse[0] * (coarse[0] / coarse[1]).log()).sum()
     gradient = torch.autograd.grad(expected, hidden)[0]
 
-    targets = TopK.of(Exact(taught, teacher, None, temperature), count)
+    targets = TopK.of(Exact(taught, teacher, PLAIN, temperature), count)
     loss = summed_mixture(hidden, head, labels, targets, temperature=temperature)[0]
 
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
@@ -106,7 +107,7 @@ def test_a_top_k_teacher_is_a_distribution_of_k_tokens_and_the_rest(count: int, 
 
 def test_all_of_the_vocabulary_as_top_k_is_the_exact_teacher() -> None:
     hidden, head, taught, teacher, labels = heads()
-    exact = Exact(taught, teacher, None, 2.0)
+    exact = Exact(taught, teacher, PLAIN, 2.0)
     losses = [
         summed_mixture(hidden, head, labels, targets, temperature=2.0)[0]
         for targets in (exact, TopK.of(exact, VOCAB), TopK.of(exact, 10 * VOCAB))
@@ -119,7 +120,7 @@ def test_all_of_the_vocabulary_as_top_k_is_the_exact_teacher() -> None:
 
 def test_a_model_that_is_its_own_teacher_has_nothing_to_learn() -> None:
     hidden, head, _, _, labels = heads()
-    exact = Exact(hidden.detach(), head, None, 3.0)
+    exact = Exact(hidden.detach(), head, PLAIN, 3.0)
     for targets in (exact, TopK.of(exact, 4)):
         loss = summed_mixture(hidden, head, labels, targets, temperature=3.0)[0]
         assert abs(loss.item()) < 1e-4
@@ -128,7 +129,7 @@ def test_a_model_that_is_its_own_teacher_has_nothing_to_learn() -> None:
 
 def test_no_labels_make_a_loss_of_nothing() -> None:
     hidden, head, taught, teacher, labels = heads()
-    exact = Exact(taught[:0], teacher, None, 1.0)
+    exact = Exact(taught[:0], teacher, PLAIN, 1.0)
     for targets in (exact, TopK.of(exact, 4)):
         parts = summed_mixture(hidden[:0], head, labels[:0], targets)
         assert [part.item() for part in parts] == [0, 0, 0]
@@ -136,19 +137,20 @@ def test_no_labels_make_a_loss_of_nothing() -> None:
 
 def test_bfloat16_heads_are_close_to_float32_ones() -> None:
     hidden, head, taught, teacher, labels = heads()
-    wanted = summed_mixture(hidden, head, labels, Exact(taught, teacher, None, 1.0))[0]
-    exact = Exact(taught.bfloat16(), teacher.bfloat16(), None, 1.0)
+    wanted = summed_mixture(hidden, head, labels, Exact(taught, teacher, PLAIN, 1.0))[0]
+    exact = Exact(taught.bfloat16(), teacher.bfloat16(), PLAIN, 1.0)
     found = summed_mixture(hidden.bfloat16(), head.bfloat16(), labels, exact)[0]
     torch.testing.assert_close(found, wanted, rtol=2e-2, atol=0.0)
 
 
-def test_a_teacher_sees_each_document_alone(tmp_path: Path) -> None:
-    model = decoder(vocab_size=VOCABULARY, max_position_embeddings=256)
+@pytest.mark.parametrize("family", ["llama", "granite"])
+def test_a_teacher_sees_each_document_alone(family: str, tmp_path: Path) -> None:
+    model = decoder(family, vocab_size=VOCABULARY, max_position_embeddings=256)
     artifact = model_artifact(tmp_path / "dense", model)
     documents = [Document(list(range(start, start + 9)), 3, "", cut=False) for start in (30, 60)]
     batch = collate(documents)
 
-    found = Teacher(artifact / "model", settings(), Context(output=tmp_path)).targets(batch)
+    found = Teacher(artifact / "model", "float32", Context(output=tmp_path), temperature=2.0).targets(batch)
 
     logits = torch.cat([model(torch.tensor([document.ids])).logits[0, 2:8] for document in documents])
     expected = log_softmax(logits / 2.0, 1)
@@ -211,15 +213,20 @@ def test_the_parts_of_the_loss_are_recorded_beside_it(taught: Path, tmp_path: Pa
     for point in steps(tmp_path / "out"):
         mixed = 0.75 * point["cross_entropy"] + 0.25 * point["divergence"]
         assert point["loss"] == pytest.approx(mixed, rel=1e-5)
+    sentence = (
+        "Distilled from the dense model at temperature 2, weight 0.25; 75.0 % of the loss is cross-entropy of the "
+        "tokens themselves."
+    )
     assert summary["objective"] == {
         "name": "distillation",
         "temperature": 2.0,
         "weight": 0.25,
         "teacher_top_k": None,
         "teacher": {},
+        "sentences": [sentence],
     }
     card = (tmp_path / "out" / "model" / "README.md").read_text()
-    assert "Distilled from the dense model at temperature 2, weight 0.25; 75.0 % of the loss is cross-entropy" in card
+    assert sentence in card
 
 
 def test_what_is_cached_is_what_would_be_computed(taught: Path, tmp_path: Path) -> None:

@@ -13,20 +13,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.adapters import ADAPTERS
+from helpers.decoders import decoder
+from helpers.peak import has_mark
+from helpers.toy import config, recovered
+from stages.adapters.registry import ADAPTERS
 from stages.common.files import read_jsonl
 from stages.common.machine import resident_bytes, return_freed_memory
 from stages.decoders.packed_attention import use_packed_attention
 from stages.errors import UserError
 from stages.recover.loop import Training
-from stages.recover.objectives import OBJECTIVES
+from stages.recover.objectives.registry import OBJECTIVES
 from stages.recover.seeds import seeded
 from stages.recover.stage import run
 from stages.rows.packing import Batch, Document
 from stages.stage import Context
-from tests.decoders import decoder
-from tests.peak import has_mark
-from tests.recover.toy import config, recovered
 
 MORE_THAN_THERE_IS = 1 << 60
 DOCUMENTS = [Document(list(range(3, 3 + length)), 1, "toy", cut=False) for length in (6, 3, 5)]
@@ -106,7 +106,7 @@ def _training(model: PreTrainedModel, *, checkpointing: bool) -> Training:
                 torch.nn.init.normal_(parameter, std=0.1)
     return Training(
         model=model,
-        objective=OBJECTIVES["cross_entropy"].build(model, settings, None, Context(output=Path())),
+        objective=OBJECTIVES["cross_entropy"].build(model, None, None, "float32", Context(output=Path())),
         stream=cast(Any, None),
         measure=lambda tokens: {},
         config=settings.recover,

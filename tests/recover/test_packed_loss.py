@@ -9,6 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedModel
 
+from helpers.decoders import KINDS, decoder
+from stages.decoders.logits import Logits
 from stages.decoders.packed_attention import hidden_states, use_packed_attention
 from stages.errors import UserError
 from stages.prune.groups import Kept, Selection
@@ -16,7 +18,6 @@ from stages.prune.surgery import cut
 from stages.recover import loss as head_loss
 from stages.recover.loss import summed_cross_entropy
 from stages.rows.packing import Document, collate
-from tests.decoders import KINDS, decoder
 
 LENGTHS = (5, 17, 1, 30, 8)
 
@@ -93,6 +94,7 @@ def test_modelling_code_that_goes_round_the_attention_interface_is_refused() -> 
         {"tie_word_embeddings": True},
         {"tie_word_embeddings": False},
         {"family": "gemma2", "final_logit_softcapping": 2.0, "sliding_window": 64},
+        {"family": "granite"},
     ],
 )
 def test_loss_and_gradients_equal_the_plain_model_called_with_labels(
@@ -114,7 +116,7 @@ def test_loss_and_gradients_equal_the_plain_model_called_with_labels(
         states[batch.predictors_N],
         model.get_output_embeddings(),
         batch.labels_N,
-        options.get("final_logit_softcapping"),
+        Logits.of(model),
     )
     loss.backward()
 

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 
+from helpers.toy import config, recovered
 from stages.common.files import read_jsonl
 from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.recover.config import RecoverStageConfig
@@ -18,7 +19,6 @@ from stages.recover.loop import learning_rate
 from stages.recover.seeds import seeded
 from stages.rows.packing import encode_whole, take
 from stages.rows.stream import Stream
-from tests.recover.toy import config, recovered
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "lora": {},

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 
 from benchmarks.material import built
-from stages.adapters import ADAPTERS
+from stages.adapters.registry import ADAPTERS
 from stages.common.files import read_jsonl
 from stages.decoders.checkpoint import load_model
 from stages.recover.config import RecoverConfig, RecoverStageConfig
@@ -31,7 +31,9 @@ def inputs(real_store: Path) -> dict[str, Path]:
     return {"model": paths["prune"], "data": paths["data"]}
 
 
-def recover(inputs: dict[str, Path], adapter: str, output: Path, *, stop_after: int | None = None) -> None:
+def recover(
+    inputs: dict[str, Path], adapter: str, output: Path, *, stop_after: int | None = None, tokens: int = 900
+) -> None:
     """Run three steps; or be stopped after so many."""
 
     def log(point: JSON) -> None:
@@ -39,7 +41,7 @@ def recover(inputs: dict[str, Path], adapter: str, output: Path, *, stop_after: 
             raise Stopped
 
     settings = RecoverConfig(
-        tokens=900, batch_tokens=300, loss="all", curve_every=900, validation_tokens=200, test_tokens=0
+        tokens=tokens, batch_tokens=tokens // 3, loss="all", curve_every=tokens, validation_tokens=200, test_tokens=0
     )
     config = RecoverStageConfig(
         adapter=ADAPTERS[adapter].config(name=adapter), recover=settings, dtype="float32", seed=0
@@ -71,3 +73,16 @@ def test_it_learns_resumes_to_the_same_bytes_and_reloads_merged_or_in_plain_peft
         attached = PeftModel.from_pretrained(pruned, str(whole / "adapter")).eval()(ids).logits
     assert (before - attached).abs().max() > 1
     torch.testing.assert_close(merged, attached, atol=5e-3, rtol=0)
+
+
+def test_two_recoveries_of_two_threads_end_in_the_same_bytes(inputs: dict[str, Path], tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for name in ("one", "other"):
+            # Of batches as large as the default's, in which many documents share a beginning.
+            recover(inputs, "rora", tmp_path / name, tokens=3072)
+    finally:
+        torch.set_num_threads(threads)
+    for name in ARTIFACT:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name

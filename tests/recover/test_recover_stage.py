@@ -11,12 +11,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from helpers.decoders import decoder, token_ids
+from helpers.tiny_tokenizer import VOCABULARY
+from helpers.toy import config, data_artifact, model_artifact, recovered
 from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
 from stages.stage import Context
-from tests.decoders import decoder, token_ids
-from tests.recover.toy import config, data_artifact, model_artifact, recovered
-from tests.tiny_tokenizer import VOCABULARY
 
 IDS = token_ids(vocabulary=VOCABULARY)
 

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
+from helpers.processes import same_imports
+from helpers.toy import config, data_artifact, model_artifact
 from stages.errors import UserError
 from stages.recover.stage import run
 from stages.stage import Context
-from tests.recover.toy import config, data_artifact, model_artifact
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {
@@ -86,9 +87,9 @@ def recoveries(tmp_path_factory: pytest.TempPathFactory) -> Recoveries:
     root = tmp_path_factory.mktemp("recoveries")
     model_artifact(root / "base")
     data_artifact(root / "data")
-    command = [sys.executable, "-m", "tests.recover.runs", str(root)]
+    command = [sys.executable, "-m", "helpers.runs", str(root)]
     plan = json.dumps({"settings": SETTINGS, "strikes": STRIKES, "seconds": SECONDS})
-    done = subprocess.run([*command, plan], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([*command, plan], cwd=ROOT, env=same_imports(), stdout=subprocess.PIPE, text=True, check=True)
     runs = defaultdict(list)
     for line in done.stdout.splitlines():
         left = json.loads(line)
@@ -159,16 +160,20 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert summary["training"] == json.loads((recoveries.root / "whole" / "recovery.json").read_text())["training"]
 
 
-def test_a_resume_with_other_threads_says_that_rounding_differs(
-    recoveries: Recoveries, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("name", "other"), [("threads", 999), ("processor", "another"), ("instructions", "others"), ("torch", "1.0")]
+)
+def test_a_resume_where_sums_are_rounded_otherwise_says_so(
+    name: str, other: Any, recoveries: Recoveries, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    context = recoveries.copy("unfinished", tmp_path / "threads")
+    context = recoveries.copy("unfinished", tmp_path / name)
     (checkpoint,) = (context.output / "checkpoint").iterdir()
     saved = json.loads((checkpoint / "progress.json").read_text())
-    saved["computed"]["threads"] += 1
+    assert saved["computed"][name]
+    saved["computed"][name] = other
     (checkpoint / "progress.json").write_text(json.dumps(saved))
 
     run(config(**SETTINGS), recoveries.inputs, context)
 
     (said,) = (record.getMessage() for record in caplog.records if "rounding" in record.getMessage())
-    assert f"threads {saved['computed']['threads']}, now" in said
+    assert f"begun with {name} {other}, now" in said

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from helpers.toy import config, data_artifact, model_artifact
 from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
 from stages.recover.config import RecoverStageConfig, TuneStageConfig
 from stages.recover.tuning import choose, trial, tune
 from stages.stage import Context
-from tests.recover.toy import config, data_artifact, model_artifact
 
 HOPELESS = 1e30
 """A rate whose first update makes every logit infinite or undefined."""

@@ -17,11 +17,12 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from helpers.processes import same_imports
+from helpers.toy import config, data_artifact, model_artifact
 from pipeline.planning.runtime import resolve_workers
 from stages.errors import UserError
 from stages.recover.stage import run
 from stages.stage import JSON, Context
-from tests.recover.toy import config, data_artifact, model_artifact
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {
@@ -140,8 +141,8 @@ def test_sigterm_checkpoints_the_shards_and_one_process_goes_on(recoveries: Reco
 
 
 def test_a_killed_parent_leaves_no_workers() -> None:
-    command = [sys.executable, "-m", "tests.recover.orphans"]
-    killed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=300)
+    command = [sys.executable, "-m", "helpers.orphans"]
+    killed = subprocess.run(command, cwd=ROOT, env=same_imports(), stdout=subprocess.PIPE, text=True, timeout=300)
 
     assert killed.returncode == -signal.SIGKILL
     ids = json.loads(killed.stdout)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from helpers.processes import same_imports
+from helpers.synthetic import SKILL, TASKS, config, evaluation, everything, report_of
 from stages.common.files import read_json, write_json, write_jsonl
 from stages.errors import UserError
-from stages.report.config import ReportConfig
 from stages.report.render import write_run_report
 from stages.report.stage import run
 from stages.stage import Context
-from tests.report.synthetic import SKILL, TASKS, config, evaluation, everything
 
 RUN = {
     "stages": [
@@ -36,12 +36,6 @@ RUN = {
     "command": "python -m pipeline ratio=0.5",
     "started": "2026-01-01T00:00:00+00:00",
 }
-
-
-def report_of(directory: Path, settings: ReportConfig, inputs: dict[str, Path]) -> dict[str, Any]:
-    run(settings, inputs, Context(output=directory))
-    report: dict[str, Any] = read_json(directory / "report.json")
-    return report
 
 
 @pytest.fixture(scope="module")
@@ -190,11 +184,11 @@ def test_missing_parts_are_said_and_do_not_stop_the_report(
 
 def test_equal_inputs_give_equal_bytes_in_another_process(tmp_path: Path, artifact: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from tests.report.synthetic import config, everything\n"
+        "import sys; from pathlib import Path; from helpers.synthetic import config, everything\n"
         "from stages.report.stage import run; from stages.stage import Context\n"
         "run(config(), everything(Path(sys.argv[1]) / 'in'), Context(output=Path(sys.argv[1]) / 'out'))"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, env=same_imports())
     names = sorted(path.name for path in artifact.iterdir())
     assert names == ["curve.svg", "report.html", "report.json", "report.md", "results.md", "tasks.svg"]
     for name in names:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import report_of
 
+from helpers.synthetic import FAIR, SKILL, config, cost, evaluation, everything, recovery, report_of
 from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.errors import UserError
 from stages.report.stage import run
 from stages.stage import Context
-from tests.report.synthetic import FAIR, SKILL, config, cost, evaluation, everything, recovery
 
 
 @pytest.fixture(scope="module")

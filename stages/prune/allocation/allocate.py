@@ -21,7 +21,7 @@ from stages.prune.allocation.plan import Budget, PrunePlan, budget_of, parse_lay
 from stages.prune.allocation.ranking import ladders_of, ranked_plan
 from stages.prune.allocation.uniform import alike, by_channel_ratio
 from stages.prune.config import ALLOCATIONS, BUDGETS, COMPENSATIONS, DEPTH, OFFLOADS, SCOPES, PruneConfig
-from stages.prune.criteria import CRITERIA
+from stages.prune.criteria.registry import CRITERIA
 
 if TYPE_CHECKING:
     from stages.prune.groups import Scores

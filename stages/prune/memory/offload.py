@@ -2,7 +2,9 @@
 
 Embeddings, the last norm and the output projection stay in memory; a layer's weights are read when it is needed and
 freed afterwards. Whatever runs, scores, cuts or saves a decoder layer by layer works on it, through `resident`; the
-results are those of a decoder in memory to the bit. Gradients need all layers at once.
+results are those of a decoder in memory to the bit. Weights then begin at other addresses, but products with a dozen
+tokens or more don't depend on that, and compensation copies the weights that it multiplies. Gradients need all layers
+at once.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Masks: single weights are set to zero and every shape stays (`prune=sparseml`). No torch here: a plan reads this.
+"""Masks: single weights are set to zero and every shape stays (`prune=sparseml`).
 
+    registry    every way of masking by name
     config      the options
     recipe      options or an llm-compressor recipe become a list of `Masking`: what is masked, how, how far
     mask        masks a live model in place, checks what was done and says it
@@ -10,30 +11,3 @@
 SparseML, which gave the method its name, reached its end of life (sparseml 1.9.0 on PyPI is a tombstone whose install
 fails on purpose); its maintainers name llm-compressor as the successor, and that is what does the work here.
 """
-
-from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from stages.prune.config import PruneConfig
-from stages.prune.sparse import recipe
-from stages.prune.sparse.config import SparseMLConfig
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Masks:
-    """A method that sets weights to zero; `stages.prune.sparse.stage:run` runs it."""
-
-    config: type[PruneConfig]
-    """Its options."""
-    check: Callable[[Any], None]
-    """Raises UserError where an option can't be right; called before anything is loaded."""
-    settled: Callable[[Any], PruneConfig]
-    """Returns the options with a recipe's content in place of its name, as they enter a key."""
-    reads_text: bool = True
-    """Whether it looks at calibration tokens."""
-
-
-MASKS: dict[str, Masks] = {"sparseml": Masks(config=SparseMLConfig, check=recipe.check, settled=recipe.settled)}

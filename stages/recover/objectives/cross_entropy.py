@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.recover.config import RecoverStageConfig
-from stages.recover.objectives.objective import Objective, softcap_of
+from stages.recover.objectives.objective import Objective
 from stages.stage import Context
 
 if TYPE_CHECKING:
@@ -19,16 +18,19 @@ if TYPE_CHECKING:
 
 
 def build(
-    model: PreTrainedModel, config: RecoverStageConfig, teacher: Path | PreTrainedModel | None, context: Context
+    model: PreTrainedModel, options: None, teacher: Path | PreTrainedModel | None, dtype: str, context: Context
 ) -> Summed:
     """Return the cross-entropy of `model` on a batch's labels."""
+    from stages.decoders.logits import Logits
     from stages.recover.loss import summed_cross_entropy
 
+    logits = Logits.of(model)
+
     def summed(hidden_TE: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        head, softcap = model.get_output_embeddings(), softcap_of(model)
-        return {"loss": summed_cross_entropy(hidden_TE[batch.predictors_N], head, batch.labels_N, softcap)}
+        head = model.get_output_embeddings()
+        return {"loss": summed_cross_entropy(batch.predicting(hidden_TE), head, batch.labels_N, logits)}
 
     return summed
 
 
-CROSS_ENTROPY = Objective(check=lambda config: None, taught=False, facts=lambda config: {}, build=build)
+CROSS_ENTROPY = Objective(taught=False, build=build)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.common.checks import require
 from stages.errors import UserError
-from stages.recover.config import RecoverStageConfig
-from stages.recover.objectives.objective import Objective, softcap_of
+from stages.recover.objectives.objective import Objective
 from stages.stage import JSON, Context
 
 if TYPE_CHECKING:
@@ -27,10 +27,23 @@ if TYPE_CHECKING:
     from stages.rows.packing import Batch
 
 
-def check(config: RecoverStageConfig) -> None:
+@dataclass(kw_only=True, slots=True)
+class DistillationConfig:
+    """Options of `objective=distillation`; without it they decide nothing."""
+
+    temperature: float = 1.0
+    """T, by which teacher's and student's logits are divided; above 1 small probabilities weigh more."""
+    weight: float = 1.0
+    """Share of the divergence in its mixture with cross-entropy, in (0, 1]: 1 is divergence alone."""
+    teacher_top_k: int | None = None
+    """Tokens of the vocabulary whose probability the teacher says, the rest being one sum; null is all of them."""
+    cache_teacher: bool = False
+    """Keep what the teacher says on disk (8 k bytes a labelled token), for all recoveries on the same documents."""
+
+
+def check(options: DistillationConfig) -> None:
     """Raise a `UserError` for an option outside its range."""
-    options, where = config.recover.distillation, "recover.distillation"
-    temperature, count = options.temperature, options.teacher_top_k
+    where, temperature, count = "recover.distillation", options.temperature, options.teacher_top_k
     require(0 < temperature < math.inf, f"{where}.temperature", "above 0", temperature)
     require(0 < options.weight <= 1, f"{where}.weight", "in (0, 1], a share of the loss", options.weight)
     require(count is None or count >= 1, f"{where}.teacher_top_k", "at least 1 token, or null for all", count)
@@ -41,9 +54,8 @@ def check(config: RecoverStageConfig) -> None:
         )
 
 
-def facts(config: RecoverStageConfig) -> JSON:
+def facts(options: DistillationConfig) -> JSON:
     """Return temperature, weight and how many tokens the teacher names."""
-    options = config.recover.distillation
     return {
         "temperature": options.temperature,
         "weight": options.weight,
@@ -51,34 +63,57 @@ def facts(config: RecoverStageConfig) -> JSON:
     }
 
 
+def sentences(options: DistillationConfig, teacher: str) -> list[str]:
+    """Return one sentence: the teacher, and how the loss is made of it."""
+    named, own = options.teacher_top_k, f"{1 - options.weight:.1%}".replace("%", " %")
+    rest = f", its {named:,} likeliest tokens each by itself and all others as one" if named else ""
+    share = f"; {own} of the loss is cross-entropy of the tokens themselves" if options.weight < 1 else ""
+    return [f"Distilled from {teacher} at temperature {options.temperature:g}, weight {options.weight:g}{rest}{share}."]
+
+
 def build(
-    model: PreTrainedModel, config: RecoverStageConfig, teacher: Path | PreTrainedModel | None, context: Context
+    model: PreTrainedModel,
+    options: DistillationConfig,
+    teacher: Path | PreTrainedModel | None,
+    dtype: str,
+    context: Context,
 ) -> Summed:
     """Return the mixture of divergence and cross-entropy, and both beside it.
 
     Raises:
         UserError: there is no teacher.
     """
+    from stages.decoders.logits import Logits
     from stages.recover.objectives.divergence import summed_mixture
     from stages.recover.objectives.teacher import Teacher
 
     if teacher is None:
         raise UserError("distillation needs a teacher: the recover stage's input `teacher`, the dense model.")
-    options, taught_by = config.recover.distillation, Teacher(teacher, config, context)
+    logits = Logits.of(model)
+    taught_by = Teacher(
+        teacher,
+        dtype,
+        context,
+        temperature=options.temperature,
+        top_k=options.teacher_top_k,
+        cached=options.cache_teacher,
+    )
 
     def summed(hidden_TE: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         loss, cross_entropy, divergence = summed_mixture(
-            hidden_TE[batch.predictors_N],
+            batch.predicting(hidden_TE),
             model.get_output_embeddings(),
             batch.labels_N,
             taught_by.targets(batch),
             temperature=options.temperature,
             share=options.weight,
-            softcap=softcap_of(model),
+            logits=logits,
         )
         return {"loss": loss, "cross_entropy": cross_entropy, "divergence": divergence}
 
     return summed
 
 
-DISTILLATION = Objective(check=check, taught=True, facts=facts, build=build)
+DISTILLATION = Objective(
+    config=DistillationConfig, check=check, taught=True, facts=facts, sentences=sentences, build=build
+)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from stages.recover.loss import capped
+from stages.decoders.logits import PLAIN, Logits
 
 CHUNK = 128
 """Labelled tokens whose logits exist at one time: of student and teacher, 50 MB in float32 for a vocabulary of 49k."""
@@ -41,12 +41,12 @@ class Exact:
 
     hidden_NE: Tensor
     head: nn.Linear
-    softcap: float | None
+    logits: Logits
     temperature: float
 
     def log_probabilities(self, chunk: slice, student_CV: Tensor) -> Tensor:
         """Return log p [C, V]."""
-        logits_CV = capped(linear(self.hidden_NE[chunk], self.head.weight, self.head.bias).float(), self.softcap)
+        logits_CV = self.logits.in_place(linear(self.hidden_NE[chunk], self.head.weight, self.head.bias).float())
         return torch.log_softmax(logits_CV.div_(self.temperature), 1)
 
 
@@ -95,7 +95,7 @@ class _Mixture(torch.autograd.Function):
         targets: Targets,
         temperature: float,
         share: float,
-        softcap: float | None,
+        logits: Logits,
     ) -> tuple[Tensor, Tensor, Tensor]:
         gradients = [
             torch.zeros_like(tensor, dtype=torch.float32) if needed and tensor is not None else None
@@ -107,7 +107,7 @@ class _Mixture(torch.autograd.Function):
         for start in range(0, len(labels_N), CHUNK):
             chunk = slice(start, start + CHUNK)
             hidden_CE, labels_C1 = hidden_NE[chunk], labels_N[chunk, None]
-            logits_CV = capped(linear(hidden_CE, weight_VE, bias_V).float(), softcap)
+            logits_CV = logits.in_place(linear(hidden_CE, weight_VE, bias_V).float())
             said_CV = torch.log_softmax(logits_CV, 1)
             cross_entropy -= said_CV.gather(1, labels_C1).sum()
             log_q_CV = said_CV if temperature == 1 else torch.log_softmax(logits_CV / temperature, 1)
@@ -120,8 +120,8 @@ class _Mixture(torch.autograd.Function):
             if share < 1:
                 slope_CV.add_(said_CV.exp_(), alpha=1 - share)
                 slope_CV.scatter_add_(1, labels_C1, torch.full_like(labels_C1, share - 1, dtype=slope_CV.dtype))
-            if softcap is not None:
-                slope_CV.mul_(1 - logits_CV.div_(softcap).square_())
+            if (of_logits_CV := logits.slope(logits_CV)) is not None:
+                slope_CV.mul_(of_logits_CV)
             _add_gradients(gradients, chunk, slope_CV.to(weight_VE.dtype), hidden_CE, weight_VE)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(cross_entropy, divergence)
@@ -157,7 +157,7 @@ def summed_mixture(
     *,
     temperature: float = 1.0,
     share: float = 1.0,
-    softcap: float | None = None,
+    logits: Logits = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mixture, its cross-entropy and its divergence (times T²), summed over tokens, as float32 scalars.
 
@@ -166,6 +166,6 @@ def summed_mixture(
     if not head.weight.requires_grad:  # a trained head is float32, whatever the computation's precision
         hidden_NE = hidden_NE.to(head.weight.dtype)
     parts: tuple[Tensor, Tensor, Tensor] = _Mixture.apply(  # type: ignore[no-untyped-call]
-        hidden_NE, head.weight, head.bias, labels_N, targets, temperature, share, softcap
+        hidden_NE, head.weight, head.bias, labels_N, targets, temperature, share, logits
     )
     return parts

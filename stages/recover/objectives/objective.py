@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stages.recover.config import RecoverStageConfig
 from stages.stage import JSON, Context
 
 if TYPE_CHECKING:
@@ -25,23 +24,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What a recovery minimises.
+    """What a recovery minimises. Its functions take its own options.
 
     Attributes:
+        config: the dataclass of its options, which are the field of its name in `RecoverConfig`; None: it has none, and
+            its functions are given None.
         check: raises a `UserError` for an option outside its range.
         taught: whether the recovery has the input "teacher", the artifact of the dense model.
         facts: what recovery.json says of it besides its name.
-        build: returns the loss of the model that is trained (its adapter attached), given the teacher where there is
-            one: its model directory, or a live model, which is left as it is.
+        sentences: what a model's card and the report say of it, given what the teacher is called (empty without one).
+        build: returns the loss of the model that is trained (its adapter attached), given the options, the teacher
+            where there is one (its model directory, or a live model, which is left as it is), and the computation's
+            precision.
     """
 
-    check: Callable[[RecoverStageConfig], None]
+    config: type[Any] | None = None
+    check: Callable[[Any], None] = lambda options: None
     taught: bool
-    facts: Callable[[RecoverStageConfig], JSON]
-    build: Callable[[PreTrainedModel, RecoverStageConfig, Path | PreTrainedModel | None, Context], Summed]
-
-
-def softcap_of(model: PreTrainedModel) -> float | None:
-    """Return c where the model caps its logits z to c · tanh(z / c) (gemma2), or None."""
-    softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
-    return softcap
+    facts: Callable[[Any], JSON] = lambda options: {}
+    sentences: Callable[[Any, str], Sequence[str]] = lambda options, teacher: ()
+    build: Callable[[PreTrainedModel, Any, Path | PreTrainedModel | None, str, Context], Summed]

@@ -22,11 +22,10 @@ from safetensors.torch import load_file, save_file
 
 from stages.common.files import sha256_of
 from stages.decoders.checkpoint import copy_of, load_config, load_model, load_tokenizer
+from stages.decoders.logits import Logits
 from stages.decoders.packed_attention import hidden_states, use_packed_attention
 from stages.errors import UserError
-from stages.recover.config import RecoverStageConfig
 from stages.recover.objectives.divergence import Exact, Targets, TopK
-from stages.recover.objectives.objective import softcap_of
 from stages.rows.packing import Batch
 from stages.stage import Context
 
@@ -37,24 +36,36 @@ if TYPE_CHECKING:
 class Teacher:
     """A model asked for its probabilities; loaded or copied once something is asked that no cache has."""
 
-    def __init__(self, source: Path | PreTrainedModel, config: RecoverStageConfig, context: Context) -> None:
+    def __init__(
+        self,
+        source: Path | PreTrainedModel,
+        dtype: str,
+        context: Context,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        cached: bool = False,
+    ) -> None:
         """Load the teacher, or find its cache.
 
         Args:
             source: a model directory, or a live model, whose weights are read and shared where they have the precision.
-            config: temperature, top k and whether to cache; the precision that the teacher computes in.
+            dtype: the precision that the teacher computes in.
             context: device and cache.
+            temperature: of its probabilities.
+            top_k: tokens that it names, or None for all.
+            cached: whether what it says is kept on disk, for which `top_k` is needed.
         """
-        self._source, self._dtype, self._device = source, config.dtype, context.device
-        self._options = config.recover.distillation
+        self._source, self._dtype, self._device = source, dtype, context.device
+        self._temperature, self._top_k = temperature, top_k
         self._loaded: PreTrainedModel | None = None
-        self._cache = self._cache_directory(context.cache / "teacher") if self._options.cache_teacher else None
+        self._cache = self._cache_directory(context.cache / "teacher") if cached else None
         if self._cache is None:
             self._model()
 
     def targets(self, batch: Batch) -> Targets:
         """Return what the teacher says at the labelled tokens of `batch`."""
-        count = self._options.teacher_top_k
+        count = self._top_k
         if count is None:
             return self._exact(batch)
         if self._cache is None:
@@ -69,8 +80,8 @@ class Teacher:
     @torch.no_grad()
     def _exact(self, batch: Batch) -> Exact:
         model = self._model()
-        hidden_NE = hidden_states(model, batch)[batch.predictors_N]
-        return Exact(hidden_NE, model.get_output_embeddings(), softcap_of(model), self._options.temperature)
+        hidden_NE = batch.predicting(hidden_states(model, batch))
+        return Exact(hidden_NE, model.get_output_embeddings(), Logits.of(model), self._temperature)
 
     def _model(self) -> PreTrainedModel:
         if self._loaded is None:
@@ -84,7 +95,7 @@ class Teacher:
 
     def _cache_directory(self, root: Path) -> Path:
         """Return where this teacher's answers are kept: a directory named by all that decides them but the batch."""
-        asked = [self._dtype, self._options.temperature, self._options.teacher_top_k]
+        asked = [self._dtype, self._temperature, self._top_k]
         decisive = json.dumps([_digests(self._source), *asked])
         return root / hashlib.sha256(decisive.encode()).hexdigest()[:32]
 

@@ -1,0 +1,32 @@
+"""Adapters by name. No torch here: a plan reads this; building one imports it."""
+
+from __future__ import annotations
+
+from stages.adapters import (
+    dora,
+    dora_rs,
+    full,
+    lora,
+    lora_plus,
+    olora,
+    parallel,
+    pissa,
+    prefix,
+    rora,
+    series,
+)
+from stages.adapters.adapter import Adapter
+
+ADAPTERS: dict[str, Adapter] = {
+    "rora": rora.RORA,
+    "lora": lora.LORA,
+    "dora": dora.DORA,
+    "dora_rs": dora_rs.DORA_RS,
+    "lora_plus": lora_plus.LORA_PLUS,
+    "pissa": pissa.PISSA,
+    "olora": olora.OLORA,
+    "full": full.FULL,
+    "prefix": prefix.PREFIX,
+    "series": series.SERIES,
+    "parallel": parallel.PARALLEL,
+}

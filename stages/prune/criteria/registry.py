@@ -1,0 +1,125 @@
+"""Every criterion by name. No torch here: a plan and the command line read the options.
+
+A criterion is one file: its options, a subclass of `PruneConfig`, and one function
+
+    score(model, layers, ids, config, resident) -> Scores
+
+that says how much each group of each given layer matters, for at least the kinds in `config.granularity` that the layer
+has. `ids` are the calibration tokens [sequences, tokens], or None for a criterion that reads none. `resident(index)`
+holds a layer's weights in memory (`stages.prune.memory.resident`): one that needs no gradients reads and runs weights
+within it only. Adding a criterion is that file, a line here, and a YAML file in `conf/prune/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stages.common.choices import lookup
+from stages.errors import UserError
+from stages.prune.config import DEPTH, GRANULARITIES, PruneConfig
+from stages.prune.criteria import block_influence, flap, hywia, llmpruner, magnitude, perplexity, random, surgeon, wanda
+from stages.prune.memory.resident import Resident
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from stages.decoders.anatomy import LayerAnatomy
+    from stages.prune.groups import Scores
+
+Score = Callable[["PreTrainedModel", "Sequence[LayerAnatomy]", "Tensor | None", Any, Resident], "Scores"]
+BLOCKS = ("heads", "queries", "channels", "attention", "mlp", "layers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criterion:
+    """How groups are ranked."""
+
+    config: type[PruneConfig]
+    """Its options."""
+    score: Score
+    reads_text: bool
+    """Whether it looks at calibration tokens."""
+    needs_gradients: bool = False
+    """Whether it runs backward, for which the whole model has to be in memory."""
+    granularities: tuple[str, ...] = (*BLOCKS, "hidden")
+    """Kinds of group it can score."""
+    paper: str = "equal"
+    """What `allocation=paper` means for it:
+    uniform  every layer ends with the same shape
+    equal    the same share of the heads and of the channels of each layer that is touched, as LLM-Pruner does
+    global   the groups of all layers and kinds in one ranking of their scores as they are, the lowest go (FLAP)
+    depth    whole layers (or sub-layers), the lowest go
+    """
+    cumulative: bool = False
+    """Whether a score is what has been lost once that group is gone, and not what it would lose alone."""
+    check_options: Callable[[Any], None] = lambda config: None
+    """Raises UserError where an option of its own can't be right."""
+
+    def check(self, config: PruneConfig) -> None:
+        """Raise UserError where options can't be right; called before anything is loaded."""
+        for kind in config.granularity:
+            lookup("prune.granularity", kind, dict.fromkeys(GRANULARITIES))
+            if kind not in self.granularities:
+                raise UserError(
+                    f"prune={config.method} can't score {kind}, which prune.granularity asks for. It scores "
+                    f"{', '.join(self.granularities)}; other criteria score {kind}: {', '.join(scoring(kind))}."
+                )
+        self.check_options(config)
+
+
+CRITERIA: dict[str, Criterion] = {
+    "llmpruner": Criterion(
+        config=llmpruner.LLMPrunerConfig,
+        score=llmpruner.score,
+        reads_text=True,
+        needs_gradients=True,
+        check_options=llmpruner.check,
+    ),
+    "hywia": Criterion(
+        config=hywia.HyWIAConfig, score=hywia.score, reads_text=True, needs_gradients=True, check_options=hywia.check
+    ),
+    "wanda": Criterion(config=wanda.WandaConfig, score=wanda.score, reads_text=True, granularities=BLOCKS),
+    "flap": Criterion(
+        config=flap.FLAPConfig,
+        score=flap.score,
+        reads_text=True,
+        granularities=("heads", "queries", "channels"),
+        paper="global",
+        check_options=flap.check,
+    ),
+    "block_influence": Criterion(
+        config=block_influence.BlockInfluenceConfig,
+        score=block_influence.score,
+        reads_text=True,
+        granularities=DEPTH,
+        paper="depth",
+    ),
+    "perplexity": Criterion(
+        config=perplexity.PerplexityConfig,
+        score=perplexity.score,
+        reads_text=True,
+        granularities=DEPTH,
+        paper="depth",
+    ),
+    "surgeon": Criterion(
+        config=surgeon.SurgeonConfig,
+        score=surgeon.score,
+        reads_text=True,
+        needs_gradients=True,
+        granularities=BLOCKS,
+        paper="global",
+        cumulative=True,
+    ),
+    "magnitude": Criterion(
+        config=magnitude.MagnitudeConfig, score=magnitude.score, reads_text=False, check_options=magnitude.check
+    ),
+    "random": Criterion(config=random.RandomConfig, score=random.score, reads_text=False),
+}
+
+
+def scoring(kind: str) -> list[str]:
+    """Return the names of the criteria that can score groups of `kind`."""
+    return [name for name, criterion in CRITERIA.items() if kind in criterion.granularities]

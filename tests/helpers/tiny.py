@@ -1,0 +1,30 @@
+"""What is added to a command of a page so that it is tiny. Run as a script, it prints that for its arguments."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+OF_A_WHEEL = ("commonsense", "passages", "arc")
+"""Data sets that read a wheel of rows; the tiny wheel is theirs."""
+
+
+def added(arguments: Sequence[str]) -> list[str]:
+    """Return the overrides that follow `arguments`: small numbers and, unless they name a model, the tiny one.
+
+    `SMALL` and `MODEL_HERE` of the environment have both.
+    """
+    given = {name.lower(): value for name, _, value in (argument.partition("=") for argument in arguments)}
+    small = os.environ["SMALL"].split()
+    if given.get("data", "commonsense") not in OF_A_WHEEL or given.get("recover") == "best":
+        small = [override for override in small if not override.startswith("data.wheel")]
+    if "runtime" in given:
+        small.remove("runtime=cpu")
+    if given.get("prune") == "best":  # its text would come from the real wheel
+        small += ["prune.calibration.data=null", "prune.calibration.length=64"]
+    return small + ([] if "model" in given else os.environ["MODEL_HERE"].split())
+
+
+if __name__ == "__main__":
+    print(*added(sys.argv[1:]), sep="\n")

@@ -1,0 +1,72 @@
+"""Stages that count how often they run, and graphs of them, for tests of the engine."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.planning.graph import Graph, Node
+from stages.stage import Context, Stage
+
+
+@dataclass
+class Number:
+    value: int = 1
+    fail: bool = False
+
+
+def double(config: Number, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
+    """Write twice the sum of the inputs plus the value; leave a mark of every start."""
+    with (context.cache / "runs.txt").open("a") as runs:
+        runs.write(f"{config.value}\n")
+    total = config.value + sum(int((path / "number.txt").read_text()) for path in inputs.values())
+    (context.output / "progress.txt").write_text("half")
+    if config.fail and not (context.cache / "mended").exists():
+        raise RuntimeError("killed")
+    (context.output / "progress.txt").unlink()
+    (context.output / "number.txt").write_text(str(2 * total))
+    context.log({"total": total})
+    return {"number": 2 * total}
+
+
+def slow(config: Number, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
+    """As `double`, long enough for a second process to come upon the lock."""
+    time.sleep(1.0)
+    return double(config, inputs, context)
+
+
+def promise_breaker(config: Number, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
+    """Finish without writing anything."""
+    return {}
+
+
+def full_disk(config: Number, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
+    """Fail as a full disk does, after some work."""
+    (context.output / "progress.txt").write_text("half")
+    raise OSError(28, os.strerror(28), str(context.output / "number.txt"))
+
+
+def stage(function: str = "double", version: int = 1) -> Stage:
+    """Return a stage that runs one of the functions above."""
+    return Stage(
+        name=f"toy-{function}",
+        version=version,
+        function=f"{__name__}:{function}",
+        outputs=("number.txt",),
+    )
+
+
+def chain(*values: int, function: str = "double", version: int = 1, fail: int | None = None) -> Graph:
+    """Return a graph whose nodes feed each other: first → … → last."""
+    roles: dict[str, Node] = {}
+    previous: Node | None = None
+    for i, value in enumerate(values):
+        inputs = {} if previous is None else {"previous": previous}
+        config = Number(value, fail=fail == i)
+        previous = Node(stage(function, version), f"n{i}", config, inputs)
+        roles["model" if i == 0 else "report" if i == len(values) - 1 else f"middle{i}"] = previous
+    return Graph(roles, "cpu")

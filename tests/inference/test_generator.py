@@ -1,0 +1,94 @@
+"""Our greedy continuations against `transformers`' own, one prompt at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.models import MODELS
+from helpers.questions import reader
+from helpers.tiny_tokenizer import byte_tokenizer
+from stages.errors import UserError
+from stages.inference.generator import ROWS, Generator
+from stages.inference.scorer import Scorer
+
+TEMPLATE = "Below is an instruction that describes a task.\n\n### Instruction:\n"
+PROMPTS = [
+    TEMPLATE + "Is a kiwi a bird?",
+    TEMPLATE + "Is tea soup?",
+    "Something else, and longer than the others: 東京 is the capital of Japan, naïve café.",
+    "",
+    "x",
+    TEMPLATE + "Is a kiwi a bird?",
+]
+
+
+def stock(model: Any, prompt: str, new_tokens: int) -> str:
+    tokenizer = byte_tokenizer()
+    ids = tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id]
+    room = model.config.max_position_embeddings - new_tokens
+    with torch.inference_mode():
+        ids_1L = torch.tensor([ids[-room:]])
+        output = model.generate(
+            ids_1L, attention_mask=torch.ones_like(ids_1L), max_new_tokens=new_tokens, do_sample=False, pad_token_id=0
+        )
+    return str(tokenizer.decode(output[0, ids_1L.shape[1] :], skip_special_tokens=True))
+
+
+def written(model: Any, prompts: list[str], new_tokens: int = 12, **options: Any) -> list[str]:
+    return Generator(Scorer(model, byte_tokenizer())).generate(prompts, new_tokens=new_tokens, **options)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_it_writes_what_transformers_writes(kind: str) -> None:
+    model = MODELS[kind]()
+    assert written(model, PROMPTS) == [stock(model, prompt, 12) for prompt in PROMPTS]
+
+
+def test_a_sequence_that_ends_leaves_the_others_as_they_were() -> None:
+    model = reader()
+    full = written(model, PROMPTS)
+    stopped = written(model, PROMPTS, stop=lambda text: len(text) >= 3)
+    for whole, part in zip(full, stopped, strict=True):
+        assert whole.startswith(part)
+        assert len(part) >= 3 or part == whole
+    longest = max(range(len(full)), key=lambda index: len(full[index]))
+    one_goes_on = written(model, PROMPTS, stop=lambda text: not full[longest].startswith(text))
+    assert one_goes_on[longest] == full[longest]
+
+
+def test_an_end_token_ends_and_is_not_written() -> None:
+    model, tokenizer = reader(), byte_tokenizer()
+    with torch.inference_mode():
+        first = int(model(tokenizer("x", return_tensors="pt")["input_ids"]).logits[0, -1].argmax())
+    assert written(model, ["x"], ends=frozenset([first])) == [""]
+
+
+def test_a_long_prompt_is_cut_from_the_left() -> None:
+    model = reader(max_position_embeddings=48)
+    prompts = ["word " * 40 + "end", "short"]
+    assert written(model, prompts, 8) == [stock(model, prompt, 8) for prompt in prompts]
+
+
+def test_a_batch_of_any_size_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = reader()
+    together = written(model, PROMPTS)
+    monkeypatch.setitem(ROWS, "cpu", 2)
+    assert written(model, PROMPTS) == together
+
+
+def test_progress_counts_every_prompt() -> None:
+    counted: list[int] = []
+    written(reader(), PROMPTS, advance=counted.append)
+    assert sum(counted) == len(PROMPTS)
+
+
+def test_no_room_for_a_prompt_is_an_error() -> None:
+    with pytest.raises(UserError, match="no room"):
+        written(reader(max_position_embeddings=16), ["x"], 16)
+
+
+def test_nothing_asked_nothing_written() -> None:
+    assert written(reader(), []) == []
