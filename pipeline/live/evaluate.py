@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.live.models import check_model, check_tokenizer, precision_of
-from pipeline.live.options import check_names, configured
+from pipeline.live.options import configured
 from pipeline.planning.build import cache_directory
 from stages.evaluate import plan as evaluate_plan
 from stages.evaluate.lm import FastLM
@@ -52,12 +52,10 @@ def evaluate_model(
         UserError: a task or an option is unknown, the rows can't be had, or a likelihood is not finite.
     """
     check_model(model)
-    choice, asked = "evaluate=likelihood", [tasks] if isinstance(tasks, str) else list(tasks)
-    plain = configured(choice, {}).evaluate
-    check_names(options, plain, "evaluate_model", without=("tasks", "limit", "dtype", "cost"))
-    config = configured(choice, {"evaluate": {"tasks": asked, "limit": limit, **options}})
-    downloads = cache_directory(config)
-    judging = config.evaluate
+    asked = {"tasks": [tasks] if isinstance(tasks, str) else list(tasks), "limit": limit}
+    config = configured("evaluate=likelihood", evaluate=asked | options)
+    judging, downloads, reader = config.evaluate, cache_directory(config), check_tokenizer(tokenizer)
+    judging.dtype = precision_of(model)
     rows = tasks_plan.planned(
         judging.tasks,
         judging.corpora,
@@ -66,9 +64,7 @@ def evaluate_model(
         num_fewshot=judging.num_fewshot,
         cache=downloads,
     )
-    judging.dtype = precision_of(model)
     evaluate = evaluate_plan.planned(judging, rows.config.tasks, rows.config.corpora, model.device.type)
-    reader = check_tokenizer(tokenizer)
 
     @cache
     def judge() -> FastLM:

@@ -6,32 +6,38 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.schema.config import Config, register
-from pipeline.schema.overrides import check_arguments
+from pipeline.schema.compose import compose
+from pipeline.schema.config import Config
 from stages.common.choices import nearest
 from stages.errors import UserError
 
+APART: dict[str, tuple[str, ...]] = {
+    "prune": ("method", "offload"),
+    "recover": ("tune", "tune_factors", "tune_tokens"),
+    "evaluate": ("dtype", "cost"),
+    "data": ("name",),
+}
+"""By group, the options that a live model leaves nothing to decide for: it is in memory, and there is no store."""
 
-def configured(choice: str, given: Mapping[str, Any]) -> Config:
-    """Return the command line's configuration with `choice` and the values `given`.
+
+def configured(choice: str, **given: Mapping[str, Any]) -> Config:
+    """Return the command line's configuration with `choice` and options on top.
 
     Args:
         choice: of a group, as in "prune=best".
-        given: values by name, those of a group or of options within options as dictionaries.
+        given: by group, its options by name; options of options are dictionaries.
 
     Raises:
         UserError: a name is unknown, or a value of another type.
     """
-    register()
-    check_arguments([choice])
-    with initialize_config_module("conf", version_base="1.3"):
-        composed = compose("config", overrides=[choice])
+    plain = compose(choice)
+    for group, options in given.items():
+        _check_names(options, getattr(plain, group), group, without=APART.get(group, ()))
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(composed, dict(given)))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(plain), given))
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
         raise UserError(f"{where}{str(error).splitlines()[0]}") from None
@@ -39,22 +45,12 @@ def configured(choice: str, given: Mapping[str, Any]) -> Config:
     return config
 
 
-def check_names(given: Mapping[str, Any], known: Any, where: str, without: Collection[str] = ()) -> None:
-    """Check that `given` has only names of the dataclass `known`, and so on in options that have options.
-
-    Args:
-        given: the options by name.
-        known: the options with their defaults.
-        where: what they are options of, for the error.
-        without: names of `known` that can't be given.
-
-    Raises:
-        UserError: there is no such option; the nearest one is named.
-    """
+def _check_names(given: Mapping[str, Any], known: Any, where: str, without: Collection[str] = ()) -> None:
+    """Raise a `UserError` unless `given` has only names of the dataclass `known`, and so on in options of options."""
     names = sorted({field.name for field in dataclasses.fields(known)} - set(without))
     for name, value in given.items():
         if name not in names:
             raise UserError(f"{where} has no option '{name}'{nearest(name, names) or '.'} Known: {', '.join(names)}.")
         inner = getattr(known, name)
         if isinstance(value, Mapping) and dataclasses.is_dataclass(inner):
-            check_names(value, inner, f"{where}: {name}")
+            _check_names(value, inner, f"{where}.{name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pipeline.live.models import base_of, check_model, check_tokenizer, precision_of, record_of
-from pipeline.live.options import check_names, configured
+from pipeline.live.options import configured
 from pipeline.live.rows import as_rows
-from pipeline.planning import keys
+from pipeline.planning.keys import derive_seed
 from stages.decoders.checkpoint import copy_of, count_parameters, cut_copy
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.prune.calibration import given_ids, sequences_of
 from stages.prune.config import PruneConfig
 from stages.prune.memory.weights import Weights
-from stages.prune.plan import UNCUT, planned
+from stages.prune.plan import planned
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.stage import masked_model
 from stages.prune.stage import cut_model
@@ -74,17 +73,12 @@ def prune_model(
 
 def _config(method: str, ratio: float, options: dict[str, Any], device: str) -> PruneConfig:
     """Return the options as the prune stage takes them."""
-    choice = f"prune={method}"
-    plain = configured(choice, {}).prune
-    if plain.method in UNCUT:
+    asked = configured(f"prune={method}", prune=options).prune
+    asked.calibration.data = None  # it names where the command line has its text from
+    pruning = planned(asked, ratio=ratio, device=device, seed=derive_seed(asked.seed, "prune"))
+    if pruning is None:
         raise UserError(f"method={method!r} prunes nothing.")
-    check_names(options, plain, f"prune_model(method={method!r})", without=("method", "ratio", "offload"))
-    config = configured(choice, {"ratio": ratio, "prune": options})
-    seed = keys.derive_seed(config.prune.seed, "prune")
-    pruning = planned(config.prune, ratio=config.ratio, device=device, seed=seed)
-    assert pruning is not None, "a method that prunes"
-    calibration = dataclasses.replace(pruning.config.calibration, data=None)
-    return dataclasses.replace(pruning.config, calibration=calibration)
+    return pruning.config
 
 
 def _shape(model: PreTrainedModel) -> DecoderShape:

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.live.models import base_of, check_model, check_tokenizer, precision_of, record_of
-from pipeline.live.options import check_names, configured
+from pipeline.live.options import configured
 from pipeline.live.rows import as_rows, set_aside
-from pipeline.planning import keys
 from pipeline.planning.build import cache_directory
-from pipeline.schema.config import Config
-from stages.adapters.registry import ADAPTERS
+from pipeline.planning.keys import derive_seed
 from stages.common.files import write_jsonl
 from stages.decoders.checkpoint import copy_of
 from stages.errors import UserError
 from stages.recover import memory
-from stages.recover import plan as recover_plan
 from stages.recover.config import RecoverStageConfig
 from stages.recover.objectives.teacher import check_sizes
+from stages.recover.plan import adapter_of, gives_model, planned, taught
 from stages.recover.stage import Material, trained
 from stages.stage import Context
 
 if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-SEARCHED = ("tune", "tune_factors", "tune_tokens")
-"""Options of a search for a learning rate, whose trials are artifacts of the store."""
 
 
 @memory.explained()
@@ -73,7 +67,7 @@ def recover_model(
     config, cache = _config(adapter, options, teacher, model.device.type)
     train, held_out = as_rows(rows, "rows"), validation
     if validation is None:
-        train, held_out = set_aside(train, keys.derive_seed(0, "data"))
+        train, held_out = set_aside(train, derive_seed(0, "data"))
     masked = frozenset(record_of(model).get("masks") or ())
     with TemporaryDirectory() as folder:
         write_jsonl(Path(folder) / "train.jsonl", train)
@@ -83,7 +77,7 @@ def recover_model(
             train=Path(folder) / "train.jsonl",
             held_out=as_rows(held_out, "validation"),
             masked=masked,
-            teacher=teacher if recover_plan.taught(config) else None,
+            teacher=teacher if taught(config) else None,
             base=base_of(model),
             taught_by={} if teacher is None else base_of(teacher),
         )
@@ -100,14 +94,14 @@ def _recovered(
     model: PreTrainedModel, adapted: Module, config: RecoverStageConfig, folder: Path, masked: frozenset[str]
 ) -> PreTrainedModel:
     """Return the new model: the trained one itself, or a copy of `model` with the adapter merged or attached."""
-    adapter, stored = recover_plan.adapter_of(config), precision_of(model)
+    adapter, stored = adapter_of(config), precision_of(model)
     if adapter.trained is not None:
         return copy_of(adapter.trained(adapted, stored), dtype=stored, config=model.config, shared=True)
     assert adapter.save is not None
     assert adapter.load is not None
     adapter.save(adapted, folder)
     base = copy_of(model, dtype=stored)
-    if adapter.merge is not None and recover_plan.gives_model(config):
+    if adapter.merge is not None and gives_model(config):
         return adapter.merge(base, folder, masked).requires_grad_(True).eval()  # type: ignore[no-any-return]
     adapter.load(base, folder, masked)
     return base.eval()  # type: ignore[no-any-return]
@@ -119,31 +113,12 @@ def _config(
     """Return the options as the recover stage takes them, and where caches are kept."""
     own = {"name": adapter} if isinstance(adapter, str) else dict(adapter)
     name = own.pop("name", None)
-    if name is None:
-        raise UserError(f"adapter={dict(own)} names none: adapter={{'name': 'rora', …}}.")
-    choice, objective = f"adapter={name}", "cross_entropy" if teacher is None else "distillation"
-    plain = configured(choice, {})
-    if plain.adapter.name not in ADAPTERS:
-        raise UserError(f"adapter={name!r} recovers nothing.")
-    check_names(own, plain.adapter, f"adapter {name!r}")
-    _check_options(options, plain)
-    config = configured(choice, {"adapter": own, "recover": {"objective": objective, **options}})
-    seed = keys.derive_seed(config.recover.seed, "recover")
-    planned = recover_plan.planned(config.recover, config.adapter, device=device, seed=seed)
-    if recover_plan.taught(planned) and teacher is None:
-        raise UserError(
-            f"objective={config.recover.objective!r} needs a teacher: recover_model(…, teacher=dense_model)."
-        )
-    return planned, cache_directory(config)
-
-
-def _check_options(options: Mapping[str, Any], plain: Config) -> None:
-    of_adapter = {field.name for field in dataclasses.fields(plain.adapter)} - {"name"}
-    for name in options:
-        if name in of_adapter:
-            raise UserError(
-                f"{name} is an option of the adapter: adapter={{'name': {plain.adapter.name!r}, {name!r}: …}}."
-            )
-        if name in SEARCHED:
-            raise UserError(f"{name}: learning rates are searched for by python -m pipeline recover.tune=lr.")
-    check_names(options, plain.recover, "recover_model", without=SEARCHED)
+    if name in (None, "none"):
+        raise UserError("adapter names none that recovers: adapter='rora', or with options {'name': 'rora', …}.")
+    options = {"objective": "cross_entropy" if teacher is None else "distillation", **options}
+    config = configured(f"adapter={name}", adapter=own, recover=options)
+    seed = derive_seed(config.recover.seed, "recover")
+    recovery = planned(config.recover, config.adapter, device=device, seed=seed)
+    if taught(recovery) and teacher is None:
+        raise UserError(f"objective={config.recover.objective!r} needs a teacher: give the dense model as teacher=.")
+    return recovery, cache_directory(config)

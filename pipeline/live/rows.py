@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.live.options import check_names, configured
+from pipeline.live.options import configured
 from pipeline.planning.build import cache_directory
 from pipeline.planning.data import data_node
 from pipeline.planning.graph import Node
@@ -36,10 +36,7 @@ def load_rows(data: str = "commonsense", **options: Any) -> tuple[list[JSON], li
     Raises:
         UserError: the data set or an option is unknown, or the rows can't be had.
     """
-    choice = f"data={data}"
-    plain = configured(choice, {}).data
-    check_names(options, plain, f"load_rows({data!r})", without=("name",))
-    config = configured(choice, {"data": options})
+    config = configured(f"data={data}", data=options)
     cache = cache_directory(config)
     with TemporaryDirectory() as folder:
         built = _built(data_node(config.data, cache), Path(folder), cache)

@@ -15,7 +15,7 @@ from transformers import LlamaModel, PreTrainedModel
 from helpers.decoders import decoder, token_ids
 from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from helpers.world import World, environment, make_world
-from pipeline import evaluate_model, prune_model, recover_model
+from pipeline import evaluate_model, load_rows, prune_model, recover_model
 from stages.common.files import read_json, read_jsonl
 from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.errors import UserError
@@ -280,7 +280,10 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "unknown method": (pruned_with(method="bset", text=ROWS), "did you mean 'best'"),
     "no method": (pruned_with(method="none"), "prunes nothing"),
     "unknown option": (pruned_with(granularty=["heads"]), "did you mean 'granularity'"),
-    "unknown inner option": (pruned_with(text=ROWS, calibration={"sequence": 4}), "did you mean 'sequences'"),
+    "unknown inner option": (
+        pruned_with(text=ROWS, calibration={"sequence": 4}),
+        "prune.calibration has no option 'sequence', did you mean 'sequences'",
+    ),
     "option of another type": (pruned_with(text=ROWS, round_to="many"), "prune.round_to"),
     "too little text": (pruned_with(text=ROWS[:2]), "Ask for less"),
     "empty text": (pruned_with(text=[]), "text is empty"),
@@ -295,11 +298,11 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "one row": (recovered_with(rows=ROWS[:1]), "one text alone"),
     "a row without text": (recovered_with(rows=["", "a"]), "rows[0] has no text"),
     "unknown adapter": (recovered_with(adapter="rroa"), "did you mean 'rora'"),
-    "no adapter": (recovered_with(adapter="none"), "recovers nothing"),
-    "an adapter's option": (recovered_with(rank=4), "option of the adapter"),
+    "no adapter": (recovered_with(adapter="none"), "names none that recovers"),
+    "an adapter's option": (recovered_with(rank=4), "recover has no option 'rank'"),
     "unknown adapter option": (recovered_with(adapter={"name": "rora", "ranc": 4}), "did you mean 'rank'"),
     "unknown recovery option": (recovered_with(token=4), "did you mean 'tokens'"),
-    "a search": (recovered_with(tune="lr"), "recover.tune=lr"),
+    "a search": (recovered_with(tune="lr"), "recover has no option 'tune'"),
     "no teacher": (recovered_with(objective="distillation"), "needs a teacher"),
     "another teacher": (lambda: recovered_with(teacher=other_vocabulary())(), "vocabulary"),
     "unknown task": (lambda: evaluate_model(model(), byte_tokenizer(), ["piqqa"]), "did you mean 'piqa'"),
@@ -307,6 +310,8 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         lambda: evaluate_model(model(), byte_tokenizer(), ["piqa"], limits=3),
         "has no option 'limits'",
     ),
+    "unknown data set": (lambda: load_rows("pasages"), "did you mean 'passages'"),
+    "unknown data option": (lambda: load_rows("text", row=3), "did you mean 'rows'"),
 }
 
 
@@ -316,6 +321,17 @@ def test_a_mistake_is_answered_with_one_clear_error(mistake: str, scratch: Path,
     with pytest.raises(UserError) as error:
         call()
     assert said in str(error.value)
+    assert not list(scratch.iterdir())
+
+
+def test_rows_of_a_data_set_are_those_of_the_data_stage(world: World, cache: Path, scratch: Path) -> None:
+    world.run("prune=none", "evaluate=none", "recover.tokens=600")
+    wheel = world.config().data.wheel
+    with environment(world.environment):
+        pinned = {"requirement": wheel.requirement, "sha256": wheel.sha256}
+        rows, held_out = load_rows("commonsense", validation_rows=8, wheel=pinned)
+    assert rows == list(read_jsonl(artifact(world, "data") / "train.jsonl"))
+    assert held_out == list(read_jsonl(artifact(world, "data") / "validation.jsonl"))
     assert not list(scratch.iterdir())
 
 
