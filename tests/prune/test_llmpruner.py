@@ -116,7 +116,9 @@ def test_a_hidden_channel_is_scored_in_every_matrix_and_norm_and_a_tied_head_onc
         "first": sides[0],
     }[reduction]
     assert scores.hidden_H is not None
-    torch.testing.assert_close(scores.hidden_H, expected, rtol=1e-4, atol=0)
+    # Both take float32 gradients, by products of other shapes. A norm's is one sum a channel, which may nearly cancel,
+    # and its relative error is then large: 1.03e-4 of the merged score with ATEN_CPU_CAPABILITY=default.
+    torch.testing.assert_close(scores.hidden_H, expected, rtol=5e-4, atol=0)
     assert not scores.layers
 
 
