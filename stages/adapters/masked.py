@@ -46,7 +46,7 @@ class Masked(LoraVariant):  # type: ignore[misc]
         down_RI, up_OR, scaling, magnitude_O = _parts(module, active_adapter)
         dropout = module.lora_dropout[active_adapter]
         dropped: Tensor = dropout(x)
-        # Computed again in the backward pass, so that B A ⊙ M is not kept. Dropout is outside: no random state is needed.
+        # Computed again in the backward pass, so that B A ⊙ M is not kept. Dropout is outside, so no random state is.
         change: Tensor = checkpoint(
             _masked_product, dropped, weight_OI, down_RI, up_OR, scaling, use_reentrant=False, preserve_rng_state=False
         )

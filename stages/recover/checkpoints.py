@@ -1,4 +1,4 @@
-"""Checkpoints from which a killed recovery resumes exactly: adapter, optimizer moments, position in the data, and curve.
+"""Checkpoints from which a killed recovery resumes exactly: adapter, optimizer moments, position in the data, curve.
 
 A checkpoint is a directory `checkpoint/step-00000012/` of two files. It is written under another name, flushed to the
 disk and renamed. So a half-written checkpoint is never seen, not even after a loss of power. The previous checkpoint is

@@ -15,15 +15,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 VARIANTS = 4
-"""Compilations that layers of one shape may need: with and without a gradient of their input, at first and later sizes."""
+"""Compilations that layers of one shape may need: with and without a gradient of their input, first and later sizes."""
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Let every decoder layer of `model` be compiled at its first pass; `recover.plan` checks that a compiler exists."""
+    """Let every decoder layer of `model` be compiled at its first pass; `recover.plan` checks for a compiler."""
     layers = model.get_decoder().layers
     dynamo = torch._dynamo.config
-    # All layers run the code of one forward method, whose compilations torch counts together. Beyond the limit it would
-    # give up compiling.
+    # torch counts compilations by the code that runs, which the layers share, and gives up beyond the limit.
     dynamo.recompile_limit = max(dynamo.recompile_limit, VARIANTS * len(layers))
     for layer in layers:
         layer.compile(dynamic=True)
