@@ -48,6 +48,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., O] for x of [..., I], in the precision of the linear layer."""
         y: Tensor = self.base_layer(x)
+        # The matrices are float32 while they are trained, whatever the precision of the base.
         read = F.dropout(y if self.series else x, self.options.dropout, self.training).to(self.down.dtype)
         change = F.linear(self.activation(F.linear(read, self.down)), self.up)
         return y + (self.options.scaling * change).to(y.dtype)

@@ -48,6 +48,7 @@ def check(config: FullConfig) -> None:
 
 def attach(model: PreTrainedModel, config: FullConfig, masked: Collection[str] = ()) -> Module:
     """Make the chosen weights of `model` trainable, in float32, and return it."""
+    # By identity, because a tied weight has more than one name.
     chosen = {id(parameter) for parameter in _chosen(model, config.weights)}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
@@ -73,6 +74,7 @@ def _chosen(model: PreTrainedModel, weights: str) -> list[Tensor]:
 
 
 def _keep_mask(module: Module) -> None:
+    # Not persistent: the mask is in the zeros of the saved weight already.
     module.register_buffer(KEPT, module.weight.detach() != 0, persistent=False)  # type: ignore[operator]
     module.weight.register_post_accumulate_grad_hook(_zero_where_masked(module))  # type: ignore[operator]
 

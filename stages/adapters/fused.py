@@ -2,7 +2,7 @@
 
 PEFT computes W x, then adds s B A x by separate operations. Each of them passes over all outputs of the layer and
 leaves tensors behind for the backward pass. Here the adapter's product is accumulated onto W x inside the matrix
-product (beta = 1), forward and backward. Only x and A x are kept:
+product (beta = 1), forward and backward. Only x and A x are kept, and for DoRA the output before f:
 
     LoRA, RoRA   y = W x + s B (A x)
     DoRA         y = f ⊙ (W x + s B (A x)),   f = m / ||V||,  V = W + s B A,  ||V|| held constant in the backward pass

@@ -41,6 +41,7 @@ class Source:
         Raises:
             UserError: the artifact holds only an adapter, and no base is given.
         """
+        # Without either directory the path of a model is returned, whose loading says what is missing.
         if (artifact / "model").is_dir() or not (artifact / "adapter").is_dir():
             return cls(artifact / "model")
         if base is None:

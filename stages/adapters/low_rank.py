@@ -116,6 +116,7 @@ def attach_lora(model: PreTrainedModel, config: LowRankConfig, masked: Collectio
         target_modules=sorted(config.targets),
         **options,
     )
+    # PEFT's experimental interface for layers of one's own; there is no public one.
     lora._register_custom_module({Linear: FusedLora})
     adapted: Module = get_peft_model(model, lora)
     for _, layer in lora_layers(adapted):

@@ -75,6 +75,7 @@ def attach(model: PreTrainedModel, config: PrefixConfig, masked: Collection[str]
 
     fields = model.config.to_dict()
     check_shape(config, DecoderShape.from_config(fields), fields.get("num_key_value_heads"))
+    # Drawn on the processor, so that a GPU starts from the same tokens.
     ids_P = torch.randint(fields["vocab_size"], (config.virtual_tokens,)).to(model.device)
     add_prefix(model, activations(model, ids_P))
     return model

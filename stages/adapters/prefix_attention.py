@@ -80,6 +80,7 @@ def after_prefix(attention: Attention) -> Attention:
         if attention_mask is not None or tokens == 1:
             key, value = (torch.cat(pair, dim=2) for pair in zip(prefix, (key_BKSD, value_BKSD), strict=True))
             if attention_mask is not None:
+                # A mask of booleans says what is seen; one of numbers is added to the scores.
                 seen = True if attention_mask.dtype == torch.bool else 0.0
                 attention_mask = F.pad(attention_mask, (prefix[0].shape[2], 0), value=seen)
             return attention(module, query_BHTD, key, value, attention_mask, **options)
@@ -122,6 +123,7 @@ def add_prefix(model: PreTrainedModel, pairs: Pairs) -> None:
         attention = layer.self_attn
         heads = attention.num_key_value_groups * len(keys_KPD)
         attention.prefix = Prefix(keys_KPD, values_KPD, cos_R, sin_R, heads)
+    # Chosen anew, because only now do the layers have a prefix, which decides the function that they attend by.
     set_attention(model, NAME if model.config._attn_implementation == NAME else STOCK)
 
 

@@ -60,6 +60,8 @@ def _begin(layer: Any, start: Start, settings: LowRankConfig, *, masked: bool) -
         if masked:
             rest_OI = with_mask(rest_OI, weight_OI != 0)
     layer.base_layer.weight.data = rest_OI
+    # `save` subtracts the start from the trained product, so it is kept as it was. No checkpoint has it: a resumed
+    # recovery attaches the adapter again, from the same seed.
     for name, factors, value in (("A", layer.lora_A, down_RI), ("B", layer.lora_B, up_OR)):
         factors[ADAPTER].weight.data = value.contiguous()
         layer.register_buffer(f"initial_{name}", value.clone(), persistent=False)

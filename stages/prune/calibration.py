@@ -146,4 +146,5 @@ def _drawn(
     Random(seed).shuffle(order)
     for index in order:
         found = row(index)
+        # Rows run on across sequences, so a token that marks a beginning would stand in the middle of them.
         yield tokenizer(found["prompt"] + found["response"], add_special_tokens=False)["input_ids"] + end

@@ -119,7 +119,7 @@ def preview(pruning: Pruning, fields: Mapping[str, Any] | None) -> PrunePlan | N
         return None
     shape, stored = DecoderShape.from_config(fields), fields.get("dtype") or fields.get("torch_dtype")
     if config.megabytes is not None and stored is None:
-        return None
+        return None  # megabytes are of a precision, which this config.json does not tell
     return foreseen(shape, config, None if ruled(config) else budget_of(shape, config, stored))
 
 
@@ -139,6 +139,7 @@ def _calibration_ids(given: Any) -> list[list[int]] | None:
     if given is None:
         return None
     ids = read_json(Path(given).expanduser()) if isinstance(given, str) else given
+    # `type(token) is int` below, because True is an int to `isinstance`.
     rows = isinstance(ids, list) and ids and all(isinstance(row, list) and row for row in ids)
     if not rows or not all(type(token) is int and token >= 0 for row in ids for token in row):
         raise UserError(

@@ -186,6 +186,7 @@ def _choose_in_steps(
         dense=shape,
         layers=layers,
         requested=None if budget is None else budget.ratio,
+        # The bias is new parameters, which the plan has to count.
         output_bias=config.compensate == "bias" and layers != shape.layers,
     )
     return plan, kept, found
@@ -210,7 +211,7 @@ def _choose(
     shape: DecoderShape,
 ) -> Chosen:
     """Return the choice of the groups that stay, by `scores`; without them the model that is held is scored."""
-    idle = budget is not None and not budget.ratio
+    idle = budget is not None and not budget.ratio  # nothing is to go, so nothing needs a score
     if scores is None:
         scores = Scores({}) if idle else score_groups(held, ids_BT, config)
     found: dict[str, Any] = {}

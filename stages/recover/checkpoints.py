@@ -60,6 +60,7 @@ class Progress:
 
 def newest(output: Path) -> Path | None:
     """Return the directory of the newest whole checkpoint under `output`, or None."""
+    # Step numbers have leading zeros, so the last name is the newest.
     return max((output / FOLDER).glob("step-*"), default=None)
 
 

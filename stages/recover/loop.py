@@ -188,6 +188,7 @@ class Training:
         for turn in self.workers.turns(list(split(documents, tokens))):
             if signalled() is not None:
                 return None
+            # Every worker adds up the losses of all, in one order, so that all have the same numbers.
             for summed in self.workers.on_each(partial(self._take, turn, labels)):
                 for name, value in summed.items():
                     means[name] = means.get(name, 0.0) + value / labels
@@ -211,6 +212,7 @@ class Training:
 
     def _finish_step(self, documents: list[Document], losses: Mapping[str, float], bar: Any) -> None:
         """Clip, update the adapter, and record what the step did."""
+        # Prompts and labels alike are tokens of the budget; the last step may go beyond it.
         before, tokens = self.progress.tokens, sum(len(document.ids) for document in documents)
         rate = learning_rate(self.config, (before + tokens) / self.config.tokens)
         # Without clipping the norm is still needed: it tells whether all gradients are finite.

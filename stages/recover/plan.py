@@ -106,6 +106,7 @@ def check_recover(config: RecoverConfig) -> None:
     require(config.gradient_clip >= 0, "recover.gradient_clip", "at least 0", config.gradient_clip)
     require(config.loss in LOSSES, "recover.loss", f"one of {', '.join(LOSSES)}", config.loss)
     require(config.keep in KEPT, "recover.keep", f"one of {', '.join(KEPT)}", config.keep)
+    # inductor takes the compiler that CXX names, if it is set.
     names = [os.environ["CXX"]] if "CXX" in os.environ else COMPILERS
     if config.compile and not any(shutil.which(name) for name in names):
         raise UserError(

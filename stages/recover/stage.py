@@ -142,6 +142,7 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
     model = material.load(config.dtype if adapter.trained is None else "float32")
     total = count_parameters(model)
     use_packed_attention(model)
+    # A seed of its own, so that the start of the adapter does not depend on what was drawn before.
     with seeded(config.seed, "adapter"):
         adapted = adapter.attach(model, config.adapter, material.masked)
     curve = Curve(model, material.tokenizer, material.held_out, config=config.recover, dtype=config.dtype)
@@ -172,6 +173,7 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
         "validation": _validation_facts(progress.history[0], kept, curve),
         "test": workers.forward(lambda: _test_facts(model, material.tokenizer, unseen, config, progress)),
     } | ({"masked_modules": len(material.masked)} if material.masked else {})
+    # Last, because a sharded model whose parameters are whole can't run any more.
     workers.gather(model, frozen=adapter.trained is not None)
     return Trained(adapted, summary, progress.history)
 

@@ -34,6 +34,7 @@ def trial(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
     Raises:
         UserError: for every reason of a recovery but a loss that is not finite.
     """
+    # Gathered here, because a recovery that diverges ends before it writes its history.
     points: list[JSON] = []
     try:
         summary = stage.train(config, inputs, replace(context, log=points.append))

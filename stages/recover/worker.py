@@ -52,14 +52,14 @@ def _listen(connection: Connection, told: list[int]) -> None:
         try:
             told.append(connection.recv())
         except (EOFError, OSError):
-            os._exit(1)
+            os._exit(1)  # `sys.exit` would end this thread alone
 
 
 def _work(job: Job, connection: Connection, told: Callable[[], int | None]) -> None:
     context = job.context
     torch.set_num_threads(job.threads)
     if job.rank > 0:
-        logging.disable()
+        logging.disable()  # every worker would log the same
     else:
         logging.basicConfig(level=logging.INFO, handlers=[_Passed(connection)])
         context = replace(context, log=lambda point: send(connection, Point(point)))

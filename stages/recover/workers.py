@@ -155,6 +155,7 @@ class Replicated(Workers):
 
     def add_gradients(self) -> None:
         """Run the empty pass: its gradients are zeros, and DDP takes the mean of zeros plus what has accumulated."""
+        # DDP waits for the gradient of every trained parameter, so the sum has all of them.
         zero: Tensor = self._frame(lambda: sum(parameter.sum() for parameter in self._trained) * 0.0)
         zero.backward()  # type: ignore[no-untyped-call]
 

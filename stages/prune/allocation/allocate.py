@@ -200,6 +200,7 @@ def plan_shapes(
         raise ValueError("a global ranking needs scores")
     check_reachable(budget, shape, config, config.max_per_layer)
     ladders = ladders_of(scores.numbers(), shape, config, cumulative=criterion.cumulative)
+    # FLAP's paper ranks its standardised scores as they are. All other scores are weighed against the size saved.
     return ranked_plan(ladders, budget, shape, per_size=criterion.cumulative or criterion.paper != "global")
 
 

@@ -84,6 +84,7 @@ def budget_of(shape: DecoderShape, config: PruneConfig, dtype: str | None = None
     asked = f"prune.megabytes={config.megabytes:g}"
     if config.budget == "macs":
         raise UserError(f"{asked} is a size of weights, and prune.budget=macs counts work. Give one of the two.")
+    # A share of bytes is the same share of parameters, because all weights are stored in one precision.
     size = shape.parameters() * BYTES.get(dtype or "float32", 4) / 1e6
     if not 0 < config.megabytes <= size:
         raise UserError(f"{asked} must be above 0 and at most the model's own {size:.1f} MB.")

@@ -158,9 +158,9 @@ class _Climb:
                 offer(number)
 
     def _take(self, ladder: Ladder, to: int, beyond: float) -> bool:
-        """Climb to a step of a ladder and return True; return False where that ends too far beyond the goal.
+        """Climb to a step of a ladder and return True.
 
-        The same holds where no layer would be left.
+        Return False, and climb nowhere, where that ends too far beyond the goal or leaves no layer.
         """
         layer = self.layers[ladder.layer]
         size = self.size - self._saved(ladder, to)

@@ -123,7 +123,9 @@ def _map_losses(
     removal = Elimination if config.compensate == "least_squares" else Removal
     width = weight_RC.shape[1]
     found: dict[str, list[float]] = {}
+    # `size` is the number of adjacent inputs that a group has: a key/value head has those of all its query heads.
     for kind, size in (("heads", width // max(1, layer.shape.kv_heads)), ("queries", layer.head_dim), ("channels", 1)):
+        # Channels are inputs of the MLP's projection, the other kinds of the attention's.
         if kind not in scores or attention != (kind != "channels"):
             continue
         sets = _sets(kind, scores[kind], layer)

@@ -69,7 +69,7 @@ def by_channel_ratio(shape: DecoderShape, config: PruneConfig) -> PrunePlan:
     heads, mlp = ("heads" in config.granularity, "channels" in config.granularity)
     for index, ratio in enumerate(_channel_ratios(shape, config)):
         old = shape.layers[index]
-        rows = old.kv_heads * shape.head_dim * heads
+        rows = old.kv_heads * shape.head_dim * heads  # none where heads may not go
         groups = (rows - int(rows * (1 - ratio))) // shape.head_dim
         targets[index] = without(old, groups, 0, (old.mlp - int(old.mlp * (1 - ratio))) * mlp)
         if ratio and rows and groups == 0:

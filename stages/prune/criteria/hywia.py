@@ -89,6 +89,7 @@ def fuse(fine_N: Tensor, coarse_N: Tensor, config: HyWIAConfig) -> Tensor:
     import torch
 
     unit = fine_N.mean()
+    # Not below 1e-300, because all scores of a layer may be zero.
     relative_2N = torch.stack([scores / scores.mean().clamp(min=1e-300) for scores in (fine_N, coarse_N)])
     preference_21 = torch.tensor([[config.prefer_fine], [0.0]], dtype=torch.float64)
     attention_2N = torch.softmax((relative_2N + preference_21) / config.temperature, 0)

@@ -1,7 +1,7 @@
 """LLM-Pruner's Taylor criterion (Ma, Fang, Wang 2023, arXiv 2305.11627), for blocks and for hidden channels.
 
-A group scores by the expected change of the loss when its weights become zero. Let w be a weight, g its gradient of the
-calibration loss, and a = Σ_j g_j² / n the diagonal of the Fisher information from the gradients of single samples j.
+A group scores by the expected change of the loss when its weights become zero. Let w be a weight and g its gradient of
+the calibration loss. a = Σ_j g_j² / n is the diagonal of the Fisher information from the gradients of single samples j.
 Each row (of q, k, v, gate, up) or column (of o, down) that belongs to a group scores
 
     vectorize     |Σ w·g|
@@ -115,6 +115,7 @@ def expanded(
     projections = [projection for layer in blocks for projection in layer.projections]
     scores = slice_scores(model, [*projections, *hidden], ids_BT, expansions)
 
+    # Scores come in the order of the projections that were asked for: layer by layer, then the hidden channels.
     def sorted_out(vectors: Sequence[Tensor]) -> Expanded:
         following = iter(vectors)
         by_layer = {layer.index: {p.name: next(following) for p in layer.projections} for layer in blocks}
@@ -128,6 +129,7 @@ def merge_hidden(vectors: Sequence[Tensor], reduction: str) -> Tensor | None:
     if not vectors:
         return None
     if reduction == "prod":
+        # The n-th root of the product, by logarithms, since the product itself would underflow.
         return MERGES["mean"]([vector.log() for vector in vectors]).exp()
     return MERGES[reduction](vectors)
 

@@ -63,11 +63,13 @@ def score(
     for layer in layers:
         with resident(layer.index):
             groups = group_scores(layer, {projection.name: sums(projection) for projection in layer.projections})
+        # The root is taken last, since powers add up over a group's slices and norms do not.
         scores[layer.index] = {kind: values ** (1 / power) for kind, values in groups.items()}
     if "hidden" not in config.granularity:
         return Scores(scores)
     owners = {module: layer.index for layer in decoder_layers(model) for module in layer.module.modules()}
     hidden = []
+    # A layer's places follow each other, so each layer is held in memory once.
     for index, places in groupby(hidden_slices(model), lambda place: owners.get(place.linear)):
         with nullcontext() if index is None else resident(index):
             hidden += [sums(place) for place in places]

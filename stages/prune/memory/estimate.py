@@ -133,6 +133,7 @@ def estimate(work: Work) -> Estimate:
     inputs = max(largest.mlp, largest.heads * shape.head_dim, shape.hidden)
     matrices = max(LOGITS, work.length * shape.vocabulary) * (each + 12) + 8 * tokens * inputs * work.gradients
     if work.output:
+        # The gradient of all logits is kept: it is a factor of the output projection's gradient.
         matrices += tokens * shape.vocabulary * each
     if work.least_squares:
         matrices += 4 * 8 * inputs**2
@@ -163,6 +164,7 @@ def _remedies(work: Work) -> str:
         half = work.sequences // 2
         ways[f"prune.calibration.sequences={half}"] = replace(work, sequences=half)
     need = estimate(work).total
+    # A remedy that saves less than a twentieth is none.
     less = {way: estimate(other).total for way, other in ways.items() if estimate(other).total < 0.95 * need}
     listed = ", ".join(f"{way} ({total / GIB:.1f} GiB)" for way, total in less.items())
     return f"What needs less: {listed}." if listed else "Prune on a machine with more memory, or a smaller model."

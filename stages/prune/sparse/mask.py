@@ -51,6 +51,7 @@ def mask(model: PreTrainedModel, ids_BT: Tensor, config: SparseMLConfig, dtype: 
         from stages.prune.sparse.compressor import compress
 
         compress(model, ids_BT, calibrated)
+    # Before the cast below, which changes the bytes of every tensor.
     _require_untouched(others, _digests(model, except_for=before))
     model.to(dtype)
     masks = {name: _outcome(model, name, masking, before[name]) for masking, names in work for name in names}
@@ -133,7 +134,7 @@ def _outcome(model: PreTrainedModel, name: str, masking: Masking, zeros_before: 
     """
     linear = _linear(model, name)
     weight_OI, weights, zeros = linear.weight.detach(), linear.weight.numel(), _zeros(linear)
-    achieved, slack = zeros / weights, TOLERANCE + 1 / linear.in_features
+    achieved, slack = zeros / weights, TOLERANCE + 1 / linear.in_features  # one weight a row is rounding
     if not bool(weight_OI.isfinite().all()):
         raise UserError(
             f"prune=sparseml: {name} has weights that are not finite. Score in another precision with "
@@ -153,6 +154,7 @@ def _outcome(model: PreTrainedModel, name: str, masking: Masking, zeros_before: 
 def _digests(model: PreTrainedModel, *, except_for: Iterable[str]) -> dict[str, str]:
     """Return a digest of every tensor but the weights of the named modules."""
     masked = {f"{name}.weight" for name in except_for}
+    # As bytes, because numpy has no bfloat16.
     return {
         name: hashlib.sha256(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()).hexdigest()
         for name, tensor in model.state_dict().items()

@@ -69,7 +69,7 @@ def _parts(maps: Sequence[nn.Linear]) -> Iterator[list[nn.Linear]]:
     part: list[nn.Linear] = []
     held = 0
     for linear in maps:
-        size = 4 * (linear.in_features**2 + linear.out_features**2)
+        size = 4 * (linear.in_features**2 + linear.out_features**2)  # A and B in float32
         if part and held + size > MEMORY:
             yield part
             part, held = [], 0
@@ -98,6 +98,7 @@ def _sweep(model: PreTrainedModel, maps: Sequence[nn.Linear], ids_BT: Tensor, se
             stack.callback(linear.register_forward_hook(_gather(own)).remove)
         for ids in batches:
             logits = model(ids, use_cache=False).logits.float().flatten(0, 1)
+            # Drawn by the model and not read from the text: the module says why.
             answers = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
             # A sum, not a mean: the moments are divided by the number of tokens once, below.
             F.cross_entropy(logits, answers, reduction="sum").backward()  # type: ignore[no-untyped-call]
@@ -219,7 +220,7 @@ def channel_losses(weight_RC: Tensor, own: SecondMoments) -> Tensor:
         order = torch.argsort(costs_C)[: min(TOGETHER, int(alive_C.sum()))]
         before = elimination.loss
         after = elimination.remove(order)
-        # Within a step the joint cost is spread as the single costs are.
+        # Within a step the joint cost is spread as the single costs are, all of which may be zero.
         steps = costs_C[order].double().cumsum(0)
         losses_C[order.cpu()] = (before + (after - before) * steps / steps[-1].clamp(min=1e-300)).cpu()
         alive_C[order] = False

@@ -43,6 +43,7 @@ class Gradient:
         its rows. Rows that no token looked up are left out, because their gradient is zero.
         """
         if self.vector_BR is not None:
+            # A vector is a matrix of one column here.
             vector_SR = self.vector_BR.float() if apart else self.vector_BR.float().sum(0, keepdim=True)
             yield slice(0, len(weight)), vector_SR[..., None]
             return

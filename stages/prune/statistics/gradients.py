@@ -72,6 +72,7 @@ def stream_gradients(
         if to_the_table:
             torch.autograd.backward(run.embed(ids_BT), gradient_BTH)
             recorder.hand_over_others()
+    # Autograd itself adds up the gradients of vectors, which are small. All their uses have been passed by now.
     for position, weight in enumerate(weights):
         if weight.dim() == 1:
             visit(position, Gradient(vector_BR=vectors[id(weight)].grad[:, 0]))  # type: ignore[index]
@@ -89,6 +90,7 @@ def _segments(run: Layerwise, weights: set[int]) -> list[range]:
     tokens = run.ids_BT.numel()
     held = sum(tokens * activation_bytes(layer.shape, layer.head_dim, **sizes) for layer in layers[first:])
     length = max(1, len(layers[first:]) // max(1, math.ceil(held / GRAPH)))
+    # At least one segment. It is empty where all weights are behind the layers, and the head runs after it even so.
     starts = range(first, max(len(layers), first + 1), length)
     return [range(start, min(start + length, len(layers))) for start in starts]
 

@@ -96,6 +96,7 @@ class Layerwise:
 
         `parameters` replace the layer's parameters, by name.
         """
+        # `functional_call` replaces parameters for one call, so that a vector can have a copy for each sequence.
         arguments = ((hidden_BTH,), self._given[index])
         return functional_call(self.layers[index], dict(parameters), *arguments)  # type: ignore[no-any-return]
 

@@ -1,6 +1,6 @@
 """Taylor expansions of the loss in the weights, summed over the rows or columns that belong to groups.
 
-Let w be a weight, g its gradient of the calibration loss, and a = Σ_j g_j² / n the diagonal of the Fisher information
+Let w be a weight and g its gradient of the calibration loss. a = Σ_j g_j² / n is the diagonal of the Fisher information
 from the gradients of the n single sequences. The score of a row or column is (LLM-Pruner, arXiv 2305.11627)
 
     vectorize     |Σ w·g|

@@ -71,10 +71,12 @@ class TopK:
     def of(cls, exact: Exact, count: int) -> TopK:
         """Return the `count` likeliest tokens at each labelled token of `exact`."""
         parts = []
+        # At least one chunk, so that a batch without labels gives empty tensors.
         for start in range(0, max(len(exact.hidden_NE), 1), CHUNK):
             # `Exact` does not read its second argument, so any tensor will do.
             log_p_CV = exact.log_probabilities(slice(start, start + CHUNK), exact.hidden_NE)
             log_p_CK, indices_CK = log_p_CV.topk(min(count, log_p_CV.shape[1]), dim=1)
+            # With the likeliest tokens struck out, the sum is that of all others.
             parts.append((log_p_CK, indices_CK.int(), log_p_CV.scatter_(1, indices_CK, -torch.inf).logsumexp(1)))
         return cls(*map(torch.cat, zip(*parts, strict=True)))
 
@@ -114,6 +116,7 @@ class _Mixture(torch.autograd.Function):
             logits_CV = logits.in_place(linear(hidden_CE, weight_VE, bias_V).float())
             said_CV = torch.log_softmax(logits_CV, 1)
             cross_entropy -= said_CV.gather(1, labels_C1).sum()
+            # Cross-entropy is of the plain logits, the divergence of those at temperature T.
             log_q_CV = said_CV if temperature == 1 else torch.log_softmax(logits_CV / temperature, 1)
             log_p_CV = targets.log_probabilities(chunk, log_q_CV)
             # p is kept for the gradient. log p is not, so the difference is taken in its memory.

@@ -132,6 +132,7 @@ def _digests(source: Path | PreTrainedModel) -> list[str]:
     """Return the SHA-256 of a teacher's configuration and of its files or tensors."""
     if isinstance(source, Path):
         return [sha256_of(file) for file in (source / "config.json", *sorted(source.glob("*.safetensors")))]
+    # As bytes, because numpy has no bfloat16.
     tensors = (tensor.detach().cpu().contiguous().view(-1) for tensor in source.state_dict().values())
     numbers = [hashlib.sha256(tensor.view(torch.uint8).numpy()).hexdigest() for tensor in tensors]
     return [hashlib.sha256(source.config.to_json_string().encode()).hexdigest(), *numbers]
@@ -141,6 +142,7 @@ def _digest(batch: Batch) -> str:
     """Return the SHA-256 of a batch: its tokens, the ends of its documents, and its labelled tokens."""
     digest = hashlib.sha256(repr(batch.layout.lengths).encode())
     shared = batch.layout.shared
+    # Which beginnings are shared decides the rounding, and what is cached equals what would be computed to the bit.
     sources = [] if shared is None else [shared.sources_S]
     for tensor in (batch.input_ids_1T, batch.predictors_N, batch.labels_N, *sources):
         digest.update(tensor.to("cpu", torch.int64).contiguous().numpy().tobytes())
