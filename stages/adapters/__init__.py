@@ -1,1 +1,1 @@
-"""Adapters: few trained parameters on a frozen model, an adapter a file, all of them in `registry`."""
+"""Adapters: a few trained parameters on a frozen model, one file each, all of them in `registry`."""

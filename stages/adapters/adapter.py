@@ -1,4 +1,4 @@
-"""What an adapter is to the training loop. No torch here: a plan reads these."""
+"""The record of an adapter, as the training loop uses it. No torch here: a plan reads these."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER = "default"
-"""PEFT's name of the one adapter that a model has here."""
+"""PEFT's name for an adapter; a model has only this one here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """A way of training few parameters of a frozen model, or all of them. Its functions take its own config.
+    """A way to train few parameters of a frozen model, or all of them. The functions take the adapter's own config.
 
     Attributes:
         config: the dataclass of its options.
         check: raises a `UserError` for an option outside its range.
-        label: a few characters for directory names and tables: "r16".
-        sizes: the numbers that card and report give behind its name, each after what it is called: {"rank": 16}.
-        facts: what else recovery.json says of it besides its options: the reason why it can't be merged, say.
-        attach: changes the model in place, so that its forward pass has the adapter in it and exactly the parameters
-            to train require a gradient; returns whatever `save` needs. Random numbers come from torch's generator,
-            which the caller has seeded. In the modules named last, zeros of the weights are a mask and stay.
-        rates: the factor on the learning rate of each trained parameter that has one of its own, by name.
+        label: returns a few characters for directory names and tables: "r16".
+        sizes: returns the numbers that card and report give behind its name, by what they are called: {"rank": 16}.
+        facts: returns the entries of recovery.json besides its options, such as the reason why it can't be merged.
+        attach: changes the model in place, so that its forward pass includes the adapter and exactly the parameters to
+            train require a gradient; returns the module that `save` needs. Random numbers come from torch's generator,
+            which the caller has seeded. The last argument names masked modules, whose zeros stay.
+        rates: returns the factor on the learning rate of each trained parameter that has its own factor, by name.
         save: writes the trained adapter into a directory.
-        load: attaches the adapter saved in a directory to a freshly loaded base model, in place and for inference; the
-            masks of the modules named last are kept.
-        merge: returns a freshly loaded base model with the saved adapter folded into its weights, the masks kept; None
-            for adapters that can't be folded; `facts` then has the reason, as "unmergeable".
-        trained: for what trains the model's own weights: returns the model in the dtype named last, masks kept. It is
-            all that there is to keep, so save, load and merge are None. None for every other adapter.
-        fits: raises a `UserError` where a model of this shape can't have the adapter: a plan asks, for the pruned one.
+        load: attaches the adapter saved in a directory to a freshly loaded base model, in place and for inference. The
+            last argument names masked modules, whose zeros stay.
+        merge: returns a freshly loaded base model with the saved adapter folded into its weights; masks stay. None for
+            an adapter that can't be merged: `facts` then has the reason, as "unmergeable".
+        trained: returns the trained model in the dtype named last; masks stay. Only for adapters that train the model's
+            own weights. They have nothing else to keep, so save, load and merge are None. None for every other adapter.
+        fits: raises a `UserError` where a model of this shape can't have the adapter. A plan calls it with the shape of
+            the pruned model.
     """
 
     config: type[AdapterConfig]
@@ -57,5 +58,5 @@ class Adapter:
 
 
 def no_rates(adapted: Module, config: Any) -> Mapping[str, float]:
-    """Return nothing: every parameter is trained at the recovery's own rate."""
+    """Return no factors: every parameter is trained at the recovery's own rate."""
     return {}

@@ -1,12 +1,14 @@
-"""What the series and the parallel adapter have in common: two small matrices with a nonlinearity between them.
+"""The common part of the series and the parallel adapter: two small matrices with a nonlinearity between them.
 
     y + s U f(D z)        y = W x;  D: bottleneck x in, Kaiming-uniform;  U: out x bottleneck, zero
 
 z is y (`.series`) or x (`.parallel`). The published code (github.com/AGI-Edgerunners/LLM-Adapters, of arXiv 2304.01933)
-draws both matrices from N(0, 0.02²); with U at zero, as it starts its other variant, training starts at the base model.
+draws both matrices from N(0, 0.02²). Here U starts at zero, as that code starts its other variant, so training starts
+at the base model.
 
-No merging: f is no matrix, so y + s U f(D z) is no W' x. PEFT has no such adapters, so the format is ours:
-adapter_model.safetensors, its tensors named MODULE.down and MODULE.up, and adapter_config.json with the options below.
+The adapters can't be merged: f is no matrix, so y + s U f(D z) is no W' x. PEFT has no such adapters, so the format is
+ours: adapter_model.safetensors, with tensors named MODULE.down and MODULE.up, and adapter_config.json with the options
+below.
 
 torch is imported inside the functions, because a plan reads the dictionary of adapters.
 """
@@ -38,15 +40,15 @@ class BottleneckConfig(AdapterConfig):
     """A small network beside some linear layers."""
 
     bottleneck: int = 256
-    """Outputs of the first matrix; at least 1. More train more."""
+    """Number of outputs of the first matrix; at least 1. A higher number trains more parameters."""
     activation: str = "tanh"
-    """Between the matrices: tanh, relu, gelu or silu."""
+    """The nonlinearity between the matrices: tanh, relu, gelu or silu."""
     scaling: float = 1.0
-    """Factor s on what is added."""
+    """Factor s on the output of the adapter."""
     dropout: float = 0.0
     """Probability of dropping an input of the adapter while training."""
     targets: list[str] = field(default_factory=list)
-    """Names of the linear layers that get one."""
+    """Names of the linear layers that get an adapter."""
 
 
 def bottleneck(config: type[BottleneckConfig], *, series: bool) -> Adapter:
@@ -104,7 +106,7 @@ def read(adapted: PreTrainedModel, directory: Path) -> None:
     """Copy the matrices in `directory` into an adapted model, in the model's precision.
 
     Raises:
-        UserError: they are another model's.
+        UserError: the matrices are of another model.
     """
     from safetensors.torch import load_file
 

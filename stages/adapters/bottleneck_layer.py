@@ -1,4 +1,4 @@
-"""The layer of `bottleneck`: it stands in the place of a linear layer that it holds.
+"""The layer of `bottleneck`, which takes the place of a linear layer and holds it.
 
 Shape legend: I inputs of the linear layer, O its outputs, B bottleneck.
 """
@@ -18,7 +18,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": 
 
 
 class Options(Protocol):
-    """What a layer takes of the adapter's options (`.bottleneck` has them, and says what they mean)."""
+    """The options of the adapter that a layer reads (`.bottleneck` describes them)."""
 
     bottleneck: int
     activation: str
@@ -28,10 +28,10 @@ class Options(Protocol):
 
 
 class Bottleneck(nn.Module):
-    """y + s U f(D z) of a linear layer's output y, z being y itself or the layer's input.
+    """y + s U f(D z), where y is the linear layer's output, and z is y itself or the layer's input.
 
     Attributes:
-        multiply_accumulates: what the adapter adds to those of the layer, a token.
+        multiply_accumulates: multiply-accumulates a token that the adapter adds to those of the layer.
     """
 
     def __init__(self, base_layer: nn.Linear, options: Options, *, series: bool) -> None:
@@ -48,6 +48,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., O] for x of [..., I], in the precision of the linear layer."""
         y: Tensor = self.base_layer(x)
+        # The matrices are float32 while they are trained, whatever the precision of the base.
         read = F.dropout(y if self.series else x, self.options.dropout, self.training).to(self.down.dtype)
         change = F.linear(self.activation(F.linear(read, self.down)), self.up)
         return y + (self.options.scaling * change).to(y.dtype)
@@ -56,6 +57,7 @@ class Bottleneck(nn.Module):
 def wrap(model: PreTrainedModel, options: Options, *, series: bool) -> PreTrainedModel:
     """Give the target layers of `model`'s decoder an adapter, in place; nothing else is trained. Returns `model`."""
     model.requires_grad_(False)
+    # A list, because the modules are exchanged while they are walked.
     for parent in list(model.get_decoder().modules()):
         for name, child in parent.named_children():
             if name in options.targets and isinstance(child, nn.Linear):
@@ -64,7 +66,7 @@ def wrap(model: PreTrainedModel, options: Options, *, series: bool) -> PreTraine
 
 
 def matrices(adapted: nn.Module) -> dict[str, nn.Parameter]:
-    """Return what is trained, by the names it is saved under."""
+    """Return the trained matrices, by the names under which they are saved."""
     layers = {name: layer for name, layer in adapted.named_modules() if isinstance(layer, Bottleneck)}
     return {f"{name}.{part}": getattr(layer, part) for name, layer in layers.items() for part in ("down", "up")}
 

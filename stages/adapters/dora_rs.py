@@ -2,7 +2,8 @@
 
     h = m (W + (alpha / sqrt(r)) B A) x / ||W + (alpha / sqrt(r)) B A||
 
-Neither paper has it; it tells what the scaling does apart from what the magnitudes do. All else is as in `.dora`.
+Neither paper has this combination. It separates the effect of the scaling from that of the magnitudes. All else is as
+in `.dora`.
 """
 
 from __future__ import annotations

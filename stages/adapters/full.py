@@ -2,12 +2,13 @@
 
     h = (W + D) x        D of any rank
 
-What the papers on adapters compare them with (LoRA, arXiv 2106.09685, section 5). Trained weights, their gradients and
-both of AdamW's moments are float32: an update of a bfloat16 weight by less than 1/256 of it would be lost. Under
-dtype=bfloat16 matrix products run on bfloat16 copies. It wants a rate a tenth of LoRA's or lower.
+The papers on adapters compare them with full fine-tuning (LoRA, arXiv 2106.09685, section 5). Trained weights, their
+gradients and both of AdamW's moments are float32: an update of a bfloat16 weight by less than 1/256 of it would be
+lost. Under dtype=bfloat16 matrix products run on bfloat16 copies. Full fine-tuning wants a rate a tenth of LoRA's or
+lower.
 
 In masked modules the gradient of every zero is set to zero after each backward pass. AdamW's moments then stay zero
-there, and with them its update; its decay takes a zero to zero. So masks stay, whatever is trained.
+there, and so does its update; its weight decay takes a zero to zero. So masks stay, whatever is trained.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("all", "decoder", "projections")
 KEPT = "kept_OI"
-"""A masked module's buffer that says which of its weights are not zero."""
+"""Name of a masked module's buffer: whether each of its weights is not zero."""
 
 
 @dataclass(kw_only=True, slots=True)
 class FullConfig(AdapterConfig):
-    """Which weights are trained."""
+    """Options of full fine-tuning."""
 
     weights: str = "all"
-    """"all"; the "decoder" without embeddings and vocabulary head; or the "projections" (linear layers) alone."""
+    """The weights that are trained: "all"; the "decoder" without embeddings and vocabulary head; or the "projections"
+    (linear layers) alone."""
 
 
 def check(config: FullConfig) -> None:
@@ -46,6 +48,7 @@ def check(config: FullConfig) -> None:
 
 def attach(model: PreTrainedModel, config: FullConfig, masked: Collection[str] = ()) -> Module:
     """Make the chosen weights of `model` trainable, in float32, and return it."""
+    # By identity, because a tied weight has more than one name.
     chosen = {id(parameter) for parameter in _chosen(model, config.weights)}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
@@ -71,6 +74,7 @@ def _chosen(model: PreTrainedModel, weights: str) -> list[Tensor]:
 
 
 def _keep_mask(module: Module) -> None:
+    # Not persistent: the mask is in the zeros of the saved weight already.
     module.register_buffer(KEPT, module.weight.detach() != 0, persistent=False)  # type: ignore[operator]
     module.weight.register_post_accumulate_grad_hook(_zero_where_masked(module))  # type: ignore[operator]
 
@@ -83,9 +87,9 @@ def _zero_where_masked(module: Module) -> Callable[[Tensor], None]:
 
 
 def trained(model: Module, dtype: str) -> PreTrainedModel:
-    """Return the model in the dtype it is stored in; a weight that comes out as zero there is the next one that isn't.
+    """Return the model in the dtype that it is stored in; masked modules have exactly the zeros of the base.
 
-    So the zeros of masked modules are exactly those of the base.
+    A trained weight of a masked module that is zero in that dtype becomes the smallest normal number instead.
     """
     import torch
 

@@ -1,14 +1,14 @@
-"""A linear layer with its low-rank adapter as one operation: PEFT's result, a fraction of its passes over memory.
+"""A linear layer with its low-rank adapter as one operation: PEFT's result with a fraction of its passes over memory.
 
-PEFT computes W x, then adds s B A x by separate operations, each of which walks all outputs of the layer and leaves
-tensors behind for the backward pass. Here the adapter's product is accumulated onto W x inside the matrix product
-(beta = 1), forward and backward, and only x and A x are kept:
+PEFT computes W x, then adds s B A x by separate operations. Each of them passes over all outputs of the layer and
+leaves tensors behind for the backward pass. Here the adapter's product is accumulated onto W x inside the matrix
+product (beta = 1), forward and backward. Only x and A x are kept, and for DoRA the output before f:
 
     LoRA, RoRA   y = W x + s B (A x)
     DoRA         y = f ⊙ (W x + s B (A x)),   f = m / ||V||,  V = W + s B A,  ||V|| held constant in the backward pass
 
-and V is never formed: ||V||² = ||W||² + 2 s rowsum(W Aᵀ ⊙ B) + s² rowsum(B (A Aᵀ) ⊙ B), whose first term does not
-change while W is frozen.
+V is never formed: ||V||² = ||W||² + 2 s rowsum(W Aᵀ ⊙ B) + s² rowsum(B (A Aᵀ) ⊙ B). The first term does not change
+while W is frozen.
 
 Shape legend: T tokens, O outputs, I inputs, R rank.
 """
@@ -27,7 +27,7 @@ from stages.adapters.adapter import ADAPTER
 
 
 class FusedLora(LoraLinear):  # type: ignore[misc]
-    """PEFT's LoRA layer, with a forward pass of its own where the adapter is a plain one or DoRA's."""
+    """PEFT's LoRA layer, with a fused forward pass for a plain adapter and for DoRA's; PEFT's own for any other."""
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         """Return the adapted layer's output [..., O] for x [..., I]."""
@@ -39,6 +39,8 @@ class FusedLora(LoraLinear):  # type: ignore[misc]
             factor_O = self.lora_magnitude_vector[ADAPTER].weight / self._norms(down_RI, up_OR)
         dropped = self.lora_dropout[ADAPTER](x) if self._drops() else None
         operands = [x, dropped, base.weight, base.bias, down_RI, up_OR, factor_O]
+        # Cast here as autocast would: it leaves in-place products alone, and the backward pass runs outside it.
+        # Autograd sees these casts and takes the gradients back to float32.
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             operands = [operand if operand is None else operand.to(dtype) for operand in operands]
@@ -47,12 +49,13 @@ class FusedLora(LoraLinear):  # type: ignore[misc]
         return output
 
     def _plain(self) -> bool:
-        """Return whether this is one unmerged adapter on a frozen linear layer, of a kind computed here."""
+        """Return whether this is one unmerged adapter on a frozen linear layer, of a kind that is computed here."""
         variant = self.lora_variant.get(ADAPTER)
         return (
             self.active_adapters == [ADAPTER]
             and not self.disable_adapters
             and not self.merged
+            # Not a subclass, which could compute something else; and W gets no gradient from the backward pass below.
             and type(self.base_layer) is nn.Linear
             and not self.base_layer.weight.requires_grad
             and self.lora_A[ADAPTER].weight.dtype == torch.float32
@@ -67,17 +70,23 @@ class FusedLora(LoraLinear):  # type: ignore[misc]
     def _norms(self, down_RI: Tensor, up_OR: Tensor) -> Tensor:
         """Return the norm of each row of V, in float32."""
         weight_OI, scaling = self.base_layer.weight, self.scaling[ADAPTER]
+        # ||W||², once for the whole training.
         if (own_O := getattr(self, "_own_norms_O", None)) is None:
             own_O = self._own_norms_O = torch.linalg.vecdot(weight_OI.float(), weight_OI.float())
         with torch.autocast(weight_OI.device.type, enabled=False):
             met_OR = (weight_OI @ down_RI.T.to(weight_OI.dtype)).float()
+            # Both other terms have a factor B: 2 s W Aᵀ + s² B (A Aᵀ) is multiplied by it once, below.
             mixed_OR = 2 * scaling * met_OR + scaling**2 * (up_OR @ (down_RI @ down_RI.T))
         squared_O: Tensor = own_O + torch.linalg.vecdot(mixed_OR, up_OR)
+        # Rounding can take a small sum below zero, and a row of zeros could not be divided by.
         return squared_O.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """y = f ⊙ (x Wᵀ + s d Aᵀ Bᵀ) + bias; d is x after dropout, or None for x itself. W, bias, ||V|| are constants."""
+    """y = f ⊙ (x Wᵀ + s d Aᵀ Bᵀ) + bias, where W, bias and ||V|| are constants.
+
+    d is x after dropout; `dropped` is None where d is x itself.
+    """
 
     @staticmethod
     def forward(
@@ -94,10 +103,12 @@ class _AdaptedLinear(torch.autograd.Function):
         x_TI = x.reshape(-1, x.shape[-1])
         dropped_TI = x_TI if dropped is None else dropped.reshape(x_TI.shape)
         inner_TR = dropped_TI @ down_RI.T
+        # DoRA scales the product and not the bias, which is then added last.
         output_TO = F.linear(x_TI, weight_OI, bias_O if factor_O is None else None)
         output_TO.addmm_(inner_TR, up_OR.T, alpha=scaling)
         unscaled_TO = None
         if factor_O is not None:
+            # Kept for the gradient of f; without f no output of the layer is kept.
             unscaled_TO, output_TO = output_TO, output_TO * factor_O
             if bias_O is not None:
                 output_TO += bias_O
@@ -113,12 +124,14 @@ class _AdaptedLinear(torch.autograd.Function):
         if factor_O is not None:
             slope_O = torch.linalg.vecdot(slope_TO, unscaled_TO, dim=0)
             slope_TO = slope_TO * factor_O
+        # From outputs to rank first: the gradients of A and of x then cost R a token and input, not O.
         slope_TR = slope_TO @ up_OR
         slope_OR = (slope_TO.T @ inner_TR).mul_(ctx.scaling)
         slope_RI = (slope_TR.T @ dropped_TI).mul_(ctx.scaling)
         slope_x = slope_dropped = None
         if ctx.needs_input_grad[0]:
             slope_x = slope_TO @ weight_OI
+            # With dropout the two paths meet different inputs: autograd adds them up behind the dropout's own backward.
             if ctx.dropout:
                 slope_dropped = (slope_TR @ down_RI).mul_(ctx.scaling).view(*upstream[0].shape[:-1], -1)
             else:

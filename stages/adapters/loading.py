@@ -1,8 +1,8 @@
-"""A stage's model wherever one is to be run: the directory `model/`, or base and adapter where they can't be merged.
+"""A recovered model wherever it is to be run: the directory `model/`, or the base with an adapter that can't be merged.
 
-A recovery whose adapter can't be folded into weights leaves `adapter/` and no `model/`: who reads such an artifact is
-handed the one it was trained on beside it. Which adapter it is stands in its recovery.json. This is the one place where
-stages that judge a model meet the adapters of `stages.recover`.
+A recovery with an adapter that can't be merged leaves `adapter/` and no `model/`. A reader of such an artifact also
+gets the base, the artifact of the model that the adapter was trained on. recovery.json names the adapter. This file is
+the one place where stages that judge a model meet adapters.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a model is loaded from.
+    """The directories that a model is loaded from.
 
     Attributes:
         model: the directory of a model, with config.json and as a rule a tokenizer.
-        recovery: the artifact whose `adapter/` is attached to it; None where there is nothing to attach.
+        recovery: the artifact whose `adapter/` is attached to the model; None where there is nothing to attach.
     """
 
     model: Path
@@ -36,11 +36,12 @@ class Source:
 
     @classmethod
     def of(cls, artifact: Path, base: Path | None = None) -> Source:
-        """Return the source of the model that `artifact` stands for; `base` is the artifact that it was trained on.
+        """Return the source of the model in `artifact`; `base` is the artifact of the model that it was trained on.
 
         Raises:
-            UserError: the artifact holds an adapter alone, and no base is given.
+            UserError: the artifact holds only an adapter, and no base is given.
         """
+        # Without either directory the path of a model is returned, whose loading says what is missing.
         if (artifact / "model").is_dir() or not (artifact / "adapter").is_dir():
             return cls(artifact / "model")
         if base is None:
@@ -49,7 +50,7 @@ class Source:
 
     @property
     def weights(self) -> list[Path]:
-        """The files that its numbers are stored in."""
+        """The files that hold the weights."""
         directories = [self.model, *([self.recovery / "adapter"] if self.recovery else [])]
         return [file for directory in directories for file in sorted(directory.glob("*.safetensors"))]
 
@@ -57,7 +58,7 @@ class Source:
         """Return the model in evaluation mode, weights and adapter in `dtype`.
 
         Raises:
-            UserError: a directory is not whole, or the adapter is another model's.
+            UserError: a directory is not complete, or the adapter is of another model.
         """
         model = load_model(self.model, dtype=dtype, device=device)
         if self.recovery is None:
@@ -71,5 +72,5 @@ class Source:
 
 
 def added_multiply_accumulates(model: PreTrainedModel) -> int:
-    """Return the multiply-accumulates that an unmerged adapter adds to a token's, as its modules count them."""
+    """Return the multiply-accumulates a token that an unmerged adapter adds, as its modules count them."""
     return sum(getattr(module, "multiply_accumulates", 0) for module in model.modules())

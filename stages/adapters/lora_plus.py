@@ -1,12 +1,12 @@
 """LoRA+: Efficient Low Rank Adaptation of Large Models (arXiv 2402.12354).
 
-    h = W x + (alpha / r) B A x        A learns at the recovery's rate, B at `ratio` times it
+    h = W x + (alpha / r) B A x        A learns at the recovery's rate, B at `ratio` times that rate
 
-In a wide model one rate for both is either too small for B or too large for A, the paper shows; B's should be larger,
-the more so the harder the task. Its authors advise a rate for A somewhat below LoRA's (half of it, say). B's rate rises
-and falls along with A's.
+The paper shows that in a wide model one rate for both is either too small for B or too large for A. B's rate should be
+larger, the more so the harder the task. The authors advise a rate for A somewhat below LoRA's (half of it, say). B's
+rate rises and falls along with A's.
 
-No deviations; embeddings, for which the authors' code has a third rate, are not adapted here.
+No deviations. The authors' code has a third rate for embeddings, which are not adapted here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LoraPlusConfig(LowRankConfig):
     """LoRA's options, and the ratio of the two learning rates."""
 
     ratio: float = 16.0
-    """B's learning rate over A's, which is recover.learning_rate; at least 1, which is LoRA. Often 2^4."""
+    """B's learning rate divided by A's, which is recover.learning_rate; at least 1. 1 is LoRA; 2^4 is usual."""
 
 
 def check(config: LoraPlusConfig) -> None:

@@ -1,4 +1,4 @@
-"""What the adapters that PEFT implements as LoRA have in common: attaching, saving, merging.
+"""The common part of the adapters that PEFT implements as LoRA: attaching, saving, merging.
 
 torch and PEFT are imported inside the functions, because a plan reads the dictionary of adapters.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stages.decoders.shapes import DecoderShape
 
 BASE = "pruned-model"
-"""Stands for the base in adapter_config.json: a path of the machine that trained it would mislead every other one."""
+"""Name of the base in adapter_config.json: a path of the machine that trained it would mislead every other machine."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,8 +36,8 @@ class LowRankConfig(AdapterConfig):
     rank: int = 16
     """Rank r of the update; at least 1 and at most the smaller side of the weight."""
     ranks: dict[str, int] = field(default_factory=dict)
-    """Rank of some layers in place of `rank`, which their scaling follows: '+adapter.ranks={down_proj: 32,
-    layers.3.q_proj: 4}' (Hydra wants the plus). Of several that name one layer the one of most parts counts."""
+    """Ranks of some layers in place of `rank`; their scaling follows: '+adapter.ranks={down_proj: 32,
+    layers.3.q_proj: 4}' (Hydra wants the plus). Where several names fit a layer, the name of most parts counts."""
     alpha: float = 16.0
     """Scaling numerator: LoRA scales by alpha/r, RoRA by alpha/sqrt(r)."""
     dropout: float = 0.0
@@ -49,7 +49,7 @@ class LowRankConfig(AdapterConfig):
 def low_rank(
     scaling: Callable[[LowRankConfig], float], *, config: type[LowRankConfig] = LowRankConfig, **options: Any
 ) -> Adapter:
-    """Return the adapter that PEFT's LoraConfig gives with `options`, and whose update is scaled by `scaling`."""
+    """Return the adapter of PEFT's LoraConfig with `options`; `scaling` returns the factor on its update."""
 
     def attach(model: PreTrainedModel, settings: LowRankConfig, masked: Collection[str] = ()) -> Module:
         return attach_lora(model, settings, masked, **options)
@@ -79,13 +79,14 @@ def check_low_rank(config: LowRankConfig) -> None:
 
 
 def check_wrapping(dropout: float, targets: list[str]) -> None:
-    """Raise a `UserError` for an option outside its range, of those that all adapters of linear layers have."""
+    """Raise a `UserError` for a dropout or targets outside their range; all adapters of linear layers have these."""
     require(0 <= dropout < 1, "adapter.dropout", "in [0, 1)", dropout)
     require(bool(targets), "adapter.targets", "at least one linear layer's name", targets)
 
 
 def check_ranks(config: LowRankConfig, shape: DecoderShape) -> None:
     """Raise a `UserError` where a layer of this shape can't have its rank."""
+    # A target of another name is a layer that shapes do not tell: attaching the adapter checks it.
     if set(config.targets) <= set(PROJECTIONS):
         layers = {name: sizes for name, sizes in layers_of(shape) if name.rpartition(".")[2] in config.targets}
         ranks_of(layers, config.rank, config.ranks)
@@ -94,7 +95,7 @@ def check_ranks(config: LowRankConfig, shape: DecoderShape) -> None:
 def attach_lora(model: PreTrainedModel, config: LowRankConfig, masked: Collection[str], **options: Any) -> Module:
     """Wrap the target layers of `model` in PEFT's LoRA layers with float32 adapters; returns the `PeftModel`.
 
-    Where a layer is `masked`, the zeros of its weight stay (`.masked`).
+    The zeros of a `masked` layer's weight stay (`.masked`).
 
     Raises:
         UserError: a target is no linear layer of the model, or a rank is larger than a layer's weight can have.
@@ -108,12 +109,14 @@ def attach_lora(model: PreTrainedModel, config: LowRankConfig, masked: Collectio
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
+        # Full names, so that PEFT's own matching of patterns can't choose otherwise than `ranks_of`.
         rank_pattern={name: rank for name, rank in ranks.items() if rank != config.rank},
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=sorted(config.targets),
         **options,
     )
+    # PEFT's experimental interface for layers of one's own; there is no public one.
     lora._register_custom_module({Linear: FusedLora})
     adapted: Module = get_peft_model(model, lora)
     for _, layer in lora_layers(adapted):
@@ -178,7 +181,7 @@ def save_lora(adapted: Module, directory: Path) -> None:
 
 
 def write_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any], directory: Path) -> None:
-    """Write tensors as PEFT names them in a saved adapter, and the fields of a `LoraConfig`."""
+    """Write the tensors, named as in PEFT's saved adapters, and the fields of a `LoraConfig`."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -188,12 +191,13 @@ def write_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any], directo
         metadata={"format": "pt"},
     )
     fields = {**config, "base_model_name_or_path": BASE, "inference_mode": True}
+    # A set's order differs from process to process; sorted, equal adapters give equal bytes.
     ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(fields.items())}
     write_json(directory / "adapter_config.json", ordered)
 
 
 def load_peft(base: PreTrainedModel, directory: Path, masked: Collection[str] = ()) -> None:
-    """Attach the adapter that PEFT's format holds in `directory` to `base`, in place; zeros of the `masked` stay."""
+    """Attach the adapter in `directory`, in PEFT's format, to `base` in place; zeros of `masked` modules stay."""
     from peft import PeftModel
 
     PeftModel.from_pretrained(base, directory)
@@ -201,9 +205,9 @@ def load_peft(base: PreTrainedModel, directory: Path, masked: Collection[str] = 
 
 
 def merge_lora(base: PreTrainedModel, directory: Path, masked: Collection[str] = ()) -> PreTrainedModel:
-    """Return `base` with the adapter saved in `directory` added to its weights; zeros of the `masked` stay.
+    """Return `base` with the adapter saved in `directory` added to its weights; zeros of `masked` modules stay.
 
-    The sum is taken in float32, which the adapter is in, and rounded once to the dtype of `base`.
+    The sum is taken in float32, the precision of the adapter, and rounded once to the dtype of `base`.
     """
     from peft import PeftModel
 

@@ -1,15 +1,15 @@
-"""Low-rank adapters that keep a mask: the zeros of the base's weights stay zeros, while it is trained and merged.
+"""Low-rank adapters that keep a mask: zeros of the base's weights stay zeros in training and in merging.
 
     LoRA, RoRA   h = (W + s (B A) ⊙ M) x
     DoRA         h = m V x / ||V||        V = W + s (B A) ⊙ M, the norm over each output's row held constant
 
-with M = [W ≠ 0]. Rank r is then the rank of B A, not of the update. The same adapter loaded by PEFT alone would give
-W + s B A, another model. A row that is all zero stays so, under DoRA too, where its magnitude decides nothing.
+with M = [W ≠ 0]. Rank r is then the rank of B A, not of the update. PEFT alone would load the same adapter as W + s B
+A, which is another model. A row that is all zero stays all zero, under DoRA too, where its magnitude decides nothing.
 
-The product B A is formed anew in every forward and backward pass (r multiply-accumulates a weight) and not kept
-between them, so it takes the memory of one matrix, not of all. A step multiplies each token by five matrices of the
-layer's size (W and the update, forward; both and the update's gradient, backward) where an adapter without a mask
-needs two; on a processor a step of RoRA takes 2.0 times as long (1,024 tokens, rank 16), one of DoRA 1.8 times.
+The product B A is formed anew in every forward and backward pass (r multiply-accumulates a weight) and not kept between
+them. So it takes the memory of one matrix, not of all. A step multiplies each token by five matrices of the layer's
+size (W and the update, forward; both and the update's gradient, backward). An adapter without a mask needs two. On a
+processor a step of RoRA takes 2.0 times as long (1,024 tokens, rank 16), a step of DoRA 1.8 times.
 
 Shape legend: O outputs, I inputs, R rank.
 """
@@ -30,28 +30,30 @@ from stages.decoders.masks import with_mask
 
 
 def keep_masks(model: nn.Module, modules: Collection[str]) -> None:
-    """Make the adapters of the named modules of `model` (its LoRA layers in place) keep the zeros of their weights."""
+    """Make the adapters of the named modules of `model` keep the zeros of their weights; its LoRA layers change."""
     for name, layer in model.named_modules():
         if name in modules and isinstance(layer, LoraLayer):
             layer.lora_variant[ADAPTER] = Masked()
 
 
 class Masked(LoraVariant):  # type: ignore[misc]
-    """What PEFT asks of a layer whose adapter it does not compute itself."""
+    """PEFT's interface for a layer whose adapter PEFT does not compute itself."""
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
-        """Return the layer's output, given that of the base alone."""
+        """Return the layer's output; `result` is the output of the base alone."""
         weight_OI, bias_O = module.base_layer.weight, module.base_layer.bias
         down_RI, up_OR, scaling, magnitude_O = _parts(module, active_adapter)
         dropout = module.lora_dropout[active_adapter]
         dropped: Tensor = dropout(x)
+        # Computed again in the backward pass, so that B A ⊙ M is not kept. Dropout is outside, so no random state is.
         change: Tensor = checkpoint(
             _masked_product, dropped, weight_OI, down_RI, up_OR, scaling, use_reentrant=False, preserve_rng_state=False
         )
         if magnitude_O is None:
             return result + change
         base: Tensor = result if bias_O is None else result - bias_O
+        # As PEFT's DoRA does: under dropout the factor changes the product with the dropped inputs.
         if module.training and not isinstance(dropout, nn.Identity):
             base = F.linear(dropped, weight_OI)
         factor_O: Tensor = magnitude_O / _norms(_sum(weight_OI, down_RI, up_OR, scaling))
@@ -61,7 +63,7 @@ class Masked(LoraVariant):  # type: ignore[misc]
     def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
         """Return the merged weight: the sum in float32, rounded once, with exactly the zeros of the base's weight.
 
-        A sum that would come out as zero by chance is the smallest normal number instead: the mask is the zeros.
+        A sum that happens to be zero becomes the smallest normal number instead, because the zeros are the mask.
         """
         down_RI, up_OR, scaling, magnitude_O = _parts(module, active_adapter)
         summed_OI = _sum(orig_weight, down_RI, up_OR, scaling)
@@ -103,6 +105,6 @@ def _sum(weight_OI: Tensor, down_RI: Tensor, up_OR: Tensor, scaling: float) -> T
 
 
 def _norms(summed_OI: Tensor) -> Tensor:
-    """Return the norm of each row; of a row of zeros the smallest number that can be divided by."""
+    """Return the norm of each row; for a row of zeros the smallest normal number, which can be divided by."""
     norms_O: Tensor = torch.linalg.norm(summed_OI, dim=1)
     return norms_O.clamp_min(torch.finfo(torch.float32).tiny)

@@ -2,7 +2,7 @@
 
     W = Q R;    B0 = Q_r,  A0 = R_r,    h = (W - s B0 A0) x + s B A x        s = alpha / r
 
-with the first r columns of Q and rows of R, so B begins orthonormal. No deviations.
+Q_r has the first r columns of Q and R_r the first r rows of R, so B begins orthonormal. No deviations.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     h = W x + s U f(D x)        f: tanh;  s: 1;  bottleneck 256
 
-Published code puts one beside single projections, not beside a whole sub-layer as He et al. do, and so does this:
+He et al. put it beside a whole sub-layer. The published code puts it beside single projections, and so does this file:
 beside the MLP's up and down projection. At these defaults llama-7B trains 247 million parameters, the paper's 3.54 %.
-No biases, as there. Deviation: U starts at zero (`.bottleneck`).
+No biases, as in that code. Deviation: U starts at zero (`.bottleneck`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ParallelConfig(BottleneckConfig):
     """A small network beside some linear layers."""
 
     targets: list[str] = field(default_factory=lambda: ["up_proj", "down_proj"])
-    """Names of the linear layers that one stands beside."""
+    """Names of the linear layers that get an adapter beside them."""
 
 
 PARALLEL = bottleneck(ParallelConfig, series=False)

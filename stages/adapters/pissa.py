@@ -2,10 +2,11 @@
 
     W = U S V^T;    B0 = U_r (S_r / s)^(1/2),  A0 = (S_r / s)^(1/2) V_r^T,    h = (W - s B0 A0) x + s B A x
 
-so the part with the r largest singular values is trained, and the rest of W frozen. The paper has s = 1, which is alpha
-= r here; at any other alpha the start is the same model. The decomposition is exact unless `iterations` asks for the
-randomised one that the paper calls fast (Halko et al., arXiv 0909.4061), whose random numbers come from the recovery's
-seed. No deviations.
+So the part with the r largest singular values is trained, and the rest of W is frozen. The paper has s = 1, which is
+alpha = r here; at any other alpha the start is the same model.
+
+The decomposition is exact unless `iterations` asks for the randomised one that the paper calls fast (Halko et al.,
+arXiv 0909.4061). Its random numbers come from the recovery's seed. No deviations.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, slots=True)
 class PissaConfig(LowRankConfig):
-    """LoRA's options, and how exact the decomposition is."""
+    """LoRA's options, and the exactness of the decomposition."""
 
     iterations: int = 0
-    """Subspace iterations of a randomised decomposition: more are more exact and slower; 0 is the exact one, which
-    takes minutes where weights have thousands of rows."""
+    """Subspace iterations of a randomised decomposition; more iterations are more exact and slower. 0 is the exact
+    decomposition, which takes minutes where weights have thousands of rows."""
 
 
 def start(weight_OI: Tensor, rank: int, scale: float, config: PissaConfig) -> tuple[Tensor, Tensor]:
-    """Return the factors of `scale` times which the best approximation of a weight by this rank is the product."""
+    """Return B0 and A0, for which `scale` B0 A0 is the best approximation of the weight by this rank."""
     import torch
 
     if config.iterations:

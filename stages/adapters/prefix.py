@@ -1,14 +1,16 @@
-"""Prefix tuning: Optimizing Continuous Prompts for Generation (arXiv 2101.00190), as a causal model has it.
+"""Prefix tuning: Optimizing Continuous Prompts for Generation (arXiv 2101.00190), in the form for a causal model.
 
     attention(q, [P_k; K], [P_v; V])        P_k, P_v: trained keys and values of each layer, P virtual tokens
 
 Every token sees them, whatever its document. They start as the activations of P tokens drawn from the vocabulary, which
-the paper finds better than random numbers (its section 7.4). Deviation: they are trained themselves, not through the
-paper's MLP, which it drops after training and which is PEFT's `prefix_projection`, off by default. Ten virtual tokens
-are LLM-Adapters' (arXiv 2304.01933).
+the paper finds better than random numbers (its section 7.4). Ten virtual tokens are LLM-Adapters' (arXiv 2304.01933).
 
-No merging: keys that no token makes are in no weight. PEFT's format holds one number of key/value heads, the one in the
-model's config.json, so layers that were pruned to different numbers can't have a prefix.
+Deviation: the keys and values are trained themselves, not through the paper's MLP. The paper drops that MLP after
+training. It is PEFT's `prefix_projection`, which is off by default.
+
+A prefix can't be merged: it is keys and values that belong to no token, and no weight produces them. PEFT's format has
+one number of key/value heads, the one in the model's config.json. So layers that were pruned to different numbers can't
+have a prefix.
 
 torch and PEFT are imported inside the functions, because a plan reads the dictionary of adapters.
 """
@@ -38,7 +40,8 @@ class PrefixConfig(AdapterConfig):
     """Keys and values before those of the text."""
 
     virtual_tokens: int = 10
-    """Keys and values of each layer's head; at least 1. More train more, and cost every token more attention."""
+    """Number of keys and values of each head of a layer; at least 1. More of them train more parameters, and cost every
+    token more attention."""
 
 
 def check_prefix(config: PrefixConfig) -> None:
@@ -47,7 +50,10 @@ def check_prefix(config: PrefixConfig) -> None:
 
 
 def check_shape(config: PrefixConfig, shape: DecoderShape, told: int | None = None) -> None:
-    """Raise a `UserError` unless each layer has as many key/value heads as the others, and as config.json says."""
+    """Raise a `UserError` unless all layers have the same number of key/value heads, the one in config.json.
+
+    `told` is the number in config.json; None where it has none.
+    """
     counts = {layer.kv_heads for layer in shape.layers} | ({told} if told is not None else set())
     if len(counts) > 1:
         raise UserError(
@@ -61,7 +67,7 @@ def attach(model: PreTrainedModel, config: PrefixConfig, masked: Collection[str]
     """Put a prefix before what every layer of `model` attends to; returns `model`.
 
     Raises:
-        UserError: PEFT's format can't hold it, or the model's positions or windows allow none.
+        UserError: PEFT's format can't hold the prefix, or the model's positions or windows allow none.
     """
     import torch
 
@@ -69,6 +75,7 @@ def attach(model: PreTrainedModel, config: PrefixConfig, masked: Collection[str]
 
     fields = model.config.to_dict()
     check_shape(config, DecoderShape.from_config(fields), fields.get("num_key_value_heads"))
+    # Drawn on the processor, so that a GPU starts from the same tokens.
     ids_P = torch.randint(fields["vocab_size"], (config.virtual_tokens,)).to(model.device)
     add_prefix(model, activations(model, ids_P))
     return model
@@ -77,7 +84,7 @@ def attach(model: PreTrainedModel, config: PrefixConfig, masked: Collection[str]
 def save(adapted: Module, directory: Path) -> None:
     """Write adapter_model.safetensors and adapter_config.json in PEFT's format, with no path of this machine.
 
-    PEFT lays the prefix out as one row a virtual token: keys of the first layer, its values, keys of the second, …
+    In PEFT's format a virtual token is one row: keys of the first layer, its values, keys of the second layer, …
     """
     import torch
     from peft import PrefixTuningConfig
@@ -106,10 +113,10 @@ def save(adapted: Module, directory: Path) -> None:
 
 
 def load(base: PreTrainedModel, directory: Path, masked: Collection[str] = ()) -> None:
-    """Put the prefix that PEFT's format holds in `directory` before what `base` attends to, in the precision of `base`.
+    """Put the prefix in `directory`, in PEFT's format, before what `base` attends to, in the precision of `base`.
 
     Raises:
-        UserError: it is another model's.
+        UserError: the prefix is of another model.
     """
     from safetensors.torch import load_file
 

@@ -1,12 +1,12 @@
-"""Attention that every document begins with the same trained keys and values, whichever function computes it.
+"""Attention in which every document begins with the same trained keys and values, whichever function computes it.
 
-The keys and values belong to the attention modules; the functions here put them before a document's own and call
-another. So training on packed documents, the scorer's trees, `generate` and a cache of past keys all see one model. A
-cache holds a document's own keys alone.
+The keys and values belong to the attention modules. The functions here put them before a document's own keys and values
+and call another attention function. So training on packed documents, the scorer's trees, `generate` and a cache of past
+keys all see one model. A cache has a document's own keys alone.
 
-PEFT has the prefix in the cache at positions 0 to P-1, so that a document's first token stands at position P. Here it
-stands at 0, as without a prefix, and the keys, which are kept as PEFT keeps them, are turned back by P positions: with
-rotary embeddings (arXiv 2104.09864) only the difference counts, (R(P+i) q) · k = (R(i) q) · (R(-P) k).
+PEFT has the prefix in the cache at positions 0 to P-1, so that a document's first token is at position P. Here that
+token is at 0, as without a prefix. The keys are kept as PEFT keeps them, and turned back by P positions: with rotary
+embeddings (arXiv 2104.09864) only the difference counts, (R(P+i) q) · k = (R(i) q) · (R(-P) k).
 
 Shape legend: B batch, H query heads, K key/value heads, T tokens, S keys, P virtual tokens, D head dimension.
 """
@@ -34,10 +34,10 @@ Pairs = Sequence[tuple[Tensor, Tensor]]
 
 
 class Prefix(nn.Module):
-    """The trained keys and values of one layer, at positions 0 to P-1, and how far the keys are to be turned back.
+    """The trained keys and values of one layer, at positions 0 to P-1, and the rotation that turns the keys back.
 
     Attributes:
-        multiply_accumulates: what they add to those of the layer, a token.
+        multiply_accumulates: multiply-accumulates a token that the prefix adds to those of the layer.
     """
 
     cos_R: Tensor
@@ -51,7 +51,8 @@ class Prefix(nn.Module):
         self.multiply_accumulates = 2 * heads * keys_KPD[0].numel()
 
     def forward(self, like_BKTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values, each [B, K, P, D], in the precision of a document's own."""
+        """Return keys and values, each [B, K, P, D], in the precision of a document's own keys."""
+        # Some models rotate only the first part of a head's dimensions.
         turning, still = torch.tensor_split(self.keys, [self.cos_R.numel()], dim=-1)
         one, other = turning.chunk(2, dim=-1)
         turned = turning * self.cos_R - torch.cat([-other, one], dim=-1) * self.sin_R
@@ -75,13 +76,16 @@ def after_prefix(attention: Attention) -> Attention:
     ) -> tuple[Tensor, None]:
         prefix = module.prefix(key_BKSD)
         tokens = query_BHTD.shape[2]
+        # A mask is widened by the prefix. A single token, the next one of `generate`, sees everything and needs none.
         if attention_mask is not None or tokens == 1:
             key, value = (torch.cat(pair, dim=2) for pair in zip(prefix, (key_BKSD, value_BKSD), strict=True))
             if attention_mask is not None:
+                # A mask of booleans says what is seen; one of numbers is added to the scores.
                 seen = True if attention_mask.dtype == torch.bool else 0.0
                 attention_mask = F.pad(attention_mask, (prefix[0].shape[2], 0), value=seen)
             return attention(module, query_BHTD, key, value, attention_mask, **options)
-        # Plain causal attention, which has fast kernels, serves if the prefix has queries too; nobody reads their rows.
+        # Causal attention without a mask has fast kernels, and takes as many queries as keys. So the prefix gets idle
+        # queries, whose outputs are cut off at the end.
         lengths = list(document_layout.lengths if document_layout else (tokens,))
         virtual = prefix[0].shape[2]
         idle = query_BHTD.new_zeros(1, 1, 1, 1).expand(*query_BHTD.shape[:2], virtual, query_BHTD.shape[3])
@@ -109,7 +113,7 @@ def add_prefix(model: PreTrainedModel, pairs: Pairs) -> None:
     """Put keys and values before what each layer of `model` attends to, in place; nothing else is trained.
 
     Raises:
-        UserError: the layers see a window only, or their positions are no fixed rotations.
+        UserError: the layers attend within a window, or their positions are not fixed rotations.
     """
     decoder = model.get_decoder()
     _check(decoder)
@@ -119,6 +123,7 @@ def add_prefix(model: PreTrainedModel, pairs: Pairs) -> None:
         attention = layer.self_attn
         heads = attention.num_key_value_groups * len(keys_KPD)
         attention.prefix = Prefix(keys_KPD, values_KPD, cos_R, sin_R, heads)
+    # Chosen anew, because only now do the layers have a prefix, which decides the function that they attend by.
     set_attention(model, NAME if model.config._attn_implementation == NAME else STOCK)
 
 
@@ -133,7 +138,8 @@ def _check(decoder: Any) -> None:
 
 
 def _rotation(rotary: Any, keys_KPD: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of the angles that P positions make."""
+    """Return cosine and sine of the rotation by P positions."""
+    # Without the rotary embedding's factor, which a key has taken up already when it was first rotated.
     position_11 = torch.full((1, 1), keys_KPD.shape[1], device=keys_KPD.device)
     cos_11R, sin_11R = rotary(keys_KPD.float(), position_ids=position_11)
     return cos_11R[0, 0] / rotary.attention_scaling, sin_11R[0, 0] / rotary.attention_scaling

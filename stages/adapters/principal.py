@@ -2,13 +2,15 @@
 
     h = (W - s B0 A0) x + s B A x,    B = B0, A = A0 at the start        s = alpha / r
 
-so that training starts at the base model. The base's weight changes when the adapter is attached. B0 and A0 are
-float32, where PEFT's are rounded to the base's precision. What is saved is the same model as a plain LoRA of rank 2r on
-the unchanged W (PEFT can convert its own like this):
+So training starts at the base model. The base's weight changes when the adapter is attached. B0 and A0 are float32;
+PEFT rounds its own to the base's precision.
+
+The saved adapter is the same model as a plain LoRA of rank 2r on the unchanged W (PEFT can convert its own in this
+way):
 
     W + s B A - s B0 A0 = W + s [B, -B0] [A; A0]
 
-With a mask M = [W != 0] the weight is W - s (B0 A0) M and the update s (B A) M (`.masked`), and their sum is saved.
+With a mask M = [W != 0] the weight is W - s (B0 A0) M and the update s (B A) M (`.masked`). Their sum is saved.
 
 Shape legend: O outputs, I inputs, R rank.
 """
@@ -31,11 +33,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Start = Callable[["Tensor", int, float, Any], "tuple[Tensor, Tensor]"]
-"""(W [O, I] in float32, R, s, options) to B0 [O, R] and A0 [R, I]."""
+"""Returns B0 [O, R] and A0 [R, I] for (W [O, I] in float32, R, s, options)."""
 
 
 def principal(start: Start, config: type[LowRankConfig] = LowRankConfig) -> Adapter:
-    """Return the adapter that begins as the part of each weight which `start` splits off."""
+    """Return the adapter that begins as the part of each weight that `start` splits off."""
 
     def attach(model: PreTrainedModel, settings: LowRankConfig, masked: Collection[str] = ()) -> Module:
         adapted = attach_lora(model, settings, masked)
@@ -47,7 +49,7 @@ def principal(start: Start, config: type[LowRankConfig] = LowRankConfig) -> Adap
 
 
 def _begin(layer: Any, start: Start, settings: LowRankConfig, *, masked: bool) -> None:
-    """Set A and B, and take their product out of the base's weight."""
+    """Set A and B, and subtract their scaled product from the base's weight."""
     import torch
 
     weight_OI = layer.base_layer.weight.detach()
@@ -58,6 +60,8 @@ def _begin(layer: Any, start: Start, settings: LowRankConfig, *, masked: bool) -
         if masked:
             rest_OI = with_mask(rest_OI, weight_OI != 0)
     layer.base_layer.weight.data = rest_OI
+    # `save` subtracts the start from the trained product, so it is kept as it was. No checkpoint has it: a resumed
+    # recovery attaches the adapter again, from the same seed.
     for name, factors, value in (("A", layer.lora_A, down_RI), ("B", layer.lora_B, up_OR)):
         factors[ADAPTER].weight.data = value.contiguous()
         layer.register_buffer(f"initial_{name}", value.clone(), persistent=False)
@@ -66,7 +70,7 @@ def _begin(layer: Any, start: Start, settings: LowRankConfig, *, masked: bool) -
 def save(adapted: Module, directory: Path) -> None:
     """Write the plain LoRA of rank 2r in PEFT's format.
 
-    With twice the rank, twice alpha leaves alpha / r as it was, for each layer with its own rank too.
+    Twice the rank and twice alpha leave alpha / r as it was, for each layer with a rank of its own too.
     """
     import torch
 

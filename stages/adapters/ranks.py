@@ -1,4 +1,4 @@
-"""The rank of each adapted layer: one for all, and others for the layers that a configuration names.
+"""The rank of each adapted layer: one rank for all, and others for the layers that a configuration names.
 
 No torch here: a layer is anything with `in_features` and `out_features`.
 """
@@ -21,15 +21,15 @@ class Layer(Protocol):
 
     @property
     def in_features(self) -> int:
-        """Inputs."""
+        """Number of inputs."""
 
     @property
     def out_features(self) -> int:
-        """Outputs."""
+        """Number of outputs."""
 
 
 class Sizes(NamedTuple):
-    """What a shape tells of a linear layer."""
+    """The sizes of a linear layer, as a shape gives them."""
 
     in_features: int
     out_features: int
@@ -49,11 +49,12 @@ def layers_of(shape: DecoderShape) -> Iterator[tuple[str, Sizes]]:
 def ranks_of(layers: Mapping[str, Layer], rank: int, named: Mapping[str, int]) -> dict[str, int]:
     """Return the rank of each of `layers` by its full name.
 
-    A name in `named` is parts between dots that a layer's full name has in this order: "down_proj", "layers.3",
-    "layers.3.q_proj". Where several fit, the one of most parts counts.
+    A name in `named` consists of parts between dots. It fits a layer whose full name has these parts in this order:
+    "down_proj", "layers.3", "layers.3.q_proj". Where several names fit a layer, the name of most parts counts.
 
     Raises:
-        UserError: a name fits no layer, two of as many parts differ about one, or a layer can't have its rank.
+        UserError: a name fits no layer; two names of equally many parts give a layer different ranks; or a layer can't
+            have its rank.
     """
     for name in named:
         if not any(_fits(name, layer) for layer in layers):
@@ -90,6 +91,7 @@ def _require_possible(name: str, layer: Layer, rank: int) -> None:
 
 def _fits(name: str, layer: str) -> bool:
     """Return whether `layer` has the parts of `name`, in their order."""
+    # `in` uses the iterator up to the part it finds, so later parts are only looked for behind it.
     left: Iterable[str] = iter(layer.split("."))
     return all(part in left for part in name.split("."))
 

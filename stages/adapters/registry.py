@@ -1,4 +1,4 @@
-"""Adapters by name. No torch here: a plan reads this; building one imports it."""
+"""Every adapter by name. No torch here: a plan reads this; attaching an adapter imports it."""
 
 from __future__ import annotations
 

@@ -3,10 +3,10 @@
     h = W x + (alpha / sqrt(r)) B A x        A, B as in LoRA
 
 LoRA's alpha / r shrinks the gradient of B by 1/sqrt(r) as the rank grows; alpha / sqrt(r) keeps it level. The formula
-is also rsLoRA's (arXiv 2312.03732), which PEFT calls `use_rslora`, so RoRA(alpha, r) is exactly LoRA(alpha sqrt(r), r):
-whatever one of them reaches at a rate, the other reaches at another alpha.
+is also rsLoRA's (arXiv 2312.03732), which PEFT calls `use_rslora`. So RoRA(alpha, r) is exactly LoRA(alpha sqrt(r), r):
+every result of one of them is a result of the other at another alpha.
 
-Read from the abstract alone: the paper's alpha, learning rates and ranks are not known here.
+Only the paper's abstract was available: its alpha, learning rates and ranks are not known here.
 """
 
 from __future__ import annotations

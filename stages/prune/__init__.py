@@ -1,11 +1,13 @@
-"""Structured pruning: what is scored, how much goes where, how weights are cut. In the order of a run:
+"""Structured pruning: groups of weights are scored, a budget is shared out, and the weights are cut.
 
-config criteria/          the options; how groups are ranked, one file a criterion
-stage scoring record      the two stages, scores and prune, and what they leave on record
-calibration groups        the text; what leaves together, and what stays of a model
-statistics/               activations layer by layer, gradients that are never held, what removals cost the loss
-allocation/               budgets and the printed plan; every layer alike, in competition, or by measured loss
-compensation surgery      making up for what goes; cutting
-memory/                   what it will need; what is held in memory, and when
-sparse/ registry          masks in place of cuts; every way by name
+In the order of a run:
+
+config criteria/          the options; the scores of groups, one file a criterion
+stage scores record       the two stages, scores and prune, and the files that record a pruning
+calibration groups        the calibration text; the groups of weights, and the selection that stays
+statistics/               activations layer by layer, gradients that are never stored, the loss that a removal costs
+allocation/               budgets and the printed plan; shapes alike in all layers, in competition, or by measured loss
+compensation surgery      output projections adjusted to make up for the cut; the cut itself
+memory/                   the estimate of memory, and which weights are in memory at a time
+sparse/ registry          masks in place of cuts; every method by name
 """

@@ -1,4 +1,4 @@
-"""The tokens that data-driven criteria look at: given ids, or rows of the recovery data."""
+"""The calibration tokens of data-driven criteria: given ids, or ids tokenised from rows of the recovery data."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def calibration_ids(config: PruneConfig, *, model: Path, data: Path | None, voca
 def calibration_text(
     read: Read, config: PruneConfig, shape: DecoderShape, *, stored: str, device: str, reads: bool, gradients: bool
 ) -> Tensor | None:
-    """Return the tokens to look at on `device`, as `read` gives them, or None where nothing `reads` text.
+    """Return the calibration tokens that `read` gives, on `device`; None unless `reads` says that something reads text.
 
     Raises:
-        UserError: there is too little text, or memory will not do for the model and for it.
+        UserError: there is too little text, or too little memory for the model and the text.
     """
     ids_BT = read().to(device) if reads else None
     size = None if ids_BT is None else (ids_BT.shape[0], ids_BT.shape[1])
@@ -81,9 +81,10 @@ def given_ids(rows: Any, vocabulary: int) -> Tensor:
 
 
 def _from_file(config: PruneConfig, model: Path, path: Path) -> Tensor:
-    """Return `sequences_of` the rows in the file `path`, which are read as they are needed."""
+    """Return `sequences_of` the rows in the file `path`; only the rows that are drawn are read."""
     tokenizer = load_tokenizer(model)
     with path.open("rb") as lines:
+        # Rows are drawn in random order. Offsets of lines let one be read without holding the whole file.
         starts = list(accumulate((len(line) for line in lines), initial=0))[:-1]
 
         def row(index: int) -> JSON:
@@ -102,17 +103,18 @@ def sequences_of(
     *,
     where: str,
 ) -> Tensor:
-    """Return sequences cut from rows in an order that `config.seed` decides.
+    """Return token ids [sequences, tokens], cut from rows in an order that `config.seed` decides.
 
-    A row is its prompt and its response, as a model is trained on them; rows follow each other, each ended by the
-    tokenizer's end-of-text token if it has one. Of a mixture each part has its share of the tokens.
+    The text of a row is its prompt and its response, as a model is trained on them. The rows follow each other. Each
+    ends with the tokenizer's end-of-text token, if the tokenizer has one. Each part of a mixture gets its share of the
+    tokens.
 
     Args:
         row: gives a row by its number.
-        parts: the runs of rows that share the tokens; one, unless they are a mixture.
-        tokenizer: the model's.
-        config: how many sequences, how long, and the seed.
-        where: the rows are, for the error.
+        parts: the runs of rows that share the tokens; one run, unless the rows are a mixture.
+        tokenizer: the model's tokenizer.
+        config: the number of sequences, their length, and the seed.
+        where: the place of the rows, for the error message.
 
     Raises:
         UserError: there are too few tokens.
@@ -144,4 +146,5 @@ def _drawn(
     Random(seed).shuffle(order)
     for index in order:
         found = row(index)
+        # Rows run on across sequences, so a token that marks a beginning would stand in the middle of them.
         yield tokenizer(found["prompt"] + found["response"], add_special_tokens=False)["input_ids"] + end

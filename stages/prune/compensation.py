@@ -1,17 +1,18 @@
-"""Making up for what is cut without training: output projections are adjusted on the calibration text.
+"""Compensation: output projections are adjusted on the calibration text to make up for a cut, without training.
 
-    bias           the mean of what the removed inputs added becomes a bias (FLAP, arXiv 2312.11983, section 4.3)
-    least_squares  the columns that stay are fitted so that the projection gives, as nearly as they can, what it gave
+    bias           a new bias takes over the mean of what the removed inputs added (FLAP, arXiv 2312.11983, section 4.3)
+    least_squares  the columns that stay are fitted, so that the projection gives nearly what it gave before the cut
 
-With x the inputs of a projection W over all calibration tokens, A = E[x xᵀ] and S what stays, the fit is
+Let x be the inputs of a projection W over all calibration tokens, A = E[x xᵀ], and S the inputs that stay. The fit is
 
-    W'_S = (W A_:S + λ W_S) (A_SS + λ)⁻¹,     λ = `DAMPING` · mean of A's diagonal,
+    W'_S = (W A_:S + λ W_S) (A_SS + λ)⁻¹,     λ = `DAMPING` · mean of A's diagonal.
 
-which draws columns that the text leaves undecided towards what they were. It is the update of Optimal Brain Surgeon for
-structures (SlimGPT, arXiv 2412.18110; LLM Surgeon, arXiv 2312.17244), taken in one step. Inputs are those of the dense
-model: fitting each layer on the already cut ones before it was tried and was worse (SmolLM2-135M, a fifth of the
-parameters, perplexity of held-out passages 37.8 against 34.6 from 12,288 tokens), as it fits the few tokens that carry
-most of the residual stream's square.
+λ draws a column that the text leaves undecided towards its old value. The fit is the update of Optimal Brain Surgeon
+for structures (SlimGPT, arXiv 2412.18110; LLM Surgeon, arXiv 2312.17244), taken in one step.
+
+The inputs x are those of the dense model. Fitting each layer on the inputs from the already cut layers was tried and
+was worse: a perplexity of held-out passages of 37.8 against 34.6 (SmolLM2-135M, a fifth of the parameters, 12,288
+tokens). That fit serves the few tokens that carry most of the residual stream's square.
 
 Shape legend: R outputs and C inputs of a map.
 """
@@ -41,14 +42,14 @@ DAMPING = 0.01
 
 @dataclass(slots=True)
 class _Inputs:
-    """The sum and the sum of products of what a linear map is given, over tokens; float32."""
+    """The sum of a linear map's inputs over tokens, and the sum of their products; float32."""
 
     tokens: int = 0
     sum_C: Tensor = field(default_factory=lambda: torch.zeros(()))
     products_CC: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, values: Tensor) -> None:
-        """Take in what the map is given, [..., C]."""
+        """Add the inputs [..., C] of more tokens."""
         given = values.detach().flatten(0, -2).float()
         self.tokens += len(given)
         self.sum_C = self.sum_C.to(given.device) + given.sum(0)
@@ -58,13 +59,13 @@ class _Inputs:
 def compensate(
     model: PreTrainedModel, selection: Selection, ids_BT: Tensor | None, how: str, resident: Resident = always
 ) -> None:
-    """Adjust the output projections of `model` in place for `selection`, which is cut afterwards.
+    """Adjust the output projections of `model` in place for a cut to `selection`, which the caller makes afterwards.
 
     Args:
         model: the model before the cut.
-        selection: what stays of it.
+        selection: the groups that stay.
         ids_BT: the calibration tokens.
-        how: bias, which gives every output projection one, or least_squares.
+        how: "bias", which gives every output projection a bias, or "least_squares".
         resident: holds a layer's weights in memory.
 
     Raises:
@@ -78,6 +79,7 @@ def compensate(
         for layer, inputs in gathered(decoder, layers, _Inputs, f"compensating ({how})"):
             for output, own in inputs:
                 stays_S = kept_inputs(layer, selection.layers[layer.index], output).to(own.sum_C.device)
+                # A sub-layer that goes whole takes its projection with it: nothing is left to adjust.
                 if 0 < len(stays_S) < output.linear.in_features:
                     adjust(output.linear, own, stays_S)
 
@@ -85,11 +87,14 @@ def compensate(
 def fitted_weights(
     model: PreTrainedModel, selections: Sequence[Selection], ids_BT: Tensor | None, how: str
 ) -> list[dict[Tensor, Tensor]]:
-    """Return for each selection what becomes of the output projections that it changes, zero where inputs go.
+    """Return for each selection the new values of the parameters that it changes, by parameter.
 
-    With these values in place the model computes what it would cut to that selection (olmo2's but nearly, whose q and k
-    are normed over all heads). One pass over the calibration text serves all; without compensation (`how` is none, or
-    the bias, which is not tried out) there is none.
+    The parameters are those of output projections. Columns of inputs that go are zero. With the new values in place,
+    the uncut model computes what the model cut to that selection would compute. (For olmo2 this holds only nearly,
+    because its q and k are normed over all heads.)
+
+    One pass over the calibration text serves all selections. Only least_squares needs the pass: without compensation
+    there is nothing to fit, and a bias is not tried out.
     """
     found: list[dict[Tensor, Tensor]] = [{} for _ in selections]
     layers = decoder_layers(model)
@@ -106,9 +111,10 @@ def fitted_weights(
 
 
 def _cut_values(linear: nn.Linear, own: _Inputs | None, stays_S: Tensor) -> dict[Tensor, Tensor]:
-    """Return the new weight of an output projection, by parameter: its other columns are zero, those that stay fitted.
+    """Return the new values of an output projection's parameters, by parameter; empty where all inputs stay.
 
-    Without `own` the columns keep their values. Where no column stays, weight and bias are zero.
+    The columns of removed inputs are zero. The columns that stay are fitted, or keep their values without `own`.
+    Where no column stays, weight and bias are zero.
     """
     if len(stays_S) == linear.in_features:
         return {}
@@ -121,14 +127,14 @@ def _cut_values(linear: nn.Linear, own: _Inputs | None, stays_S: Tensor) -> dict
 
 
 def kept_inputs(layer: LayerAnatomy, keep: Kept | None, output: Projection) -> Tensor:
-    """Return the inputs of an output projection that stay, [S]."""
+    """Return the indices [S] of an output projection's inputs that stay."""
     if keep is None:
         return torch.zeros(0, dtype=torch.long)
     return head_rows(keep.heads, layer) if output in layer.attention else torch.tensor(keep.mlp, dtype=torch.long)
 
 
 def _add_mean(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
-    """Let the bias take over the mean of what the other inputs add."""
+    """Add to the bias the mean of what the removed inputs contribute."""
     gone_C = torch.ones_like(own.sum_C)
     gone_C[stays_S] = 0
     assert linear.bias is not None
@@ -137,13 +143,15 @@ def _add_mean(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
 
 
 def _fit(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
-    """Fit the columns that stay; the others are left as they are, to be cut."""
+    """Fit the columns that stay, in place; the other columns keep their values until they are cut."""
     linear.weight[:, stays_S] = _fitted(linear, own, stays_S)
 
 
 def _fitted(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> Tensor:
-    """Return the columns that stay, [R, S], fitted to what all columns gave."""
+    """Return the columns that stay, [R, S], fitted to the outputs of all columns."""
     weight_RC, products_CC = _aligned(linear.weight), own.products_CC
+    # Sums stand in for the means of the formula: the number of tokens cancels. `tiny` keeps the matrix positive
+    # definite where every input is zero.
     ridge = DAMPING * products_CC.diagonal().mean() + torch.finfo(torch.float32).tiny
     normal_SS = products_CC[stays_S][:, stays_S]
     normal_SS.diagonal().add_(ridge)
@@ -152,9 +160,10 @@ def _fitted(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> Tensor:
 
 
 def _aligned(weight_RC: Tensor) -> Tensor:
-    """Return a float32 copy, which begins at a multiple of 64 bytes.
+    """Return a float32 copy whose memory begins at a multiple of 64 bytes.
 
-    Weights mapped from a file begin wherever its header ends. The sums of a product with a vector, or with few rows,
-    depend on it: layers that are read when they are needed (`prune.offload=layer`) would get other values.
+    Weights mapped from a file begin where the file's header ends. The sums of a product with a vector, or with few
+    rows, depend on that address. So layers that are read when they are needed (`prune.offload=layer`) would get other
+    values.
     """
     return weight_RC.to(torch.float32, copy=True)

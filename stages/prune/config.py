@@ -1,4 +1,4 @@
-"""What decides how a model is pruned. No torch here: a plan reads these."""
+"""Options of pruning that all criteria share. No torch here: a plan reads these."""
 
 from __future__ import annotations
 
@@ -6,84 +6,84 @@ from dataclasses import dataclass, field
 from typing import Any
 
 GRANULARITIES = ("heads", "queries", "channels", "hidden", "attention", "mlp", "layers")
-"""The kinds of group that can go; `stages.prune.groups` says what each is."""
+"""The kinds of group that can be removed; `stages.prune.groups` describes each."""
 DEPTH = ("layers", "attention", "mlp")
-"""Those that are a layer or a sub-layer."""
+"""The kinds of group that are a whole layer or sub-layer."""
 ALLOCATIONS = ("paper", "uniform", "global", "searched")
 COMPENSATIONS = ("none", "bias", "least_squares")
 BUDGETS = ("parameters", "macs")
 OFFLOADS = ("none", "layer")
 SCOPES = {"layer": "uniform", "global": "global"}
-"""The field's word for where groups are ranked, and the allocation that it means."""
+"""The literature's word for the scope of a ranking, and the allocation that it means."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Calibration:
-    """Text that data-driven criteria look at."""
+    """The text that data-driven criteria read."""
 
     sequences: int = 10
     """Number of sequences (LLM-Pruner: 10)."""
     length: int = 64
     """Tokens in each sequence (LLM-Pruner: 64)."""
     data: str | None = None
-    """Data set that it comes from (commonsense, passages); null takes the recovery's."""
+    """Data set that the text comes from (commonsense, passages); null takes the recovery's data."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Search:
-    """What `allocation=searched` may spend, and on what."""
+    """Limits of the search of `allocation=searched`."""
 
     trials: int = 3
-    """Allocations that are tried on the model itself; the predicted best ones."""
+    """Number of allocations that are tried on the model itself: those with the lowest predicted loss."""
     sequences: int = 16
-    """Calibration sequences that each trial's loss is measured on: one forward pass over these a trial."""
+    """Calibration sequences that each trial's loss is measured on. A trial is one forward pass over them."""
     uniform: bool = False
-    """Only allocations by which every layer ends with the same shape, so that the stock architecture takes it."""
+    """Whether only allocations are tried that give every layer the same shape, which the stock architecture takes."""
 
 
 @dataclass(kw_only=True, slots=True)
 class PruneConfig:
-    """Common to every criterion; a criterion with options of its own subclasses this in its file."""
+    """Options common to every criterion; a criterion with options of its own subclasses this in its file."""
 
     method: str = "none"
     """Name in `stages.prune.criteria.CRITERIA`, or "none" / "sheared" where nothing is cut."""
     ratio: float | None = None
-    """Share of all parameters (embeddings included) to remove, in [0, 1); hit within 0.005. Null takes the run's."""
+    """Share of all parameters (embeddings included) to remove, in [0, 1); met within 0.005. Null: the run's ratio."""
     budget: str = "parameters"
-    """What `ratio` is a share of: parameters, or macs (multiply-accumulates a token)."""
+    """The quantity that `ratio` is a share of: parameters, or macs (multiply-accumulates a token)."""
     megabytes: float | None = None
-    """Size of the weights to arrive at, in MB (10⁶ bytes) of the precision they are stored in. Replaces `ratio`."""
+    """Size of the pruned weights, in MB (10⁶ bytes) at the precision they are stored in. Replaces `ratio`."""
     channel_ratio: float | None = None
     """LLM-Pruner's own ratio: share of heads and of MLP channels to remove in each pruned layer. Replaces `ratio`."""
     layer_ratios: list[float] | None = None
-    """The same for each layer by itself, one share a layer. Replaces `ratio`."""
+    """The channel ratio of each layer, one share a layer. Replaces `ratio`."""
     layers: str = "all"
     """Layers to prune: "all", or "4-27", "0,2,5-7" (zero-based, inclusive); the others keep their shape."""
     granularity: list[str] = field(default_factory=lambda: ["heads", "channels"])
-    """Kinds of group that may go: heads, queries, channels, hidden, attention, mlp, layers."""
+    """Kinds of group that may be removed: heads, queries, channels, hidden, attention, mlp, layers."""
     allocation: str = "uniform"
-    """How much goes where: paper (as the criterion's paper does), uniform (every layer alike), global (groups of all
-    layers ranked together), searched (by what each cut costs the calibration loss)."""
+    """How the budget is shared out: paper (as the criterion's paper does), uniform (every layer alike), global (groups
+    of all layers ranked together), searched (by the calibration loss that each cut costs)."""
     scope: str | None = None
-    """Another word for the allocation: layer (uniform) or global."""
+    """Another name for the allocation: layer (uniform) or global."""
     search: Search = field(default_factory=Search)
     round_to: int = 1
-    """Kept MLP and hidden channels are multiples of this (64 or 128 for fast kernels)."""
+    """The numbers of kept MLP and hidden channels are multiples of this (64 or 128 for fast kernels)."""
     max_per_layer: float = 0.9
     """Largest share of one layer's heads, and of its channels, that a ranking across layers may remove, in (0, 1]."""
     steps: int = 1
-    """Prune in this many equal steps, scoring again before each."""
+    """Number of equal steps in which the budget is removed; groups are scored again before each step."""
     compensate: str = "none"
-    """Change the attention's and the MLP's output projections to make up for what is gone, without training: none, bias
-    (FLAP's) or least_squares."""
+    """How the output projections of attention and MLP make up for the cut, without training: none, bias (FLAP's) or
+    least_squares."""
     again: bool = False
-    """Cut a model further that comes pruned; without it such a model is left as it is."""
+    """Whether a model that comes pruned is cut further; otherwise pruning it is an error."""
     offload: str = "none"
-    """layer: hold one layer's weights in memory at a time (for criteria without gradients), or none."""
+    """layer: one layer's weights are in memory at a time (for criteria without gradients); none: all are."""
     calibration: Calibration = field(default_factory=Calibration)
     calibration_ids: Any = None
-    """Token ids to calibrate on, a list of lists with one list a sequence, in place of rows from the data. On the
-    command line a JSON file; the plan reads it, so that its content and not its path enters the key."""
+    """Token ids to calibrate on in place of rows from the data: a list of lists, one list a sequence. On the command
+    line it is a JSON file. The plan reads the file, so that its content and not its path enters the key."""
     dtype: str = "float32"
     """Precision of the scores' forward and backward passes: float32 or bfloat16."""
     seed: int = 0

@@ -1,6 +1,6 @@
-"""What is scored and kept: groups of weights that leave together, and how scores of slices become scores of groups.
+"""Groups of weights that are removed together, their scores, and the selection of groups that stays.
 
-The kinds of group (`prune.granularity`), and what goes with one:
+The kinds of group (`prune.granularity`), and the weights that a group of each kind has:
 
     heads      a key/value head with the adjacent query heads it serves: rows of q, k, v and columns of o
     queries    a single query head: rows of q, columns of o. Every key/value head of a layer loses as many.
@@ -10,7 +10,7 @@ The kinds of group (`prune.granularity`), and what goes with one:
     mlp        a layer's whole MLP, with its norms
     layers     a whole layer
 
-Removing a group changes no other one of its kind. This file names no criterion and no architecture.
+Removing a group changes no other group of its kind. This file names no criterion and no architecture.
 
 Shape legend: D rows of one head (head_dim), K key/value heads, Q query heads, C MLP channels, H hidden channels.
 """
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How much each group matters: more is dearer; float64, on the CPU.
+    """The score of each group; a group with a lower score is removed first. float64, on the CPU.
 
     Attributes:
         layers: by layer index, by kind of group, one score a group: "heads" [K], "queries" [Q], "channels" [C],
             "attention", "mlp" and "layers" [1].
-        hidden_H: of the hidden channels, where they were asked for.
+        hidden_H: the scores of the hidden channels; None unless they were asked for.
     """
 
     layers: Mapping[int, Mapping[str, Tensor]]
     hidden_H: Tensor | None = None
 
     def numbers(self) -> dict[int, dict[str, list[float]]]:
-        """Return those of the layers as plain lists."""
+        """Return the scores of the layers as plain lists."""
         return {index: {kind: found.tolist() for kind, found in kinds.items()} for index, kinds in self.layers.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The kept indices of one layer, into the model that is cut, ascending; empty lists where a sub-layer goes."""
+    """The kept indices of one layer of the uncut model, ascending; empty lists where a sub-layer is removed."""
 
     heads: list[int]
     """Query heads."""
@@ -62,10 +62,10 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What stays of a model.
+    """The groups of a model that stay.
 
     Attributes:
-        layers: one entry a layer of the model that is cut; None where the whole layer goes.
+        layers: one entry a layer of the uncut model; None where the whole layer is removed.
         hidden: the kept hidden channels, ascending; None where all stay.
     """
 
@@ -76,16 +76,16 @@ class Selection:
 def slice_sums(projection: Projection, values: Tensor) -> Tensor:
     """Return the sum of `values` (shaped as the weight) over each row or column that belongs to a group, in float64.
 
-    A vector's slices are its numbers.
+    The slices of a vector are its single numbers.
     """
     return (values[:, None] if values.dim() == 1 else values).sum(1 - projection.axis, dtype=torch.float64).cpu()
 
 
 def fold_queries(projection: Projection, layer: LayerAnatomy, scores: Tensor) -> Tensor:
-    """Return `scores` of a projection's slices with the query heads of each key/value head summed: [Q·D] → [K·D].
+    """Return `scores` of a projection's slices, summed over the query heads of each key/value head: [Q·D] → [K·D].
 
     Query heads of one group are adjacent, so they are the middle axis of [K, Q/K, D]. (LLM-Pruner's own code sums the
-    first axis of [Q/K, K·D], which adds up heads of different groups; the two agree where Q = K.)
+    first axis of [Q/K, K·D]. That adds up heads of different groups. Both agree where Q = K.)
     """
     if not projection.per_query_head:
         return scores
@@ -98,15 +98,16 @@ def sum_heads(scores_KD: Tensor, layer: LayerAnatomy) -> Tensor:
 
 
 def with_sublayers(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return one layer's scores with those of its sub-layers and of itself, the sums of their groups."""
+    """Return one layer's scores, completed by those of its sub-layers and of the layer: the sums over their groups."""
     parts = {"attention": "heads", "mlp": "channels"}
     sums = {name: scores[kind].sum().view(1) for name, kind in parts.items() if kind in scores}
     whole = sum(sums.values(), torch.zeros(1, dtype=torch.float64))
+    # `scores` comes last, so that a criterion's own score of a sub-layer or layer has precedence over the sum.
     return {**sums, "layers": whole, **scores}
 
 
 def check_finite(scores: Scores, method: str) -> None:
-    """Raise UserError, naming the first layer concerned, where a score is infinite or not a number."""
+    """Raise a `UserError` that names the first layer concerned, where a score is infinite or not a number."""
     broken = [f"layer {index}" for index, kinds in sorted(scores.layers.items()) if not _finite(kinds.values())]
     broken += ["the hidden channels"] if scores.hidden_H is not None and not _finite([scores.hidden_H]) else []
     if broken:
@@ -121,10 +122,11 @@ def _finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def select(scores: Mapping[str, Tensor], target: LayerShape, dense: LayerShape) -> Kept:
-    """Return one layer's groups with the highest scores, as many as `target` has; of equals the later ones stay."""
+    """Return one layer's groups with the highest scores, as many as `target` has; of equals the later one stays."""
     each = dense.heads // dense.kv_heads if dense.kv_heads else 0
     kv_heads = _highest(scores.get("heads"), target.kv_heads, dense.kv_heads)
     stay = target.heads // target.kv_heads if target.kv_heads else 0
+    # Query heads are ranked within their key/value head, because each of those keeps the same number of them.
     within = scores["queries"].view(-1, each) if stay < each and kv_heads else None
     heads = [
         group * each + query
@@ -137,7 +139,10 @@ def select(scores: Mapping[str, Tensor], target: LayerShape, dense: LayerShape) 
 def selection_of(
     scores: Scores, dense: Sequence[LayerShape], targets: Sequence[LayerShape | None], hidden: int | None = None
 ) -> Selection:
-    """Return what stays when every layer of `dense` becomes its target and so many hidden channels stay (None: all)."""
+    """Return the groups that stay when every layer of `dense` becomes its target.
+
+    `hidden` is the number of hidden channels that stay; None keeps all.
+    """
     layers = [
         None
         if target is None
@@ -152,8 +157,8 @@ def selection_of(
 
 
 def composed(first: Selection, then: Selection) -> Selection:
-    """Return what stays of a model cut to `first`, and what is left of that to `then`, by index into the model."""
-    later = iter(then.layers)
+    """Return the selection of two cuts in a row, `first` and `then`, by index into the model before both."""
+    later = iter(then.layers)  # numbered without the layers that went in `first`
     layers = [None if keep is None else _within(keep, next(later)) for keep in first.layers]
     if first.hidden is None or then.hidden is None:
         return Selection(layers, then.hidden if first.hidden is None else first.hidden)
@@ -171,17 +176,17 @@ def _within(first: Kept, then: Kept | None) -> Kept | None:
 
 
 def keep_all(shape: LayerShape) -> Kept:
-    """Return the selection that removes nothing."""
+    """Return the kept indices of a layer that loses nothing."""
     return Kept(list(range(shape.heads)), list(range(shape.kv_heads)), list(range(shape.mlp)))
 
 
 def kept_layer(keep: Kept) -> LayerShape:
-    """Return the shape of a layer of which `keep` stays."""
+    """Return the shape of a layer cut to `keep`."""
     return LayerShape(len(keep.heads), len(keep.kv_heads), len(keep.mlp))
 
 
 def kept_shape(shape: DecoderShape, selection: Selection) -> DecoderShape:
-    """Return what is left of a decoder of `shape`."""
+    """Return the shape of a decoder of `shape` cut to `selection`."""
     layers = [kept_layer(keep) for keep in selection.layers if keep is not None]
     hidden = shape.hidden if selection.hidden is None else len(selection.hidden)
     return shape.with_layers(layers).with_hidden(hidden)

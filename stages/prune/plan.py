@@ -1,4 +1,4 @@
-"""What the prune group asks for, found before anything runs. No torch here."""
+"""The plan of the prune group before anything runs: checked options, ratio, label, inputs and preview. No torch."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from stages.prune.sparse.recipe import table as masks_table
 from stages.prune.sparse.registry import MASKS
 
 UNCUT = ("none", "sheared")
-"""Values of `prune` for which there is nothing to cut."""
+"""Values of `prune` that cut nothing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Pruning:
-    """What is to be cut, worked out once for all that a plan asks of it.
+    """The checked options of a pruning, worked out once for every question of a plan.
 
     Attributes:
         config: the options as they enter the prune stage's key.
-        scored: what the scores stage is keyed by; None where groups are not scored, but weights masked.
-        reads_text: whether the prune stage looks at calibration text that the data stage brings.
-        scores_read_text: the same of the scores stage.
-        ratio: the share asked for; None where another option says how much goes.
+        scored: the options as they enter the scores stage's key; None for masks, which score no groups.
+        reads_text: whether the prune stage reads calibration text from the data stage.
+        scores_read_text: whether the scores stage reads calibration text from the data stage.
+        ratio: the share asked for; None where another option decides how much is removed.
     """
 
     config: PruneConfig
@@ -48,7 +48,7 @@ class Pruning:
 
     @property
     def label(self) -> str:
-        """How much is pruned, for a directory's name."""
+        """The amount that is pruned, for the name of a directory."""
         config = self.config
         share = f"{'m' if config.budget == 'macs' else 'r'}{config.ratio or 0:.2f}"
         if config.channel_ratio is not None:
@@ -61,13 +61,13 @@ class Pruning:
 
 
 def planned(options: PruneConfig, *, ratio: float, device: str, seed: int) -> Pruning | None:
-    """Return what is to be cut, all of it checked; None where nothing is.
+    """Return the checked options of a pruning; None where nothing is cut.
 
     Args:
         options: the prune group.
-        ratio: the run's, which holds unless the group has a ratio of its own.
-        device: where it runs.
-        seed: the stage's own.
+        ratio: the run's ratio, which holds unless the group has a ratio of its own.
+        device: where the stage runs.
+        seed: the seed of the stage.
 
     Raises:
         UserError: an option is unknown, outside its range, or excludes another.
@@ -92,6 +92,7 @@ def planned(options: PruneConfig, *, ratio: float, device: str, seed: int) -> Pr
         calibration_ids=_calibration_ids(options.calibration_ids),
         dtype=precision("prune.dtype", options.dtype, device),
         seed=seed,
+        # Where another option decides how much goes, a constant keeps the ratio out of the key.
         ratio=asked if governs else 0.0,
     )
     reads = reads_text(options) if criterion is not None else MASKS[options.method].reads_text
@@ -106,9 +107,9 @@ def planned(options: PruneConfig, *, ratio: float, device: str, seed: int) -> Pr
 
 
 def preview(pruning: Pruning, fields: Mapping[str, Any] | None) -> PrunePlan | None:
-    """Return what becomes of each layer of the model whose config.json has `fields`.
+    """Return the plan of every layer's shape for the model whose config.json has `fields`.
 
-    None where that is known only once the config.json is there, or the scores are, or where weights are masked.
+    Return None where the config.json or the scores have to be there first, and where weights are masked.
 
     Raises:
         UserError: the ratio can't be reached, or the architecture is unknown.
@@ -118,12 +119,12 @@ def preview(pruning: Pruning, fields: Mapping[str, Any] | None) -> PrunePlan | N
         return None
     shape, stored = DecoderShape.from_config(fields), fields.get("dtype") or fields.get("torch_dtype")
     if config.megabytes is not None and stored is None:
-        return None
+        return None  # megabytes are of a precision, which this config.json does not tell
     return foreseen(shape, config, None if ruled(config) else budget_of(shape, config, stored))
 
 
 def outlook(pruning: Pruning, foreseen: PrunePlan | None) -> str:
-    """Return what is printed of a pruning before it runs; `foreseen` is its preview."""
+    """Return the text that is printed of a pruning before it runs; `foreseen` is its preview."""
     if foreseen is not None:
         return foreseen.totals()
     if isinstance(pruning.config, SparseMLConfig):
@@ -134,10 +135,11 @@ def outlook(pruning: Pruning, foreseen: PrunePlan | None) -> str:
 
 
 def _calibration_ids(given: Any) -> list[list[int]] | None:
-    """Return token ids from the JSON file that `prune.calibration_ids` names, so that a key holds its content."""
+    """Return the token ids in the JSON file that `prune.calibration_ids` names, so that a key holds its content."""
     if given is None:
         return None
     ids = read_json(Path(given).expanduser()) if isinstance(given, str) else given
+    # `type(token) is int` below, because True is an int to `isinstance`.
     rows = isinstance(ids, list) and ids and all(isinstance(row, list) and row for row in ids)
     if not rows or not all(type(token) is int and token >= 0 for row in ids for token in row):
         raise UserError(

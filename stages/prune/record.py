@@ -1,4 +1,4 @@
-"""What a pruning leaves on record: `pruning.json` beside the weights, and the summary in the manifest."""
+"""The record of a pruning: `pruning.json` beside the weights, and the summary in the manifest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stages.prune.groups import Kept, Scores, Selection
 def pruning_record(
     config: PruneConfig, plan: PrunePlan, kept: Selection, calibration: dict[str, Any] | None, more: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what `pruning.json` says, but for the architecture; `stages.prune.stage` says what that is."""
+    """Return the content of `pruning.json` without the architecture; `stages.prune.stage` describes the fields."""
     options = {name: value for name, value in dataclasses.asdict(config).items() if name != "calibration_ids"}
     return {
         "method": config.method,
@@ -35,7 +35,7 @@ def pruning_record(
 
 
 def spreads(scores: Scores, kept: Selection) -> list[dict[str, Any] | None]:
-    """Return for each layer how its groups' scores lie and how clear the cut was; None where nothing was ranked."""
+    """Return each layer's spread of scores, and the scores next to the cut; None where nothing was ranked."""
     return [
         _layer_spreads(scores.layers[index], keep) if index in scores.layers else None
         for index, keep in enumerate(kept.layers)
@@ -62,7 +62,7 @@ def _spread(scores: Tensor, kept: list[int]) -> dict[str, float | None]:
 
 
 def summary(record: Mapping[str, Any], plan: PrunePlan, dtype: str) -> dict[str, Any]:
-    """Return the numbers of the manifest; seconds and memory belong to the run, not here."""
+    """Return the numbers of the manifest, without seconds and memory, which belong to the run."""
 
     def sizes(shape: DecoderShape) -> dict[str, list[int]]:
         return {name: [getattr(layer, name) for layer in shape.layers] for name in ("heads", "kv_heads", "mlp")}

@@ -1,4 +1,4 @@
-"""Every way of pruning by name: criteria that rank groups, and masks that set weights to zero. No torch here."""
+"""Every method of pruning by name: criteria that rank groups, and masks that set weights to zero. No torch here."""
 
 from __future__ import annotations
 

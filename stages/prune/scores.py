@@ -1,6 +1,6 @@
-"""The scores stage: how much every group of the dense model matters, whatever is cut of it afterwards.
+"""The scores stage: a score for every group of the dense model, independent of the cut that is made afterwards.
 
-A sweep over ratios, allocations or compensations scores once. Output: `scores.safetensors`, float64, one tensor for
+So a sweep over ratios, allocations or compensations scores once. Output: `scores.safetensors`, float64, one tensor for
 each layer and kind of group ("12.channels"), and "hidden" where hidden channels were scored.
 """
 
@@ -37,7 +37,7 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
     """Score the groups of `inputs["model"]`, on `inputs["data"]` where the criterion reads text.
 
     Raises:
-        UserError: memory will not do, or a score is not finite.
+        UserError: there is too little memory, or a score is not finite.
     """
     source, criterion = inputs["model"] / "model", CRITERIA[config.method]
     check_uncut(source, config)
@@ -55,7 +55,7 @@ def score_groups(held: Weights, ids_BT: Tensor | None, config: PruneConfig) -> S
     """Return the scores of the groups in the layers that `config` names.
 
     Raises:
-        UserError: one is not finite.
+        UserError: a score is not finite.
     """
     layers = decoder_layers(held.model)
     layers = [layers[index] for index in parse_layers(config.layers, len(layers))]
@@ -65,7 +65,7 @@ def score_groups(held: Weights, ids_BT: Tensor | None, config: PruneConfig) -> S
 
 
 def save_scores(scores: Scores, path: Path) -> None:
-    """Write `scores` in one rename."""
+    """Write `scores` to `path` by one rename, so that a killed run leaves no half file there."""
     tensors = {f"{index}.{kind}": values for index, kinds in scores.layers.items() for kind, values in kinds.items()}
     tensors |= {} if scores.hidden_H is None else {"hidden": scores.hidden_H}
     beside = path.with_name(f".{path.name}.partial")

@@ -1,10 +1,10 @@
 """The prune stage: score, share out the budget, print the plan, compensate, cut, save.
 
-Output: `model/`, a Hugging Face directory in the precision of the model it was cut from, with `pruning.json`:
+Output: `model/`, a Hugging Face directory in the precision of the dense model, with `pruning.json`:
 
-    method, options        what was asked
+    method, options        the options of the run
     layers                 [{heads, kv_heads, mlp} or null, …], the kept indices into the dense model, one entry a layer
-                           (empty lists: the sub-layer went; null: the whole layer)
+                           (empty lists: the sub-layer was removed; null: the whole layer was)
     hidden                 the kept hidden channels, or null where all stay
     parameters             {dense, pruned}
     multiply_accumulates   {dense, pruned, context}, a token of a sequence of `context` tokens
@@ -13,10 +13,10 @@ Output: `model/`, a Hugging Face directory in the precision of the model it was 
     scores                 one entry a layer, null where nothing was ranked: by kind of group min, mean, max, the lowest
                            score kept and the highest removed (of the last step)
     search                 the allocations that were tried: {allocation, predicted, loss}
-    architecture           {model_type, reason}: what it is saved as, and why
-    base                   where the dense model is from, as its origin.json says
+    architecture           {model_type, reason}: the architecture that it is saved as, and why
+    base                   the origin of the dense model, as its origin.json says
 
-What criteria that set single weights to zero write is `stages.prune.sparse.stage`'s.
+Masks, which set single weights to zero, have another record: `stages.prune.sparse.stage` describes it.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ if TYPE_CHECKING:
     from stages.stage import Context
 
 Chosen = tuple[PrunePlan, Selection, dict[str, Any]]
-"""What becomes of a model's layers, what stays of it, and what the record says of how that was found."""
+"""The plan of every layer's shape, the groups that stay, and the entries of the record about scores and search."""
 Open = Callable[[str], AbstractContextManager[Weights]]
-"""Opens the dense model's weights in a precision, as often as it is asked: they are changed."""
+"""Opens the dense model's weights in a precision. Each call opens them afresh, because a cut changes them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A model that has been cut, still as the dense model's class, and its record without the architecture."""
+    """A cut model, still of the dense model's class, and its record without the architecture."""
 
     held: Weights
     plan: PrunePlan
@@ -80,7 +80,7 @@ class Cut:
 def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
     """Prune `inputs["model"]`, calibrated on `inputs["data"]` where text is read; returns the summary.
 
-    `inputs["scores"]`, where it is given, has been found by the scores stage; else groups are scored here.
+    `inputs["scores"]` is the artifact of the scores stage. Without it, groups are scored here.
 
     Raises:
         UserError: an option is wrong, the budget can't be met, or loss or scores are not finite.
@@ -118,24 +118,24 @@ def cut_model(
     device: str,
     scores: Scores | None = None,
 ) -> Iterator[Cut]:
-    """Yield the dense model of `weights` cut as `config` says, in the precision `stored`; the plan is printed before.
+    """Yield the dense model of `weights`, cut as `config` says, in the precision `stored`; the plan is printed before.
+
+    The caller has checked the options (`stages.prune.plan`).
 
     Args:
         weights: opens the dense model's weights, first in the precision of the scores.
-        read: gives the calibration tokens; called where something reads them.
-        config: how it is cut.
-        shape: the dense model's.
+        read: gives the calibration tokens; called only where something reads them.
+        config: the options of the pruning.
+        shape: the shape of the dense model.
         stored: the dense model's precision.
         device: where the weights are opened.
-        scores: of the dense model's groups, where it has been scored.
-
-    The options have been checked (`stages.prune.plan`).
+        scores: the scores of the dense model's groups; None where it has not been scored.
 
     Raises:
-        UserError: the budget can't be met, memory will not do, or loss or scores are not finite.
+        UserError: the budget can't be met, there is too little memory, or loss or scores are not finite.
     """
     budget = None if ruled(config) else budget_of(shape, config, stored)
-    preview = foreseen(shape, config, budget)  # bad numbers before long work
+    preview = foreseen(shape, config, budget)  # a budget that can't be met is an error before the long work
     if preview is not None:
         _announce(config, preview)
     needs = {"reads": reads_text(config), "gradients": needs_gradients(config)}
@@ -145,10 +145,11 @@ def cut_model(
         chosen = _choose_in_steps(held, scores, ids_BT, config, budget, shape)
         if preview is None or config.steps > 1:
             _announce(config, chosen[0])
+        # Several steps have cut these weights already, so the last cut needs fresh ones.
         if stored == config.dtype and config.steps == 1:
             yield _cut(held, chosen, ids_BT, loss, config)
             return
-    del held
+    del held  # frees the first copy before the second one is loaded
     with weights(stored) as held:  # the weights that are cut never pass through the precision of the scores
         yield _cut(held, chosen, ids_BT, loss, config)
 
@@ -161,9 +162,10 @@ def _choose_in_steps(
     budget: Budget | None,
     shape: DecoderShape,
 ) -> Chosen:
-    """Choose what stays, in `config.steps` steps; all but the last cut the model, and what each leaves is scored anew.
+    """Return the choice of the groups that stay, made in `config.steps` steps.
 
-    `scores` are those of the dense model, where it has been scored.
+    Every step but the last cuts the model, and the next step scores what is left of it. `scores` are the scores of the
+    dense model; None where it has not been scored.
     """
     left, kept = shape, Selection([keep_all(layer) for layer in shape.layers])
     for step in range(1, config.steps + 1):
@@ -171,7 +173,7 @@ def _choose_in_steps(
         if not renumbered.layers:
             break  # the layers that may go have gone
         plan, stays, found = _choose(held, scores, ids_BT, renumbered, part, left)
-        scores = None
+        scores = None  # they are of the dense model, which the next step no longer has
         kept = composed(kept, stays)
         if step < config.steps:
             if config.compensate == "least_squares":
@@ -184,13 +186,14 @@ def _choose_in_steps(
         dense=shape,
         layers=layers,
         requested=None if budget is None else budget.ratio,
+        # The bias is new parameters, which the plan has to count.
         output_bias=config.compensate == "bias" and layers != shape.layers,
     )
     return plan, kept, found
 
 
 def _renumbered(config: PruneConfig, kept: Selection) -> PruneConfig:
-    """Return `config` with its layers by their number among those that are left."""
+    """Return `config` with `layers` renumbered: by their place among the layers that are left."""
     there = [index for index, keep in enumerate(kept.layers) if keep is not None]
     if len(there) == len(kept.layers):
         return config
@@ -207,12 +210,13 @@ def _choose(
     budget: Budget | None,
     shape: DecoderShape,
 ) -> Chosen:
-    """Choose which groups of the model that is held stay, by `scores` or, where there are none yet, by new ones."""
-    idle = budget is not None and not budget.ratio
+    """Return the choice of the groups that stay, by `scores`; without them the model that is held is scored."""
+    idle = budget is not None and not budget.ratio  # nothing is to go, so nothing needs a score
     if scores is None:
         scores = Scores({}) if idle else score_groups(held, ids_BT, config)
     found: dict[str, Any] = {}
     if allocation(config) == "searched" and budget is not None and ids_BT is not None and not idle:
+        # The surgeon's scores are losses after compensation by least squares. Else the search works out its own losses.
         cumulative = CRITERIA[config.method].cumulative and config.compensate == "least_squares"
         plan, kept, trials = searched(held.model, scores, ids_BT, config, budget, shape, cumulative=cumulative)
         found["search"] = trials
@@ -225,7 +229,7 @@ def _choose(
 def _cut(
     held: Weights, chosen: Chosen, ids_BT: Tensor | None, loss: dict[str, float | None], config: PruneConfig
 ) -> Cut:
-    """Cut the dense model that is held to what stays of it."""
+    """Return the dense model that is held, compensated and cut to the groups that stay, with its record."""
     plan, kept, found = chosen
     if config.compensate != "none" and plan.pruned != plan.dense:
         compensate(held.model, kept, ids_BT, config.compensate, held.resident)

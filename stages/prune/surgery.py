@@ -1,14 +1,17 @@
-"""Cutting: the rows and columns of removed groups leave the weights. Names no criterion and no architecture.
+"""The cut: rows and columns of removed groups leave the weights. This file names no criterion and no architecture.
 
-A cut model computes what the dense one would if every weight of the removed groups were zero, with one exception: where
-a family norms q and k over all heads at once (olmo2), the mean of squares is taken over the heads that stay. Heads are
-of about the same size, so that mean stays near the dense one; counting zeros would scale up whatever stays.
+A cut model computes what the dense model would if every weight of the removed groups were zero, with one exception. A
+family that norms q and k over all heads at once (olmo2) takes the mean of squares over the heads that stay. Heads are
+of about the same size, so that mean stays near the dense one. Counting zeros would scale up the heads that stay.
 
-Not so hidden channels, few of which carry nearly all of the residual stream's square (in SmolLM2-135M one has 96 %).
-There the norms keep the dense model's scale: with H' of H channels left, their weights are multiplied by √(H/H'), which
-makes a mean over H' channels one over H (but for epsilon, which shrinks as H'/H). Gemma multiplies embeddings by √H. So
-that its stock class still can, the embeddings absorb the missing √(H/H'); where they are the output projection too, the
-final norm makes up for it, and so keeps its weights as they are.
+Hidden channels differ in size: a few of them carry nearly all of the residual stream's square (in SmolLM2-135M one has
+96 %). So where hidden channels go, the norms keep the dense model's scale. With H' of H channels left, the weights of
+the norms are multiplied by √(H/H'). That makes a mean over H' channels one over H (but for epsilon, which shrinks as
+H'/H).
+
+Gemma multiplies embeddings by √H, and its stock class multiplies by √H' after the cut. The embeddings absorb the
+missing √(H/H'). Where the embeddings are the output projection too, that projection grows by the same factor. The
+final norm's weights then stay as they are.
 """
 
 from __future__ import annotations
@@ -34,16 +37,15 @@ if TYPE_CHECKING:
 
 
 def cut(model: PreTrainedModel, selection: Selection, resident: Resident = always) -> None:
-    """Keep only what is in `selection`, in place, freeing dense weights layer by layer; the model still runs.
+    """Cut `model` to `selection` in place, freeing dense weights layer by layer; the model still runs afterwards.
 
-    A layer is cut within `resident`.
-
-    Its config afterwards has the number of layers, their types and the hidden size, which the forward pass reads, and
-    still the dense numbers of heads and MLP channels: `stages.decoders.checkpoint.save_cut_model` writes what it has
-    become.
+    Each layer is cut within `resident`. The config afterwards has the new number of layers, their types and the hidden
+    size, because the forward pass reads them. It still has the dense numbers of heads and MLP channels;
+    `stages.decoders.checkpoint.save_cut_model` writes the new ones.
     """
     layers = decoder_layers(model)
-    model.config.head_dim = layers[0].head_dim  # some families would derive it from what changes
+    # Without a head_dim of its own, a config may derive it from the hidden size and the number of heads, which change.
+    model.config.head_dim = layers[0].head_dim
     for layer, keep in zip(layers, selection.layers, strict=True):
         if keep is not None:
             with resident(layer.index):
@@ -56,7 +58,7 @@ def cut(model: PreTrainedModel, selection: Selection, resident: Resident = alway
 
 
 def add_output_bias(model: PreTrainedModel, resident: Resident = always) -> None:
-    """Give the output projections of every attention and MLP a bias of zero where they have none, for compensation."""
+    """Give every output projection of an attention or MLP that has no bias a bias of zeros, for compensation."""
     for layer in decoder_layers(model):
         with resident(layer.index):
             for linear in {projection.linear for projection in layer.projections if projection.axis == 1}:
@@ -89,9 +91,10 @@ def _cut_mlp(layer: LayerAnatomy, keep: Kept, model: PreTrainedModel) -> None:
 
 
 def _drop_layers(model: PreTrainedModel, kept: list[int]) -> None:
-    """Keep some layers, which are numbered anew and keep their own kind of attention (sliding or full)."""
+    """Keep some layers, numbered anew; each keeps its own kind of attention (sliding or full)."""
     decoder: Any = model.get_decoder()
     decoder.layers = nn.ModuleList(decoder.layers[index] for index in kept)
+    # `layer_idx` is a layer's place in the cache of keys and values, which has one entry a layer that is left.
     for index, layer in enumerate(decoder.layers):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
@@ -102,10 +105,11 @@ def _drop_layers(model: PreTrainedModel, kept: list[int]) -> None:
 
 
 def _cut_hidden(model: PreTrainedModel, anatomy: DecoderAnatomy, kept: list[int], resident: Resident) -> None:
-    """Keep some hidden channels; the module's docstring says what becomes of norms and embeddings."""
+    """Keep some hidden channels; norms and embeddings are rescaled as the module's docstring says."""
     scale = (model.config.hidden_size / len(kept)) ** 0.5
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     tied = output.weight is embedding.weight
+    # A tied output projection grows by `scale` with the embeddings, so the final norm must not bring it in again.
     rescaled = anatomy.norms[:-1] if anatomy.scaled_embedding and tied else anatomy.norms
     layer_of = {module: layer.index for layer in anatomy.layers for module in layer.module.modules()}
     for index, places in groupby(anatomy.hidden, key=lambda place: layer_of.get(place.module)):
@@ -113,9 +117,11 @@ def _cut_hidden(model: PreTrainedModel, anatomy: DecoderAnatomy, kept: list[int]
             for place in places:
                 _keep(place.module, place.parameter, place.axis, torch.tensor(kept))
                 if place in rescaled:
+                    # A norm may scale by offset + weight (gemma by 1 + weight): the sum is what grows.
                     weight, offset = place.weight, anatomy.norm_offset
                     weight.copy_((weight.float() + offset) * scale - offset)
     if tied:
+        # `_keep` has given the embedding a new parameter, which the output projection does not share yet.
         output.weight, output.in_features = embedding.weight, len(kept)
     if anatomy.scaled_embedding:
         with torch.no_grad():
@@ -126,12 +132,15 @@ def _cut_hidden(model: PreTrainedModel, anatomy: DecoderAnatomy, kept: list[int]
 
 
 def head_rows(heads: list[int], layer: LayerAnatomy) -> Tensor:
-    """Return the rows of the given heads, head_dim each."""
+    """Return the indices of the rows of the given heads; each head has head_dim rows."""
     return (torch.tensor(heads, dtype=torch.long)[:, None] * layer.head_dim + torch.arange(layer.head_dim)).flatten()
 
 
 def _keep_slices(projections: Sequence[Projection], indices: Sequence[Tensor]) -> None:
-    """Keep the given rows or columns of each projection, those of a fused map together."""
+    """Keep the given rows or columns of each projection.
+
+    Projections that are parts of one fused map are cut together, because a cut renumbers the rows of the map.
+    """
     kept: dict[nn.Linear, list[Tensor]] = {}
     axes = {projection.linear: projection.axis for projection in projections}
     for projection, own in zip(projections, indices, strict=True):
@@ -143,7 +152,7 @@ def _keep_slices(projections: Sequence[Projection], indices: Sequence[Tensor]) -
 
 
 def _keep(module: Any, name: str, axis: int, indices: Tensor) -> None:
-    """Keep the given indices along one axis of a parameter, and the module's own sizes true."""
+    """Keep the given indices along one axis of a parameter, and update the sizes that the module states."""
     parameter = getattr(module, name)
     left = parameter.detach().index_select(axis, indices.to(parameter.device))
     setattr(module, name, nn.Parameter(left, requires_grad=parameter.requires_grad))

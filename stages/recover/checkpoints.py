@@ -1,8 +1,11 @@
-"""Checkpoints that a killed recovery resumes from, exactly: adapter, optimizer moments, position and curve.
+"""Checkpoints from which a killed recovery resumes exactly: adapter, optimizer moments, position in the data, curve.
 
-A checkpoint is a directory `checkpoint/step-00000012/` of two files, written under another name, handed to the disk and
-renamed, so a half-written one is never seen, not even after a loss of power; the one before it goes only afterwards.
-There is no random state in it: each step seeds its own (`stages.recover.loop`), and the data's position is one integer.
+A checkpoint is a directory `checkpoint/step-00000012/` of two files. It is written under another name, flushed to the
+disk and renamed. So a half-written checkpoint is never seen, not even after a loss of power. The previous checkpoint is
+removed only afterwards.
+
+A checkpoint has no random state: each step seeds its own (`stages.recover.loop`), and the data's position is one
+integer.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ STATE, PROGRESS = "state.safetensors", "progress.json"
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """How far a recovery has come, and the curve so far."""
+    """The progress of a recovery, and its curve so far."""
 
     step: int = 0
     """Optimizer steps taken."""
@@ -50,13 +53,14 @@ class Progress:
     history: list[JSON] = field(default_factory=list)
     """Points of the curve."""
     micro_batch_tokens: int | None = None
-    """Tokens that run at a time where what is configured did not fit in memory."""
+    """Tokens that run at a time, where the configured number did not fit in memory; else None."""
     best: JSON | None = None
-    """Step, tokens and validation loss of the parameters to keep, where the best ones are kept."""
+    """Step, tokens and validation loss of the best parameters so far, where the best ones are kept."""
 
 
 def newest(output: Path) -> Path | None:
-    """Return the newest whole checkpoint under `output`, or None."""
+    """Return the directory of the newest whole checkpoint under `output`, or None."""
+    # Step numbers have leading zeros, so the last name is the newest.
     return max((output / FOLDER).glob("step-*"), default=None)
 
 
@@ -73,18 +77,20 @@ def save(
 
     Args:
         output: the stage's output directory.
-        progress: written whole.
-        parameters: what is trained, by name.
+        progress: written with all its fields.
+        parameters: the trained parameters, by name.
         optimizer: its state must be tensors, as AdamW's is.
-        identity: what must be equal for the checkpoint to be resumed from.
+        identity: a recovery resumes from the checkpoint only if its identity is equal.
         best: the best parameters so far, by name, where those are kept.
-        workers: all of them call this, and the leader writes; how many there are is nowhere in it.
+        workers: all of them call this, and the leader writes. Their number is not in the checkpoint, so another number
+            of workers can resume from it.
     """
     final = output / FOLDER / f"step-{progress.step:08d}"
     tensors = {f"parameter {name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         tensors |= {f"{key} {name}": value for key, value in optimizer.state.get(parameter, {}).items()}
     tensors |= {f"best {name}": tensor for name, tensor in best.items()}
+    # Before the others leave: to gather a sharded tensor takes all workers.
     tensors = {name: workers.whole(tensor) for name, tensor in tensors.items()}
     if not workers.leads:
         return final
@@ -101,8 +107,9 @@ def save(
             _to_disk(path)
         os.replace(beside, final)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)  # of a full disk, the room
+        shutil.rmtree(beside, ignore_errors=True)  # gives a full disk its room back
         raise
+    # The rename has to survive a loss of power before the checkpoint that it replaces is removed.
     _to_disk(final.parent)
     for older in final.parent.iterdir():
         if older != final:
@@ -121,14 +128,14 @@ def resume(
     """Load the newest checkpoint into `parameters`, `optimizer` and `best`; without one, return a fresh `Progress`.
 
     Raises:
-        UserError: the checkpoint is of another recovery, or damaged.
+        UserError: the checkpoint is of another recovery, or is damaged.
     """
     directory = newest(output)
     if directory is None:
         return Progress()
     saved, tensors = _read(directory)
     shapes = {name: tensors[f"parameter {name}"].shape for name in parameters if f"parameter {name}" in tensors}
-    # As JSON gives it back: tuples are lists there.
+    # Compared in the form that JSON gives back, where tuples are lists.
     if saved["identity"] != json.loads(json.dumps(identity)) or shapes != {
         name: parameter.shape for name, parameter in parameters.items()
     }:
@@ -157,10 +164,10 @@ def _read(directory: Path) -> tuple[JSON, dict[str, torch.Tensor]]:
 
 
 def _computed(parameters: Mapping[str, torch.nn.Parameter]) -> JSON:
-    """Return what sums are rounded by, apart from the configuration.
+    """Return the facts about this machine, apart from the configuration, on which the rounding of sums depends.
 
-    Threads share a sum out, and libraries choose the kernel of a product by the processor and by the instructions that
-    torch was told to use (`ATEN_CPU_CAPABILITY`).
+    Threads split a sum among themselves. Libraries choose the kernel of a product by the processor, and by the
+    instructions that torch was told to use (`ATEN_CPU_CAPABILITY`).
     """
     device = next((parameter.device.type for parameter in parameters.values()), "cpu")
     computed = {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -187,7 +194,10 @@ def _to_disk(path: Path) -> None:
 
 
 def remove(output: Path) -> None:
-    """Remove all checkpoints, which are no part of the artifact: at once, so that a kill leaves no torn one."""
+    """Remove all checkpoints, which are no part of the artifact.
+
+    One rename hides them before they are deleted, so a kill in between leaves no half-deleted checkpoint behind.
+    """
     removed = output / f".{FOLDER}-removed"
     shutil.rmtree(removed, ignore_errors=True)
     if (output / FOLDER).exists():

@@ -1,8 +1,11 @@
-"""What a point of the recovery curve measures: a few held-out rows, the same ones in every recovery on this data.
+"""A point of the recovery curve: the scores of a few held-out rows, the same rows in every recovery on this data.
 
-Each row is asked for whole, which gives the validation loss. A row that carries the responses that could have been
-given is a question as well: its choices branch off from it in one prefix tree, so each costs the few tokens of its own.
-When a point is due is the training loop's business; measuring one leaves random numbers, gradients and weights alone.
+The validation loss is taken on each row as a whole. A row that carries choices, the responses that could have been
+given, is a question as well. Its choices branch off from it in one prefix tree, so each choice costs only its own few
+tokens.
+
+The training loop decides when a point is due. Measuring a point changes neither random numbers nor gradients nor
+weights.
 """
 
 from __future__ import annotations
@@ -39,12 +42,12 @@ class Question:
 
 
 class Curve:
-    """Held-out rows, and the model that is asked for them time and again while it is trained.
+    """Held-out rows, and the model that scores them again and again while it is trained.
 
     Attributes:
-        documents: the first rows that together reach `config.validation_tokens`, or all where they are fewer.
-        questions: those of them that have choices.
-        labels: tokens of the documents that the validation loss is taken on.
+        documents: the first rows that together reach `config.validation_tokens`, or all rows where they have fewer.
+        questions: the rows among them that have choices.
+        labels: number of tokens that the validation loss is taken on.
     """
 
     def __init__(
@@ -56,17 +59,17 @@ class Curve:
         config: RecoverConfig,
         dtype: str,
     ) -> None:
-        """Take what is scored from the beginning of `rows`, which are a fair mixture in any prefix.
+        """Take the rows to score from the beginning of `rows`, of which any prefix is a fair mixture.
 
         Args:
             model: attends within documents (`use_packed_attention`) and has its adapter.
-            tokenizer: the model's.
-            rows: prompt, response, task and where there are any choices, as the data stage writes them.
-            config: how much is scored, and where the loss is taken.
-            dtype: "float32" or "bfloat16", the computation's precision.
+            tokenizer: the model's tokenizer.
+            rows: prompt, response, task and, where there are any, choices, as the data stage writes them.
+            config: how many tokens are scored, and on which the loss is taken.
+            dtype: precision of the computation, "float32" or "bfloat16".
 
         Raises:
-            UserError: there are no rows, or no likelihood can be taken from this model.
+            UserError: there are no rows, or the scorer can't run this model.
         """
         if not rows:
             raise UserError("the recovery data holds no validation rows. Set data.validation_rows above 0.")
@@ -88,17 +91,18 @@ class Curve:
             self._scorer = Scorer(model, tokenizer, batch_tokens=config.micro_batch_tokens, flat=False)
 
     def point(self, batch_tokens: int | None = None) -> JSON:
-        """Return the validation loss in nats a labelled token, its perplexity, and what the questions give.
+        """Return the validation loss in nats a labelled token, its perplexity, and the results of the questions.
 
-        As many tokens as a micro-batch has are scored at a time, or `batch_tokens`.
+        `batch_tokens` tokens are scored at a time, or without it as many as a micro-batch has.
 
-        curve_accuracy is the share of questions whose likeliest choice is the response; curve_bits_per_byte is the bits
-        of all responses over their bytes in UTF-8. Both are left out where no row has choices.
+        curve_accuracy is the share of questions whose likeliest choice is the response. curve_bits_per_byte is the bits
+        of all responses divided by their bytes in UTF-8. Both are left out where no row has choices.
         """
         self._scorer.limit(batch_tokens or self._batch_tokens)
         with self._scoring():
             nats = iter([nats for nats, _ in self._scorer.score(self._asked)])
         loss = -math.fsum(islice(nats, len(self._queries))) / max(self.labels, 1)
+        # exp(709.8) is the largest float; a loss that has exploded must still give a number.
         point = {"validation_loss": loss, "validation_perplexity": math.exp(min(loss, 700.0))}
         if not self.questions:
             return point
@@ -107,7 +111,10 @@ class Curve:
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
-        """Dropout off, the attention that the scorer's masks are made for, training's precision, nothing compiled."""
+        """Score with dropout off, with the attention that the scorer's masks are made for, and without compilation.
+
+        The precision is that of the training.
+        """
         self._model.eval()
         autocast = torch.autocast(self._model.device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
         with stock_attention(self._model), autocast, torch.compiler.set_stance("force_eager"):
@@ -119,7 +126,7 @@ Answered = Sequence[tuple[Question, list[float]]]
 
 
 def _accuracy(answered: Answered) -> float:
-    # By text, not by index: choices that read the same have the same likelihood.
+    # Compared by text and not by index, because two choices may be the same text.
     right = [
         question.choices[max(range(len(nats)), key=nats.__getitem__)] == question.choices[question.gold]
         for question, nats in answered
@@ -139,7 +146,7 @@ def _branches(row: JSON) -> list[JSON]:
 def _question(row: JSON, branches: Sequence[Document], end: int | None) -> Question:
     queries = []
     for branch in branches:
-        # The end of text says nothing about which response is right, and its bits are no response's.
+        # The end-of-text token tells no response from another, and its bits belong to no response.
         ids = branch.ids[:-1] if branch.ids[-1] == end else branch.ids
         queries.append(Query(inputs=ids[:-1], targets=ids[branch.first_label :], truncated=branch.cut))
     return Question(row["choices"], row["choices"].index(row["response"]), queries)

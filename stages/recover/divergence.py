@@ -1,4 +1,4 @@
-"""What the user is told of a loss that is not finite: where it happened, on which rows, and what is left."""
+"""The error for a loss that is not finite: the step, the rows, and the last checkpoint."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from stages.errors import Diverged
 from stages.rows.packing import Document
 
 LISTED = 40
-"""Lines of the training file that are named; a step has more of them where rows are short."""
+"""Most lines of the training file that the message names; a step has more of them where rows are short."""
 QUOTED = 3
-"""Rows that are quoted."""
+"""Number of rows that the message quotes."""
 EXCERPT = 60
-"""Characters quoted of a row."""
+"""Characters that are quoted of a row."""
 
 
 def diverged(
@@ -31,12 +31,12 @@ def diverged(
 
     Args:
         what: quantity, step and value.
-        step: the optimizer step, from 1.
-        tokens: trained on before it.
+        step: the optimizer step, counted from 1.
+        tokens: tokens trained on before the step.
         rate: the peak learning rate.
-        documents: what went through the model.
-        path: the file they were read from.
-        checkpoint: the last good one.
+        documents: the documents that went through the model.
+        path: the file from which they were read.
+        checkpoint: the last good checkpoint, or None.
     """
     return Diverged(
         f"{what} (after {tokens:,} tokens){_rows(documents, path)}. Lower recover.learning_rate (now {rate:g}) or "
@@ -48,7 +48,7 @@ def diverged(
 
 
 def _rows(documents: Sequence[Document], path: Path) -> str:
-    """Name the documents by their lines in `path`, and quote the first of them."""
+    """Return the part of the message that names the documents by their lines in `path`, and quotes the first ones."""
     rows = sorted({document.row for document in documents if document.row})
     if not rows:
         return ""

@@ -1,4 +1,4 @@
-"""SIGTERM (a cluster's pre-emption) and SIGINT (Ctrl-C) as a question the training loop asks between micro-batches."""
+"""A question that the training loop asks between micro-batches: has SIGTERM (pre-emption) or SIGINT (Ctrl-C) come?"""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ DEFERRED: Signals = (signal.SIGTERM, signal.SIGINT)
 def deferred_signals() -> Iterator[Signalled]:
     """Hold back the first SIGTERM or SIGINT; yields a function that returns the signal's number once it has come.
 
-    A second one acts as it would have without this. Outside the main thread, which alone may handle signals, nothing
-    is held back.
+    A second signal acts as it would have without this. Outside the main thread nothing is held back, because only the
+    main thread may handle signals.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -48,4 +48,4 @@ def leave(number: int) -> NoReturn:
     """End the process as the signal asked, but by an exception, so that files are closed and trackers finish."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise SystemExit(128 + number)
+    raise SystemExit(128 + number)  # a shell's exit status for a process that a signal ended

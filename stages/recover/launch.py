@@ -1,11 +1,11 @@
-"""Starting the workers of a recovery, and ending them: all or none.
+"""The start and the end of a recovery's workers: all of them run, or none.
 
-The process that was asked to recover runs nothing itself. It starts one process a worker, passes on what the leader
-logs and the signal that it is sent itself, and ends all of them when one fails. Workers hear of signals from it alone,
-and end themselves when it is gone: what connects them is a pipe that closes with whoever holds its other end.
+The process that was asked to recover computes nothing itself. It starts one process a worker. It passes on the leader's
+log, and the signal that it gets itself. It ends all workers when one fails. Workers hear of signals from this process
+alone, and end themselves when it is gone: a pipe connects them, and a pipe closes with the process at its other end.
 
-They are forked from a process that has imported everything and computed nothing (multiprocessing's fork server), so the
-trials of a search for a learning rate import torch once, not once a worker and trial.
+Workers are forked from a process that has imported everything and computed nothing (multiprocessing's fork server). So
+the trials of a search for a learning rate import torch once, not once a worker and trial.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from stages.recover.workers import SINGLE
 from stages.stage import JSON, Context
 
 LISTEN_SECONDS = 0.1
-"""How long a signal to us may wait until it is passed on."""
+"""Longest time that a signal to this process waits until it is passed on."""
 GRACE_SECONDS = 2.0
-"""How long after a failure others are listened to: the first one is the cause, wherever it was noticed first."""
+"""Time after a failure in which failures of other workers are still heard: the earliest is the cause, not the first
+heard."""
 
 
 def launched(work: Work, config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Return what `work` returns, here or on the leader of `context.workers` processes.
+    """Return the result of `work`, run here or on `context.workers` processes, of which the leader's result counts.
 
     Raises:
-        UserError, Diverged: a worker did; or it was killed from outside.
+        UserError, Diverged: a worker raised it; a UserError also where a worker was killed from outside.
         RuntimeError: a worker raised anything else.
         SystemExit, KeyboardInterrupt: after SIGTERM or SIGINT, when all workers have left a checkpoint and ended.
     """
@@ -53,10 +54,15 @@ def launched(work: Work, config: RecoverStageConfig, inputs: Mapping[str, Path],
             f"runtime.workers={context.workers}, but {torch.cuda.device_count()} GPUs are visible: each worker needs "
             "one. Lower it, or leave it out."
         )
+    # The workers meet at a store in this process, which outlives all of them. Port 0 takes any free port. Waiting here
+    # would be for ever, since no worker has been started yet.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    # Workers share the processor: with all threads each, they would wait for each other.
     threads = max(torch.get_num_threads() // context.workers, 1)
+    # A job is pickled on its way to a worker, and the caller's `log` may be any function.
     silent = replace(context, log=_nothing)
     with deferred_signals() as signalled:
+        # Filled one by one, so that workers are ended even if a later one does not start.
         started: list[_Worker] = []
         try:
             for rank in range(context.workers):
@@ -68,16 +74,17 @@ def launched(work: Work, config: RecoverStageConfig, inputs: Mapping[str, Path],
 
 
 def _nothing(point: JSON) -> None:
-    """Log nothing; unlike a lambda it can be sent to another process."""
+    """Log nothing; unlike a lambda, this function can be sent to another process."""
 
 
+# Forking from this process itself would copy its threads' locks; spawning would import torch again for each worker.
 _processes = get_context("forkserver")
 _processes.set_forkserver_preload(["stages.recover.stage", "stages.recover.worker", "accelerate", "peft"])
 
 
 @contextmanager
 def _nameless_main() -> Iterator[None]:
-    """Hide the script that runs: multiprocessing would run it again in each worker, which needs nothing of it."""
+    """Hide the script that runs, which multiprocessing would run again in each worker; no worker needs it."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -95,20 +102,23 @@ class _Worker:
         self.process = _processes.Process(target=do, args=(job, theirs), daemon=True)
         with _nameless_main():
             self.process.start()
+        # The worker has its own copy. While one is open here, this end would never see that the worker has gone.
         theirs.close()
 
     def tell(self, number: int) -> None:
+        # A worker that has just ended can't be told. `_supervised` meets its end by itself.
         with suppress(BrokenPipeError):
             self.connection.send(number)
 
     def end(self) -> None:
         self.connection.close()
+        # SIGKILL, because workers ignore SIGTERM and SIGINT, and one that waits for a lost worker waits for ever.
         self.process.kill()
         self.process.join()
 
 
 def _supervised(workers: Sequence[_Worker], log: Callable[[JSON], None], signalled: Signalled) -> JSON:
-    """Listen to `workers` until all have ended; returns what the leader's work returned."""
+    """Listen to `workers` until all have ended; returns the result of the leader's work."""
     running = {worker.connection: worker for worker in workers}
     finished: Finished | None = None
     failures: list[tuple[float, Exception]] = []
@@ -128,10 +138,11 @@ def _supervised(workers: Sequence[_Worker], log: Callable[[JSON], None], signall
             elif isinstance(message, Finished):
                 finished = message
             elif isinstance(message, Failed):
+                # One failure makes others: workers that waited for the failed one raise errors of their own.
                 failures.append((message.at, message.error(worker.rank)))
                 until = min(until, time.monotonic() + GRACE_SECONDS)
         if not told and (number := signalled()) is not None:
-            told = True
+            told = True  # workers leave a checkpoint and end by themselves, so listening goes on
             for worker in running.values():
                 worker.tell(number)
     if failures:
@@ -144,7 +155,7 @@ def _supervised(workers: Sequence[_Worker], log: Callable[[JSON], None], signall
 
 
 def _last_words(worker: _Worker) -> Failed | None:
-    """Return what a worker that has ended without a word would have said, had it been able to."""
+    """Return the failure of a worker that was ended from outside; None for a worker that ended normally."""
     worker.process.join()
     status = worker.process.exitcode
     if status == 0:
@@ -152,6 +163,6 @@ def _last_words(worker: _Worker) -> Failed | None:
     return Failed(
         f"worker {worker.rank} was ended from outside (status {status}), as the system does when memory runs out. Lower"
         " runtime.workers or recover.micro_batch_tokens; the same command goes on from the last checkpoint.",
-        at=0.0,  # whatever else failed did so because of this
+        at=0.0,  # before all others: whatever else failed did so because of this
         meant_for_users=True,
     )

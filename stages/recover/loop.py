@@ -1,17 +1,18 @@
 """The training loop: micro-batches, steps, schedule and the curve.
 
-Owns what happens in which order. Does not own a batch's shape (`stages.rows.packing`), what is minimised
-(`.objectives`), what is trained (`.adapters`), what a point of the curve measures (`.curve`), how a checkpoint is
-stored (`.checkpoints`), how workers share the work (`.workers`) or what is said of memory (`.memory`) and numbers
-(`.divergence`) that give out.
+This file owns the order of events. Other files own their parts: the shape of a batch (`stages.rows.packing`), the loss
+(`.objectives`), the trained parameters (`stages.adapters`), the measurements of a point of the curve (`.curve`), the
+storage of a checkpoint (`.checkpoints`), the work of each process (`.workers`), and the messages about too little
+memory (`.memory`) and about numbers that are not finite (`.divergence`).
+
 Notable:
 
-* the loss is divided by the labelled tokens of the whole step, so how a step is cut into micro-batches changes
-  nothing but rounding;
+* the loss is divided by the labelled tokens of the whole step, so the cut of a step into micro-batches affects only
+  rounding;
 * steps share the budget evenly: each draws documents until the run has reached its share;
 * the best parameters (`keep=best`) are copied where the curve is measured, and put back after the last step;
-* dropout's random numbers come from (seed, step, micro-batch), so a resumed run needs no random state, and it makes no
-  difference which worker runs a micro-batch.
+* dropout's random numbers come from (seed, step, micro-batch). So a resumed run needs no random state, and any worker
+  can run a micro-batch.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ Done = TypeVar("Done")
 
 
 def learning_rate(config: RecoverConfig, fraction: float) -> float:
-    """Return the rate of the step that ends at `fraction` of the budget: linear warm-up, then a cosine to `final`."""
+    """Return the learning rate of the step that ends at `fraction` of the budget: linear warm-up, then a cosine."""
     if fraction < config.warmup:
         return config.learning_rate * fraction / config.warmup
     descent = (min(fraction, 1.0) - config.warmup) / (1.0 - config.warmup)
@@ -64,16 +65,17 @@ class Training:
     """One recovery in progress; `run` takes it to its end.
 
     Attributes:
-        model: the frozen model with an adapter attached; what requires a gradient is trained.
-        objective: what is minimised (`stages.recover.objectives`).
+        model: the frozen model with an adapter attached; parameters that require a gradient are trained.
+        objective: returns the summed loss of a batch (`stages.recover.objectives`).
         stream: the documents to train on.
-        measure: scores held-out rows for a point of the curve, so many tokens at a time; has no effect on the training.
-        config: how it is trained.
-        dtype: "float32" or "bfloat16", the computation's precision.
-        seed: of dropout.
-        context: where it runs.
-        identity: what a checkpoint must agree in to be resumed from.
-        rates: the factor on the learning rate of each parameter that has one of its own, by name.
+        measure: scores held-out rows for a point of the curve, with the given number of tokens at a time; has no effect
+            on the training.
+        config: the options of the training.
+        dtype: precision of the computation, "float32" or "bfloat16".
+        seed: the seed of dropout.
+        context: device, output directory, log and time between checkpoints.
+        identity: a run resumes only from a checkpoint with an equal identity.
+        rates: the factor on the learning rate of each parameter that has its own factor, by name.
         workers: the processes that share the work; all of them run the same `Training`.
     """
 
@@ -98,12 +100,14 @@ class Training:
     def __post_init__(self) -> None:
         if self.config.compile:
             compile_layers(self.model)
+        # First, because sharding the model gives it other parameters.
         self.workers.prepare(self.model)
         self.parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
         if self.config.gradient_checkpointing:
+            # torch's reentrant kind loses gradients where the input needs none, as that of a frozen first layer.
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -126,6 +130,7 @@ class Training:
         self.progress = checkpoints.resume(
             self.context.output, self.parameters, self.optimizer, self.identity, self.best, self.workers
         )
+        # A resumed run logs the curve again from its beginning: its tracker has not seen it.
         for point in self.progress.history:
             self.context.log(point)
             self.saved_step = self.progress.step
@@ -154,12 +159,12 @@ class Training:
         return self.progress
 
     def _share(self) -> int:
-        """Tokens that the run should have reached after the coming step."""
+        """Return the tokens that the run should have reached after the coming step."""
         steps = math.ceil(self.config.tokens / self.config.batch_tokens)
         return self.config.tokens * min(self.progress.step + 1, steps) // steps
 
     def _fitting(self, work: Callable[[int], Done]) -> Done:
-        """Return what `work` does with so many tokens at a time as fit in memory: half as many after each failure."""
+        """Return the result of `work` with as many tokens at a time as fit in memory; each failure halves them."""
         while True:
             try:
                 return work(self.progress.micro_batch_tokens or self.config.micro_batch_tokens)
@@ -167,12 +172,14 @@ class Training:
                 self.progress.micro_batch_tokens = tokens = error.halved()
                 said = "%d tokens at a time do not fit in memory (%s): going on with %d; the global batch stays."
                 log.warning(said, error.tokens, error, tokens)
+            # Behind the `except` block, whose error holds the tensors of the failed pass.
             memory.release()
 
     def _accumulate(self, documents: list[Document], signalled: Signalled, tokens: int) -> dict[str, float] | None:
         """Add up the gradients of one step's documents, `tokens` at a time.
 
-        Returns their mean loss and its parts, in nats a label, or None if a signal came first.
+        Returns their mean loss and its parts, in nats a label, or None if a signal came first. After a signal the step
+        is dropped, and a resumed run takes it from its beginning.
         """
         labels = max(sum(document.labels for document in documents), 1)
         self.optimizer.zero_grad(set_to_none=True)
@@ -181,6 +188,7 @@ class Training:
         for turn in self.workers.turns(list(split(documents, tokens))):
             if signalled() is not None:
                 return None
+            # Every worker adds up the losses of all, in one order, so that all have the same numbers.
             for summed in self.workers.on_each(partial(self._take, turn, labels)):
                 for name, value in summed.items():
                     means[name] = means.get(name, 0.0) + value / labels
@@ -204,8 +212,10 @@ class Training:
 
     def _finish_step(self, documents: list[Document], losses: Mapping[str, float], bar: Any) -> None:
         """Clip, update the adapter, and record what the step did."""
+        # Prompts and labels alike are tokens of the budget; the last step may go beyond it.
         before, tokens = self.progress.tokens, sum(len(document.ids) for document in documents)
         rate = learning_rate(self.config, (before + tokens) / self.config.tokens)
+        # Without clipping the norm is still needed: it tells whether all gradients are finite.
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clip or math.inf)
         self._require_finite(self.workers.whole(norm).item(), "gradient", documents)
         for group in self.optimizer.param_groups:
@@ -217,6 +227,7 @@ class Training:
         if finished or before // self.config.curve_every < self.progress.tokens // self.config.curve_every:
             point |= self._measured()
         self._record(point)
+        # By the leader's clock, because all workers have to take part in a checkpoint.
         due = time.monotonic() - self.saved_at >= self.context.checkpoint_seconds
         if finished or self.workers.on_each(lambda: due)[0]:
             self._checkpoint()
@@ -269,7 +280,7 @@ class Training:
         return self.workers.on_each(score)[0]
 
     def _keep_if_best(self, loss: float) -> None:
-        """Copy the parameters if no point of the curve before had a validation loss as low."""
+        """Copy the parameters if no earlier point of the curve had a validation loss as low."""
         if self.progress.best is not None and self.progress.best["validation_loss"] <= loss:
             return
         self.progress.best = {
@@ -287,17 +298,19 @@ class Training:
         bfloat16 = self.dtype == "bfloat16"
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bfloat16):
             hidden_TE = hidden_states(self.model, batch)
-        # Weights that are trained in float32 give such hidden states; the head's product is in bfloat16 all the same.
+        # Weights that are trained in float32 give hidden states in float32. The head's product is in bfloat16 even so.
         return self.objective(hidden_TE.bfloat16() if bfloat16 else hidden_TE, batch)
 
     def _require_finite(self, value: float, name: str, documents: list[Document]) -> None:
         if not math.isfinite(value):
+            # The optimizer has not taken this step, so the checkpoint is that of the last whole one.
             self._checkpoint()
             raise self._diverged(f"the {name} of step {self.progress.step + 1} is {value}", documents)
 
     def _diverged(self, what: str, documents: Sequence[Document] = ()) -> Diverged:
         return diverged(
             what,
+            # With documents the coming step failed; without, the validation loss after the last one did.
             step=self.progress.step + bool(documents),
             tokens=self.progress.tokens,
             rate=self.config.learning_rate,

@@ -16,13 +16,13 @@ from stages.decoders.logits import PLAIN, Logits
 CHUNK = 256
 """Labelled tokens whose logits exist at one time: 50 MB in float32 for a vocabulary of 49k."""
 TRAINED_CHUNK = 512
-"""The same for a head that is trained; each chunk forms a gradient of the head's size."""
+"""Labelled tokens of a chunk for a head that is trained. Each chunk forms a gradient of the head's size."""
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy whose gradient is taken chunk by chunk on the way forward, so logits never pile up.
+    """Summed cross-entropy with its gradient taken chunk by chunk in the forward pass, so that logits never pile up.
 
-    The head is frozen: only the hidden states get a gradient, softmax(z) - onehot(label) times the head.
+    The head is frozen. Only the hidden states get a gradient: softmax(z) - onehot(label) times the head.
     """
 
     @staticmethod
@@ -42,8 +42,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + CHUNK)
             hidden_CE, labels_C1 = hidden_NE[chunk], labels_N[chunk, None]
             logits_CV = logits.in_place(_headed(hidden_CE, weight_VE, bias_V, buffer_CV[: len(hidden_CE)]))
+            # Both are read before the logits are overwritten with their exponentials.
             slope_CV = None if gradient_NE is None else logits.slope(logits_CV)
             said_C1 = logits_CV.gather(1, labels_C1)
+            # exp of the difference from the largest logit can't overflow.
             largest_C1 = logits_CV.amax(1, keepdim=True)
             sums_C1 = logits_CV.sub_(largest_C1).exp_().sum(1, keepdim=True)
             total += (sums_C1.log() + largest_C1 - said_C1).sum()
@@ -69,7 +71,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
 def _headed(
     hidden_CE: torch.Tensor, weight_VE: torch.Tensor, bias_V: torch.Tensor | None, out_CV: torch.Tensor
 ) -> torch.Tensor:
-    """Return the head's output in float32; in `out_CV` itself where it is that."""
+    """Return the head's output in float32; it is `out_CV` itself where that is float32."""
     if bias_V is None:
         torch.mm(hidden_CE, weight_VE.T, out=out_CV)
     else:
@@ -82,7 +84,7 @@ def summed_cross_entropy(
 ) -> torch.Tensor:
     """Return the cross-entropy of `labels_N` summed over tokens, in nats, as a float32 scalar.
 
-    `logits` is the model's map from what the head gives.
+    `logits` is the model's map from the head's output to its logits.
     """
     if head.weight.requires_grad:
         return trained_head_cross_entropy(hidden_NE, head, labels_N, logits)
@@ -94,11 +96,11 @@ def summed_cross_entropy(
 def trained_head_cross_entropy(
     hidden_NE: torch.Tensor, head: torch.nn.Linear, labels_N: torch.Tensor, logits: Logits = PLAIN
 ) -> torch.Tensor:
-    """Return the same for a head that is trained itself (its weight or the tied embedding).
+    """Return the summed cross-entropy for a head that is trained itself (its weight or the tied embedding).
 
-    A frozen head's gradient is taken on the way forward; here autograd does, one chunk after another: a chunk's logits
-    are computed again in the backward pass, and gone after it. Matrix products are in the precision of `hidden_NE`; the
-    head's gradient is summed in the precision of its weight.
+    Autograd takes the gradient here, one chunk after another. The logits of a chunk are computed again in the backward
+    pass, and freed after it. Matrix products are in the precision of `hidden_NE`. The head's gradient is summed in the
+    precision of its weight.
     """
     total = torch.zeros((), dtype=torch.float32, device=hidden_NE.device)
     chunks = (torch.split(tensor, TRAINED_CHUNK) for tensor in (hidden_NE, labels_N))

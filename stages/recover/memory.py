@@ -1,7 +1,7 @@
-"""Running out of memory: how it is told from other errors, what is tried next, and what the user is told in the end.
+"""Running out of memory: the errors that mean it, smaller micro-batches tried in response, and the message at the end.
 
-The global batch stays what it was: a step that does not fit is taken again in more and smaller micro-batches, which
-changes nothing but rounding (and which inputs a dropout drops).
+The global batch stays as it was. A step that does not fit is taken again in more and smaller micro-batches. That
+affects only rounding (and the inputs that a dropout drops).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ SIGNS = (
     "could not create a memory",  # oneDNN
     "ALLOC_FAILED",  # cuBLAS and cuDNN, whose workspaces torch's allocator does not serve
 )
-"""What a `RuntimeError` says where it means that memory has run out."""
+"""Parts of the message of a `RuntimeError` that means that memory has run out."""
 QUOTED = 120
 """Characters of such a message that are passed on."""
 LEAST = 16
-"""Tokens of the smallest micro-batch that is tried; what fails below it is not the micro-batch's fault."""
+"""Tokens of the smallest micro-batch that is tried; where that fails, the micro-batch is not the cause."""
 
 
 class OutOfMemory(Exception):
-    """What was run with `tokens` tokens at a time needs more memory than there is; `alone`: it was one document."""
+    """A pass with `tokens` tokens at a time needed more memory than there is; `alone`: it had a single document."""
 
     def __init__(self, reason: str, *, tokens: int, alone: bool) -> None:
         super().__init__(reason)
@@ -67,7 +67,7 @@ def ran_out(error: BaseException) -> bool:
 
 @contextmanager
 def noticed(*, tokens: int, alone: bool = False) -> Iterator[None]:
-    """Turn running out of memory in the block into an `OutOfMemory` that says how much was run at a time."""
+    """Turn running out of memory in the block into an `OutOfMemory` with the number of tokens that ran at a time."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -78,7 +78,7 @@ def noticed(*, tokens: int, alone: bool = False) -> Iterator[None]:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn running out of memory in the block into one error with the remedy."""
+    """Turn running out of memory in the block into a `UserError` with the remedy."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -88,14 +88,14 @@ def explained() -> Iterator[None]:
 
 
 def release() -> None:
-    """Give back what a failed pass held; call it when its exception, whose traceback holds tensors, is gone."""
-    gc.collect()
+    """Give back the memory of a failed pass; call this once its exception, whose traceback holds tensors, is gone."""
+    gc.collect()  # an exception and its frames can refer to each other in a circle
     return_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of `error` from where it speaks of memory, at most `QUOTED` characters of it."""
+    """Return the part about memory of the first line of `error`, at most `QUOTED` characters."""
     line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     return line[max(line.find("DefaultCPUAllocator"), 0) :][:QUOTED].rstrip(". ")

@@ -1,4 +1,4 @@
-"""What a worker and the process that started it say to each other: the job, points of the curve, how it ended."""
+"""The messages between a worker and the process that started it: job, points of the curve, log, result, failure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Work = Callable[[RecoverStageConfig, Mapping[str, Path], Context, Workers], JSON
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker is told to do."""
+    """The work that a worker is given, and its place among the workers."""
 
     work: Work
     config: RecoverStageConfig
@@ -28,7 +28,7 @@ class Job:
     context: Context
     rank: int
     port: int
-    """Of the store on this machine through which the workers find each other."""
+    """Port of the store on this machine through which the workers find each other."""
     threads: int
 
 
@@ -41,7 +41,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What the leader's log says."""
+    """A record of the leader's log."""
 
     name: str
     level: int
@@ -50,24 +50,24 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What the leader's work returned."""
+    """The result of the leader's work."""
 
     summary: JSON
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A worker's error: what a user reads, or a traceback."""
+    """A worker's error: a message for the user, or a traceback."""
 
     message: str
     at: float
-    """Seconds on the machine's clock."""
+    """Seconds on the machine's monotonic clock, which all processes share."""
     meant_for_users: bool
     diverged: tuple[int, int] | None = None
-    """Step and tokens, of a loss that is not finite."""
+    """Step and tokens of a loss that is not finite; else None."""
 
     def error(self, rank: int) -> Exception:
-        """Return what is to be raised."""
+        """Return the error to raise in the process that started the workers."""
         if self.diverged is not None:
             return Diverged(self.message, step=self.diverged[0], tokens=self.diverged[1])
         if self.meant_for_users:
@@ -76,13 +76,13 @@ class Failed:
 
 
 def as_failure(error: BaseException, traceback: str) -> Failed:
-    """Return what a worker says of an error that it raised."""
+    """Return the message for an error that a worker raised."""
     diverged = (error.step, error.tokens) if isinstance(error, Diverged) else None
     meant = isinstance(error, UserError)
     return Failed(str(error) if meant else traceback, time.monotonic(), meant, diverged)
 
 
 def send(connection: Connection, message: Any) -> None:
-    """Send to the process that started us, if it is there."""
+    """Send to the process that started this one, if it is still there."""
     with suppress(OSError):
         connection.send(message)

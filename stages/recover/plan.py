@@ -1,7 +1,7 @@
-"""What the recover and the adapter group ask for, found before anything runs. No torch here.
+"""The plan of the recover and the adapter group before anything runs: checked options, label and trials. No torch here.
 
-With `recover.tune=lr` a recovery is preceded by trials at a grid of rates. The grid is fixed here, so every trial is an
-artifact with a key of its own: a killed search goes on, and another budget or grid builds only the trials that are new.
+With `recover.tune=lr`, trials at a grid of rates precede a recovery. The grid is fixed here, so every trial is an
+artifact with a key of its own. A killed search goes on, and another budget or grid builds only the trials that are new.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMPILERS = ("g++", "clang++", "c++")
 
 
 def planned(options: RecoverOptions, adapter: AdapterConfig, *, device: str, seed: int) -> RecoverStageConfig:
-    """Return what every recovery of a run is keyed by, all of it checked; `seed` is the stage's own.
+    """Return the checked options that are in the key of every recovery of a run; `seed` is the stage's seed.
 
     Raises:
         UserError: an option is outside its range.
@@ -49,7 +49,7 @@ def planned(options: RecoverOptions, adapter: AdapterConfig, *, device: str, see
 
 
 def label(config: RecoverStageConfig) -> str:
-    """Return what a recovery is called before the name of its model: adapter and size."""
+    """Return the first part of a recovery's label, adapter and size; the name of its model follows."""
     return f"{config.adapter.name}-{ADAPTERS[config.adapter.name].label(config.adapter)}"
 
 
@@ -68,7 +68,7 @@ def trials(config: RecoverStageConfig, options: RecoverOptions) -> dict[float, R
 
 
 def tuned(config: RecoverStageConfig, trials: Mapping[float, RecoverStageConfig]) -> TuneStageConfig:
-    """Return what the recovery that `trials` decide is keyed by."""
+    """Return the options in the key of the recovery whose rate `trials` decide."""
     own = {field.name: getattr(config, field.name) for field in fields(RecoverStageConfig)}
     return TuneStageConfig(**own, rates=list(trials), tokens=next(iter(trials.values())).recover.tokens)
 
@@ -79,7 +79,7 @@ def rate_of(rate: float) -> float:
 
 
 def check_fits(adapter: AdapterConfig, shape: DecoderShape) -> None:
-    """Raise a `UserError` where a model of `shape` can't have the adapter; the adapter says why."""
+    """Raise a `UserError` with the adapter's reason where a model of `shape` can't have the adapter."""
     if adapter.name != "none":
         ADAPTERS[adapter.name].fits(adapter, shape)
 
@@ -106,6 +106,7 @@ def check_recover(config: RecoverConfig) -> None:
     require(config.gradient_clip >= 0, "recover.gradient_clip", "at least 0", config.gradient_clip)
     require(config.loss in LOSSES, "recover.loss", f"one of {', '.join(LOSSES)}", config.loss)
     require(config.keep in KEPT, "recover.keep", f"one of {', '.join(KEPT)}", config.keep)
+    # inductor takes the compiler that CXX names, if it is set.
     names = [os.environ["CXX"]] if "CXX" in os.environ else COMPILERS
     if config.compile and not any(shutil.which(name) for name in names):
         raise UserError(
@@ -115,13 +116,13 @@ def check_recover(config: RecoverConfig) -> None:
 
 
 def gives_model(config: RecoverStageConfig) -> bool:
-    """Return whether the recovery ends up in weights of the base's own shape, and not in an adapter beside it."""
+    """Return whether the recovery gives a whole model of the base's shape, and not only an adapter beside the base."""
     adapter = ADAPTERS[config.adapter.name]
     return adapter.trained is not None or (adapter.merge is not None and config.recover.merge)
 
 
 def adapter_of(config: RecoverStageConfig) -> Adapter:
-    """Return the adapter that `config` names, all of it checked.
+    """Return the adapter that `config` names, after a check of all of `config`.
 
     Raises:
         UserError: a field is outside its range; the message has the field, the rule and the value.

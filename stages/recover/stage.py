@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 
 def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Recover the model in `inputs["model"]` on the rows in `inputs["data"]`; returns what recovery.json holds.
+    """Recover the model in `inputs["model"]` on the rows in `inputs["data"]`; returns the content of recovery.json.
 
     Where the objective has a teacher, it is the model in `inputs["teacher"]`.
 
-    Writes `adapter/` (PEFT's format) and `model/` (the merged model, as the base was stored), each with its card,
-    `history.jsonl` and `recovery.json`. A killed run leaves `checkpoint/`, from which the next one resumes. Where the
-    base is masked, what is trained, measured and merged has exactly its zeros.
+    Writes `adapter/` (PEFT's format) and `model/` (the merged model, in the base's precision), each with its card,
+    `history.jsonl` and `recovery.json`. A killed run leaves `checkpoint/`, from which the next run resumes. Where the
+    base is masked, the model that is trained, measured and merged has exactly the base's zeros.
 
     Raises:
         UserError: a field of `config` is outside its range, the data is empty, the model has no tokenizer, or memory
@@ -56,23 +56,24 @@ def run(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context
 
 
 def train(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Do all of `run` but merging, and leave the last checkpoint; returns what recovery.json holds."""
+    """Do all of `run` but merging, and leave the last checkpoint; returns the content of recovery.json."""
     return launched(train_together, config, inputs, context)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
-    """What a recovery is made of, wherever it comes from.
+    """The models and rows of a recovery, from artifacts or from memory.
 
     Attributes:
-        load: gives the model to recover, in the precision that it is asked for; it is changed.
-        tokenizer: the model's.
+        load: returns the model to recover, in the given precision; the recovery changes that model.
+        tokenizer: the model's tokenizer.
         train: a file of rows, as the data stage writes train.jsonl.
         held_out: rows that are never trained on, as in validation.jsonl.
         masked: full names of the modules whose zeros stay.
-        teacher: the model that a taught objective learns from: a model directory or a live one.
-        base: where the dense model is from, and `taught_by` where the teacher is, as far as that is known.
-        fingerprints: what tells the models from others, for checkpoints.
+        teacher: the model that a taught objective learns from: a model directory or a live model.
+        base: the origin of the dense model, as far as it is known.
+        taught_by: the origin of the teacher, as far as it is known.
+        fingerprints: digests of the models, by which a checkpoint is known to be of this recovery.
     """
 
     load: Callable[[str], PreTrainedModel]
@@ -87,7 +88,7 @@ class Material:
 
 
 class Trained(NamedTuple):
-    """What `Adapter.attach` returned, trained; what recovery.json says; and the points of the curve."""
+    """The module that `Adapter.attach` returned, trained; the content of recovery.json; and the points of the curve."""
 
     adapted: Module
     summary: JSON
@@ -96,7 +97,7 @@ class Trained(NamedTuple):
 
 @memory.explained()
 def train_together(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context, workers: Workers) -> JSON:
-    """Do what each of `workers` does of `train`: the leader writes and returns, the others go through the motions."""
+    """Do the part of `train` that each of `workers` does; only the leader writes files."""
     adapter, base = adapter_of(config), inputs["model"] / "model"
     teacher = inputs["teacher"] / "model" if objective_of(config.recover)[0].taught else None
     if teacher is not None:
@@ -121,7 +122,7 @@ def train_together(config: RecoverStageConfig, inputs: Mapping[str, Path], conte
 
 
 def trained(config: RecoverStageConfig, material: Material, context: Context, workers: Workers = SINGLE) -> Trained:
-    """Return the adapter trained on `material`, its model still attached; checkpoints lie in `context.output`.
+    """Return the adapter trained on `material`, still attached to its model; checkpoints are in `context.output`.
 
     Raises:
         UserError: a field of `config` is outside its range, the data is empty, or memory is too small.
@@ -137,10 +138,11 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
         tokens=config.recover.tokens,
         cache=context.cache,
     )
-    # Weights that are trained themselves are float32: bfloat16 would lose most updates.
+    # Weights that are trained themselves are float32, because bfloat16 would lose most updates.
     model = material.load(config.dtype if adapter.trained is None else "float32")
     total = count_parameters(model)
     use_packed_attention(model)
+    # A seed of its own, so that the start of the adapter does not depend on what was drawn before.
     with seeded(config.seed, "adapter"):
         adapted = adapter.attach(model, config.adapter, material.masked)
     curve = Curve(model, material.tokenizer, material.held_out, config=config.recover, dtype=config.dtype)
@@ -171,12 +173,13 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
         "validation": _validation_facts(progress.history[0], kept, curve),
         "test": workers.forward(lambda: _test_facts(model, material.tokenizer, unseen, config, progress)),
     } | ({"masked_modules": len(material.masked)} if material.masked else {})
+    # Last, because a sharded model whose parameters are whole can't run any more.
     workers.gather(model, frozen=adapter.trained is not None)
     return Trained(adapted, summary, progress.history)
 
 
 def _save(adapter: Adapter, adapted: Module, base: Path, output: Path, recovery: JSON) -> None:
-    """Write the adapter with its card; of weights that were trained themselves, the model."""
+    """Write the adapter with its card; where the model's own weights were trained, write the model."""
     if adapter.trained is not None:
         save_model(adapter.trained(adapted, stored_dtype(base)), output / "model", like=base, recovery=recovery)
     elif adapter.save is not None:
@@ -186,7 +189,7 @@ def _save(adapter: Adapter, adapted: Module, base: Path, output: Path, recovery:
 
 @memory.explained()
 def merge(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context, recovery: JSON) -> None:
-    """Fold the saved adapter into a fresh copy of the base, in the dtype it is stored in; masks stay."""
+    """Merge the saved adapter into a fresh copy of the base, in the base's stored dtype; masks stay."""
     adapter, base = adapter_of(config), inputs["model"] / "model"
     if adapter.merge is None or not config.recover.merge:
         return
@@ -196,7 +199,7 @@ def merge(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
 
 
 def _fingerprints(*directories: Path | None) -> list[str]:
-    """Digests of each model's configuration and its files' sizes: cheap, and enough to tell two models apart."""
+    """Return a digest of each model's configuration and of its files' sizes: cheap, and enough to tell models apart."""
     digests = []
     for directory in filter(None, directories):
         digest = hashlib.sha256((directory / "config.json").read_bytes())
@@ -207,7 +210,7 @@ def _fingerprints(*directories: Path | None) -> list[str]:
 
 
 def _minimised(objective: Objective, options: Any, material: Material) -> JSON:
-    """Return the objective's facts, its teacher where it has one, and what card and report say of it."""
+    """Return the objective's facts, its teacher where it has one, and its sentences for card and report."""
     taught = material.teacher is not None
     sentences = objective.sentences(options, described(material.taught_by) if taught else "")
     teacher = {"teacher": material.taught_by} if taught else {}
@@ -238,7 +241,7 @@ def _test_facts(
     config: RecoverStageConfig,
     progress: Progress,
 ) -> JSON | None:
-    """Score rows that no point of the curve has seen; None where there are none."""
+    """Return the scores of rows that no point of the curve has seen; None where there are none."""
     if not unseen or not config.recover.test_tokens:
         return None
     at_a_time = progress.micro_batch_tokens or config.recover.micro_batch_tokens
@@ -263,7 +266,7 @@ def _kept(progress: Progress) -> JSON:
 
 
 def _validation_facts(initial: JSON, kept: JSON, curve: Curve) -> JSON:
-    """Return what the curve measured before training and with the parameters that are saved."""
+    """Return the curve's measurements before training, and with the parameters that are saved."""
     return _scored(curve) | {
         f"{when}_{name.partition('_')[2]}": value
         for when, point in (("initial", initial), ("final", kept))

@@ -1,8 +1,10 @@
-"""The `trial` and `tune` stages: a recovery at the learning rate that served its validation rows best.
+"""The `trial` and `tune` stages: a recovery at the learning rate with the lowest validation loss of the trials.
 
-A trial is a recovery at one rate of a fixed grid, and one that diverges is a result like any other. `tune` compares
-them by validation loss. Where they had the whole budget, the best of them is the recovery; else one is trained at its
-rate. What the figures of `recovery.json` are worth: the validation loss has been chosen by, the test rows have not.
+A trial is a recovery at one rate of a fixed grid. A trial that diverges is a result like any other. `tune` compares the
+trials by validation loss. Where the trials had the whole budget, the best trial is the recovery. Otherwise a recovery
+is trained at the best trial's rate.
+
+In `recovery.json`, the validation loss has been used for the choice, and the test rows have not.
 """
 
 from __future__ import annotations
@@ -19,19 +21,20 @@ from stages.recover.config import RecoverStageConfig, TuneStageConfig
 from stages.stage import JSON, Context
 
 TRIAL = "trial "
-"""What the names of the trials among a tuning's inputs begin with; the rest is the rate."""
+"""The beginning of a trial's name among the inputs of a tuning; the rest of the name is the rate."""
 
 
 def trial(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Recover the model in `inputs["model"]` without merging it; returns what recovery.json holds.
+    """Recover the model in `inputs["model"]` without merging it; returns the content of recovery.json.
 
-    Writes `adapter/` (or `model/`, of an adapter that trains the weights themselves), `history.jsonl` and
-    `recovery.json`. Where the loss ceases to be finite there is no adapter, and
-    recovery.json has nothing but {"diverged": {"step", "tokens"}}.
+    Writes `adapter/` (or `model/`, for an adapter that trains the weights themselves), `history.jsonl` and
+    `recovery.json`. Where the loss diverges there is no adapter, and recovery.json has only
+    {"diverged": {"step", "tokens"}}.
 
     Raises:
-        UserError: as a recovery does, but for a loss that is not finite.
+        UserError: for every reason of a recovery but a loss that is not finite.
     """
+    # Gathered here, because a recovery that diverges ends before it writes its history.
     points: list[JSON] = []
     try:
         summary = stage.train(config, inputs, replace(context, log=points.append))
@@ -44,14 +47,14 @@ def trial(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
 
 
 def tune(config: TuneStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Recover as the `recover` stage does, at the best rate of the trials; returns what recovery.json holds.
+    """Recover as the `recover` stage does, at the best rate of the trials; returns the content of recovery.json.
 
-    `inputs` has what a recovery's has and the trials, named "trial RATE". recovery.json has one entry more, "tuning":
-    the budget of a trial, every trial with its losses, and what `choose` says of them.
+    `inputs` has the inputs of a recovery, and the trials, named "trial RATE". recovery.json has one entry more,
+    "tuning": the budget of a trial, every trial with its losses, and the result of `choose`.
 
     Raises:
         UserError: every trial diverged.
-        Diverged: the recovery at the chosen rate did, where the trials had a smaller budget.
+        Diverged: the recovery at the chosen rate diverged, where the trials had a smaller budget.
     """
     trials = [_entry(rate, config, inputs[f"{TRIAL}{rate:g}"]) for rate in config.rates]
     tuning = {"budget": config.tokens} | choose(trials, shared=config.recover.learning_rate)
@@ -74,10 +77,11 @@ def tune(config: TuneStageConfig, inputs: Mapping[str, Path], context: Context) 
 
 
 def choose(trials: list[JSON], *, shared: float) -> JSON:
-    """Return what a tuning found: "trials", "chosen" and "shared" rate, "edge", and the "tokens" spent on trials.
+    """Return the result of a tuning: "trials", "chosen" and "shared" rate, "edge", and the "tokens" spent on trials.
 
-    The rate of the lowest validation loss is chosen, and of two equals the lower rate. "edge" is "lowest" or "highest"
-    where the chosen rate is that of the grid, so that a better one may lie beyond; else None.
+    The rate with the lowest validation loss is chosen, and of equal losses the lower rate. "edge" is "lowest" or
+    "highest" where the chosen rate is the lowest or highest of the grid, so that a better one may lie beyond; else
+    None.
 
     Raises:
         UserError: every trial diverged.

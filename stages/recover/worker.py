@@ -1,4 +1,4 @@
-"""What the process of one worker does; `.launch` starts it and tells it of signals."""
+"""The process of one worker; `.launch` starts it and tells it of signals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stages.recover.workers import ENGINE
 
 
 class _Passed(logging.Handler):
-    """Passes what is logged on to the process that started us, whose user knows where it goes."""
+    """A handler that passes log records on to the process that started this one, where the user has set up logging."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
@@ -32,34 +32,34 @@ class _Passed(logging.Handler):
 
 
 def do(job: Job, connection: Connection) -> None:
-    """Do the job and send what comes of it through `connection`."""
-    os.setsid()  # Ctrl-C reaches all processes of a session; `.launch` passes signals on
+    """Do the job and send points, log, result or failure through `connection`."""
+    os.setsid()  # a terminal's Ctrl-C would reach this process too, and `.launch` passes signals on
     for number in DEFERRED:
         signal.signal(number, signal.SIG_IGN)
     told: list[int] = []
     threading.Thread(target=_listen, args=(connection, told), daemon=True).start()
     try:
         _work(job, connection, lambda: told[0] if told else None)
-    except (SystemExit, KeyboardInterrupt):  # as the signal that was passed on asked, all together
+    except (SystemExit, KeyboardInterrupt):  # the orderly end that the signal asked for, of all workers together
         pass
     except BaseException as error:
         send(connection, as_failure(error, traceback.format_exc()))
 
 
 def _listen(connection: Connection, told: list[int]) -> None:
-    """Hear of signals; when there is nobody left to hear from, there is nobody left to work for."""
+    """Add each signal that arrives to `told`; end the process when the process that started it is gone."""
     while True:
         try:
             told.append(connection.recv())
         except (EOFError, OSError):
-            os._exit(1)
+            os._exit(1)  # `sys.exit` would end this thread alone
 
 
 def _work(job: Job, connection: Connection, told: Callable[[], int | None]) -> None:
     context = job.context
     torch.set_num_threads(job.threads)
     if job.rank > 0:
-        logging.disable()
+        logging.disable()  # every worker would log the same
     else:
         logging.basicConfig(level=logging.INFO, handlers=[_Passed(connection)])
         context = replace(context, log=lambda point: send(connection, Point(point)))
@@ -71,9 +71,9 @@ def _work(job: Job, connection: Connection, told: Callable[[], int | None]) -> N
 
 
 def _join(job: Job) -> None:
-    """Enter the process group, through gloo on processors and for what is no tensor, NCCL between GPUs."""
+    """Enter the process group: gloo on processors and for objects that are no tensors, NCCL between GPUs."""
     count, gpus = job.context.workers, job.context.device != "cpu"
-    # What accelerate looks for.
+    # accelerate reads these variables.
     ranks = {"RANK": job.rank, "LOCAL_RANK": job.rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ.update({name: str(value) for name, value in ranks.items()})
     if gpus:

@@ -1,11 +1,12 @@
-"""One recovery on several processes: what the training loop asks of them, and what one process answers.
+"""The workers of one recovery: the interface that the training loop uses, for one process and for several.
 
-Every worker draws the same documents, cuts them into the same micro-batches and has the same random numbers for each,
-so how many there are changes nothing but rounding. They stay in step by telling each other what each micro-batch gave
-(`on_each`): a loss that is not finite, a micro-batch that does not fit or a signal is met by all of them at the same
-place. Only the leader writes.
+Every worker draws the same documents and cuts them into the same micro-batches. Each micro-batch has the same random
+numbers on every worker. So the number of workers affects only rounding.
 
-Does not own how the processes are started (`.launch`).
+Workers stay in step by telling each other the result of each micro-batch (`on_each`). So a loss that is not finite, a
+micro-batch that does not fit, and a signal are met by all of them at the same place. Only the leader writes.
+
+How the processes are started is `.launch`'s part.
 """
 
 from __future__ import annotations
@@ -34,45 +35,45 @@ class Turn:
     """One worker's part in one round of micro-batches."""
 
     index: int
-    """Of the micro-batch in its step: its random numbers come from it."""
+    """Index of the micro-batch in its step; its random numbers come from it."""
     documents: list[Document]
-    """What this worker runs; none where it has nothing to do and nobody needs its company."""
+    """The documents that this worker runs; empty where it has nothing to do and need not take part in the pass."""
     weight: float
-    """1, or 0 where it only keeps the others company."""
+    """Weight of the loss: 1, or 0 where the worker only takes part in the pass of the others."""
     everyones: list[Document]
-    """What all workers run in this round."""
+    """The documents that all workers run in this round."""
 
 
 class Workers:
-    """One process, which is its own leader."""
+    """One process, which is its own leader; also the interface of several."""
 
     count = 1
     leads = True
 
     def prepare(self, model: PreTrainedModel) -> None:
-        """Share the model, its adapter attached, among the workers; parameters may be other objects afterwards."""
+        """Share the model, with its adapter attached, among the workers; its parameters may be other objects then."""
 
     def forward(self, work: Callable[[], Done]) -> Done:
-        """Return what `work`, which runs the model, returns."""
+        """Return the result of `work`, which runs the model."""
         return work()
 
     def turns(self, parts: Sequence[list[Document]]) -> Iterator[Turn]:
-        """Yield what this worker runs of a step's micro-batches: each one once, on one worker."""
+        """Yield this worker's turns at a step's micro-batches; each micro-batch runs once, on one worker."""
         return (Turn(index, part, 1.0, part) for index, part in enumerate(parts))
 
     def on_each(self, work: Callable[[], Done]) -> list[Done]:
-        """Return what `work` returned on each worker, the leader's first, to all of them: numbers and JSON only.
+        """Return on every worker the results of `work` on all of them, the leader's first; only numbers and JSON.
 
         Raises:
-            OutOfMemory: of the first worker on which `work` did not fit, on all of them.
+            OutOfMemory: on all workers, the error of the first worker on which `work` did not fit.
         """
         return [work()]
 
     def add_gradients(self) -> None:
-        """Make each gradient the mean over workers of what they have accumulated."""
+        """Make each gradient the mean of those that the workers have accumulated."""
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """Return a parameter, or a tensor that goes with one, not as this worker's piece; all workers must ask."""
+        """Return the whole of a parameter, or of a tensor that belongs to one; all workers must call this."""
         return tensor
 
     def placed(self, whole: Tensor, like: Tensor) -> Tensor:
@@ -80,10 +81,10 @@ class Workers:
         return whole.to(like.device)
 
     def gather(self, model: PreTrainedModel, *, frozen: bool) -> None:
-        """Make the trained parameters of the leader's model whole, and the `frozen` ones too; it runs no more."""
+        """Make the trained parameters of the leader's model whole, with `frozen` all of them; it runs no more."""
 
     def signals(self) -> AbstractContextManager[Signalled]:
-        """Hold back SIGTERM and SIGINT; yields a function with which all workers ask together whether one came."""
+        """Hold back SIGTERM and SIGINT; yields a function that all workers call together, to learn whether one came."""
         return deferred_signals()
 
 
@@ -91,7 +92,7 @@ SINGLE = Workers()
 
 
 class _Frame(nn.Module):
-    """The root module that DDP and FSDP wrap: its forward pass is whatever runs the model inside."""
+    """The root module that DDP and FSDP wrap; its forward pass is the given function, which runs the model inside."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -104,13 +105,13 @@ class _Frame(nn.Module):
 class Replicated(Workers):
     """Whole copies of the model, kept equal by adding up gradients (DDP), once a step.
 
-    Micro-batches accumulate their gradients on each worker alone; an empty pass then lets DDP add them up. So a worker
-    may have nothing to do, and one that runs out of memory leaves the others able to try again with it. What is given
-    up, communication during the last backward pass, is little: gradients are an adapter's.
+    Micro-batches accumulate their gradients on each worker alone. An empty pass then lets DDP add them up. So a worker
+    may have nothing to do. When a worker runs out of memory, all workers can try again together. The price is that
+    communication does not overlap the last backward pass. That costs little, because gradients are an adapter's.
     """
 
     def __init__(self, rank: int, count: int, told: Signalled) -> None:
-        """Join the process group that is already there; `told` is the signal that whoever started us passed on."""
+        """Join the existing process group; `told` returns the signal that the starting process passed on."""
         self.rank, self.count, self.leads, self._told = rank, count, rank == 0, told
 
     def prepare(self, model: PreTrainedModel) -> None:
@@ -136,7 +137,7 @@ class Replicated(Workers):
         return []
 
     def on_each(self, work: Callable[[], Done]) -> list[Done]:
-        """Return what `work` returned on each worker."""
+        """Return the results of `work` on all workers."""
         found: Any
         try:
             found = work()
@@ -154,12 +155,14 @@ class Replicated(Workers):
 
     def add_gradients(self) -> None:
         """Run the empty pass: its gradients are zeros, and DDP takes the mean of zeros plus what has accumulated."""
+        # DDP waits for the gradient of every trained parameter, so the sum has all of them.
         zero: Tensor = self._frame(lambda: sum(parameter.sum() for parameter in self._trained) * 0.0)
         zero.backward()  # type: ignore[no-untyped-call]
 
     @contextmanager
     def signals(self) -> Iterator[Signalled]:
-        """Yield a function that returns what the leader was told."""
+        """Yield a function that returns the signal that the leader was told of, or None."""
+        # Of the leader alone: the workers hear of a signal at different times, and have to stop at the same place.
         yield lambda: self.on_each(self._told)[0]
 
 
@@ -171,22 +174,23 @@ class _Failure:
 
 
 class Sharded(Replicated):
-    """A piece of every weight and gradient on each worker, gathered layer by layer as it is run (FSDP).
+    """A piece of every weight and gradient on each worker; weights are gathered layer by layer as they run (FSDP).
 
-    By torch's `fully_shard`, which accelerate's FSDP is made of: accelerate itself shards on accelerators only. Every
-    pass is a collective one, so a worker without a micro-batch runs a document whose loss has weight zero, and memory
-    that gives out on one worker ends the recovery.
+    It uses torch's `fully_shard`, on which accelerate's FSDP is built, because accelerate itself shards on accelerators
+    only. All workers have to take part in every pass. So a worker without a micro-batch runs a document whose loss has
+    weight zero. A worker that runs out of memory ends the recovery.
     """
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Shard each layer of `model`, and the rest as one piece.
 
         Raises:
-            UserError: zeros of weights that are trained themselves would have to stay.
+            UserError: the model has masks, and its own weights are trained.
         """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        # Such hooks keep the masks of trained weights (`stages.adapters.full`). They would see pieces of a gradient.
         if any(parameter._post_accumulate_grad_hooks for parameter in model.parameters()):
             raise UserError("weights with a mask can't be sharded while they are trained. Set runtime=ddp.")
         mesh = init_device_mesh(model.device.type, (self.count,))
@@ -195,12 +199,12 @@ class Sharded(Replicated):
         for module in self._sharded:
             fully_shard(module, mesh=mesh)
         for module in self._sharded:
-            # What the weights are gathered in is made by the first gathering, and must not be made in inference mode.
+            # The first gathering makes the buffers for the weights, and must not make them in inference mode.
             module.unshard()
             module.reshard()
 
     def forward(self, work: Callable[[], Done]) -> Done:
-        """Return what `work` returns, in which embeddings and head are whole, and each layer when it is run."""
+        """Return the result of `work`, within which embeddings and head are whole, and each layer while it runs."""
         done: Done = self._frame(work)
         return done
 
@@ -208,23 +212,23 @@ class Sharded(Replicated):
         return [min(everyones, key=lambda document: len(document.ids))]
 
     def _failure(self, error: OutOfMemory) -> NoReturn:
-        # The others wait for this one in the middle of a pass, and can't be told.
+        # The other workers wait for this one in the middle of a pass, so there is no way to tell them.
         raise UserError(
             f"{error.tokens:,} tokens at a time do not fit in a worker's memory ({error}). Lower "
             "recover.micro_batch_tokens; with runtime=ddp that is done by itself."
         ) from error
 
     def add_gradients(self) -> None:
-        """Do nothing: each backward pass has taken the mean."""
+        """Do nothing, because each backward pass has taken the mean."""
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """Return the tensor gathered."""
+        """Return the tensor gathered from all workers."""
         from torch.distributed.tensor import DTensor
 
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def placed(self, whole: Tensor, like: Tensor) -> Tensor:
-        """Return the piece of `whole` that corresponds to that of `like`."""
+        """Return this worker's piece of `whole`, cut as the parameter `like` is."""
         from torch.distributed.tensor import DTensor, distribute_tensor
 
         if whole.dim() == 0 or not isinstance(like, DTensor):
@@ -236,6 +240,7 @@ class Sharded(Replicated):
         """Put whole parameters, on the processor, in the place of the pieces."""
         for module in self._sharded:
             module.reshard()
+        # By piece, so that tied parameters stay one parameter.
         wholes: dict[nn.Parameter, nn.Parameter] = {}
         for module in list(model.modules()):
             for name, piece in list(module.named_parameters(recurse=False)):

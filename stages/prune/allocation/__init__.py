@@ -1,1 +1,1 @@
-"""How much goes where: from a budget, and scores where they decide, to the shape of every layer."""
+"""Allocation: from a budget, and scores where they decide, to the shape of every layer."""

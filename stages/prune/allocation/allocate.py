@@ -1,9 +1,9 @@
-"""`prune.allocation` by name: which way of sharing out a budget decides the shape of every layer. No torch here.
+"""The shape of every layer, by the allocation that `prune.allocation` names. No torch here.
 
-paper     what the criterion's own paper does: one of those below, or `equal`, LLM-Pruner's nearest shares
+paper     the allocation of the criterion's own paper: one of those below, or `equal`, LLM-Pruner's nearest shares
 uniform   every layer loses the same shares
 global    the groups of all layers and kinds compete by their scores
-searched  they compete by what each cut costs the loss (`stages.prune.allocation.search`)
+searched  the groups compete by the loss that each cut costs (`stages.prune.allocation.search`)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def check_options(config: PruneConfig) -> None:
-    """Raise UserError where the options common to all criteria can't be right or exclude each other."""
+    """Raise a `UserError` where an option common to all criteria is out of its range, or two exclude each other."""
     lookup("prune.allocation", config.allocation, dict.fromkeys(ALLOCATIONS))
     lookup("prune.compensate", config.compensate, dict.fromkeys(COMPENSATIONS))
     lookup("prune.budget", config.budget, dict.fromkeys(BUDGETS))
@@ -69,7 +69,7 @@ def _check_scope(config: PruneConfig) -> None:
 
 
 def _check_fixed(config: PruneConfig) -> None:
-    """Raise UserError where a fixed share of each layer meets an option that it leaves nothing to decide."""
+    """Raise a `UserError` where a fixed share of each layer stands beside an option that then has no effect."""
     given = [name for name in ("channel_ratio", "layer_ratios", "megabytes") if getattr(config, name) is not None]
     if len(given) > 1:
         raise UserError(f"prune.{given[0]} and prune.{given[1]} both say how much goes: give one of them.")
@@ -96,7 +96,7 @@ def _check_fixed(config: PruneConfig) -> None:
 
 
 def _check_kinds(config: PruneConfig) -> None:
-    """Raise UserError where kinds of group can't be cut in the way that is asked for."""
+    """Raise a `UserError` where the allocation can't cut the kinds of group that are asked for."""
     way, kinds = allocation(config), set(config.granularity)
     if "hidden" in kinds and (config.compensate != "none" or way in ("global", "searched")):
         raise UserError(
@@ -117,7 +117,7 @@ def _check_kinds(config: PruneConfig) -> None:
 
 
 def check_uncut(directory: Path, config: PruneConfig) -> None:
-    """Raise UserError where the model in `directory` comes pruned and nobody asked to prune it again."""
+    """Raise a `UserError` where the model in `directory` comes pruned and `config.again` is not set."""
     if (directory / "pruning.json").is_file() and not config.again:
         raise UserError(
             f"{directory} comes pruned (its pruning.json says how). Recover it as it is with prune=sheared "
@@ -126,7 +126,7 @@ def check_uncut(directory: Path, config: PruneConfig) -> None:
 
 
 def reads_text(config: PruneConfig) -> bool:
-    """Return whether pruning by `config` looks at calibration tokens."""
+    """Return whether pruning by `config` reads calibration tokens."""
     return CRITERIA[config.method].reads_text or config.compensate != "none" or config.allocation == "searched"
 
 
@@ -136,7 +136,7 @@ def needs_gradients(config: PruneConfig) -> bool:
 
 
 def for_scores(config: PruneConfig) -> PruneConfig:
-    """Return `config` without what has no say in the scores of the dense model, as the scores stage takes it."""
+    """Return `config` for the scores stage: options that do not affect the dense model's scores have their defaults."""
     plain = PruneConfig()
     budget = ("budget", "megabytes", "channel_ratio", "layer_ratios")
     way = ("allocation", "scope", "search", "round_to", "max_per_layer", "steps", "compensate")
@@ -144,14 +144,14 @@ def for_scores(config: PruneConfig) -> PruneConfig:
 
 
 def allocation(config: PruneConfig) -> str:
-    """Return what decides the shapes: uniform, equal, global, depth or searched."""
+    """Return the allocation that is in force: uniform, equal, global, depth or searched."""
     if config.scope is not None and config.allocation == "uniform":
         return SCOPES[config.scope]
     return CRITERIA[config.method].paper if config.allocation == "paper" else config.allocation
 
 
 def ruled(config: PruneConfig) -> bool:
-    """Return whether an option says what each layer loses, so that no budget is shared out."""
+    """Return whether an option fixes the share that each layer loses, so that no budget is shared out."""
     return config.channel_ratio is not None or config.layer_ratios is not None
 
 
@@ -161,7 +161,7 @@ def decided_by_shapes(config: PruneConfig) -> bool:
 
 
 def foreseen(shape: DecoderShape, config: PruneConfig, budget: Budget | None = None) -> PrunePlan | None:
-    """Return what becomes of every layer of `shape`, or None where that depends on scores.
+    """Return the plan of every layer of `shape`, or None where it depends on scores.
 
     Raises:
         UserError: the budget can't be met.
@@ -175,13 +175,13 @@ def foreseen(shape: DecoderShape, config: PruneConfig, budget: Budget | None = N
 def plan_shapes(
     shape: DecoderShape, config: PruneConfig, scores: Scores | None = None, budget: Budget | None = None
 ) -> PrunePlan:
-    """Return what becomes of every layer of `shape`.
+    """Return the plan of every layer of `shape`.
 
     Args:
-        shape: the model that is cut.
-        config: how.
-        scores: of its groups; None where shapes decide and nothing is scored yet.
-        budget: what to arrive at, where it is not `config`'s share of `shape` itself.
+        shape: the shape of the model that is cut.
+        config: the options of the pruning.
+        scores: the scores of its groups; None where shapes alone decide and nothing is scored yet.
+        budget: the budget; None takes the share of `shape` that `config` asks for.
 
     Raises:
         UserError: the budget can't be met.
@@ -200,11 +200,12 @@ def plan_shapes(
         raise ValueError("a global ranking needs scores")
     check_reachable(budget, shape, config, config.max_per_layer)
     ladders = ladders_of(scores.numbers(), shape, config, cumulative=criterion.cumulative)
+    # FLAP's paper ranks its standardised scores as they are. All other scores are weighed against the size saved.
     return ranked_plan(ladders, budget, shape, per_size=criterion.cumulative or criterion.paper != "global")
 
 
 def _weakest(scores: Scores, shape: DecoderShape, config: PruneConfig) -> Sequence[int]:
-    """Return the layers that may go, or lose the sub-layer that may, in the order of its score."""
+    """Return the layers that may be removed or lose their sub-layer, the lowest score first; empty for other kinds."""
     kinds = [kind for kind in DEPTH if kind in config.granularity]
     if not kinds:
         return ()

@@ -1,4 +1,4 @@
-"""What a layer can lose, kind by kind, and the most that a whole model can. No torch here."""
+"""Limits of a cut: the most that a layer can lose of each kind of group, and that a whole model can. No torch here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stages.prune.config import DEPTH, PruneConfig
 
 
 def without(layer: LayerShape, groups: int, queries: int, channels: int) -> LayerShape:
-    """Return `layer` with so many key/value groups, queries of each group and channels less; one of each stays."""
+    """Return `layer` without the given numbers of key/value groups, queries of each group, and channels; one stays."""
     if not layer.kv_heads:
         return LayerShape(0, 0, max(1, layer.mlp - channels))
     kv_heads = max(1, layer.kv_heads - groups)
@@ -18,26 +18,27 @@ def without(layer: LayerShape, groups: int, queries: int, channels: int) -> Laye
 
 
 def without_sublayer(layer: LayerShape, kind: str) -> LayerShape | None:
-    """Return `layer` without its attention, its MLP, or not at all."""
+    """Return `layer` without its attention or its MLP; None where nothing is left of it."""
     left = {"layers": (0, 0, 0), "attention": (0, 0, layer.mlp), "mlp": (layer.heads, layer.kv_heads, 0)}[kind]
     return LayerShape(*left) if any(left) else None
 
 
 def most_gone(layer: LayerShape, kind: str, config: PruneConfig, share: float = 1.0) -> int:
-    """Return how many heads, queries of each key/value head or channels `layer` can lose: `share` of them, not all."""
+    """Return how many heads, queries of each key/value head, or channels `layer` can lose: `share` of them, not all."""
     of = {"heads": layer.kv_heads, "queries": layer.heads // max(1, layer.kv_heads), "channels": layer.mlp}[kind]
     stay = config.round_to if kind == "channels" else 1
+    # 1e-9, because a product such as 0.29 · 100 comes out just below the whole number that is meant.
     return max(0, min(int(share * of + 1e-9), of - stay))
 
 
 def check_reachable(budget: Budget, before: DecoderShape, config: PruneConfig, share: float = 1.0) -> None:
-    """Raise UserError, naming what stays and the remedy, where more is to go than can.
+    """Raise a `UserError` where the budget removes more than can go; it names what stays, and the remedy.
 
     Args:
-        budget: what to arrive at.
+        budget: the budget.
         before: the shape that is cut.
         config: layers, kinds of group and rounding.
-        share: how much of a layer's heads, and of its channels, may go.
+        share: the largest share of a layer's heads, and of its channels, that may go.
     """
     layers = parse_layers(config.layers, len(before.layers))
     most = budget.removed(_least(before, layers, config, share))
@@ -60,7 +61,7 @@ def check_reachable(budget: Budget, before: DecoderShape, config: PruneConfig, s
 
 
 def _least(before: DecoderShape, layers: list[int], config: PruneConfig, share: float) -> DecoderShape:
-    """Return what stays of `before` when all goes that can."""
+    """Return the smallest shape that `before` can be cut to."""
     kinds, targets = set(config.granularity), list[LayerShape | None](before.layers)
     for index in layers:
         old = before.layers[index]
@@ -70,5 +71,6 @@ def _least(before: DecoderShape, layers: list[int], config: PruneConfig, share: 
             left = None if left is None else without_sublayer(left, kind)
         targets[index] = left
     if not any(targets):
+        # One layer has to stay. The smallest one gives the bound on what can go.
         targets[0] = min(before.layers, key=before.layer_parameters)
     return shape_left(before, targets, min(config.round_to, before.hidden) if "hidden" in kinds else before.hidden)

@@ -1,6 +1,6 @@
-"""What pruning will do, decided before anything is cut: the budget, the shape of every layer, and the printed table.
+"""The plan of a pruning, decided before anything is cut: the budget, the shape of every layer, and the printed table.
 
-No torch here: the pipeline prints it before a weight is read, where scores have no say in it.
+No torch here: where the scores do not decide, the pipeline prints the plan before a weight is read.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from stages.errors import UserError
 from stages.prune.config import PruneConfig
 
 TOLERANCE = 0.005
-"""How far the achieved share may be from `ratio`."""
+"""Largest difference of the achieved share from `ratio`."""
 CONTEXT = 64
 """Tokens of the sequence for which multiply-accumulates a token are counted (as LLM-Pruner counts them)."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 Layers = Sequence[LayerShape | None]
-"""What becomes of each layer of the dense model; None where it goes."""
+"""The new shape of each layer of the dense model; None for a layer that is removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much may stay, in parameters or in multiply-accumulates a token.
+    """The share of a model to remove, in parameters or in multiply-accumulates a token.
 
     Attributes:
         dense: the model that the share is of.
         ratio: share to remove, in [0, 1).
         macs: whether multiply-accumulates are counted, and not parameters.
-        asked: the option it comes from, as the user wrote it.
-        step: whether this is one of several steps towards it, in which nothing need go.
+        asked: the option that the budget comes from, as the user wrote it.
+        step: whether this is a part of the whole budget, one of several steps; a step may remove nothing.
     """
 
     dense: DecoderShape
@@ -45,29 +45,29 @@ class Budget:
 
     @property
     def unit(self) -> str:
-        """What is counted."""
+        """The name of the quantity that is counted."""
         return "multiply-accumulates" if self.macs else "parameters"
 
     def size(self, shape: DecoderShape) -> int:
-        """Return what `shape` counts."""
+        """Return the parameters or multiply-accumulates of `shape`."""
         return shape.multiply_accumulates(CONTEXT) if self.macs else shape.parameters()
 
     def layer_size(self, shape: DecoderShape, layer: LayerShape | None) -> int:
-        """Return what one layer of `shape` counts; nothing if it goes."""
+        """Return the parameters or multiply-accumulates of one layer of `shape`; 0 for a layer that is removed."""
         if layer is None:
             return 0
         return shape.layer_multiply_accumulates(layer, CONTEXT) if self.macs else shape.layer_parameters(layer)
 
     def removed(self, shape: DecoderShape) -> float:
-        """Return the share that is gone when `shape` is left."""
+        """Return the share that has been removed when `shape` is left."""
         return 1 - self.size(shape) / self.size(self.dense)
 
     def near(self, shape: DecoderShape) -> bool:
-        """Return whether `shape` meets the budget."""
+        """Return whether `shape` meets the budget within `TOLERANCE`."""
         return abs(self.removed(shape) - self.ratio) <= TOLERANCE
 
     def part(self, share: float) -> Budget:
-        """Return the budget of having gone `share` of the way."""
+        """Return the budget of a step after which `share` of the whole budget has been removed."""
         return replace(self, ratio=self.ratio * share, step=share < 1)
 
 
@@ -84,6 +84,7 @@ def budget_of(shape: DecoderShape, config: PruneConfig, dtype: str | None = None
     asked = f"prune.megabytes={config.megabytes:g}"
     if config.budget == "macs":
         raise UserError(f"{asked} is a size of weights, and prune.budget=macs counts work. Give one of the two.")
+    # A share of bytes is the same share of parameters, because all weights are stored in one precision.
     size = shape.parameters() * BYTES.get(dtype or "float32", 4) / 1e6
     if not 0 < config.megabytes <= size:
         raise UserError(f"{asked} must be above 0 and at most the model's own {size:.1f} MB.")
@@ -96,18 +97,18 @@ class PrunePlan:
 
     dense: DecoderShape
     layers: tuple[LayerShape | None, ...]
-    """What each layer of `dense` becomes; None where it goes."""
+    """The new shape of each layer of `dense`; None for a layer that is removed."""
     hidden: int
-    """Hidden channels that stay."""
+    """Number of hidden channels that stay."""
     requested: float | None
-    """The share asked for; None where `channel_ratio` or `layer_ratios` rule."""
+    """The share asked for; None where `channel_ratio` or `layer_ratios` decides."""
     output_bias: bool = False
     """Whether compensation adds a bias to the output projections."""
     remarks: tuple[str, ...] = ()
 
     @cached_property
     def pruned(self) -> DecoderShape:
-        """The shape that is left."""
+        """The shape after pruning."""
         return shape_left(self.dense, self.layers, self.hidden, output_bias=self.output_bias)
 
     @cached_property
@@ -122,7 +123,7 @@ class PrunePlan:
 
     @property
     def achieved(self) -> float:
-        """Share of all parameters that goes."""
+        """The share of all parameters that is removed."""
         return 1 - self.parameters_after / self.parameters_before
 
     @property
@@ -185,10 +186,10 @@ class PrunePlan:
 def planned(
     budget: Budget, before: DecoderShape, layers: Layers, hidden: int | None = None, remarks: Sequence[str] = ()
 ) -> PrunePlan:
-    """Return the plan by which the layers of `before` become `layers`, with a remark where that misses the budget.
+    """Return the plan that turns the layers of `before` into `layers`, with a remark where it misses the budget.
 
     Raises:
-        UserError: nothing would go, though something should.
+        UserError: the budget asks for a cut, and nothing would be removed.
     """
     left, remarks = shape_left(before, layers, hidden), list(remarks)
     if not budget.near(left):
@@ -213,7 +214,7 @@ def planned(
 def shape_left(
     dense: DecoderShape, layers: Layers, hidden: int | None = None, *, output_bias: bool = False
 ) -> DecoderShape:
-    """Return the shape of `dense` with its layers become `layers`.
+    """Return the shape of `dense` with `layers` in place of its own.
 
     Raises:
         UserError: no layer would be left.
@@ -248,7 +249,7 @@ def parse_layers(text: str, count: int) -> list[int]:
 
 
 def check_share(name: str, value: float) -> None:
-    """Raise UserError unless `value` is in [0, 1)."""
+    """Raise a `UserError` unless `value` is in [0, 1)."""
     if not 0 <= value < 1:
         raise UserError(f"{name}={value:g} must be at least 0 and less than 1: it is the share that is removed.")
 

@@ -1,10 +1,11 @@
-"""How much goes where, when groups of different layers and kinds compete: allocation=global and searched. No torch.
+"""Allocation by competition: groups of different layers and kinds compete (allocation=global and searched). No torch.
 
-Every layer has ladders: its groups of one kind in the order in which they would go, with what has been lost when so
-many of them are gone. The allocation takes the cheapest next stretch of any ladder, loss for each parameter (or each
-multiply-accumulate) saved, until the budget is met. A stretch may be longer than one group: where a ladder's loss does
-not grow evenly, what counts is the average over the stretch, so a step that is dear by itself and opens the way to
-cheap ones is found (the lower convex hull of the ladder).
+Every layer has ladders. A ladder is the layer's groups of one kind in the order in which they would go, with the loss
+once so many of them are gone. The allocation takes the cheapest next stretch of any ladder, again and again, until the
+budget is met. Cheapest means the least loss for each parameter (or each multiply-accumulate) saved.
+
+A stretch may be longer than one group. Where the loss of a ladder does not grow evenly, the average over the stretch
+counts. So a dear step that opens the way to cheap steps is found (the lower convex hull of the ladder).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Ladder:
     Attributes:
         layer: the layer's index.
         kind: heads, queries (one of each key/value head at a time), channels, attention, mlp or layers.
-        counts: how many groups are gone at each step, from 0 on.
-        losses: what is lost by then; never falling.
+        counts: the number of groups that are gone at each step, from 0 on.
+        losses: the loss at each step; never falling.
     """
 
     layer: int
@@ -39,7 +40,7 @@ class Ladder:
     losses: Sequence[float]
 
     def up_to(self, most: int) -> Ladder:
-        """Return the part of it by which at most so many groups go."""
+        """Return the part of the ladder on which at most `most` groups are gone."""
         steps = bisect_right(self.counts, most)
         return replace(self, counts=self.counts[:steps], losses=self.losses[:steps])
 
@@ -49,29 +50,31 @@ INSIDE = {
     "mlp": ("channels",),
     "layers": ("heads", "queries", "channels", "attention", "mlp"),
 }
-"""What a layer or sub-layer takes with it, and has been lost already when it goes."""
+"""The kinds of group inside a layer or sub-layer: they go with it, so losses paid for them are not paid again."""
 
 
 @dataclass(slots=True)
 class _Layer:
-    """What has gone of one layer so far: groups of each kind, and what was lost with them."""
+    """The groups of each kind that one layer has lost so far, and the loss paid for them."""
 
     dense: LayerShape
     gone: dict[str, int] = field(default_factory=dict)
     lost: dict[str, float] = field(default_factory=dict)
 
     def loss(self, ladder: Ladder, to: int) -> float:
-        """Return what is lost by climbing on to a step of a ladder."""
+        """Return the additional loss of climbing to a step of a ladder."""
         spent = sum(self.lost.get(kind, 0.0) for kind in (ladder.kind, *INSIDE.get(ladder.kind, ())))
+        # Heads and queries are scored apart, so together they may have cost more than their whole sub-layer is said to
+        # cost. The rest of the sub-layer is then free, and never a gain.
         return max(0.0, ladder.losses[to] - spent)
 
     def climb(self, ladder: Ladder, to: int) -> None:
-        """Let the groups up to a step of a ladder go."""
+        """Remove the groups up to a step of a ladder."""
         self.lost[ladder.kind] = self.lost.get(ladder.kind, 0.0) + self.loss(ladder, to)
         self.gone[ladder.kind] = ladder.counts[to]
 
     def shape(self, ladder: Ladder | None = None, to: int = 0) -> LayerShape | None:
-        """Return what is left, or would be at a step of a ladder."""
+        """Return the shape that is left now, or that would be left at a step of a ladder."""
         gone = self.gone if ladder is None else self.gone | {ladder.kind: ladder.counts[to]}
         left: LayerShape | None = without(
             self.dense, gone.get("heads", 0), gone.get("queries", 0), gone.get("channels", 0)
@@ -85,22 +88,31 @@ class _Layer:
 def allocate(
     ladders: Sequence[Ladder], budget: Budget, before: DecoderShape, *, per_size: bool = True
 ) -> tuple[LayerShape | None, ...]:
-    """Return what every layer becomes when the cheapest stretches go until `budget` is met, as near as a step allows.
+    """Return every layer's shape after the cheapest stretches have gone, as near to `budget` as a step allows.
 
     Args:
-        ladders: those of the layers that may lose something; where all of them save too little, all are climbed.
-        budget: what to arrive at.
+        ladders: the ladders of the layers that may lose something; all are climbed where they save too little together.
+        budget: the budget.
         before: the shape that is cut.
-        per_size: weigh a loss against what it saves; else losses are compared as they are, one group with another.
+        per_size: whether a loss is divided by the size that it saves; else by the number of groups, so that scores are
+            compared as they are, one group with another.
     """
     climb = _Climb(budget, before, per_size)
+    # First only stretches that end within the tolerance of the budget: a cheap coarse step (a sub-layer) would jump far
+    # beyond a budget that finer steps can meet.
     climb.run(ladders, TOLERANCE * budget.size(budget.dense))
-    climb.run(ladders, math.inf)  # nothing finer is left
+    # Nothing finer is left. Now a coarse step may go beyond the budget, if that ends nearer to it than stopping here.
+    climb.run(ladders, math.inf)
     return tuple(layer.shape() for layer in climb.layers)
 
 
 class _Climb:
-    """Ladders being climbed: what every layer has lost, and what the model weighs."""
+    """The state of a climb: the groups that every layer has lost, and the size of the model.
+
+    Attributes:
+        size: parameters or multiply-accumulates that are left.
+        goal: the size at which the budget is met.
+    """
 
     def __init__(self, budget: Budget, before: DecoderShape, per_size: bool) -> None:
         self.budget, self.before, self.per_size = budget, before, per_size
@@ -111,8 +123,8 @@ class _Climb:
     def run(self, ladders: Iterable[Ladder], beyond: float) -> None:
         """Take the cheapest stretch again and again until the goal is reached.
 
-        One that would lead further beyond the goal than `beyond`, or than the goal is away now, is taken in part if it
-        can be.
+        A stretch must not end further beyond the goal than `beyond`, nor further than the goal is away now. A stretch
+        that would is shortened, if it can be.
         """
         pool, heap = list(ladders), list[tuple[float, int]]()
         by_layer: dict[int, list[int]] = {}
@@ -129,19 +141,27 @@ class _Climb:
             ladder, stretch = pool[number], self._cheapest(pool[number])
             if stretch is None:
                 continue
-            if stretch[0] > slope:  # what the layer has lost since changes what this saves
+            # Entries of the heap grow stale: with each query head gone, for example, a key/value head saves less. A
+            # stretch that has become dearer goes back with its new slope, and is met again in its turn.
+            if stretch[0] > slope:
                 heapq.heappush(heap, (stretch[0], number))
                 continue
             if self._take(ladder, stretch[1], min(beyond, self.size - self.goal)):
+                # Only a whole layer or sub-layer can become cheaper, by losses already paid for the groups inside it.
+                # It would wait too deep in the heap, so it is offered anew.
                 for other in by_layer[ladder.layer]:
                     if other == number or pool[other].kind in DEPTH:
                         offer(other)
             else:
+                # One step less may fit. For the rest of this run the ladder ends there: the goal only comes nearer.
                 pool[number] = ladder.up_to(ladder.counts[stretch[1] - 1])
                 offer(number)
 
     def _take(self, ladder: Ladder, to: int, beyond: float) -> bool:
-        """Climb to a step of a ladder, unless that leads too far beyond the goal or leaves no layer."""
+        """Climb to a step of a ladder and return True.
+
+        Return False, and climb nowhere, where that ends too far beyond the goal or leaves no layer.
+        """
         layer = self.layers[ladder.layer]
         size = self.size - self._saved(ladder, to)
         last = layer.shape(ladder, to) is None and not any(other.shape() for other in self.layers if other is not layer)
@@ -152,18 +172,22 @@ class _Climb:
         return True
 
     def _saved(self, ladder: Ladder, to: int) -> int:
-        """Return what the model loses in size by climbing to a step of a ladder."""
+        """Return the size that climbing to a step of a ladder saves."""
         layer = self.layers[ladder.layer]
         now, then = layer.shape(), layer.shape(ladder, to)
         return self.budget.layer_size(self.before, now) - self.budget.layer_size(self.before, then)
 
     def _cheapest(self, ladder: Ladder) -> tuple[float, int] | None:
-        """Return (loss for what it saves, where it ends) of a ladder's best next stretch, None at its top."""
+        """Return the slope of a ladder's cheapest next stretch and the step at which it ends; None at the ladder's top.
+
+        The slope is the loss divided by the size saved, or by the number of groups.
+        """
         layer, best = self.layers[ladder.layer], None
         at = bisect_right(ladder.counts, layer.gone.get(ladder.kind, 0)) - 1
         # The losses of channels, many and small, grow evenly: looking further than the next would find nothing.
         furthest = at + 1 if ladder.kind == "channels" else len(ladder.losses) - 1
         for to in range(at + 1, min(furthest, len(ladder.losses) - 1) + 1):
+            # Groups of a sub-layer that is gone already save nothing, and have no slope.
             if (saved := self._saved(ladder, to)) > 0:
                 slope = layer.loss(ladder, to) / (saved if self.per_size else ladder.counts[to] - ladder.counts[at])
                 if best is None or slope < best[0]:
@@ -185,8 +209,8 @@ def ladders_of(
         scores: by layer, by kind of group, one number a group.
         before: the shape that is cut.
         config: layers, kinds, `round_to` and `max_per_layer`.
-        cumulative: whether a score is what has been lost once that group is gone, and not the loss of it alone.
-        limit: stop where a layer keeps one group, and where `max_per_layer` says.
+        cumulative: whether a score is the loss of all groups up to and with this one, and not of this one alone.
+        limit: whether ladders stop where a layer keeps one group, and at `max_per_layer`.
     """
     found = []
     for index in parse_layers(config.layers, len(before.layers)):
@@ -197,11 +221,12 @@ def ladders_of(
 
 
 def predicted_loss(ladders: Iterable[Ladder], plan: PrunePlan) -> float:
-    """Return what the ladders say that `plan` loses, kinds and layers added up."""
+    """Return the loss of `plan` by the ladders, added up over kinds and layers."""
     total = 0.0
     for ladder in ladders:
         old, new = plan.dense.layers[ladder.layer], plan.layers[ladder.layer] or LayerShape(0, 0, 0)
         each = new.heads // new.kv_heads if new.kv_heads else 0
+        # Where a sub-layer is gone whole, its own ladder has the loss, and those of the groups inside count nothing.
         gone = {
             "heads": (old.kv_heads - new.kv_heads) * bool(new.kv_heads),
             "queries": (old.heads // max(1, old.kv_heads) - each) * bool(new.kv_heads),
@@ -232,6 +257,7 @@ def _ladder(layer: int, kind: str, ordered: Sequence[float], multiple: int, cumu
     """Return the ladder of groups with these scores, whose steps leave multiples of `multiple`."""
     lost = [0.0, *(ordered if cumulative else accumulate(ordered))]
     of = len(ordered)
+    # The first step takes the remainder, after which the number of groups that stay is a multiple.
     counts = sorted({0, *range(of % multiple, of + 1, multiple)})
     return Ladder(layer, kind, counts, [lost[count] for count in counts])
 
@@ -240,11 +266,12 @@ def _rounds(scores: Sequence[float], shape: LayerShape, cumulative: bool) -> lis
     """Return the scores of the rounds in which each key/value head loses its next cheapest query head."""
     each = shape.heads // shape.kv_heads
     groups = [sorted(scores[start : start + each]) for start in range(0, shape.heads, each)]
+    # A cumulative score has the losses of all that went before in it: the highest one is that of the whole round.
     return [max(values) if cumulative else sum(values) for values in zip(*groups, strict=True)]
 
 
 def _limited(ladder: Ladder, shape: LayerShape, config: PruneConfig) -> Ladder:
-    """Return the ladder up to where the layer keeps one group, and no less than `max_per_layer` leaves it."""
+    """Return the ladder up to the last step that leaves a group, and at least the share that `max_per_layer` leaves."""
     if ladder.kind in DEPTH:
         return ladder
     return ladder.up_to(most_gone(shape, ladder.kind, config, config.max_per_layer))

@@ -1,14 +1,14 @@
-"""`prune.allocation=searched`: heads, channels and sub-layers weighed against each other by what they cost the loss.
+"""`prune.allocation=searched`: heads, channels and sub-layers compete by the loss that their removal costs.
 
 Three steps, all on the calibration text:
 
-1. What every layer's groups of each kind cost, in the order in which the criterion would let them go, in nats a token
-   (`stages.prune.statistics.curvature`: one forward and backward pass for all of them). The surgeon's scores are
-   these already.
-2. The cheapest allocations that meet the budget, for several sets of kinds (`stages.prune.allocation.ranking`), or with
-   `search.uniform` the cheapest shapes that all layers can share.
-3. The best `search.trials` of them are tried: the model computes as if cut so (and compensated, where that is asked
-   for), and its own loss on `search.sequences` sequences decides.
+1. The losses, in nats a token, of every layer's groups of each kind, in the order in which the criterion would remove
+   them (`stages.prune.statistics.curvature`: one forward and backward pass for all of them). The surgeon's scores are
+   these losses already.
+2. The cheapest allocations that meet the budget, for several sets of kinds (`stages.prune.allocation.ranking`). With
+   `search.uniform` they are the shapes that all layers can share.
+3. The trials: the `search.trials` allocations of lowest predicted loss are tried. The model computes as if it were so
+   cut (and compensated, where that is asked for). Its own loss on `search.sequences` sequences decides.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Losses = dict[int, dict[str, list[float]]]
-"""By layer, by kind of group: what has been lost once that group is gone, in nats a token."""
+"""By layer, by kind of group: the loss once that group and all groups before it are gone, in nats a token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """An allocation, what it is predicted to cost, and what the model's own loss is when so cut, in nats a token."""
+    """An allocation, the rise of the loss predicted for it, and the model's own loss when so cut; nats a token."""
 
     plan: PrunePlan
     named: str
@@ -53,7 +53,7 @@ class Trial:
     loss: float | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return what `pruning.json` says of it."""
+        """Return the trial's entry in `pruning.json`."""
         return {"allocation": self.named, "predicted": self.predicted, "loss": self.loss}
 
 
@@ -67,26 +67,28 @@ def searched(
     *,
     cumulative: bool,
 ) -> tuple[PrunePlan, Selection, list[dict[str, Any]]]:
-    """Return the best allocation that was tried, what stays by it, and the record of all trials.
+    """Return the best allocation that was tried, the groups that it keeps, and the record of all trials.
 
     Args:
         model: the live model of shape `before`; it is left as it was.
-        scores: the order in which groups go.
+        scores: the scores that order the groups.
         ids_BT: the calibration tokens.
-        config: kinds of group, compensation, and what the search may spend.
-        budget: what to arrive at.
+        config: kinds of group, compensation, and the limits of the search.
+        budget: the budget.
         before: the shape that is cut.
-        cumulative: whether the scores are losses already.
+        cumulative: whether the scores are `Losses` already.
     """
     losses = scores.numbers() if cumulative else group_losses(model, scores, ids_BT, config)
     plans = (
         _uniform_plans(budget, before, config) if config.search.uniform else _free_plans(budget, before, config, losses)
     )
+    # Ladders of all kinds and without limits, because a plan may have emptied what `ladders_of` would leave in place.
     ladders = ladders_of(losses, before, replace(config, granularity=_all_kinds(losses)), cumulative=True, limit=False)
     drafts = [
         Trial(plan, named, selection_of(scores, plan.dense.layers, plan.layers), predicted_loss(ladders, plan))
         for named, plan in plans
     ]
+    # Reversed, so that of drafts with equal shapes the first one stays.
     distinct = {draft.plan.layers: draft for draft in reversed(drafts)}.values()
     drafts = sorted(distinct, key=lambda trial: trial.predicted)[: config.search.trials]
     tried = list(_tried(model, drafts, ids_BT, config))
@@ -95,7 +97,7 @@ def searched(
 
 
 def group_losses(model: PreTrainedModel, scores: Scores, ids_BT: Tensor, config: PruneConfig) -> Losses:
-    """Return what has been lost once each group is gone, in the order that `scores` give."""
+    """Return the loss once each group is gone, when groups go in the order of `scores`."""
     layers = [layer for layer in decoder_layers(model) if layer.index in scores.layers]
     maps = [(layer, output.linear, output in layer.attention) for layer in layers for output in outputs(layer)]
     found: Losses = {layer.index: {} for layer in layers}
@@ -121,7 +123,9 @@ def _map_losses(
     removal = Elimination if config.compensate == "least_squares" else Removal
     width = weight_RC.shape[1]
     found: dict[str, list[float]] = {}
+    # `size` is the number of adjacent inputs that a group has: a key/value head has those of all its query heads.
     for kind, size in (("heads", width // max(1, layer.shape.kv_heads)), ("queries", layer.head_dim), ("channels", 1)):
+        # Channels are inputs of the MLP's projection, the other kinds of the attention's.
         if kind not in scores or attention != (kind != "channels"):
             continue
         sets = _sets(kind, scores[kind], layer)
@@ -132,15 +136,18 @@ def _map_losses(
         for members, start, end in zip(sets, climbed, climbed[1:], strict=False):
             for place, group in enumerate(members):
                 together = kind == "queries"  # one of each key/value head in a step: none is gone before the others
+                # The loss is known of the whole set of channels, and is spread evenly over its members.
                 losses[group] = end if together else start + (end - start) * (place + 1) / len(members)
         found[kind] = losses
+    # With every input gone nothing is left to adjust, whatever the compensation. The maximum keeps a sub-layer from
+    # being said to cost less than the groups inside it.
     whole = Removal(weight_RC, own).remove(torch.arange(width, device=weight_RC.device))
     whole = max([whole, *(max(losses) for losses in found.values())])
     return {**found, "attention" if attention else "mlp": [whole]}
 
 
 def _sets(kind: str, scores: Tensor, layer: LayerAnatomy) -> list[list[int]]:
-    """Return the groups in the sets in which they go, lowest scores first."""
+    """Return the sets of groups that are removed together, lowest scores first."""
     order: list[int] = torch.argsort(scores, stable=True).tolist()
     if kind == "channels":
         return [order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)]
@@ -154,13 +161,14 @@ def _sets(kind: str, scores: Tensor, layer: LayerAnatomy) -> list[list[int]]:
 def _free_plans(
     budget: Budget, before: DecoderShape, config: PruneConfig, losses: Losses
 ) -> Iterator[tuple[str, PrunePlan]]:
-    """Yield the cheapest allocation for the asked kinds of group, and for some of them alone."""
+    """Yield the cheapest allocation of the kinds of group that are asked for, and of some subsets of these kinds."""
     asked = tuple(config.granularity)
     without: list[tuple[str, ...]] = [(), DEPTH, ("heads", "queries", "attention"), ("queries",)]
     subsets = [tuple(kind for kind in asked if kind not in left_out) for left_out in without]
     for kinds in dict.fromkeys(subset for subset in subsets if subset):
         ladders = ladders_of(losses, before, replace(config, granularity=list(kinds)), cumulative=True)
         layers = allocate(ladders, budget, before)
+        # A subset may be too small to meet the budget. All the kinds together always give a plan.
         if kinds == asked or budget.near(shape_left(before, layers)):
             yield f"{', '.join(kinds)} in competition", planned(budget, before, layers)
 
@@ -173,7 +181,7 @@ def _uniform_plans(budget: Budget, before: DecoderShape, config: PruneConfig) ->
 
 
 def _tried(model: PreTrainedModel, drafts: Sequence[Trial], ids_BT: Tensor, config: PruneConfig) -> Iterator[Trial]:
-    """Yield each trial with the loss that the model has when it computes as if so cut."""
+    """Yield each trial with the model's loss when the model computes as if it were so cut."""
     fits = fitted_weights(model, [draft.selection for draft in drafts], ids_BT, config.compensate)
     with progress("trying allocations", total=len(drafts), unit="trial") as bar:
         for draft, values in zip(drafts, fits, strict=True):
@@ -185,7 +193,8 @@ def _tried(model: PreTrainedModel, drafts: Sequence[Trial], ids_BT: Tensor, conf
 
 @contextmanager
 def _in_place(values: Mapping[Tensor, Tensor]) -> Iterator[None]:
-    """Let parameters have other values."""
+    """Let parameters have other values within the block, and their own values afterwards."""
+    # `data` is exchanged and not overwritten, so the dense weights need no copy.
     held = {parameter: parameter.data for parameter in values}
     for parameter, value in values.items():
         parameter.data = value

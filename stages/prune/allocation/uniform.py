@@ -1,16 +1,18 @@
-"""From a budget to the shape of every layer, as far as shapes alone decide. No torch here: a plan solves this.
+"""The shape of every layer from a budget, as far as shapes alone decide. No torch here: a plan solves this.
 
-Owns the solver for layers that all end alike, and LLM-Pruner's own ratio. Which heads, channels and layers go is
-decided by scores (`stages.prune.criteria`); how much goes where when that depends on them is `.ranking`.
+This file owns the solver for layers that all end alike, and LLM-Pruner's own ratio. Scores (`stages.prune.criteria`)
+decide which heads, channels and layers go. Where the amount depends on scores too, `.ranking` shares it out.
 
-The rule of `allocation=uniform`. Every pruned layer loses about the same share of its heads as of its MLP channels.
-Heads go in whole key/value groups (or as many queries of each), so their share moves in coarse steps; for each step the
-MLP channels that make up the remainder follow from the ratio. Of the steps that come within `TOLERANCE`, the one wins
-whose share of heads is nearest to its share of MLP channels from below: heads are rounded down, as they are fewer
-parameters and dearer to lose. (Measured on SmolLM2-135M, 3 groups a layer, nats a token of held-out rows with
+The rule of `allocation=uniform`: every pruned layer loses about the same share of its heads as of its MLP channels.
+Heads go in whole key/value groups (or as many queries of each), so their share moves in coarse steps. For each step the
+MLP channels that make up the remainder follow from the ratio. Among the steps within `TOLERANCE`, the solver takes the
+one whose share of heads is nearest to its share of MLP channels from below. Heads are rounded down because they are
+fewer parameters and dearer to lose. (Measured on SmolLM2-135M, 3 groups a layer, nats a token of held-out rows with
 LLM-Pruner's scores, from 3.00: at ratio 0.2 no group 3.64, one 5.02, two 9.70; at ratio 0.5 none 8.59, one 7.42, two
-11.40.) LLM-Pruner's own rule, `paper` for most criteria, takes the nearest share from above too. Layers or sub-layers
-that may go whole go first, as many as the budget has room for, and the others make up the remainder.
+11.40.)
+
+LLM-Pruner's own rule, which is `paper` for most criteria, takes the nearest share from above too. Layers or sub-layers
+that may go whole go first, as many as the budget has room for. The other kinds make up the remainder.
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ from stages.prune.allocation.plan import (
 from stages.prune.config import DEPTH, PruneConfig
 
 ELASTIC = {"channels": "MLP", "hidden": "hidden"}
-"""Kinds of group so many that they make up a remainder."""
+"""Kinds of group of which there are so many that they can make up a remainder, with their names in remarks."""
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A candidate: the shares of heads and of channels that go, and what is left."""
+    """A candidate: the shares of heads and of channels that go, the shape that is left, and the achieved share."""
 
     heads: float
     channels: float
@@ -53,19 +55,21 @@ class _Step:
 def by_channel_ratio(shape: DecoderShape, config: PruneConfig) -> PrunePlan:
     """Return the plan of `channel_ratio` or `layer_ratios`, rounded the way LLM-Pruner rounds.
 
-    In each layer the same share of heads and of MLP channels goes, where these may go. The kept size is truncated,
-    `int(size · (1 − ratio))` with a head counted as head_dim rows, and the removed rows are truncated to whole heads.
-    With grouped-query attention the heads are key/value groups. Its own code fails where that rounds to no head, or to
-    all: here none goes, or one stays, and a remark says so.
+    In each layer the same share of heads and of MLP channels goes, where these may go. The kept size is truncated:
+    `int(size · (1 − ratio))`, with a head counted as head_dim rows. The removed rows are truncated to whole heads. With
+    grouped-query attention the heads are key/value groups.
+
+    LLM-Pruner's code fails where that rounds to no head, or to all heads. Here no head goes, or one stays, and a remark
+    says so.
 
     Raises:
-        UserError: a share is out of its range, or there are not as many as layers.
+        UserError: a share is out of its range, or the number of shares is not that of the layers.
     """
     targets, remarks = list(shape.layers), []
     heads, mlp = ("heads" in config.granularity, "channels" in config.granularity)
     for index, ratio in enumerate(_channel_ratios(shape, config)):
         old = shape.layers[index]
-        rows = old.kv_heads * shape.head_dim * heads
+        rows = old.kv_heads * shape.head_dim * heads  # none where heads may not go
         groups = (rows - int(rows * (1 - ratio))) // shape.head_dim
         targets[index] = without(old, groups, 0, (old.mlp - int(old.mlp * (1 - ratio))) * mlp)
         if ratio and rows and groups == 0:
@@ -103,15 +107,15 @@ def _channel_ratios(shape: DecoderShape, config: PruneConfig) -> list[float]:
 def alike(
     budget: Budget, before: DecoderShape, config: PruneConfig, *, nearest: bool = False, gone: Sequence[int] = ()
 ) -> PrunePlan:
-    """Return the plan by which every pruned layer of `before` loses the same shares; the module says which.
+    """Return the plan by which every pruned layer of `before` loses the same shares, by the rule in the module.
 
     Args:
-        budget: what to arrive at.
-        before: the shape that is cut: the dense one, or what earlier steps left of it.
+        budget: the budget.
+        before: the shape that is cut: the dense shape, or the shape that earlier steps left.
         config: layers, kinds of group and rounding.
         nearest: LLM-Pruner's rule: the share of heads may be above that of the channels.
-        gone: for kinds of whole layers or sub-layers: the layers in the order in which they go, or none while no
-            score is known (the plan then takes the last ones, whose shape is the others').
+        gone: the layers that are removed or lose their sub-layer, in this order; for kinds that are whole layers or
+            sub-layers. Empty while no score is known: the plan then takes the last layers, which have the same shape.
 
     Raises:
         UserError: nothing would go.
@@ -126,6 +130,7 @@ def alike(
     if not (elastic and kinds & {"heads", "queries"}):
         best = min(near, key=lambda step: (round(abs(step.achieved - budget.ratio), 9), step.heads))
         return planned(budget, before, best.layers, best.hidden, remarks)
+    # False sorts before True: a share of heads above that of the channels is only taken where no other step is near.
     best = min(near, key=lambda s: (not nearest and s.heads > s.channels, abs(s.heads - s.channels)))
     if abs(best.heads - best.channels) > 0.02:
         remarks.append(
@@ -136,7 +141,7 @@ def alike(
 
 
 def shared_plans(budget: Budget, before: DecoderShape, config: PruneConfig) -> list[PrunePlan]:
-    """Return every plan within the budget by which all pruned layers of `before` lose the same, or the nearest one.
+    """Return every plan within the budget that lets all pruned layers of `before` lose the same; else the nearest one.
 
     Raises:
         UserError: nothing would go.
@@ -146,7 +151,8 @@ def shared_plans(budget: Budget, before: DecoderShape, config: PruneConfig) -> l
 
 
 def _near(steps: Sequence[_Step], budget: Budget) -> list[_Step]:
-    """Return the candidates within the budget; the nearest where none is."""
+    """Return the candidates within the budget; where there are none, the nearest one."""
+    # Rounded, so that of candidates equally far away the one with fewer heads gone wins, whatever the last bits say.
     nearest = min(steps, key=lambda step: (round(abs(step.achieved - budget.ratio), 9), step.heads))
     return [step for step in steps if abs(step.achieved - budget.ratio) <= TOLERANCE] or [nearest]
 
@@ -154,7 +160,10 @@ def _near(steps: Sequence[_Step], budget: Budget) -> list[_Step]:
 def _without_depth(
     budget: Budget, before: DecoderShape, config: PruneConfig, gone: Sequence[int]
 ) -> tuple[list[LayerShape | None], list[str]]:
-    """Return the layers with as many gone as the budget has room for; the nearest number where nothing else may go."""
+    """Return the layers after as many have gone as the budget has room for, and a remark that names their number.
+
+    Where no other kind of group may go, the number is the one nearest to the budget, from above too.
+    """
     targets: list[LayerShape | None] = list(before.layers)
     kinds = [kind for kind in DEPTH if kind in config.granularity]
     if not kinds:
@@ -166,6 +175,7 @@ def _without_depth(
         after = list(targets)
         after[index] = without_sublayer(before.layers[index], kind)
         old, new = (budget.removed(shape_left(before, t)) for t in (targets, after))
+        # Where other kinds fill up the remainder, the budget must not be passed. Else the nearer side of it is taken.
         if new > budget.ratio + (0 if fills else max(0.0, budget.ratio - old)):
             break
         targets, count = after, count + 1
@@ -174,7 +184,10 @@ def _without_depth(
 
 
 def _candidates(budget: Budget, before: DecoderShape, targets: Layers, config: PruneConfig) -> list[_Step]:
-    """Return, for each number of key/value groups and queries that may go, the channels that bring it nearest."""
+    """Return a candidate for each number of key/value groups and of queries that may go.
+
+    Each candidate removes the number of channels that brings it nearest to the budget.
+    """
     kinds, layers = set(config.granularity), parse_layers(config.layers, len(before.layers))
     cut = [layer for index in layers if (layer := targets[index]) is not None]
     most_groups = max((layer.kv_heads for layer in cut), default=0)
@@ -193,10 +206,12 @@ def _candidates(budget: Budget, before: DecoderShape, targets: Layers, config: P
         lost = _scaled(count, fine, before.hidden) if "hidden" in kinds else 0
         hidden = _rounded(before.hidden - lost, before.hidden, config.round_to)
         left = shape_left(before, after, hidden)
+        # Query heads that go: those of the groups that go, and of the other groups the queries that go.
         heads = 1 - (1 - groups / (most_groups or 1)) * (1 - queries / (most_each or 1))
         return _Step(heads, count / (fine or 1), after, hidden, budget.removed(left))
 
     def nearest(groups: int, queries: int) -> _Step:
+        # More channels never remove less, so the place where the budget is passed can be found by bisection.
         above = bisect_left(range(fine), budget.ratio, key=lambda count: step(groups, queries, count).achieved)
         around = [step(groups, queries, count) for count in (above - 1, above) if 0 <= count < max(1, fine)]
         return min(around, key=lambda step: abs(step.achieved - budget.ratio))
@@ -209,12 +224,13 @@ def _candidates(budget: Budget, before: DecoderShape, targets: Layers, config: P
 
 
 def _rounded(kept: int, size: int, multiple: int) -> int:
-    """Return the multiple nearest to `kept`, at least one and at most `size`; all where nothing goes."""
+    """Return the multiple nearest to `kept`, at least one multiple and at most `size`; `size` where nothing goes."""
     if kept == size or multiple == 1:
         return kept
     return min(max(1, round(kept / multiple)) * multiple, size)
 
 
 def _scaled(count: int, of: int, size: int) -> int:
-    """Return the nearest whole number to `count / of` of `size`; `count` itself where layers are alike."""
+    """Return the whole number nearest to `count / of` of `size`; `count` itself where layers are alike."""
+    # In integers: a quotient of floats might round a half differently.
     return (2 * count * size + of) // (2 * of) if of else 0

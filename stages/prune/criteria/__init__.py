@@ -1,1 +1,1 @@
-"""How groups are ranked: a criterion a file, all of them in `registry`."""
+"""Criteria, by which groups are ranked: one file each, all of them in `registry`."""

@@ -1,14 +1,15 @@
-"""Block influence (ShortGPT, Men et al. 2024, arXiv 2403.03853): a layer matters as far as it turns what it is given.
+"""Block influence (ShortGPT, Men et al. 2024, arXiv 2403.03853): a layer scores by how far it turns its input.
 
 With X_i the residual stream before layer i and X_{i+1} behind it, the paper's
 
     BI_i = 1 − E_t [ X_{i,t} · X_{i+1,t} / (‖X_{i,t}‖ ‖X_{i+1,t}‖) ]
 
-is the mean over the calibration tokens t. The layers with the lowest go, together, whole. Forward only.
+is the mean over the calibration tokens t. The layers with the lowest scores are removed whole, all at once. The
+criterion only runs forward.
 
-The same measure around the attention and around the MLP alone, on the stream between them (what the layer gives when
-its MLP gives nothing), scores sub-layers; that is ours. The paper's stream is that of a model without a norm behind the
-last layer; here too the last layer's output is taken before the final norm.
+Sub-layers are scored by the same measure around the attention alone and around the MLP alone. The stream between the
+two is the layer's output when its MLP gives zeros. That extension is ours. The paper's stream is that of a model
+without a norm behind the last layer. Here too the last layer's output is taken before the final norm.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def score(
     config: BlockInfluenceConfig,
     resident: Resident = always,
 ) -> Scores:
-    """Return how far each of `layers`, and each of its sub-layers if asked for, turns the calibration tokens."""
+    """Return the block influence of each of `layers`, and of its sub-layers if they are asked for, on the tokens."""
     import torch
 
     from stages.prune.groups import Scores

@@ -1,26 +1,29 @@
-"""FLAP's fluctuation (An et al. 2023, arXiv 2312.11983): what hardly varies can be replaced by a bias. Forward only.
+"""FLAP (An et al. 2023, arXiv 2312.11983): a group scores by the fluctuation of its inputs. Only forward passes.
 
 If an input feature of an output projection (o of the attention, down of the MLP) were constant, its column of weights
-would add the same vector to every token, and a bias could take its place. So a column is scored by how far its feature
-fluctuates, times what it is multiplied with. With X_j the feature j over all calibration tokens, `metric` is
+would add the same vector to every token. A bias could take the place of that column. So a column scores by how far its
+feature fluctuates, times the weights that multiply the feature. With X_j the feature j over all calibration tokens,
+`metric` is
 
     wifv  Var(X_j) · ‖W_:,j‖²              the paper's: weighted input feature variance
     ifv   Var(X_j)                         input feature variance
     wifn  ‖X_j‖₂ · mean_i |W_ij|           weighted input feature norm, which is Wanda's
 
-Their scale differs by layer and by module. The adaptive structure therefore standardises them within each layer's
-attention and MLP, Ŝ = (S − mean S) / std S, takes the mean over the columns of a head, and ranks heads and channels of
-all layers together; whatever is lowest goes until enough parameters are gone, a head counting as the many that it has.
-The scores returned are these, on one scale for heads, query heads and channels of all layers, all shifted alike so that
-the lowest is 0. `prune.allocation=paper` ranks them so; `uniform` is the paper's UL-UM. The bias that replaces the mean
-of what went is `prune.compensate=bias`.
+The scale of these scores differs by layer and by module. The paper's adaptive structure therefore standardises them
+within each layer's attention and MLP, Ŝ = (S − mean S) / std S. It takes the mean over the columns of a head, and ranks
+heads and channels of all layers together. The lowest go until enough parameters are gone; a head counts as its many
+parameters.
 
-The attention's S are squared first. The paper's text does not say so, but its code does, and its results come from it:
-the few columns with large scores then raise the standard deviation, and heads move to the middle of the ranking.
-Without it three times as many heads of SmolLM2-135M went at ratio 0.2, and perplexity was ten times as high.
+The scores returned are these, on one scale for heads, query heads and channels of all layers. All are shifted alike so
+that the lowest is 0. `prune.allocation=paper` ranks them as the paper does; `uniform` is the paper's UL-UM.
+`prune.compensate=bias` adds the bias that replaces the mean of the removed inputs.
 
-Where this differs from its code: the variance is that of all tokens (its running mean makes the first sequence count
-less), and with grouped queries a head is a key/value head with its query heads.
+The attention's S are squared first. The paper's text does not say so, but its code does, and its results come from that
+code. The few columns with large scores then raise the standard deviation, and heads move to the middle of the ranking.
+Without the square three times as many heads of SmolLM2-135M went at ratio 0.2, and perplexity was ten times as high.
+
+Differences from the paper's code: the variance is that of all tokens (in the code, a running mean makes the first
+sequence count less). With grouped queries a head is a key/value head with its query heads.
 
 Shape legend: K key/value heads, Q query heads, F input features.
 """
@@ -52,7 +55,7 @@ class FLAPConfig(PruneConfig):
 
     method: str = "flap"
     metric: str = "wifv"
-    """What is measured: wifv (weighted input feature variance), ifv (without the weights) or wifn (norm)."""
+    """The measure of fluctuation: wifv (weighted input feature variance), ifv (without the weights) or wifn (norm)."""
 
 
 def check(config: FLAPConfig) -> None:
@@ -88,7 +91,7 @@ def score(
 
 
 def fluctuation(output: Projection, given: Moments, metric: str) -> Tensor:
-    """Return the score of each column [F] of an output projection whose inputs had the moments `given`."""
+    """Return the score [F] of each column of an output projection whose inputs had the moments `given`."""
     from stages.prune.groups import slice_sums
 
     weight = output.weight.detach().float()

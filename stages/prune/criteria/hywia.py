@@ -1,20 +1,22 @@
 """HyWIA: fine-grained and coarse-grained importance, fused group by group (Liu et al. 2024, arXiv 2403.10799).
 
-The paper estimates LLM-Pruner's groups twice from the same gradients, by their single weights (fine-grained) and by
-their vectors of weights (coarse-grained), and lets an attention mechanism blend the two. Its equations were not
-available to us: the fusion below is our reading of that, and not the authors' formula. With the group's slices s, rows
-or columns of its matrices,
+The paper estimates LLM-Pruner's groups twice from the same gradients: by their single weights (fine-grained) and by
+their vectors of weights (coarse-grained). An attention mechanism then blends the two. The paper's equations were not
+available to us. The fusion below is our reading of its abstract, and not the authors' formula.
+
+With the group's slices s, rows or columns of its matrices,
 
     fine    F = Σ_s Σ |w·g|        LLM-Pruner's param_first
     coarse  C = Σ_s |Σ w·g|        LLM-Pruner's vectorize
 
-each divided by its mean over the groups of its kind in the layer, so that the two can be compared, F̂ and Ĉ. A softmax
-over the two scores of a group is its attention, and the fused score is their mean under it:
+Each is divided by its mean over the groups of its kind in the layer, so that the two can be compared: F̂ and Ĉ. A
+softmax over the two scores of a group is its attention. The fused score is the mean of the two under that attention:
 
     α = softmax([F̂ + p, Ĉ] / τ)          score = (α₁ F̂ + α₂ Ĉ) · mean F
 
-so it lies between the two, nearer to the one that finds the group dearer. τ (`temperature`) → 0 takes the larger, τ → ∞
-their mean; p (`prefer_fine`) → ±∞ takes F, or C. In F's unit, layers compare as they do under LLM-Pruner.
+So the fused score lies between the two scores, nearer to the higher one. τ (`temperature`) → 0 takes the larger score,
+τ → ∞ their mean. p (`prefer_fine`) → ∞ takes F, p → −∞ takes C. The score is in F's unit, so layers compare as they do
+under LLM-Pruner.
 """
 
 from __future__ import annotations
@@ -41,18 +43,18 @@ FINE, COARSE = "param_first", "vectorize"
 
 @dataclass(kw_only=True, slots=True)
 class HyWIAConfig(PruneConfig):
-    """Options of the fusion."""
+    """Options of HyWIA's fusion."""
 
     method: str = "hywia"
     temperature: float = 1.0
-    """Of the softmax, above 0, in means of a score: towards 0 the larger of the two scores, far above 1 their mean."""
+    """Temperature of the softmax, above 0, in means of a score: near 0 takes the larger score, far above 1 the mean."""
     prefer_fine: float = 0.0
-    """Added to the fine-grained score before the softmax, in means of a score: large takes it alone, far below 0 the
-    coarse-grained alone."""
+    """Added to the fine-grained score before the softmax, in means of a score. A large value takes the fine-grained
+    score alone; a value far below 0 takes the coarse-grained score alone."""
 
 
 def check(config: HyWIAConfig) -> None:
-    """Raise UserError for a temperature or a preference that is no such number."""
+    """Raise a `UserError` for a temperature or a preference outside its range."""
     if not 0 < config.temperature < math.inf:
         raise UserError(f"prune.temperature is {config.temperature}: a finite number above 0 is needed (1 is usual).")
     if math.isnan(config.prefer_fine) or math.isinf(config.prefer_fine):
@@ -83,10 +85,11 @@ def score(
 
 
 def fuse(fine_N: Tensor, coarse_N: Tensor, config: HyWIAConfig) -> Tensor:
-    """Return the fused scores of N groups of one kind in one layer, in the unit of the fine-grained ones."""
+    """Return the fused scores [N] of the groups of one kind in one layer, in the unit of the fine-grained scores."""
     import torch
 
     unit = fine_N.mean()
+    # Not below 1e-300, because all scores of a layer may be zero.
     relative_2N = torch.stack([scores / scores.mean().clamp(min=1e-300) for scores in (fine_N, coarse_N)])
     preference_21 = torch.tensor([[config.prefer_fine], [0.0]], dtype=torch.float64)
     attention_2N = torch.softmax((relative_2N + preference_21) / config.temperature, 0)

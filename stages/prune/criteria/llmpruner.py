@@ -1,26 +1,26 @@
 """LLM-Pruner's Taylor criterion (Ma, Fang, Wang 2023, arXiv 2305.11627), for blocks and for hidden channels.
 
-A group matters as much as the loss is expected to change when its weights become zero. With w a weight, g its gradient
-of the calibration loss and a = Σ_j g_j² / n the diagonal of the Fisher information from the gradients of single
-samples j, each row (of q, k, v, gate, up) or column (of o, down) that belongs to a group scores
+A group scores by the expected change of the loss when its weights become zero. Let w be a weight and g its gradient of
+the calibration loss. a = Σ_j g_j² / n is the diagonal of the Fisher information from the gradients of single samples j.
+Each row (of q, k, v, gate, up) or column (of o, down) that belongs to a group scores
 
     vectorize     |Σ w·g|
     param_first   Σ |w·g|
     param_second  Σ |w·a·w|
     param_mix     Σ |w·g − ½ w·a·w|
 
-and `reduction` merges the scores of a group's matrices slice by slice: their sum, mean, max, product, or the first,
-which is that of the root (q or gate). A head is worth the sum of its slices; a single query head has rows of q and
-columns of o; an attention, an MLP or a layer is worth the sum of its groups.
+`reduction` merges the scores of a group's matrices slice by slice: their sum, mean, max, product, or the first. The
+first is the score of the root (q or gate). A head scores the sum of its slices. A single query head has rows of q and
+columns of o. An attention, an MLP or a layer scores the sum of its groups.
 
-A hidden channel (its "channel" strategy) has a row or a column in every matrix of every layer, a weight in every norm
-and a column of the embeddings, all merged alike; tied embeddings count once, with the gradient of both their uses.
-There the first is the embedding, and the product is its n-th root, which ranks the same (of hundreds of factors the
-product would be zero).
+A hidden channel (the paper's "channel" strategy) has a row or a column in every matrix of every layer, a weight in
+every norm and a column of the embeddings. All are merged alike. Tied embeddings count once, with the gradient of both
+uses. Here the first is the embedding, and the product is its n-th root, which ranks the same (a product of hundreds of
+factors would be zero).
 
-Where this differs from its code: sums over blocks are taken in float64; with grouped-query attention the query heads of
-a key/value head are summed with it (its code folds them in an order that mixes groups); calibration rows come from the
-recovery data, not from BookCorpus. Biases are not scored, there as here.
+Differences from the paper's code: sums over blocks are taken in float64. With grouped-query attention the query heads
+of a key/value head are summed with it; the code folds them in an order that mixes groups. Calibration rows come from
+the recovery data, not from BookCorpus. Biases are not scored, there as here.
 
 Shape legend: D rows of one head, K key/value heads, C channels, H hidden channels, B sequences, T tokens.
 """
@@ -52,9 +52,9 @@ class LLMPrunerConfig(PruneConfig):
 
     method: str = "llmpruner"
     taylor: str = "param_first"
-    """Which expansion of the loss: vectorize, param_first, param_second or param_mix."""
+    """The expansion of the loss: vectorize, param_first, param_second or param_mix."""
     reduction: str = "sum"
-    """How the scores of a group's matrices are merged: sum, mean, max, prod or first."""
+    """The way to merge the scores of a group's matrices: sum, mean, max, prod or first."""
 
 
 def check(config: LLMPrunerConfig) -> None:
@@ -86,11 +86,11 @@ def score(
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """One expansion's scores of slices, before matrices are merged; float64.
+    """The slices' scores of one expansion, before matrices are merged; float64.
 
     Attributes:
-        layers: by layer index and projection's name; empty where hidden channels alone are asked for.
-        hidden: one vector [H] a parameter, empty where hidden channels are not asked for.
+        layers: by layer index and name of the projection; empty where only hidden channels are asked for.
+        hidden: one vector [H] a parameter; empty where hidden channels are not asked for.
     """
 
     layers: Mapping[int, Mapping[str, Tensor]]
@@ -115,6 +115,7 @@ def expanded(
     projections = [projection for layer in blocks for projection in layer.projections]
     scores = slice_scores(model, [*projections, *hidden], ids_BT, expansions)
 
+    # Scores come in the order of the projections that were asked for: layer by layer, then the hidden channels.
     def sorted_out(vectors: Sequence[Tensor]) -> Expanded:
         following = iter(vectors)
         by_layer = {layer.index: {p.name: next(following) for p in layer.projections} for layer in blocks}
@@ -128,6 +129,7 @@ def merge_hidden(vectors: Sequence[Tensor], reduction: str) -> Tensor | None:
     if not vectors:
         return None
     if reduction == "prod":
+        # The n-th root of the product, by logarithms, since the product itself would underflow.
         return MERGES["mean"]([vector.log() for vector in vectors]).exp()
     return MERGES[reduction](vectors)
 
@@ -139,4 +141,4 @@ MERGES: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
     "prod": lambda scores: reduce(lambda one, other: one * other, scores),
     "first": lambda scores: scores[0],
 }
-"""How the scores of a group's matrices become one, slice by slice; the first is the root's."""
+"""The ways to merge the scores of a group's matrices into one, slice by slice; the first score is the root's."""

@@ -1,8 +1,8 @@
-"""Magnitude: a group matters as much as its weights are large. No data is read.
+"""Magnitude: a group scores by the norm of its weights. No data is read.
 
-The score of a group is the norm of all its weights together, Σ |w| (l1) or √(Σ w²) (l2): of its rows and columns, and
-for hidden channels of the norms and embeddings too (tied ones once). The usual baseline; LLM-Pruner (arXiv 2305.11627)
-reports it as L1 and L2, with the same share of heads and of channels in each layer.
+The score is the norm of all the group's weights together, Σ |w| (l1) or √(Σ w²) (l2). The weights are its rows and
+columns, and for hidden channels those of norms and embeddings too (tied ones once). This is the usual baseline.
+LLM-Pruner (arXiv 2305.11627) reports it as L1 and L2, with the same share of heads and of channels in each layer.
 """
 
 from __future__ import annotations
@@ -63,11 +63,13 @@ def score(
     for layer in layers:
         with resident(layer.index):
             groups = group_scores(layer, {projection.name: sums(projection) for projection in layer.projections})
+        # The root is taken last, since powers add up over a group's slices and norms do not.
         scores[layer.index] = {kind: values ** (1 / power) for kind, values in groups.items()}
     if "hidden" not in config.granularity:
         return Scores(scores)
     owners = {module: layer.index for layer in decoder_layers(model) for module in layer.module.modules()}
     hidden = []
+    # A layer's places follow each other, so each layer is held in memory once.
     for index, places in groupby(hidden_slices(model), lambda place: owners.get(place.linear)):
         with nullcontext() if index is None else resident(index):
             hidden += [sums(place) for place in places]

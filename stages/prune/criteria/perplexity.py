@@ -1,15 +1,16 @@
-"""Perplexity (Shortened LLaMA, Kim et al. 2024, arXiv 2402.02834): a layer matters as much as its loss is missed.
+"""Perplexity (Shortened LLaMA, Kim et al. 2024, arXiv 2402.02834): a layer scores by the loss of the model without it.
 
-Each layer is left out by itself, and the perplexity of the calibration text measured; the layers whose absence costs
-least go, together, whole. Forward only. The score is how many nats a token the loss rises,
+Each layer is left out by itself, and the perplexity of the calibration text is measured. The layers whose absence costs
+least are removed whole, all at once. The criterion only runs forward. The score is the rise of the loss in nats a
+token,
 
-    log PPL(without the layer) − log PPL(dense),
+    log PPL(without the layer) − log PPL(dense).
 
-which ranks as the paper's perplexity does, adds up over layers better, and can be negative. Attention and MLP are left
-out in the same way, each with its norms, where `prune.granularity` asks for them.
+It ranks as the paper's perplexity does, adds up over layers better, and can be negative. Attention and MLP are left out
+in the same way, each with its norms, where `prune.granularity` asks for them.
 
-What comes before a layer is computed once, so scoring all of n layers runs about n²/2 of them instead of n². Its code
-takes 10 calibration sequences of 128 tokens (`prune.calibration.length=128`) of BookCorpus.
+The state before a layer is computed once, so scoring all of n layers runs about n²/2 layers instead of n². The paper's
+code takes 10 calibration sequences of 128 tokens (`prune.calibration.length=128`) of BookCorpus.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def score(
     config: PerplexityConfig,
     resident: Resident = always,
 ) -> Scores:
-    """Return how far the calibration loss rises, in nats a token, without each layer or sub-layer of `layers`."""
+    """Return the rise of the calibration loss, in nats a token, without each layer or sub-layer of `layers`."""
     from stages.common.progress import progress
     from stages.prune.groups import Scores
     from stages.prune.statistics.activations import calibrated
@@ -70,7 +71,7 @@ def score(
 def _without(
     decoder: Layerwise, layer: LayerAnatomy, before_BTH: Tensor, kinds: Sequence[str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the kinds asked for that the layer has, with what is behind the layer when that part is left out."""
+    """Yield each kind that is asked for and that the layer has, with the state behind the layer without that part."""
     from stages.prune.statistics.activations import silenced
 
     if "layers" in kinds:

@@ -1,7 +1,7 @@
-"""Random: every group is as likely to go as any other of its kind. The floor that a criterion has to beat.
+"""Random: every group is as likely to go as any other of its kind. A criterion has to beat this floor.
 
-A layer's draw depends on the seed and on the layer's index alone, not on which other layers are pruned; each kind of
-group is drawn by itself, so that a layer is not worth what its heads drew.
+The draw of a layer depends on the seed and on the layer's index alone, not on the other layers that are pruned. Each
+kind of group is drawn by itself, so the score of a layer does not depend on the draws of its heads.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def score(
 
     scores = {}
     for layer in layers:
+        # All kinds are drawn, in this order, whichever are asked for: a kind's draws must not depend on that choice.
         counts = {"heads": layer.shape.kv_heads, "channels": layer.shape.mlp, "queries": layer.shape.heads}
         counts |= {"attention": int(bool(layer.attention)), "mlp": int(bool(layer.mlp)), "layers": 1}
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + layer.index) % 2**63)

@@ -1,13 +1,14 @@
 """Every criterion by name. No torch here: a plan and the command line read the options.
 
-A criterion is one file: its options, a subclass of `PruneConfig`, and one function
+A criterion is one file. It has the options, a subclass of `PruneConfig`, and one function
 
     score(model, layers, ids, config, resident) -> Scores
 
-that says how much each group of each given layer matters, for at least the kinds in `config.granularity` that the layer
-has. `ids` are the calibration tokens [sequences, tokens], or None for a criterion that reads none. `resident(index)`
-holds a layer's weights in memory (`stages.prune.memory.resident`): one that needs no gradients reads and runs weights
-within it only. Adding a criterion is that file, a line here, and a YAML file in `conf/prune/`.
+that scores each group of each given layer, for at least the kinds in `config.granularity` that the layer has. `ids` are
+the calibration tokens [sequences, tokens], or None for a criterion that reads none. `resident(index)` holds a layer's
+weights in memory (`stages.prune.memory.resident`). A criterion without gradients reads and runs weights only within it.
+
+Adding a criterion takes that file, a line here, and a YAML file in `conf/prune/`.
 """
 
 from __future__ import annotations
@@ -35,31 +36,31 @@ BLOCKS = ("heads", "queries", "channels", "attention", "mlp", "layers")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Criterion:
-    """How groups are ranked."""
+    """A way to rank groups."""
 
     config: type[PruneConfig]
-    """Its options."""
+    """The dataclass of its options."""
     score: Score
     reads_text: bool
-    """Whether it looks at calibration tokens."""
+    """Whether it reads calibration tokens."""
     needs_gradients: bool = False
     """Whether it runs backward, for which the whole model has to be in memory."""
     granularities: tuple[str, ...] = (*BLOCKS, "hidden")
-    """Kinds of group it can score."""
+    """The kinds of group that it can score."""
     paper: str = "equal"
-    """What `allocation=paper` means for it:
+    """The meaning of `allocation=paper` for it:
     uniform  every layer ends with the same shape
     equal    the same share of the heads and of the channels of each layer that is touched, as LLM-Pruner does
-    global   the groups of all layers and kinds in one ranking of their scores as they are, the lowest go (FLAP)
+    global   the groups of all layers and kinds in one ranking by score, the lowest go (FLAP)
     depth    whole layers (or sub-layers), the lowest go
     """
     cumulative: bool = False
-    """Whether a score is what has been lost once that group is gone, and not what it would lose alone."""
+    """Whether a score is the loss of all groups up to and with this one, and not of this one alone."""
     check_options: Callable[[Any], None] = lambda config: None
-    """Raises UserError where an option of its own can't be right."""
+    """Raises a `UserError` where an option of its own is outside its range."""
 
     def check(self, config: PruneConfig) -> None:
-        """Raise UserError where options can't be right; called before anything is loaded."""
+        """Raise a `UserError` where an option is outside its range; called before anything is loaded."""
         for kind in config.granularity:
             lookup("prune.granularity", kind, dict.fromkeys(GRANULARITIES))
             if kind not in self.granularities:

@@ -1,17 +1,18 @@
-"""Wanda-sp: a group matters as much as its output weights times the size of what they multiply. Forward only.
+"""Wanda-sp: a group scores by its output weights times the norms of the inputs that they multiply. Only forward passes.
 
 Wanda (Sun et al. 2023, arXiv 2306.11695, equation 1) scores a weight by |W_ij| · ‖X_j‖₂, with ‖X_j‖₂ the norm of the
-input feature j over all calibration tokens. Its structured form, the baseline of FLAP (An et al. 2023, arXiv
-2312.11983), looks at the output projections (o of the attention, down of the MLP) and adds this up over a column:
+input feature j over all calibration tokens. Its structured form is the baseline of FLAP (An et al. 2023, arXiv
+2312.11983). It takes the output projections (o of the attention, down of the MLP), and adds the scores up over a
+column:
 
     S_j = ‖X_j‖₂ · Σ_i |W_ij|
 
-A head is worth the sum of its columns, with grouped queries those of all its query heads. Groups are ranked within
-their layer, heads and channels each by themselves.
+A head scores the sum of its columns, with grouped queries those of all its query heads. Groups are ranked within their
+layer, heads and channels each by themselves.
 
-Where this differs from its code: columns are summed, not averaged, over rows, and tokens summed, not averaged, over
-sequences, which changes no ranking within a layer; and every layer is scored on what the dense model gives it, not on
-what is left of the layers before it once these are pruned (prune.steps=… scores again on the way).
+Differences from the baseline's code: columns are summed, not averaged, over rows, and tokens are summed, not averaged,
+over sequences. Neither changes a ranking within a layer. Every layer is scored on the inputs that the dense model gives
+it, not on those from the already pruned layers before it (prune.steps=… scores again on the way).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def score(
     config: WandaConfig,
     resident: Resident = always,
 ) -> Scores:
-    """Return the weights times inputs of every group of `layers`, from the calibration tokens `ids_BT`."""
+    """Return the sum of weights times input norms of every group of `layers`, from the calibration tokens `ids_BT`."""
     from stages.prune.groups import Scores, slice_sums
     from stages.prune.statistics.activations import calibrated, input_moments
     from stages.prune.statistics.slices import group_scores

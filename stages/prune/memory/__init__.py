@@ -1,1 +1,1 @@
-"""What is held in memory, and when: the estimate, weights in memory or a layer at a time from disk."""
+"""The memory of pruning: its estimate, and weights held in memory as a whole or read from disk a layer at a time."""

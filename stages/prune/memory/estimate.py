@@ -1,13 +1,13 @@
-"""What pruning will need in memory, told before anything is loaded. No torch here.
+"""An estimate of the memory that pruning will need, before anything is loaded. No torch here.
 
-    weights      in the precision of the scores, or as stored where that is more, as they are cut in it; with
+    weights      in the precision of the scores, or as stored where that is more, because the cut is made in it; with
                  `prune.offload=layer` all but the layers, and one layer twice
-    activations  with gradients what backward needs, `GRAPH` bytes at most (`stages.prune.statistics.gradients`
-                 computes the rest again); else a batch's in one layer; and the text's between two layers
-    matrices     logits of a batch, what a matrix was given in float32, and the moments of its inputs where
-                 compensation solves for it
+    activations  with gradients those that backward needs, at most `GRAPH` bytes (`stages.prune.statistics.gradients`
+                 computes the rest again); else those of a batch in one layer; and the text's between two layers
+    matrices     logits of a batch, the inputs of a matrix in float32, and the moments of these inputs where
+                 compensation solves for the matrix
 
-Activations are those of a llama's layer; `benchmarks.prune` sets the estimate beside what was measured.
+Activations are those of a llama's layer. `benchmarks.prune` sets the estimate beside measured memory.
 """
 
 from __future__ import annotations
@@ -20,24 +20,27 @@ from stages.errors import UserError
 from stages.prune.config import PruneConfig
 
 GRAPH = 2**31
-"""Bytes of activations that are kept for backward at once, at least those of one layer."""
+"""Bytes of activations that are kept for backward at once; at least those of one layer."""
 BATCH_TOKENS = 2048
-"""Tokens that pass a layer together where there is no backward, at least one sequence."""
+"""Tokens that pass a layer together where there is no backward; at least one sequence."""
 LOGITS = 2**22
-"""Logits that exist at once (16 MiB in float32), at least those of one sequence."""
+"""Logits that exist at once (16 MiB in float32); at least those of one sequence."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What decides the memory.
+    """The quantities that decide the memory.
 
     Attributes:
         shape: the dense decoder.
-        dtype: precision of the scores' passes; stored: of the checkpoint.
-        sequences, length: of the calibration text; 0 where none is read.
-        gradients: whether the criterion runs backward; output: also to the output projection, for hidden channels.
+        dtype: precision of the scores' passes.
+        stored: precision of the checkpoint.
+        sequences: number of calibration sequences; 0 where no text is read.
+        length: tokens of each calibration sequence; 0 where no text is read.
+        gradients: whether the criterion runs backward.
+        output: whether backward also reaches the output projection, for hidden channels.
         offload: whether one layer is in memory at a time.
         least_squares: whether compensation solves for the output projections.
     """
@@ -55,7 +58,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Bytes, as the module says."""
+    """The memory in bytes, in the three parts that the module describes."""
 
     weights: int
     activations: int
@@ -63,7 +66,7 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of the three parts."""
         return self.weights + self.activations + self.matrices
 
 
@@ -76,18 +79,18 @@ def check_memory(
     calibration: tuple[int, int] | None,
     device: str,
 ) -> Estimate:
-    """Return what pruning a model of `shape` will need at most.
+    """Return the most memory that pruning a model of `shape` will need.
 
     Args:
         shape: the dense decoder.
-        config: how it is pruned.
+        config: the options of the pruning.
         gradients: whether the criterion runs backward.
         stored: the checkpoint's precision.
         calibration: sequences and tokens in each; None where no text is read.
         device: where the model will be.
 
     Raises:
-        UserError: more than is free there; it says how much, and what would need less.
+        UserError: it is more than is free on `device`; the message says how much, and what would need less.
     """
     sequences, length = calibration or (0, 0)
     work = Work(
@@ -112,7 +115,7 @@ def check_memory(
 
 
 def estimate(work: Work) -> Estimate:
-    """Return what pruning will need."""
+    """Return the memory that pruning will need."""
     shape, each = work.shape, BYTES[work.dtype]
     largest = max(shape.layers, key=shape.layer_parameters)
     held = shape.parameters() * max(each, BYTES[work.stored])
@@ -130,6 +133,7 @@ def estimate(work: Work) -> Estimate:
     inputs = max(largest.mlp, largest.heads * shape.head_dim, shape.hidden)
     matrices = max(LOGITS, work.length * shape.vocabulary) * (each + 12) + 8 * tokens * inputs * work.gradients
     if work.output:
+        # The gradient of all logits is kept: it is a factor of the output projection's gradient.
         matrices += tokens * shape.vocabulary * each
     if work.least_squares:
         matrices += 4 * 8 * inputs**2
@@ -139,8 +143,8 @@ def estimate(work: Work) -> Estimate:
 def activation_bytes(layer: LayerShape, head_dim: int, *, hidden: int, each: int) -> int:
     """Return the bytes of activations that backward through one layer needs for each token.
 
-    Two norms (in float32 inside), q, k and v before and after their rotation, the attention's output, and four times
-    the MLP's channels. `each` is the bytes of one number.
+    They are two norms (in float32 inside), q, k and v before and after their rotation, the attention's output, and four
+    times the MLP's channels. `each` is the bytes of one number.
     """
     norms = (8 + 6 * each) * hidden
     attention = 3 * each * (layer.heads + layer.kv_heads) * head_dim
@@ -148,7 +152,7 @@ def activation_bytes(layer: LayerShape, head_dim: int, *, hidden: int, each: int
 
 
 def _remedies(work: Work) -> str:
-    """Return what would need less, with the estimate of each."""
+    """Return a sentence with the options that would need less, and the estimate of each."""
     ways = {"prune.dtype=bfloat16": replace(work, dtype="bfloat16")}
     if work.gradients:
         ways["prune.offload=layer with a criterion without gradients"] = replace(
@@ -160,6 +164,7 @@ def _remedies(work: Work) -> str:
         half = work.sequences // 2
         ways[f"prune.calibration.sequences={half}"] = replace(work, sequences=half)
     need = estimate(work).total
+    # A remedy that saves less than a twentieth is none.
     less = {way: estimate(other).total for way, other in ways.items() if estimate(other).total < 0.95 * need}
     listed = ", ".join(f"{way} ({total / GIB:.1f} GiB)" for way, total in less.items())
     return f"What needs less: {listed}." if listed else "Prune on a machine with more memory, or a smaller model."

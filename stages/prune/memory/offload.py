@@ -1,10 +1,11 @@
-"""A decoder whose layers are on disk, one at a time in memory (`prune.offload=layer`): for models larger than memory.
+"""A decoder with its layers on disk, one at a time in memory (`prune.offload=layer`): for models larger than memory.
 
-Embeddings, the last norm and the output projection stay in memory; a layer's weights are read when it is needed and
-freed afterwards. Whatever runs, scores, cuts or saves a decoder layer by layer works on it, through `resident`; the
-results are those of a decoder in memory to the bit. Weights then begin at other addresses, but products with a dozen
-tokens or more don't depend on that, and compensation copies the weights that it multiplies. Gradients need all layers
-at once.
+Embeddings, the last norm and the output projection stay in memory. A layer's weights are read when it is needed and
+freed afterwards. Whatever runs, scores, cuts or saves a decoder layer by layer works on it, through `resident`.
+
+The results are those of a decoder in memory to the bit. Weights then begin at other addresses, but products with a
+dozen tokens or more don't depend on that, and compensation copies the weights that it multiplies. Gradients need all
+layers at once.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Places = dict[str, tuple[Path, str]]
-"""By a parameter's name in its layer: the safetensors file it is in, and its name there."""
+"""By a parameter's name in its layer: the safetensors file that has it, and its name there."""
 
 
 class Offloaded:
     """The model in a directory, its layers on the meta device until `resident` holds them in memory.
 
     Attributes:
-        model: it; `stages.prune.statistics.layerwise` runs it.
+        model: the model, which `stages.prune.statistics.layerwise` runs.
     """
 
     def __init__(self, directory: Path, *, dtype: str, device: str, scratch: Path) -> None:
-        """Open `directory`; layers that are changed are kept in `scratch`, an empty directory of the caller's.
+        """Open `directory`; changed layers are written to `scratch`, an empty directory that the caller owns.
 
         Raises:
-            UserError: a weight is missing, or of another shape than the config says.
+            UserError: a weight is missing, or has another shape than the config describes.
         """
         self.dtype, self.device, self.scratch = checkpoint.DTYPES[dtype], device, scratch
         self.model = _without_layers(directory, dtype, device)
@@ -58,7 +59,7 @@ class Offloaded:
 
     @contextmanager
     def resident(self, index: int) -> Iterator[None]:
-        """Hold the weights of layer `index` in memory, and keep what they have become if the block changes them."""
+        """Hold the weights of layer `index` in memory; changes that the block makes to them are kept."""
         layer = self.model.get_decoder().layers[index]  # type: ignore[union-attr,index]
         if layer in self.held:
             yield
@@ -89,6 +90,7 @@ class Offloaded:
 
     def _write(self, layer: nn.Module) -> None:
         weights = {name: parameter.detach().cpu().contiguous() for name, parameter in layer.named_parameters()}
+        # A new file each time, so that the old one is there until the new one is whole.
         path = self.scratch / f"layer-{self.written}.safetensors"
         self.written += 1
         save_file(weights, path)
@@ -100,12 +102,13 @@ class Offloaded:
 
 def _without_layers(directory: Path, dtype: str, device: str) -> PreTrainedModel:
     """Return the model with its layers on the meta device and all else in memory."""
+    # Loaded twice: without layers for the weights around them, and on the meta device for the layers without weights.
     config = checkpoint.load_config(directory)
     config.num_hidden_layers = 0
     if getattr(config, "layer_shapes", None):
         config.layer_shapes = []
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the layers' weights are there and not read is no news
+    logging.set_verbosity_error()  # transformers would warn that the weights of the layers are not used
     try:
         outside = checkpoint.load_model(directory, dtype=dtype, device=device, config=config)
     finally:
@@ -140,5 +143,5 @@ def _places(directory: Path, layer: nn.Module, prefix: str, files: dict[str, Pat
 
 
 def _state(layer: nn.Module) -> list[tuple[str, int, int]]:
-    """Return what tells whether a parameter was replaced or written to."""
+    """Return a state that differs once a parameter has been replaced or written to."""
     return [(name, id(parameter), parameter._version) for name, parameter in layer.named_parameters()]

@@ -1,7 +1,7 @@
-"""Which weights are in memory while one layer is worked on. No torch here.
+"""The weights that are in memory while one layer is worked on. No torch here.
 
 `resident(index)` is a context within which the weights of that layer can be read and run. It can be entered again for
-the layer that it already holds, which then stays until the outermost one is left.
+the layer that it already holds. The layer then stays until the outermost context is left.
 """
 
 from __future__ import annotations

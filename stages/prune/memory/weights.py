@@ -1,4 +1,4 @@
-"""A model's weights in memory, or a layer at a time from disk: what the prune stage works on."""
+"""The weights that the prune stage works on: in memory as a whole, or read from disk a layer at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A live model, and what holds a layer's weights in memory."""
+    """A live model, and the function that holds a layer's weights in memory."""
 
     model: PreTrainedModel
     resident: Resident = always
@@ -38,14 +38,14 @@ class Weights:
 
 @contextmanager
 def opened(source: Path, shape: DecoderShape, config: PruneConfig, context: Context, dtype: str) -> Iterator[Weights]:
-    """Yield the weights of the model in `source`, checked to be what `shape` counted.
+    """Yield the weights of the model in `source`, checked to have as many parameters as `shape`.
 
     Args:
         source: a model directory.
-        shape: what its config.json describes.
-        config: whether they stay on disk until they are needed (`offload`).
-        context: where they are held, and where layers of such a model go that change.
-        dtype: precision to hold them in.
+        shape: the shape that its config.json describes.
+        config: its `offload` says whether layers stay on disk until they are needed.
+        context: the device that holds the weights, and the output directory, where changed layers are written.
+        dtype: precision of the weights in memory.
 
     Raises:
         UserError: the weights are not those that the config describes.

@@ -1,8 +1,8 @@
 """SparseGPT and Wanda through llm-compressor's one-shot run, on a model and calibration ids that are in memory.
 
-Owns the meeting with the library and nothing else: it is handed full names of modules, so that its own matching (which
-forgets `ignore` for a target named by its class, and so reaches a tied output head) decides nothing. It loads no file,
-needs no tokenizer, writes nothing, and leaves neither its log nor its environment behind.
+This file owns the contact with the library and nothing else. The library gets full names of modules, so its own
+matching decides nothing. (That matching forgets `ignore` for a target named by its class, and so reaches a tied output
+head.) The run loads no file, needs no tokenizer, writes nothing, and leaves neither its log nor its environment behind.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ENVIRONMENT = {"LLM_COMPRESSOR_LOG_LEVEL": "ERROR", "TOKENIZERS_PARALLELISM": "false"}
-"""Read when the library is imported; the second it would set by itself, and leave."""
+"""Variables that the library reads when it is imported; it would set the second by itself, and leave it set."""
 STEP = "Sparsifying"
-"""Begins the library's log line about each module that it masks."""
+"""The beginning of the library's log line about each module that it masks."""
 
 
 def compress(model: PreTrainedModel, ids_BT: Tensor, work: Sequence[tuple[Masking, Sequence[str]]]) -> None:
-    """Mask the named modules of `model` in place, layer after layer, each on what the masked ones before it give.
+    """Mask the named modules of `model` in place, layer after layer, each on the outputs of the masked ones before it.
 
     Raises:
         UserError: a Hessian can't be inverted.
@@ -42,7 +42,7 @@ def compress(model: PreTrainedModel, ids_BT: Tensor, work: Sequence[tuple[Maskin
         from llmcompressor.entrypoints.oneshot import Oneshot
 
         class InMemory(Oneshot):  # type: ignore[misc]
-            """A run on a model that is in memory, where there is no checkpoint to look for quantised weights in."""
+            """A run on a model in memory, without a checkpoint that could be searched for quantised weights."""
 
             def validate_model(self, model: PreTrainedModel) -> None:
                 pass
@@ -52,14 +52,15 @@ def compress(model: PreTrainedModel, ids_BT: Tensor, work: Sequence[tuple[Maskin
             with _told(modules) as warnings, _quiet(), _same_vectors(model):
                 InMemory(
                     model=model,
-                    processor=object(),  # for text, and there is none
+                    processor=object(),  # the library wants one for text, and gets token ids
                     recipe=[_modifier(masking, names) for masking, names in work],
                     dataset=_batches(ids_BT),
                     pipeline="sequential",
                 )()
         finally:
             reset_session()
-            vars(model).pop("save_pretrained", None)  # the library's, which compresses what it saves
+            # The library has put its own on the model, which compresses the weights that it saves.
+            vars(model).pop("save_pretrained", None)
     singular = [text for text in warnings if "invert hessian" in text]
     if singular:
         raise UserError(
@@ -101,7 +102,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _told(modules: int) -> Iterator[list[str]]:
-    """Yield the library's warnings as they appear, and show one bar over the modules that it masks."""
+    """Yield a list that fills with the library's warnings, and show one bar over the modules that it masks."""
     from loguru import logger
 
     warnings: list[str] = []
@@ -123,9 +124,9 @@ def _told(modules: int) -> Iterator[list[str]]:
 
 @contextmanager
 def _same_vectors(model: PreTrainedModel) -> Iterator[None]:
-    """Put norms and biases back as they were.
+    """Restore the norms and biases after the block.
 
-    For the time of a run the library adds 1 to the norms of a gemma, which scale by 1 + w; taking it off again rounds.
+    During a run the library adds 1 to the norms of a gemma, which scale by 1 + w. Subtracting the 1 again rounds them.
     """
     before = {name: value.detach().clone() for name, value in model.named_parameters() if value.ndim == 1}
     try:
@@ -138,7 +139,7 @@ def _same_vectors(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the library's bars, two a layer, and what torch says of every traced model."""
+    """Silence the library's bars, two a layer, and torch's log about every traced model."""
     from llmcompressor.pipelines import cache
     from llmcompressor.pipelines.sequential import pipeline
 

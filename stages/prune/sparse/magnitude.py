@@ -1,7 +1,7 @@
-"""Magnitude masks: the smallest weights of each matrix go, or of each M consecutive inputs. No data is read.
+"""Magnitude masks: zeros in place of the smallest weights of each matrix, or of each M consecutive inputs. No data.
 
-llm-compressor's MagnitudePruningModifier is a schedule over training steps: run in one shot it changes nothing.
-Of equal weights the earlier ones go, so that the share is met exactly.
+llm-compressor's MagnitudePruningModifier is a schedule over training steps, which changes nothing in one shot. Of equal
+weights the earlier ones are set to zero, so that the share is met exactly.
 """
 
 from __future__ import annotations

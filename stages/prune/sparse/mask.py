@@ -1,7 +1,7 @@
-"""Masking a live model: which layers, by which algorithm, and whether it came out as asked.
+"""A masked live model: its layers chosen, masked by an algorithm each, and the outcome checked.
 
-Nothing that was done is taken on trust: every matrix is counted afterwards, every group of N:M looked at, and what was
-not to be touched compared byte for byte.
+The outcome is never taken on trust. Every matrix is counted afterwards and every group of N:M is checked. Every tensor
+that was to stay is compared byte for byte.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Work = list[tuple[Masking, list[str]]]
 
 
 def mask(model: PreTrainedModel, ids_BT: Tensor, config: SparseMLConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Set weights of `model` to zero in place, cast it to `dtype`, and return what pruning.json says of it.
+    """Set weights of `model` to zero in place, cast it to `dtype`, and return the masks' entries of pruning.json.
 
     Returns:
         "masks": by module, {algorithm, structure, requested, achieved, zeros, weights}; "sparsity": {requested,
         achieved, weights}, of all masked matrices together.
 
     Raises:
-        UserError: a target names no layer or one that another modifier has, a matrix does not divide into groups of M,
-            the shares together are not `config.ratio`, or the outcome is not what was asked.
+        UserError: a target names no layer, or one that another modifier targets too; a matrix does not divide into
+            groups of M; the shares together are not `config.ratio`; or the outcome is not what was asked.
     """
     work = plan(model, config)
     before = {name: _zeros(_linear(model, name)) for _, names in work for name in names}
@@ -51,6 +51,7 @@ def mask(model: PreTrainedModel, ids_BT: Tensor, config: SparseMLConfig, dtype: 
         from stages.prune.sparse.compressor import compress
 
         compress(model, ids_BT, calibrated)
+    # Before the cast below, which changes the bytes of every tensor.
     _require_untouched(others, _digests(model, except_for=before))
     model.to(dtype)
     masks = {name: _outcome(model, name, masking, before[name]) for masking, names in work for name in names}
@@ -59,7 +60,7 @@ def mask(model: PreTrainedModel, ids_BT: Tensor, config: SparseMLConfig, dtype: 
 
 
 def plan(model: PreTrainedModel, config: SparseMLConfig) -> Work:
-    """Return what is masked how: every linear layer of the decoder that a target names and no `ignore` does."""
+    """Return each masking with its modules: the decoder's linear layers that a target names and no `ignore` does."""
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     found = {f"{prefix}.{name}": module for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
@@ -77,7 +78,7 @@ def plan(model: PreTrainedModel, config: SparseMLConfig) -> Work:
 
 
 def _matching(linears: Mapping[str, nn.Linear], masking: Masking) -> list[str]:
-    """Return the names that `masking` targets, each target checked to name something."""
+    """Return the names that `masking` targets; every target is checked to name a layer."""
     for target in masking.targets:
         if not any(_names(target, name, module) for name, module in linears.items()):
             known = sorted({name.rpartition(".")[2] for name in linears})
@@ -106,7 +107,7 @@ def _matching(linears: Mapping[str, nn.Linear], masking: Masking) -> list[str]:
 
 
 def _names(target: str, name: str, module: nn.Module) -> bool:
-    """Whether `target` names the module: in full, by its class, or by an expression that its name begins with."""
+    """Return whether `target` names the module: in full, by its class, or by an expression for the name's beginning."""
     if target.startswith("re:"):
         return re.match(target[3:], name) is not None
     return target in (name, type(module).__name__)
@@ -126,14 +127,14 @@ def _zeros(linear: nn.Linear) -> int:
 
 
 def _outcome(model: PreTrainedModel, name: str, masking: Masking, zeros_before: int) -> dict[str, Any]:
-    """Return what became of one matrix, checked.
+    """Return the entry of pruning.json for one matrix, checked.
 
-    Wanda rounds down within a row and SparseGPT up within a block, which is what the tolerance is for; what was zero
-    before may stay so beyond what was asked.
+    The tolerance is there because Wanda rounds down within a row and SparseGPT up within a block. Weights that were
+    zero before may stay zero, even beyond the share that was asked for.
     """
     linear = _linear(model, name)
     weight_OI, weights, zeros = linear.weight.detach(), linear.weight.numel(), _zeros(linear)
-    achieved, slack = zeros / weights, TOLERANCE + 1 / linear.in_features
+    achieved, slack = zeros / weights, TOLERANCE + 1 / linear.in_features  # one weight a row is rounding
     if not bool(weight_OI.isfinite().all()):
         raise UserError(
             f"prune=sparseml: {name} has weights that are not finite. Score in another precision with "
@@ -153,6 +154,7 @@ def _outcome(model: PreTrainedModel, name: str, masking: Masking, zeros_before: 
 def _digests(model: PreTrainedModel, *, except_for: Iterable[str]) -> dict[str, str]:
     """Return a digest of every tensor but the weights of the named modules."""
     masked = {f"{name}.weight" for name in except_for}
+    # As bytes, because numpy has no bfloat16.
     return {
         name: hashlib.sha256(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()).hexdigest()
         for name, tensor in model.state_dict().items()

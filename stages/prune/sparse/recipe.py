@@ -1,7 +1,7 @@
-"""From options, or from an llm-compressor recipe, to what is masked: a list of `Masking`. No torch here.
+"""A list of `Masking` from the options, or from an llm-compressor recipe. No torch here.
 
-A recipe is read here and not by llm-compressor, which skips what it does not recognise: a stage whose key does not end
-in `_stage` runs nothing and says nothing. Here it is an error.
+A recipe is read here and not by llm-compressor, which skips everything that it does not recognise. There, a stage whose
+key does not end in `_stage` runs nothing and says nothing. Here it is an error.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from stages.prune.sparse.config import SparseMLConfig
 
 ALGORITHMS = ("sparsegpt", "wanda", "magnitude")
 MODIFIERS = {"SparseGPTModifier": "sparsegpt", "WandaPruningModifier": "wanda"}
-"""What a recipe may ask for."""
+"""The modifiers that a recipe may have, and their algorithms."""
 QUANTISERS = ("Quantization", "GPTQ", "AWQ", "AutoRound", "SmoothQuant", "QuIP", "SpinQuant")
 """Parts of the names of llm-compressor's modifiers that quantise or prepare it."""
 ARGUMENTS = ("sparsity", "mask_structure", "targets", "ignore", "block_size", "dampening_frac")
-"""What a modifier of a recipe may be given."""
+"""The arguments that a modifier of a recipe may have."""
 IN_RECIPE = ("algorithm", "mask_structure", "targets", "block_size", "dampening")
 """Options that a recipe replaces."""
 SHARED = ("method", "ratio", "layers", "calibration", "calibration_ids", "dtype", "seed")
-"""Options of pruning in general that mean something for a mask."""
+"""Options of pruning in general that have a meaning for a mask."""
 TOLERANCE = 0.005
-"""How far a share may be from what was asked."""
+"""Largest difference of a share from the share that was asked for."""
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -52,12 +52,12 @@ class Masking:
 
     @property
     def structure(self) -> str:
-        """N:M, "0:0" for anywhere."""
+        """The mask structure N:M; "0:0" for zeros anywhere."""
         return f"{self.zeros}:{self.of}"
 
 
 def check(config: SparseMLConfig) -> None:
-    """Raise UserError for an option that means nothing for a mask, or values that can't be right together."""
+    """Raise a `UserError` for an option that has no meaning for a mask, or for values that contradict each other."""
     defaults = PruneConfig()
     names = [f.name for f in dataclasses.fields(PruneConfig) if f.name not in SHARED]
     foreign = [name for name in names if getattr(config, name) != getattr(defaults, name)]
@@ -75,7 +75,7 @@ def check(config: SparseMLConfig) -> None:
 
 
 def check_share(asked: float, ratio: float) -> None:
-    """Raise UserError unless the share that structure or recipe ask for is `ratio`."""
+    """Raise a `UserError` unless `asked`, the share that structure or recipe asks for, is `ratio`."""
     if abs(asked - ratio) > TOLERANCE:
         raise UserError(
             f"ratio={ratio:g} and prune=sparseml disagree: its mask structure or recipe sets {asked:.4g} of the "
@@ -89,10 +89,10 @@ def settled(config: SparseMLConfig) -> SparseMLConfig:
 
 
 def maskings(config: SparseMLConfig) -> list[Masking]:
-    """Return what `config` asks for.
+    """Return the maskings that `config` asks for.
 
     Raises:
-        UserError: an unknown algorithm, a structure that is none, or a recipe that can't be read, is not of
+        UserError: the algorithm is unknown, or the structure is not N:M; or the recipe can't be read, is not of
             llm-compressor's form, quantises, or stands beside options that it replaces.
     """
     if config.recipe is not None:
@@ -109,7 +109,7 @@ def maskings(config: SparseMLConfig) -> list[Masking]:
 
 
 def table(config: SparseMLConfig) -> str:
-    """Return the plan as text: what is set to zero, that no parameter goes, and who does it."""
+    """Return the plan as text: the share that is set to zero, that no parameter goes, and the library that does it."""
     asked = maskings(config)
     lines = ["what is set to zero (the parameters and the shapes stay, and so does the time they take)"]
     for masking in asked:
@@ -135,7 +135,7 @@ def _from_recipe(config: SparseMLConfig) -> list[Masking]:
 
 
 def _content(recipe: Any) -> dict[str, Any]:
-    """Return a recipe's mapping: as given, or read from a file or from the built-in one of this name."""
+    """Return a recipe's mapping: as given, or read from a file or from the built-in recipe of this name."""
     if isinstance(recipe, dict):
         return recipe
     known = {path.stem: path for path in RECIPES.glob("*.yaml")}
@@ -156,7 +156,7 @@ def _content(recipe: Any) -> dict[str, Any]:
 
 
 def _modifiers(recipe: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each modifier's name and arguments: stage, group, modifier."""
+    """Yield the name and the arguments of each modifier, which is the third level: stage, group, modifier."""
     for stage, groups in _level(recipe, "_stage", "prune.recipe"):
         for group, modifiers in _level(groups, "_modifiers", f"prune.recipe: {stage}"):
             for name, arguments in _mapping(modifiers, f"prune.recipe: {group}").items():
@@ -195,7 +195,7 @@ def _check_modifier(name: str) -> None:
 
 
 def _masking(algorithm: str, given: dict[str, Any], ratio: float, where: str) -> Masking:
-    """Return the checked masking of one modifier's arguments; without a sparsity it is `ratio`, or N/M."""
+    """Return the checked masking of one modifier's arguments; its sparsity is N/M or `ratio` where none is given."""
     for name in given:
         lookup(f"argument in {where}", name, dict.fromkeys(ARGUMENTS))
     zeros, of = _structure(str(given.get("mask_structure") or "0:0"), where)

@@ -1,4 +1,4 @@
-"""Every way of masking by name. No torch here: a plan reads this."""
+"""Every method of masking by name. No torch here: a plan reads this."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Masks:
     """A method that sets weights to zero; `stages.prune.sparse.stage:run` runs it."""
 
     config: type[PruneConfig]
-    """Its options."""
+    """The dataclass of its options."""
     check: Callable[[Any], None]
-    """Raises UserError where an option can't be right; called before anything is loaded."""
+    """Raises a `UserError` where an option is outside its range; called before anything is loaded."""
     settled: Callable[[Any], PruneConfig]
     """Returns the options with a recipe's content in place of its name, as they enter a key."""
     reads_text: bool = True
-    """Whether it looks at calibration tokens."""
+    """Whether it reads calibration tokens."""
 
 
 MASKS: dict[str, Masks] = {"sparseml": Masks(config=SparseMLConfig, check=recipe.check, settled=recipe.settled)}

@@ -2,7 +2,7 @@
 
 Output: `model/`, the dense model's directory with zeros in it, and `pruning.json`:
 
-    method, options        what was asked
+    method, options        the options of the run
     masks                  by module, {algorithm, structure, requested, achieved, zeros, weights}; the mask itself is
                            the zeros of the weights
     sparsity               {requested, achieved, weights}: of the masked matrices together
@@ -63,10 +63,10 @@ def masked_model(
     """Return the model that `load(dtype=…)` gives, masked as `config` says, in the precision `stored`; and its record.
 
     Args:
-        load: gives a model that may be changed, in a precision.
+        load: gives the model in a precision; the model may be changed.
         read: gives the calibration tokens.
-        config: how it is masked.
-        shape: the model's.
+        config: the options of the mask.
+        shape: the shape of the model.
         stored: the dense model's precision.
 
     Raises:
@@ -75,7 +75,7 @@ def masked_model(
     check(config)
     print(table(config), file=sys.stderr, flush=True)
     ids_BT = read()
-    # What is not masked comes back as it was: nothing passes through a precision below the stored one.
+    # Weights that are not masked must come back as they were, so none passes through a precision below the stored one.
     model = load(dtype=stored if config.dtype == stored else "float32")
     ids_BT = ids_BT.to(model.device)
     nonzeros, loss = checkpoint.count_nonzeros(model), calibration_loss(model, ids_BT)

@@ -1,1 +1,1 @@
-"""What calibration text does inside a decoder: activations layer by layer, gradients that are never held, curvature."""
+"""Statistics of calibration text inside a decoder: activations layer by layer, gradients never stored, curvature."""

@@ -1,4 +1,4 @@
-"""What calibration text does inside a decoder, without gradients: statistics of activations, layer by layer.
+"""Statistics of activations on the calibration text, without gradients, layer by layer.
 
 A layer's weights are needed one layer at a time (`Layerwise.resident`). Statistics are taken in float32 whatever the
 precision of the model, and merged in float64.
@@ -32,9 +32,9 @@ class Moments:
     """Mean and spread of each input feature of a linear map over all tokens that went through it; float64.
 
     Attributes:
-        tokens: how many went through.
-        mean_F: the features' means.
-        deviations_F: the sums of the squared deviations from them.
+        tokens: the number of tokens that went through.
+        mean_F: the means of the features.
+        deviations_F: the sums of the squared deviations from the means.
     """
 
     tokens: int = 0
@@ -52,7 +52,9 @@ class Moments:
         return self.deviations_F + self.tokens * self.mean_F**2
 
     def add(self, values: Tensor) -> None:
-        """Take in the features of more tokens, [..., F], merged as in Chan, Golub and LeVeque (1979)."""
+        """Add the features [..., F] of more tokens, merged as in Chan, Golub and LeVeque (1979)."""
+        # Deviations from a mean of the batch's own, because a sum of squares would lose the digits of a small spread
+        # around a large mean.
         variance_F, mean_F = torch.var_mean(values.detach().flatten(0, -2).float(), 0, correction=0)
         added = values.shape[:-1].numel()
         step_F = mean_F.double().cpu() - self.mean_F
@@ -64,7 +66,7 @@ class Moments:
 
 
 def calibrated(model: PreTrainedModel, ids_BT: Tensor | None, resident: Resident) -> Layerwise:
-    """Return `model` on the calibration tokens, to be run layer by layer."""
+    """Return a run of `model` on the calibration tokens, layer by layer."""
     if ids_BT is None:
         raise ValueError("activations need calibration tokens")
     return Layerwise(model, ids_BT, resident=resident)
@@ -73,10 +75,10 @@ def calibrated(model: PreTrainedModel, ids_BT: Tensor | None, resident: Resident
 def walk(
     decoder: Layerwise, layers: Sequence[LayerAnatomy], what: str
 ) -> Iterator[tuple[LayerAnatomy, Tensor, Tensor]]:
-    """Yield each of `layers` with its input and its output [B, T, H], its weights in memory until the next one is due.
+    """Yield each of `layers` with its input and its output [B, T, H].
 
-    The layers before and between them are passed through, those behind the last are not touched. `what` names the work
-    on the progress bar.
+    A layer's weights stay in memory until the next layer is asked for. Layers before and between `layers` are run too;
+    layers behind the last one are not touched. `what` names the work on the progress bar.
     """
     wanted = {layer.index: layer for layer in layers}
     last = max(wanted, default=-1)
@@ -91,15 +93,15 @@ def walk(
 
 
 def outputs(layer: LayerAnatomy) -> list[Projection]:
-    """Return the maps that write into the residual stream, o and down: their columns belong to groups."""
+    """Return the output projections, o and down: they write into the residual stream, and groups own their columns."""
     return [projection for projection in layer.projections if projection.axis == 1]
 
 
 class Statistic(Protocol):
-    """What takes in the inputs of a linear map, batch by batch."""
+    """A statistic of a linear map's inputs, gathered batch by batch."""
 
     def add(self, values: Tensor) -> None:
-        """Take in the features of more tokens, [..., F]."""
+        """Add the features [..., F] of more tokens."""
 
 
 Gathered = TypeVar("Gathered", bound=Statistic)
@@ -108,10 +110,11 @@ Gathered = TypeVar("Gathered", bound=Statistic)
 def gathered(
     decoder: Layerwise, layers: Sequence[LayerAnatomy], statistic: Callable[[], Gathered], what: str
 ) -> Iterator[tuple[LayerAnatomy, list[tuple[Projection, Gathered]]]]:
-    """Yield each of `layers` with its output projections and a statistic of what each is given, weights in memory.
+    """Yield each of `layers` with its output projections and a statistic of the inputs of each, weights in memory.
 
-    Nothing of a layer is held once the next one is due. `what` names the work on the progress bar.
+    The statistics of a layer are not held once the next layer is asked for. `what` names the work on the progress bar.
     """
+    # A layer has a stack of its own: its hooks go before it is yielded, since the caller may run or change it.
     with ExitStack() as stack:
         watched = {layer.index: stack.enter_context(ExitStack()) for layer in layers}
         found = {
@@ -128,15 +131,15 @@ def gathered(
 def input_moments(
     decoder: Layerwise, layers: Sequence[LayerAnatomy]
 ) -> Iterator[tuple[LayerAnatomy, list[tuple[Projection, Moments]]]]:
-    """Yield each of `layers` with its output projections and the moments of what they are given, weights in memory."""
+    """Yield each of `layers` with its output projections and the moments of their inputs, weights in memory."""
     return gathered(decoder, layers, Moments, "activations")
 
 
 @contextmanager
 def silenced(projections: Sequence[Projection]) -> Iterator[None]:
-    """Let the output projections among these give zeros, as if their sub-layer, with its norms, were not there.
+    """Let the output projections among these give zeros within the block, as if their sub-layer were not there.
 
-    What a norm behind them makes of zeros is zeros.
+    A norm behind an output projection turns zeros into zeros, so the sub-layer's norms are left out too.
     """
 
     def zeros(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -157,7 +160,7 @@ def cosine_distance(one_BTH: Tensor, other_BTH: Tensor) -> float:
 
 
 def _watched(linear: nn.Linear, statistic: Gathered, stack: ExitStack) -> Gathered:
-    """Return `statistic`, which takes in what `linear` is given until `stack` is closed."""
+    """Return `statistic`, to which the inputs of `linear` are added until `stack` is closed."""
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         statistic.add(inputs[0])

@@ -1,17 +1,18 @@
-"""What removing inputs of a linear map costs the loss, with the others adjusted to make up for it.
+"""The loss that removing inputs of a linear map costs, with or without the other inputs adjusted to make up for it.
 
-A map W with inputs x and output gradients g has the Fisher information F = E[(g xᵀ)(g xᵀ)ᵀ], taken as the Kronecker
-product of B = E[g gᵀ] and A = E[x xᵀ] (K-FAC; Martens and Grosse 2015, arXiv 1503.05671). A change ΔW then costs
+A map W with inputs x and output gradients g has the Fisher information F = E[(g xᵀ)(g xᵀ)ᵀ]. F is taken as the
+Kronecker product of B = E[g gᵀ] and A = E[x xᵀ] (K-FAC; Martens and Grosse 2015, arXiv 1503.05671). A change ΔW then
+costs
 
     ΔL = ½ tr(B ΔW A ΔWᵀ)      nats a token, to second order.
 
-Removing the inputs S and adjusting the rest at best (Optimal Brain Surgeon; for structures LLM Surgeon, arXiv
-2312.17244, eq. 9 and 10, and ZipLM, arXiv 2302.04089) costs ½ tr(B W_S [A⁻¹]_SS⁻¹ W_Sᵀ), and A⁻¹ without them follows
-by elimination. B does not enter the adjustment: it is least squares on the calibration inputs, as
+Removing the inputs S and adjusting the rest at best costs ½ tr(B W_S [A⁻¹]_SS⁻¹ W_Sᵀ) (Optimal Brain Surgeon; for
+structures LLM Surgeon, arXiv 2312.17244, eq. 9 and 10, and ZipLM, arXiv 2302.04089). The A⁻¹ of the remaining inputs
+follows by elimination. B does not enter the adjustment: it is least squares on the calibration inputs, as
 `stages.prune.compensation` does it.
 
-Gradients are those of the loss on answers that the model itself draws, which makes F the Fisher information and not a
-sum over what the calibration text happens to say; it is the same for all tokens of the sequences.
+Gradients are those of the loss on answers that the model itself draws. That makes F the Fisher information, and not a
+sum over the tokens that the calibration text happens to have. F is the same for all tokens of the sequences.
 
 Shape legend: R outputs and C inputs of a map, B sequences, T tokens.
 """
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 1024
 """Tokens of one forward and backward pass, at least one sequence; their logits exist at once, in float32."""
 MEMORY = 4 * 2**30
-"""Bytes of second moments that are gathered in one sweep over the calibration text; more maps take more sweeps."""
+"""Bytes of second moments that one sweep over the calibration text gathers; maps beyond that take more sweeps."""
 DAMPING = 0.01
-"""Added to the diagonal of A, as a share of its mean."""
+"""Added to the diagonal of A, as a share of the diagonal's mean."""
 TOGETHER = 16
-"""Inputs that are eliminated at once: the cheapest so many, whose joint cost is exact."""
+"""Number of inputs, the cheapest ones, that are eliminated at once; their joint cost is exact."""
 
 
 @dataclass(slots=True)
@@ -52,15 +53,15 @@ class SecondMoments:
 
 
 def moments(model: PreTrainedModel, maps: Sequence[nn.Linear], ids_BT: Tensor, *, seed: int) -> Iterator[SecondMoments]:
-    """Yield the second moments of each map, in order, in float32; as few are held at once as `MEMORY` allows.
+    """Yield the second moments of each map, in order, in float32; at most `MEMORY` bytes of them are held at once.
 
-    Two progress bars take turns: of the sweep over the text, and of what the caller then does with each map.
+    Two progress bars take turns: one over the calibration text, and one over the caller's work with each map.
     """
     for part in _parts(maps):
         found = _sweep(model, part, ids_BT, seed)
         with progress("costs of groups", total=len(part), unit="map") as bar:
             while found:
-                yield found.pop(0)
+                yield found.pop(0)  # no longer held here, so its memory is free once the caller is done
                 bar.update()
 
 
@@ -68,7 +69,7 @@ def _parts(maps: Sequence[nn.Linear]) -> Iterator[list[nn.Linear]]:
     part: list[nn.Linear] = []
     held = 0
     for linear in maps:
-        size = 4 * (linear.in_features**2 + linear.out_features**2)
+        size = 4 * (linear.in_features**2 + linear.out_features**2)  # A and B in float32
         if part and held + size > MEMORY:
             yield part
             part, held = [], 0
@@ -91,12 +92,15 @@ def _sweep(model: PreTrainedModel, maps: Sequence[nn.Linear], ids_BT: Tensor, se
         frozen(model),
         progress("curvature", total=ids_BT.numel(), unit="tok", scale=True) as bar,
     ):
+        # No parameter has a gradient. Without one input that does, autograd would record nothing.
         stack.callback(model.get_input_embeddings().register_forward_hook(_differentiable).remove)
         for linear, own in zip(maps, found, strict=True):
             stack.callback(linear.register_forward_hook(_gather(own)).remove)
         for ids in batches:
             logits = model(ids, use_cache=False).logits.float().flatten(0, 1)
+            # Drawn by the model and not read from the text: the module says why.
             answers = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
+            # A sum, not a mean: the moments are divided by the number of tokens once, below.
             F.cross_entropy(logits, answers, reduction="sum").backward()  # type: ignore[no-untyped-call]
             bar.update(ids.numel())
     for own in found:
@@ -125,10 +129,10 @@ def _gather(own: SecondMoments) -> Any:
 
 
 class Removal:
-    """Inputs of one map leaving one after the other, the others as they are.
+    """The removal of one map's inputs, set after set; the other inputs keep their weights.
 
     Attributes:
-        loss: nats a token lost with all inputs removed so far.
+        loss: nats a token lost by all inputs removed so far.
     """
 
     def __init__(self, weight_RC: Tensor, own: SecondMoments) -> None:
@@ -140,6 +144,8 @@ class Removal:
 
     def remove(self, columns: Tensor) -> float:
         """Remove the given inputs; returns the loss so far."""
+        # With D removed before and d now: ½ tr((D + d) A (D + d)ᵀ) - ½ tr(D A Dᵀ) = tr(D A dᵀ) + ½ tr(d A dᵀ). B is the
+        # identity in the coordinates of `_whitened`.
         change_RS = self.weight_RC[:, columns]
         added_RC = change_RS @ self.inputs_CC[columns]
         self.loss += float(((self.given_RC[:, columns] + 0.5 * added_RC[:, columns]) * change_RS).sum())
@@ -148,35 +154,38 @@ class Removal:
 
 
 class Elimination:
-    """Inputs of one map leaving one after the other, the others making up for them.
+    """The removal of one map's inputs, set after set; the weights of the other inputs make up for them.
 
     Attributes:
-        loss: nats a token lost with all inputs removed so far.
+        loss: nats a token lost by all inputs removed so far.
     """
 
     def __init__(self, weight_RC: Tensor, own: SecondMoments) -> None:
         inputs_CC = own.inputs_CC.clone()
+        # `tiny` keeps the matrix invertible where every input is zero.
         inputs_CC.diagonal().add_(DAMPING * inputs_CC.diagonal().mean() + torch.finfo(torch.float32).tiny)
         self.inverse_CC = torch.cholesky_inverse(torch.linalg.cholesky(inputs_CC))
         self.weight_RC = _whitened(weight_RC, own)
         self.loss = 0.0
 
     def costs_of_one(self) -> Tensor:
-        """Return what each single input would cost next, [C]; meaningless for those that are gone."""
+        """Return the loss [C] that each single input would cost next; meaningless for inputs that are gone."""
         return 0.5 * self.weight_RC.square().sum(0) / self.inverse_CC.diagonal()
 
     def cost(self, columns: Tensor) -> float:
-        """Return what the given inputs would cost next, together."""
+        """Return the loss that the given inputs would cost next, together."""
         return 0.5 * float((self.weight_RC[:, columns] @ self._block(columns) * self.weight_RC[:, columns]).sum())
 
     def remove(self, columns: Tensor) -> float:
-        """Remove the given inputs, adjust the others; returns the loss so far."""
+        """Remove the given inputs and adjust the others; returns the loss so far."""
         block = self._block(columns)
         change_RS = self.weight_RC[:, columns] @ block
         self.loss += 0.5 * float((change_RS * self.weight_RC[:, columns]).sum())
         rows_SC = self.inverse_CC[columns]
         self.weight_RC -= change_RS @ rows_SC
         self.inverse_CC -= rows_SC.T @ (block @ rows_SC)
+        # What the two updates leave here is zero but for rounding. An exact zero can't leak into later steps, and a one
+        # on the diagonal can be divided by.
         self.weight_RC[:, columns] = 0.0
         self.inverse_CC[columns] = 0.0
         self.inverse_CC[:, columns] = 0.0
@@ -190,18 +199,20 @@ class Elimination:
 
 def _whitened(weight_RC: Tensor, own: SecondMoments) -> Tensor:
     """Return the weight in coordinates in which B is the identity, so that a cost is a sum of squares."""
+    # By eigenvalues and not by Cholesky: B has no full rank where outputs outnumber tokens. Rounding can leave an
+    # eigenvalue just below zero.
     values, vectors_RR = torch.linalg.eigh(own.gradients_RR)
     whitened_RC: Tensor = (vectors_RR * values.clamp(min=0).sqrt()).T @ weight_RC.detach().float()
     return whitened_RC
 
 
 def losses_in_order(order: Sequence[Tensor], removal: Removal | Elimination) -> list[float]:
-    """Return what has been lost with 0, 1, 2, … of the given sets of inputs gone, in that order."""
+    """Return the losses after the first 0, 1, 2, … of the given sets of inputs have gone, in nats a token."""
     return [0.0, *(removal.remove(columns) for columns in order)]
 
 
 def channel_losses(weight_RC: Tensor, own: SecondMoments) -> Tensor:
-    """Return for each input what has been lost once it is gone, cheapest first, [C] in float64 nats a token."""
+    """Return for each input the loss [C] once it is gone, when the cheapest go first; float64, nats a token."""
     elimination, losses_C = Elimination(weight_RC, own), torch.zeros(weight_RC.shape[1], dtype=torch.float64)
     alive_C = torch.ones(weight_RC.shape[1], dtype=torch.bool, device=weight_RC.device)
     while bool(alive_C.any()):
@@ -209,7 +220,7 @@ def channel_losses(weight_RC: Tensor, own: SecondMoments) -> Tensor:
         order = torch.argsort(costs_C)[: min(TOGETHER, int(alive_C.sum()))]
         before = elimination.loss
         after = elimination.remove(order)
-        # Within a step the joint cost is spread as the single costs are.
+        # Within a step the joint cost is spread as the single costs are, all of which may be zero.
         steps = costs_C[order].double().cumsum(0)
         losses_C[order.cpu()] = (before + (after - before) * steps / steps[-1].clamp(min=1e-300)).cpu()
         alive_C[order] = False
@@ -217,13 +228,13 @@ def channel_losses(weight_RC: Tensor, own: SecondMoments) -> Tensor:
 
 
 def block_losses(weight_RC: Tensor, own: SecondMoments, rounds: Sequence[Sequence[int]], width: int) -> Tensor:
-    """Return for each block of `width` adjacent inputs what has been lost once it is gone, float64.
+    """Return for each block of `width` adjacent inputs the loss once it is gone; float64, nats a token.
 
     Args:
-        weight_RC: the map's weight.
-        own: its second moments.
+        weight_RC: the weight of the map.
+        own: the second moments of the map.
         rounds: the blocks in sets; in each round every set loses its cheapest block.
-        width: inputs in a block.
+        width: the number of inputs in a block.
     """
     elimination, losses = Elimination(weight_RC, own), torch.zeros(weight_RC.shape[1] // width, dtype=torch.float64)
     left = [list(blocks) for blocks in rounds]

@@ -1,8 +1,8 @@
 """The gradient of a weight as the factors of a product, which is taken block by block.
 
 A linear map y = x Wᵀ has ∂L/∂W = Σ (∂L/∂y)ᵀ x over tokens, and an embedding adds ∂L/∂y to the rows of its tokens. So
-the weights themselves need no gradient: what a map was given and the gradient of what it gave say everything, and any
-block of rows, of all sequences together or of each by itself, is one small product.
+the weights themselves need no gradient. The inputs of a map and the gradients of its outputs determine it. Any block of
+rows, of all sequences together or of each by itself, is one small product.
 
 Shape legend: B sequences, T tokens, R rows (outputs) and C columns (inputs) of a weight, S sequences kept apart (B, or
 1 for all of them together), N tokens of each.
@@ -17,19 +17,19 @@ import torch
 from torch import Tensor
 
 Factors = tuple[Tensor, Tensor]
-"""What a map was given, and the gradient of what it gave."""
+"""The inputs of a map, and the gradient of its outputs."""
 
 
 @dataclass(slots=True)
 class Gradient:
     """The gradient of one weight, made block by block.
 
-    The loss is the mean over all sequences, so the gradient's parts for single sequences add up to the whole.
+    The loss is the mean over all sequences, so the gradients of single sequences add up to the whole.
 
     Attributes:
-        linear: uses in a linear map: its input [b, T, C], and the gradient of its output [b, T, R].
-        embedding: uses as a table: token ids [b, T], and the gradient of the rows looked up [b, T, C].
-        vector_BR: the gradient of a vector (a norm's weight), sequence by sequence.
+        linear: one entry a use in a linear map: the input [b, T, C], and the gradient of the output [b, T, R].
+        embedding: one entry a use as a table: token ids [b, T], and the gradient of the rows looked up [b, T, C].
+        vector_BR: the gradient of a vector (the weight of a norm), sequence by sequence.
     """
 
     linear: list[Factors] = field(default_factory=list)
@@ -39,10 +39,11 @@ class Gradient:
     def blocks(self, weight: Tensor, size: int, *, apart: bool) -> Iterator[tuple[slice | Tensor, Tensor]]:
         """Yield rows of the weight and their gradient [S, rows, C] in float32, about `size` numbers at a time.
 
-        S is B where the sequences are to be kept `apart`. Rows that only a table has and no token looked up are left
-        out, as their gradient is zero; such a weight's rows come as indices.
+        S is B where the sequences are to be kept `apart`. A weight that is used only as a table comes by the indices of
+        its rows. Rows that no token looked up are left out, because their gradient is zero.
         """
         if self.vector_BR is not None:
+            # A vector is a matrix of one column here.
             vector_SR = self.vector_BR.float() if apart else self.vector_BR.float().sum(0, keepdim=True)
             yield slice(0, len(weight)), vector_SR[..., None]
             return
@@ -80,6 +81,7 @@ def _product(factors: Factors, rows: slice) -> Tensor:
 def _looked_up(factors: Factors, rows: Tensor) -> Tensor:
     """Return the given rows, ascending, of a table's gradient [S, rows, C]: sums over the places of each token."""
     ids_SN, gradient_SNC = factors
+    # `searchsorted` places every token, those outside `rows` too: the comparison below keeps only true matches.
     place_SN = torch.searchsorted(rows, ids_SN).clamp(max=len(rows) - 1)
     sequence, token = (rows[place_SN] == ids_SN).nonzero(as_tuple=True)
     sums = gradient_SNC.new_zeros(len(ids_SN), len(rows), gradient_SNC.shape[-1], dtype=torch.float32)

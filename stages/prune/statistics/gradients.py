@@ -1,7 +1,7 @@
-"""Gradients of the calibration loss that are never held: each weight's is handed over as the factors of a product.
+"""Gradients of the calibration loss that are never stored: each weight's is handed over as the factors of a product.
 
-Scoring then needs the memory of the weights, of the activations and of a block (`.factors`); and one backward pass
-serves first and second order alike.
+So scoring needs the memory of the weights, of the activations and of a block (`.factors`). One backward pass serves
+first and second order alike.
 
 Shape legend: B sequences, T tokens, R numbers of a vector, H hidden channels.
 """
@@ -36,17 +36,18 @@ EVERY = slice(None)
 def stream_gradients(
     model: PreTrainedModel, weights: Sequence[Tensor], ids_BT: Tensor, visit: Callable[[int, Gradient], None]
 ) -> None:
-    """Run forward and backward over `ids_BT` and pass `visit` the position and the gradient of each weight, once whole.
+    """Run forward and backward over `ids_BT`, and call `visit` with the position and the whole gradient of each weight.
 
     The loss is the mean next-token cross-entropy over all tokens. `weights` are parameters of the model: matrices of
-    linear maps and of embeddings (a tied one gets the sum of its uses), and vectors that scale [B, T, H]. Nothing is
-    differentiated below the first of them, and the model is left as it was. Where activations would be more than
-    `GRAPH`, only those between some layers are kept, and the others computed again when backward comes to them.
+    linear maps and of embeddings, and vectors that scale [B, T, H]. A tied matrix gets the sum of its uses. Nothing is
+    differentiated below the first of the weights, and the model is left as it was. Where activations would take more
+    than `GRAPH` bytes, only those between some layers are kept. The backward pass computes the others again.
 
     Raises:
-        ValueError: a weight is used otherwise.
+        ValueError: a weight is used in another way.
     """
     run = Layerwise(model, ids_BT)
+    # Matrices are known by identity, because tied ones and parts of fused maps have more than one name.
     vectors = {id(weight): _one_each(weight, len(ids_BT)) for weight in weights if weight.dim() == 1}
     recorder = _Recorder({id(weight): i for i, weight in enumerate(weights) if weight.dim() > 1}, run.layers, visit)
     table = id(model.get_input_embeddings().weight)
@@ -56,12 +57,14 @@ def stream_gradients(
         inputs = _inputs(run, segments)
         gradient_BTH: Tensor | None = None
         for segment in reversed(segments):
+            # Below the first segment only the embedding could want a gradient.
             given = inputs.pop().requires_grad_(to_the_table or segment is not segments[0])
             hidden_BTH = given
             for index in segment:
                 hidden_BTH = run.layer(index, hidden_BTH, _replacing(run.layers[index], vectors))
             if segment is segments[-1]:
                 gradient_BTH = _through_the_head(run, hidden_BTH, vectors)
+                # The head is through. A tied one is also the embedding, whose use comes last.
                 recorder.hand_over_others(but=table)
             if hidden_BTH.requires_grad:
                 torch.autograd.backward(hidden_BTH, gradient_BTH)
@@ -69,6 +72,7 @@ def stream_gradients(
         if to_the_table:
             torch.autograd.backward(run.embed(ids_BT), gradient_BTH)
             recorder.hand_over_others()
+    # Autograd itself adds up the gradients of vectors, which are small. All their uses have been passed by now.
     for position, weight in enumerate(weights):
         if weight.dim() == 1:
             visit(position, Gradient(vector_BR=vectors[id(weight)].grad[:, 0]))  # type: ignore[index]
@@ -86,6 +90,7 @@ def _segments(run: Layerwise, weights: set[int]) -> list[range]:
     tokens = run.ids_BT.numel()
     held = sum(tokens * activation_bytes(layer.shape, layer.head_dim, **sizes) for layer in layers[first:])
     length = max(1, len(layers[first:]) // max(1, math.ceil(held / GRAPH)))
+    # At least one segment. It is empty where all weights are behind the layers, and the head runs after it even so.
     starts = range(first, max(len(layers), first + 1), length)
     return [range(start, min(start + length, len(layers))) for start in starts]
 
@@ -103,22 +108,26 @@ def _inputs(run: Layerwise, segments: Sequence[range]) -> list[Tensor]:
 
 
 def _one_each(vector: Tensor, sequences: int) -> Tensor:
-    """Return copies of a vector that scale [B, T, R], one a sequence, so that each gets its own gradient: [B, 1, R]."""
+    """Return copies of a vector that scale [B, T, R], one for each sequence to have its own gradient: [B, 1, R]."""
     return vector.detach().expand(sequences, 1, -1).clone().requires_grad_()
 
 
 def _replacing(module: nn.Module, vectors: Mapping[int, Tensor], part: slice = EVERY) -> dict[str, Tensor]:
-    """Return what takes the place of the module's vectors, by name, for a part of the sequences."""
+    """Return the replacements of the module's vectors, by name, for a part of the sequences."""
     return {name: vectors[id(own)][part] for name, own in module.named_parameters() if id(own) in vectors}
 
 
 def _through_the_head(run: Layerwise, hidden_BTH: Tensor, vectors: Mapping[int, Tensor]) -> Tensor | None:
-    """Return the gradient of the loss with respect to the last layer's output, a few sequences' logits at a time."""
+    """Return the gradient of the loss with respect to the last layer's output; None where that output has none.
+
+    The logits of a few sequences exist at a time.
+    """
     sequences, tokens = run.ids_BT.shape
     count = max(1, LOGITS // (tokens * run.model.config.vocab_size))
     gradients = []
     for start in range(0, sequences, count):
         part = slice(start, start + count)
+        # Detached, so that this backward pass ends here and frees the logits, and the layers are passed once.
         ids, hidden = run.ids_BT[part], hidden_BTH[part].detach().requires_grad_(hidden_BTH.requires_grad)
         logits = run.logits(ids, hidden, _replacing(run.model, vectors, part))[:, :-1].float()
         nats = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
@@ -128,12 +137,13 @@ def _through_the_head(run: Layerwise, hidden_BTH: Tensor, vectors: Mapping[int, 
 
 
 class _Recorder(TorchFunctionMode):
-    """Keeps the factors of each gradient from forward and backward until all uses of its weight are through.
+    """Records the factors of each gradient, from forward and backward, until its weight can be handed over.
 
-    A weight of a layer is through when backward has passed all its uses so far, any other when the caller says so.
+    A weight of a layer is handed over once backward has passed all its uses so far. Any other weight is handed over
+    when the caller says so. A function mode, and not hooks of modules, sees every use of a weight, whatever the module.
 
     Attributes:
-        expected: positions by the identity of weights not handed over yet.
+        expected: positions of the weights that are not handed over yet, by identity.
     """
 
     def __init__(
@@ -149,6 +159,7 @@ class _Recorder(TorchFunctionMode):
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
     ) -> Any:
         output = function(*arguments, **(keywords or {}))
+        # Passes without gradients only compute inputs of segments, and no backward pass will come to them.
         if function in (F.linear, F.embedding) and id(arguments[1]) in self.expected and torch.is_grad_enabled():
             padding = (keywords or {}).get("padding_idx")
             self._watch(id(arguments[1]), function, arguments[0].detach(), output, padding)
@@ -161,7 +172,7 @@ class _Recorder(TorchFunctionMode):
         held = [given]  # the hook lives as long as the graph, what the map was given only as long as it is needed
 
         def take(output_gradient: Tensor) -> None:
-            if padding is not None:
+            if padding is not None:  # torch gives the row of the padding token no gradient
                 output_gradient = output_gradient * (held[0] != padding)[..., None]
             uses.append((held.pop(), output_gradient))
             self.awaited[weight] -= 1
@@ -180,14 +191,14 @@ class _Recorder(TorchFunctionMode):
         gradient.embedding.clear()
 
     def hand_over_others(self, but: int | None = None) -> None:
-        """Hand over the weights outside the layers that have been used."""
+        """Hand over the used weights that are outside the layers, except the one whose identity is `but`."""
         for weight in set(self.found) - self.in_layers - {but}:
             self._hand_over(weight)
 
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Let no parameter have a gradient, and restore the model's flags afterwards."""
+    """Let no parameter require a gradient within the block, with gradients enabled; restore the flags afterwards."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)
     try:
@@ -202,7 +213,7 @@ def calibration_loss(model: PreTrainedModel, ids_BT: Tensor, resident: Resident 
     """Return the mean next-token cross-entropy of `ids_BT`, in nats.
 
     Raises:
-        UserError: it is not finite; the message names the first layer whose output isn't.
+        UserError: the loss is not finite; the message names the first layer whose output isn't.
     """
     run = Layerwise(model, ids_BT, resident=resident)
     hidden_BTH = run.embedded()

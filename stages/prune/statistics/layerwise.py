@@ -1,7 +1,7 @@
-"""Running a decoder one layer at a time: all calibration sequences pass a layer before the next one is touched.
+"""A decoder run one layer at a time: all calibration sequences pass a layer before the next layer is touched.
 
-So activations are kept and weights are needed one layer at a time; what a layer is given besides its input (masks,
-rotary angles, which differ by layer in some families) is what the model itself would give it.
+So activations and weights are needed of one layer at a time. Besides its input, a layer gets the arguments that the
+model itself would give it: masks, and rotary angles, which differ by layer in some families.
 
 Shape legend: B sequences, T tokens, H hidden channels, V vocabulary.
 """
@@ -56,7 +56,7 @@ class Layerwise:
 
     @torch.no_grad()
     def run(self, index: int, hidden_BTH: Tensor) -> Tensor:
-        """Return what layer `index` makes of its input [B, T, H]."""
+        """Return the output of layer `index` for its input [B, T, H]."""
         with self.resident(index), FastProducts():
             return torch.cat([self.layer(index, part) for part in torch.split(hidden_BTH, self.batch)])
 
@@ -92,24 +92,28 @@ class Layerwise:
         return inputs[0]
 
     def layer(self, index: int, hidden_BTH: Tensor, parameters: Mapping[str, Tensor] = NONE) -> Tensor:
-        """Return what layer `index`, which is in memory, makes of its input, with its graph where gradients are on.
+        """Return the output of layer `index`, which is in memory, for its input; with its graph where gradients are on.
 
-        `parameters` take the place of the layer's, by name.
+        `parameters` replace the layer's parameters, by name.
         """
+        # `functional_call` replaces parameters for one call, so that a vector can have a copy for each sequence.
         arguments = ((hidden_BTH,), self._given[index])
         return functional_call(self.layers[index], dict(parameters), *arguments)  # type: ignore[no-any-return]
 
     def logits(self, ids_BT: Tensor, hidden_BTH: Tensor, parameters: Mapping[str, Tensor] = NONE) -> Tensor:
         """Return the logits [B, T, V] of these sequences from the last layer's output, with their graph.
 
-        `parameters` take the place of the model's, by name.
+        `parameters` replace the model's parameters, by name.
         """
+        # Layer 0 answers with the given state and the others pass it on: what is left is the final norm and the head,
+        # with whatever the model's class does around them.
         with self._replaced(lambda index, hidden, given: hidden_BTH if index == 0 else hidden):
             answer = functional_call(self.model, dict(parameters), (ids_BT,), {"use_cache": False})
         return answer.logits  # type: ignore[no-any-return]
 
     def _capture(self) -> list[dict[str, Any]]:
-        """Return the keyword arguments that the model gives each layer, alike for all sequences."""
+        """Return the keyword arguments that the model gives each layer."""
+        # One sequence tells them for all: sequences are equally long and without padding.
         captured: list[dict[str, Any]] = [{} for _ in self.layers]
 
         def keep(index: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
@@ -122,7 +126,7 @@ class Layerwise:
 
     @contextmanager
     def _replaced(self, forward: Callable[[int, Tensor, dict[str, Any]], Tensor]) -> Iterator[None]:
-        """Let `forward(index, hidden, keyword arguments)` stand in for every layer."""
+        """Let `forward(index, hidden, keyword arguments)` stand in for every layer within the block."""
         with ExitStack() as stack:
             for index, layer in enumerate(self.layers):
                 stack.enter_context(_replaced(layer, index, forward))
@@ -135,4 +139,4 @@ def _replaced(layer: nn.Module, index: int, forward: Callable[[int, Tensor, dict
     try:
         yield
     finally:
-        del layer.forward
+        del layer.forward  # the attribute of the instance, which hid the method of the class

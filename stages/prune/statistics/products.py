@@ -1,8 +1,8 @@
-"""Products with bfloat16 weights on a processor that has no instructions for them: in float32, block by block.
+"""Products with bfloat16 weights on a processor without bfloat16 instructions: in float32, block by block.
 
-Torch then emulates bfloat16, three to six times slower than float32 and with a float32 copy of the largest matrix. A
-block of rows that is cast and multiplied at once costs a cast, no copy, and is the more exact: sums are in float32, and
-what is rounded is the result.
+There torch emulates bfloat16. That takes three to six times as long as float32, and a float32 copy of the largest
+matrix. A block of rows that is cast and multiplied at once costs a cast and no copy. The result is also more exact:
+sums are in float32, and only the result is rounded.
 
 Shape legend: N tokens, R rows (outputs) and C columns (inputs) of a weight.
 """
@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 BLOCK = 2**20
-"""Numbers of a weight that are in float32 at once (4 MiB), at least one row."""
+"""Numbers of a weight that are in float32 at once (4 MiB); at least one row of them."""
 
 
 def slow(tensor: Tensor) -> bool:
-    """Return whether products with `tensor` are better done in float32."""
+    """Return whether products with `tensor` are faster in float32."""
     if tensor.device.type != "cpu" or tensor.dtype not in (torch.bfloat16, torch.float16):
         return False
     return not _has_bfloat16()
@@ -36,7 +36,7 @@ def _has_bfloat16() -> bool:
 
 
 class FastProducts(TorchFunctionMode):
-    """Within this context linear maps whose weights don't train are computed the fast way where that is not torch's."""
+    """A context within which linear maps with slow, untrained weights are computed in float32 blocks."""
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""From slices to groups: scores of a layer's rows and columns become scores of its heads, channels and sub-layers.
+"""Scores of groups from scores of slices: rows and columns of a layer are merged to heads, channels and sub-layers.
 
 Shape legend: D rows of one head (head_dim), K key/value heads, Q query heads, C MLP channels.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stages.decoders.anatomy import LayerAnatomy
 
 Merge = Callable[[Sequence[Tensor]], Tensor]
-"""Makes one vector of the scores of a group's matrices, slice by slice."""
+"""Merges the scores of a group's matrices into one vector, slice by slice."""
 
 
 def total(scores: Sequence[Tensor]) -> Tensor:
@@ -31,8 +31,8 @@ def total(scores: Sequence[Tensor]) -> Tensor:
 def merged_slices(layer: LayerAnatomy, slices: Mapping[str, Tensor], merge: Merge) -> dict[str, Tensor]:
     """Return by kind of group the merged scores of its slices: "heads" [K·D], "queries" [Q·D], "channels" [C].
 
-    `slices` has the scores of the rows or columns of some of the layer's projections, by name; what a layer lacks (the
-    attention or the MLP may be gone) is left out.
+    `slices` has the scores of the rows or columns of some of the layer's projections, by name. A kind that the layer
+    lacks is left out, because its attention or its MLP may be gone.
     """
     attention = [projection for projection in layer.attention if projection.name in slices]
     found = {
@@ -44,7 +44,7 @@ def merged_slices(layer: LayerAnatomy, slices: Mapping[str, Tensor], merge: Merg
 
 
 def group_scores(layer: LayerAnatomy, slices: Mapping[str, Tensor], merge: Merge = total) -> dict[str, Tensor]:
-    """Return one layer's scores by kind: a head is worth the sum of its slices, a sub-layer that of its groups."""
+    """Return one layer's scores by kind: of a head the sum of its slices, of a sub-layer the sum of its groups."""
     return with_sublayers(
         {
             kind: scores if kind == "channels" else sum_heads(scores, layer)
@@ -56,7 +56,7 @@ def group_scores(layer: LayerAnatomy, slices: Mapping[str, Tensor], merge: Merge
 def hidden_slices(model: PreTrainedModel) -> list[Projection]:
     """Return every matrix and every norm's weight with its axis along the hidden channels; the embedding comes first.
 
-    Biases are left out, as they are of the other kinds of group.
+    Biases are left out, as in the other kinds of group.
     """
     places = decoder_anatomy(model).hidden
     return [Projection(place.name, place.module, place.axis) for place in places if place.parameter == "weight"]  # type: ignore[arg-type]

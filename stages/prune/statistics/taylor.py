@@ -1,16 +1,16 @@
 """Taylor expansions of the loss in the weights, summed over the rows or columns that belong to groups.
 
-With w a weight, g its gradient of the calibration loss and a = Σ_j g_j² / n the diagonal of the Fisher information from
-the gradients of the n single sequences, a row or column scores (LLM-Pruner, arXiv 2305.11627)
+Let w be a weight and g its gradient of the calibration loss. a = Σ_j g_j² / n is the diagonal of the Fisher information
+from the gradients of the n single sequences. The score of a row or column is (LLM-Pruner, arXiv 2305.11627)
 
     vectorize     |Σ w·g|
     param_first   Σ |w·g|
     param_second  Σ |w·a·w|
     param_mix     Σ |w·g − ½ w·a·w|
 
-All of them come from one forward and one backward pass over all sequences, and no gradient is held: blocks of rows are
-made from what `.gradients` hands over, each sequence's by itself where a is asked for. Blocks are in float32, sums over
-blocks in float64.
+All of them come from one forward and one backward pass over all sequences, and no gradient is stored. Blocks of rows
+are made from the factors that `.gradients` hands over, each sequence's by itself where a is asked for. Blocks are in
+float32, sums over blocks in float64.
 
 Shape legend: R rows and C columns of a weight, S sequences kept apart.
 """
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 EXPANSIONS = ("vectorize", "param_first", "param_second", "param_mix")
 BLOCK = 2**20
-"""Numbers of a gradient that exist at once on a processor, about what its caches hold; at least a row's."""
+"""Numbers of a gradient that exist at once on a processor: about as many as its caches hold, at least one row."""
 DEVICE_BLOCK = 2**24
-"""The same on a GPU, which wants larger products."""
+"""Numbers of a gradient that exist at once on a GPU, which wants larger products."""
 
 Side = tuple[int, int, int | None]
-"""What is summed over: an axis of the weight, and for sums over rows which of them (first and number; None for all)."""
+"""The axis of the weight that scores lie along; and for sums over rows, the first row and their number (None: all)."""
 
 
 def slice_scores(
@@ -46,8 +46,8 @@ def slice_scores(
 ) -> dict[str, list[Tensor]]:
     """Return for each expansion the score of every row or column of each projection, float64 on the CPU.
 
-    Projections may share a weight: its rows and its columns, parts of a fused map, tied embeddings (whose gradient is
-    that of both uses). The model is left as it was.
+    Projections may share a weight: its rows and its columns, parts of a fused map, or tied embeddings, whose gradient
+    is that of both uses. The model is left as it was.
     """
     expansions = tuple(expansions)
     weights = list({id(p.linear.weight): p.linear.weight for p in projections}.values())
@@ -76,7 +76,7 @@ def slice_scores(
 
 
 def _terms(weight_RC: Tensor, gradient_SRC: Tensor, expansions: Sequence[str]) -> dict[str, Tensor]:
-    """Return what each expansion sums over; the gradient's memory is used up."""
+    """Return the terms that each expansion sums up; they overwrite the memory of the gradient."""
     terms = {}
     first = gradient_SRC.sum(0).mul_(weight_RC) if set(expansions) != {"param_second"} else None
     if first is not None:

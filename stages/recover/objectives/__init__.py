@@ -1,1 +1,1 @@
-"""What a recovery minimises: an objective a file, all of them in `registry`."""
+"""Objectives: the losses that a recovery minimises, one file each, all of them in `registry`."""

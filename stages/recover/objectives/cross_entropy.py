@@ -1,4 +1,4 @@
-"""Cross-entropy: the labelled tokens themselves are what the model should have said."""
+"""Cross-entropy: the labelled tokens themselves are the targets."""
 
 from __future__ import annotations
 

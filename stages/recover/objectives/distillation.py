@@ -1,9 +1,9 @@
-"""Distillation: the pruned model should find every token as likely as the dense model does.
+"""Distillation: the pruned model learns to give every token the probability that the dense model gives it.
 
-Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531): the forward divergence
+Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531). The loss is the forward divergence
 T² KL(teacher ‖ student) of the probabilities at temperature T, mixed with cross-entropy; `.divergence` has the formula.
-The teacher reads the same packed batch as the student, without dropout and without gradients (`.teacher`). Where the
-paper weighs two sums freely, `weight` is a share, so that the loss keeps its size whatever the mixture.
+The teacher reads the same packed batch as the student, without dropout and without gradients (`.teacher`). The paper
+weighs two sums freely. Here `weight` is a share, so that the loss keeps its size whatever the mixture.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ class DistillationConfig:
     """Options of `objective=distillation`; without it they decide nothing."""
 
     temperature: float = 1.0
-    """T, by which teacher's and student's logits are divided; above 1 small probabilities weigh more."""
+    """T, by which the logits of teacher and student are divided; above 1, small probabilities weigh more."""
     weight: float = 1.0
-    """Share of the divergence in its mixture with cross-entropy, in (0, 1]: 1 is divergence alone."""
+    """Share of the divergence in its mixture with cross-entropy, in (0, 1]; 1 is divergence alone."""
     teacher_top_k: int | None = None
-    """Tokens of the vocabulary whose probability the teacher says, the rest being one sum; null is all of them."""
+    """Number k of likeliest tokens whose probabilities the teacher gives one by one; the others are one sum. Null: all
+    tokens one by one."""
     cache_teacher: bool = False
-    """Keep what the teacher says on disk (8 k bytes a labelled token), for all recoveries on the same documents."""
+    """Whether to keep the teacher's probabilities on disk (8 k bytes a labelled token), for all recoveries on the same
+    documents."""
 
 
 def check(options: DistillationConfig) -> None:
@@ -55,7 +57,7 @@ def check(options: DistillationConfig) -> None:
 
 
 def facts(options: DistillationConfig) -> JSON:
-    """Return temperature, weight and how many tokens the teacher names."""
+    """Return the temperature, the weight, and the number of tokens that the teacher names."""
     return {
         "temperature": options.temperature,
         "weight": options.weight,
@@ -64,7 +66,7 @@ def facts(options: DistillationConfig) -> JSON:
 
 
 def sentences(options: DistillationConfig, teacher: str) -> list[str]:
-    """Return one sentence: the teacher, and how the loss is made of it."""
+    """Return one sentence, with the teacher and the composition of the loss."""
     named, own = options.teacher_top_k, f"{1 - options.weight:.1%}".replace("%", " %")
     rest = f", its {named:,} likeliest tokens each by itself and all others as one" if named else ""
     share = f"; {own} of the loss is cross-entropy of the tokens themselves" if options.weight < 1 else ""
@@ -78,7 +80,7 @@ def build(
     dtype: str,
     context: Context,
 ) -> Summed:
-    """Return the mixture of divergence and cross-entropy, and both beside it.
+    """Return the loss, the mixture of divergence and cross-entropy, with both of its parts.
 
     Raises:
         UserError: there is no teacher.

@@ -1,4 +1,4 @@
-"""The divergence from a teacher mixed with cross-entropy, the vocabulary multiplied only where there is a label.
+"""The divergence from a teacher, mixed with cross-entropy; the vocabulary head is applied only where there is a label.
 
 With student logits z, labels y, temperature T and weight w, a token's loss is (arXiv 1503.02531, section 2)
 
@@ -8,7 +8,7 @@ where T² keeps the gradient's size as T grows. Its gradient with respect to z i
 
     (1 - w) (softmax(z) - onehot(y)) + w T (q - p)
 
-which is taken chunk by chunk on the way forward, so logits never pile up.
+The gradient is taken chunk by chunk in the forward pass, so that logits never pile up.
 
 Shapes: N labelled tokens, E hidden size, V vocabulary, C tokens of a chunk, K tokens that a teacher names.
 """
@@ -25,14 +25,14 @@ from torch.nn.functional import linear
 from stages.decoders.logits import PLAIN, Logits
 
 CHUNK = 128
-"""Labelled tokens whose logits exist at one time: of student and teacher, 50 MB in float32 for a vocabulary of 49k."""
+"""Labelled tokens whose logits exist at one time, of student and teacher: 50 MB in float32 for a vocabulary of 49k."""
 
 
 class Targets(Protocol):
-    """What a teacher says about N labelled tokens, at the temperature of the student's."""
+    """A teacher's probabilities at N labelled tokens, at the temperature of the student's."""
 
     def log_probabilities(self, chunk: slice, student_CV: Tensor) -> Tensor:
-        """Return log p [C, V], given the student's log q, which is left as it is."""
+        """Return log p [C, V], which the caller may overwrite; the student's log q is left as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,15 @@ class Exact:
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The teacher's probabilities of its K likeliest tokens, and the sum of all others.
+    """The teacher's probabilities of its K likeliest tokens, and the sum of those of all other tokens.
 
-    The others are one event, whose probability the student's must match: KL between distributions of K + 1 events, a
-    lower bound of the exact one that is zero only where the student agrees in all of them. Renormalising the K instead
-    teaches that nothing else is possible: a biased teacher (arXiv 2503.16870). Spreading the sum over the others in the
-    student's own proportions gives the same divergence, and the same gradient, by the formulas of the exact one.
+    The other tokens are one event, whose probability the student must match. So the divergence is the KL between
+    distributions of K + 1 events. It is a lower bound of the exact divergence, and zero only where the student agrees
+    in all these events. Renormalising the K probabilities instead would teach that no other token is possible: a biased
+    teacher (arXiv 2503.16870).
+
+    The sum is spread over the other tokens in the student's own proportions. With that p, the formulas of the exact
+    divergence give the divergence of K + 1 events, and its gradient.
     """
 
     log_probabilities_NK: Tensor
@@ -66,11 +69,14 @@ class TopK:
 
     @classmethod
     def of(cls, exact: Exact, count: int) -> TopK:
-        """Return the `count` likeliest tokens of each of `exact`'s."""
+        """Return the `count` likeliest tokens at each labelled token of `exact`."""
         parts = []
+        # At least one chunk, so that a batch without labels gives empty tensors.
         for start in range(0, max(len(exact.hidden_NE), 1), CHUNK):
+            # `Exact` does not read its second argument, so any tensor will do.
             log_p_CV = exact.log_probabilities(slice(start, start + CHUNK), exact.hidden_NE)
             log_p_CK, indices_CK = log_p_CV.topk(min(count, log_p_CV.shape[1]), dim=1)
+            # With the likeliest tokens struck out, the sum is that of all others.
             parts.append((log_p_CK, indices_CK.int(), log_p_CV.scatter_(1, indices_CK, -torch.inf).logsumexp(1)))
         return cls(*map(torch.cat, zip(*parts, strict=True)))
 
@@ -83,7 +89,7 @@ class TopK:
 
 
 class _Mixture(torch.autograd.Function):
-    """The mixture summed over tokens, and apart its two parts, which carry no gradient."""
+    """The mixture summed over tokens, and its two parts, which carry no gradient."""
 
     @staticmethod
     def forward(
@@ -110,13 +116,16 @@ class _Mixture(torch.autograd.Function):
             logits_CV = logits.in_place(linear(hidden_CE, weight_VE, bias_V).float())
             said_CV = torch.log_softmax(logits_CV, 1)
             cross_entropy -= said_CV.gather(1, labels_C1).sum()
+            # Cross-entropy is of the plain logits, the divergence of those at temperature T.
             log_q_CV = said_CV if temperature == 1 else torch.log_softmax(logits_CV / temperature, 1)
             log_p_CV = targets.log_probabilities(chunk, log_q_CV)
+            # p is kept for the gradient. log p is not, so the difference is taken in its memory.
             p_CV = log_p_CV.exp()
             divergence += temperature**2 * torch.linalg.vecdot(p_CV, log_p_CV.sub_(log_q_CV)).sum()
             if gradients == [None, None, None]:
                 continue
             slope_CV = log_q_CV.exp().sub_(p_CV).mul_(share * temperature)
+            # The part of cross-entropy, (1 - w) (softmax(z) - onehot(y)), in the memory of log softmax(z).
             if share < 1:
                 slope_CV.add_(said_CV.exp_(), alpha=1 - share)
                 slope_CV.scatter_add_(1, labels_C1, torch.full_like(labels_C1, share - 1, dtype=slope_CV.dtype))
@@ -139,7 +148,7 @@ class _Mixture(torch.autograd.Function):
 def _add_gradients(
     gradients: list[Tensor | None], chunk: slice, slope_CV: Tensor, hidden_CE: Tensor, weight_VE: Tensor
 ) -> None:
-    """Add a chunk's part to the gradients that are asked for: of the hidden states, the head's weight and its bias."""
+    """Add a chunk's part to the gradients that are not None: of the hidden states, the head's weight and its bias."""
     of_hidden_NE, of_weight_VE, of_bias_V = gradients
     if of_hidden_NE is not None:
         of_hidden_NE[chunk] = (slope_CV @ weight_VE).float()
@@ -161,7 +170,8 @@ def summed_mixture(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mixture, its cross-entropy and its divergence (times T²), summed over tokens, as float32 scalars.
 
-    Only the mixture has a gradient: to the hidden states, and to the head's weight and bias where they are trained.
+    Only the mixture has a gradient, with respect to the hidden states, and to the head's weight and bias where they are
+    trained.
     """
     if not head.weight.requires_grad:  # a trained head is float32, whatever the computation's precision
         hidden_NE = hidden_NE.to(head.weight.dtype)

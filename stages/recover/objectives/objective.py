@@ -1,4 +1,4 @@
-"""What an objective is to the training loop. No torch here: a plan reads these."""
+"""The record of an objective, as the training loop uses it. No torch here: a plan reads these."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from stages.rows.packing import Batch
 
     Summed = Callable[[Tensor, Batch], Mapping[str, Tensor]]
-    """(last hidden states of a packed batch [T, E], the batch) to scalars summed over its labelled tokens, in nats.
+    """Returns scalars for (last hidden states of a packed batch [T, E], the batch), summed over its labels, in nats.
 
-    "loss" is minimised; whatever else is there is recorded beside it.
+    "loss" is minimised; the other entries are recorded beside it.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What a recovery minimises. Its functions take its own options.
+    """A loss that a recovery minimises. The functions take the objective's own options.
 
     Attributes:
-        config: the dataclass of its options, which are the field of its name in `RecoverConfig`; None: it has none, and
-            its functions are given None.
+        config: the dataclass of its options, which are the field of its name in `RecoverConfig`. None where it has no
+            options; its functions are then given None.
         check: raises a `UserError` for an option outside its range.
         taught: whether the recovery has the input "teacher", the artifact of the dense model.
-        facts: what recovery.json says of it besides its name.
-        sentences: what a model's card and the report say of it, given what the teacher is called (empty without one).
-        build: returns the loss of the model that is trained (its adapter attached), given the options, the teacher
-            where there is one (its model directory, or a live model, which is left as it is), and the computation's
-            precision.
+        facts: returns the entries of recovery.json besides its name.
+        sentences: returns the sentences for a model's card and the report, given the teacher's name (empty without a
+            teacher).
+        build: returns the loss of the trained model, whose adapter is attached, given the options, the teacher and the
+            computation's precision. The teacher is a model directory, a live model, which is left as it is, or None.
     """
 
     config: type[Any] | None = None

@@ -1,6 +1,7 @@
-"""Objectives by name. No torch here: a plan reads this; building one imports it.
+"""Every objective by name. No torch here: a plan reads this; building an objective imports it.
 
-Adding one is a file, a line here, and for options of its own a field of its name in `stages.recover.config`.
+Adding an objective takes a file, a line here, and for options of its own a field of its name in
+`stages.recover.config`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def objective_of(recover: RecoverConfig) -> tuple[Objective, Any]:
-    """Return the objective that `recover` names, and its options, checked; None where it has none.
+    """Return the objective that `recover` names, and its checked options, which are None where it has none.
 
     Raises:
         UserError: the name is unknown or an option is outside its range.
@@ -32,6 +33,6 @@ def objective_of(recover: RecoverConfig) -> tuple[Objective, Any]:
 
 
 def decisive(recover: RecoverConfig) -> RecoverConfig:
-    """Return `recover` with the options of all other objectives at their defaults, so that a key is free of them."""
+    """Return `recover` with the options of all other objectives at their defaults, so that they do not affect a key."""
     others = {name: objective.config for name, objective in OBJECTIVES.items() if name != recover.objective}
     return replace(recover, **{name: config() for name, config in others.items() if config is not None})

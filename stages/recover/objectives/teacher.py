@@ -1,9 +1,9 @@
-"""What a teacher says about the documents of a batch: computed as it is asked, or read from a cache on disk.
+"""A teacher's probabilities at the labelled tokens of a batch: computed on demand, or read from a cache on disk.
 
-The cache has one file for every batch it has met, named by the batch's content, in a directory named by the teacher's
-weights and how it is asked. So recoveries of differing adapters, rates or students share it wherever they draw the same
-documents, a resumed run finds what it had, and what is read equals what would be computed, bit for bit. It lies under
-`Context.cache` and may be deleted.
+The cache has one file for every batch that it has met, named by the batch's content. The file is in a directory named
+by the teacher's weights and the options of its answers. So recoveries with other adapters, rates or students share the
+cache wherever they draw the same documents. A resumed run finds its own entries. The probabilities that are read equal
+those that would be computed, bit for bit. The cache is under `Context.cache` and may be deleted.
 
 Shapes: N labelled tokens, E hidden size.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Teacher:
-    """A model asked for its probabilities; loaded or copied once something is asked that no cache has."""
+    """A model that gives its probabilities; it is loaded or copied at the first batch that no cache has."""
 
     def __init__(
         self,
@@ -49,12 +49,12 @@ class Teacher:
         """Load the teacher, or find its cache.
 
         Args:
-            source: a model directory, or a live model, whose weights are read and shared where they have the precision.
-            dtype: the precision that the teacher computes in.
-            context: device and cache.
-            temperature: of its probabilities.
-            top_k: tokens that it names, or None for all.
-            cached: whether what it says is kept on disk, for which `top_k` is needed.
+            source: a model directory, or a live model, whose weights are shared where they have the precision `dtype`.
+            dtype: the precision in which the teacher computes.
+            context: device and cache directory.
+            temperature: temperature of the probabilities.
+            top_k: number of likeliest tokens that the teacher names, or None for all.
+            cached: whether the probabilities are kept on disk; this needs `top_k`.
         """
         self._source, self._dtype, self._device = source, dtype, context.device
         self._temperature, self._top_k = temperature, top_k
@@ -64,7 +64,7 @@ class Teacher:
             self._model()
 
     def targets(self, batch: Batch) -> Targets:
-        """Return what the teacher says at the labelled tokens of `batch`."""
+        """Return the teacher's probabilities at the labelled tokens of `batch`."""
         count = self._top_k
         if count is None:
             return self._exact(batch)
@@ -94,7 +94,7 @@ class Teacher:
         return self._loaded
 
     def _cache_directory(self, root: Path) -> Path:
-        """Return where this teacher's answers are kept: a directory named by all that decides them but the batch."""
+        """Return the directory of this teacher's answers, named by everything that decides them but the batch."""
         asked = [self._dtype, self._temperature, self._top_k]
         decisive = json.dumps([_digests(self._source), *asked])
         return root / hashlib.sha256(decisive.encode()).hexdigest()[:32]
@@ -109,7 +109,7 @@ def check_vocabulary(teacher: Path, student: Path) -> None:
     check_sizes(load_config(teacher), load_config(student))
     try:
         taught_by = load_tokenizer(teacher)
-    except UserError:  # no tokenizer beside the teacher's weights: sizes are all there is to compare
+    except UserError:  # no tokenizer beside the teacher's weights, so only sizes can be compared
         return
     if taught_by.get_vocab() != load_tokenizer(student).get_vocab():
         raise UserError(
@@ -132,15 +132,17 @@ def _digests(source: Path | PreTrainedModel) -> list[str]:
     """Return the SHA-256 of a teacher's configuration and of its files or tensors."""
     if isinstance(source, Path):
         return [sha256_of(file) for file in (source / "config.json", *sorted(source.glob("*.safetensors")))]
+    # As bytes, because numpy has no bfloat16.
     tensors = (tensor.detach().cpu().contiguous().view(-1) for tensor in source.state_dict().values())
     numbers = [hashlib.sha256(tensor.view(torch.uint8).numpy()).hexdigest() for tensor in tensors]
     return [hashlib.sha256(source.config.to_json_string().encode()).hexdigest(), *numbers]
 
 
 def _digest(batch: Batch) -> str:
-    """Return the SHA-256 of a batch's tokens, where its documents end, and which tokens are labelled."""
+    """Return the SHA-256 of a batch: its tokens, the ends of its documents, and its labelled tokens."""
     digest = hashlib.sha256(repr(batch.layout.lengths).encode())
     shared = batch.layout.shared
+    # Which beginnings are shared decides the rounding, and what is cached equals what would be computed to the bit.
     sources = [] if shared is None else [shared.sources_S]
     for tensor in (batch.input_ids_1T, batch.predictors_N, batch.labels_N, *sources):
         digest.update(tensor.to("cpu", torch.int64).contiguous().numpy().tobytes())
@@ -148,7 +150,7 @@ def _digest(batch: Batch) -> str:
 
 
 def _read(path: Path, device: str) -> TopK | None:
-    """Return what is cached; None where nothing is, or nothing that can be read."""
+    """Return the cached probabilities; None where there are none, or none that can be read."""
     try:
         return TopK(**load_file(path, device=device))
     except (FileNotFoundError, SafetensorError, TypeError):
@@ -156,11 +158,12 @@ def _read(path: Path, device: str) -> TopK | None:
 
 
 def _write(targets: TopK, path: Path) -> None:
-    """Write in one rename, so that a reader finds all of it or nothing.
+    """Write `targets` by one rename, so that a reader finds a whole file or none.
 
     Raises:
-        UserError: the disk does not take it.
+        UserError: the file can't be written.
     """
+    # Several recoveries may write the same batch at once, each to a name of its own.
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     names = TopK.__slots__
     try:
