@@ -1,4 +1,4 @@
-"""The options of the functions on live models: those of the command line, with its defaults, types and errors."""
+"""Options of the functions on live models: the command line's names, defaults, types and errors."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def configured(choice: str, given: Mapping[str, Any]) -> Config:
     """Return the command line's configuration with `choice` and the values `given`.
 
     Args:
-        choice: of a group, as in "prune=best".
-        given: values by name, those of a group or of options within options as dictionaries.
+        choice: one option of a group, as in "prune=best".
+        given: values by name. The values of a group, or of options within an option, are dictionaries.
 
     Raises:
-        UserError: a name is unknown, or a value of another type.
+        UserError: a name is unknown, or a value has another type.
     """
     register()
     check_arguments([choice])
@@ -40,16 +40,16 @@ def configured(choice: str, given: Mapping[str, Any]) -> Config:
 
 
 def check_names(given: Mapping[str, Any], known: Any, where: str, without: Collection[str] = ()) -> None:
-    """Check that `given` has only names of the dataclass `known`, and so on in options that have options.
+    """Check that every name in `given` is an option of `known`, also within options that have options.
 
     Args:
-        given: the options by name.
-        known: the options with their defaults.
-        where: what they are options of, for the error.
+        given: the options given, by name.
+        known: the dataclass of the options, with their defaults.
+        where: names the options' owner in the error.
         without: names of `known` that can't be given.
 
     Raises:
-        UserError: there is no such option; the nearest one is named.
+        UserError: there is no such option. The message names the nearest one.
     """
     names = sorted({field.name for field in dataclasses.fields(known)} - set(without))
     for name, value in given.items():
