@@ -60,7 +60,7 @@ class Graph:
 
     @property
     def targets(self) -> list[Node]:
-        """The artifacts a user asks for: the last model (recovered, else pruned, else the source), report and export."""
+        """The artifacts a user asks for: the last model (recovered, else pruned, else source), report and export."""
         model = next(self.roles[role] for role in ("recover", "prune", "model") if role in self.roles)
         return [model, *(self.roles[role] for role in ("report", "export") if role in self.roles)]
 
