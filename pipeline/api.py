@@ -1,5 +1,7 @@
 """The command's work from Python: `compose`, `plan` and `run` take overrides with the command line's meaning.
 
+Example:
+
     import pipeline
 
     run = pipeline.run("prune=best", "ratio=0.3", "adapter=rora")

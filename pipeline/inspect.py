@@ -119,6 +119,7 @@ def garbage(store: Store, *, delete: bool, unfinished: bool) -> int:
 
     A build that was stopped may hold hours of training. It stays unless `unfinished` is set.
     """
+    # A run that was killed while it replaced an artifact left the old one under such a name.
     paths = list(store.root.glob("*/*.replaced-*"))
     for path in store.partials():
         if unfinished:

@@ -1,4 +1,4 @@
-"""The graph of stages that one configuration describes, with every key, before anything runs.
+"""The graph of stages that one configuration means, with every key, before anything runs.
 
     model ─┬───────────────→ evaluate (dense) ──────┐
            └→ prune ─┬─────→ evaluate (pruned) ─────┤

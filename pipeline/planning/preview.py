@@ -20,7 +20,7 @@ def preview(config: Config, graph: Graph, directory: Path | None) -> PrunePlan |
     Args:
         config: the configuration.
         graph: the configuration's plan.
-        directory: the store's directory of the model to prune, whether it is there or not.
+        directory: the store's directory of the model to prune. The model need not be there.
 
     Raises:
         UserError: the ratio can't be reached, the architecture is unknown, the adapter does not fit the pruned model,

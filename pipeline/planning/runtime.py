@@ -24,7 +24,7 @@ def resolve_device(device: str) -> str:
     """Return the device's name. "auto" is "cuda" where a CUDA driver is loaded and not hidden, else "cpu"."""
     if device != "auto":
         return device
-    # The driver's device file says as much as torch.cuda.is_available(), without importing torch.
+    # The driver's device file is there once the driver is loaded. Asking torch would mean importing it.
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
     return "cuda" if Path("/dev/nvidiactl").exists() and not hidden else "cpu"
 

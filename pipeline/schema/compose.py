@@ -26,7 +26,7 @@ def compose(*overrides: str) -> Config:
         with initialize_config_module("conf", version_base="1.3"):
             config = OmegaConf.to_object(composed("config", overrides=list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
-        # Hydra names the file that failed; its cause says why.
+        # Hydra's message names the override; its cause says what is wrong with it.
         said = [str(error), str(error.__cause__ or "")]
         raise UserError(": ".join(text.splitlines()[0].rstrip(".") for text in said if text) + ".") from None
     assert isinstance(config, Config)

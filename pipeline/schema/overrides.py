@@ -48,7 +48,7 @@ def check_arguments(arguments: list[str]) -> None:
     choices = [o for o in ours if o.key_or_group in known and isinstance(_first(o), (str, type(None)))]
     for override in choices:
         _check_choice(override, known[override.key_or_group])
-    # Which keys exist depends on the chosen options: prune=wanda has other fields than prune=flap.
+    # The keys that exist depend on the chosen options: each prune method, for one, has fields of its own.
     _check_keys([o for o in ours if o not in choices], _composed(choices), known)
 
 

@@ -133,5 +133,6 @@ def _names(config: HubConfig) -> list[str]:
             f"{label(config)} has no split '{config.split}'{nearest(config.split, splits) or '.'} "
             f"It has: {', '.join(splits)}."
         )
+    # A file is named hf://datasets/OWNER/NAME@COMMIT/PATH.
     inside = f"@{config.revision}/"
     return [str(PurePosixPath(file.partition(inside)[2])) for file in splits[config.split]]

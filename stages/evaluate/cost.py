@@ -163,7 +163,7 @@ def _fit(models: Mapping[str, Source], config: CostConfig, device: str) -> bool:
     """Return whether all models fit into the free memory at once, each with the largest batch."""
     shapes = [_shape(source) for source in models.values()]
     tokens = max(config.batch_sizes) * (config.prompt_tokens + config.new_tokens)
-        # Keys and values of one token, in all layers.
+    # Keys and values of one token, in all layers.
     cached = sum(2 * shape.head_dim * sum(layer.kv_heads for layer in shape.layers) for shape in shapes)
     numbers = sum(shape.parameters() for shape in shapes) + tokens * cached
     free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available

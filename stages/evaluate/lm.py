@@ -96,7 +96,7 @@ class FastLM(LM):  # type: ignore[misc]
                 "definition, or leave it out of evaluate.tasks."
             )
         until = [term for term in wanted.get("until") or [] if term]
-        # A stop string that is one token ends a text as that token; special tokens never reach the written text.
+        # A stop string that is an added token ends a text as that token: decoding leaves special tokens out.
         special = self.scorer.encoder.tokenizer.get_added_vocab()
         ends = frozenset(special[term] for term in until if term in special)
         texts = self.generator.generate(

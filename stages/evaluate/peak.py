@@ -35,6 +35,7 @@ def measure_peaks(models: Mapping[str, Source], config: CostConfig, device: str)
     """
     places = {name: [str(source.model), source.recovery and str(source.recovery)] for name, source in models.items()}
     request = {"models": places, "config": asdict(config), "device": device}
+    # The new interpreter must find this project from any working directory.
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(

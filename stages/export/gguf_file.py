@@ -26,6 +26,7 @@ def write_gguf(path: Path, architecture: str, fields: Mapping[str, Any], entries
     """
     beside = path.with_name(f".{path.name}.tmp")
     needed = sum(entry.nbytes for entry in entries)
+    # Asked first: a full disk would otherwise show only after most of the file is written.
     if shutil.disk_usage(path.parent).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     writer = gguf.GGUFWriter(beside, architecture)

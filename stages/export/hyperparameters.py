@@ -63,7 +63,7 @@ def remarks(config: PreTrainedConfig, target: Target) -> list[str]:
 
 
 def rope_factors(config: PreTrainedConfig) -> Tensor | None:
-    """Return the numbers that llama.cpp divides rotary frequencies by, [head_dim / 2], for Llama 3's scaling; or None."""
+    """Return the divisors of the rotary frequencies in llama.cpp, [head_dim / 2], for Llama 3's scaling; else None."""
     if _scaling(config).get("rope_type") != "llama3":
         return None
     import torch

@@ -18,7 +18,7 @@ from stages.stage import JSON, Context
 
 
 def run(config: PublishConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Write the model of `inputs["model"]`, or the file of `inputs["gguf"]`, with a card. Return the names of the files.
+    """Write the model of `inputs["model"]`, or the file of `inputs["gguf"]`, with a card. Return the files' names.
 
     The card's results come from the report in `inputs["report"]`.
     """

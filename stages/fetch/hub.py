@@ -90,6 +90,7 @@ def _continue_download(folder: Path, url: str, location: str, etag: str, size: i
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers
 
+    # Lock and partial file have huggingface_hub's own names, so that the two never write one blob at once.
     blob = folder / "blobs" / etag
     lock = Path(constants.HF_HUB_CACHE) / ".locks" / folder.name / f"{etag}.lock"
     for parent in (blob.parent, lock.parent):

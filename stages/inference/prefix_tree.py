@@ -51,6 +51,7 @@ class Tree:
         self.tokens += sequence[len(stem) :]
         self.depths += range(len(stem), len(sequence))
         self.ends += [size] * (size - len(self.ends))
+        # The stem's nodes have a new last descendant.
         for node in stem:
             self.ends[node] = size
 
@@ -64,6 +65,7 @@ def plant(sequences: Sequence[Ids], *, largest: int, share: bool = True) -> list
     trees: list[Tree] = []
     path: list[int] = []
     previous: Ids = []
+    # In sorted order, sequences with a common beginning follow one another.
     for index in sorted(range(len(sequences)), key=sequences.__getitem__):
         sequence = sequences[index]
         shared = common_prefix(previous, sequence)
@@ -109,6 +111,7 @@ def passes(trees: Sequence[Tree], *, tokens: int, segment: int) -> Iterator[list
 def _segments(trees: Sequence[Tree], segment: int) -> list[Tree]:
     found: list[list[Tree]] = []
     room = 0
+    # Longest first: a long tree opens a segment, and smaller ones fill it.
     for tree in sorted(trees, key=len, reverse=True):
         if len(tree) > room:
             found.append([])

@@ -148,7 +148,7 @@ def _cut(
     # One prompt token stays, because the first response token is predicted from it.
     dropped = min(excess, max(response - 1, 0))
     kept = ids[dropped : dropped + length]
-        # The sequence still begins with the start token, which the cut would have removed.
+    # The sequence still begins with the start token, which the cut would have removed.
     if dropped and ids[0] == tokenizer.bos_token_id:
         kept[0] = ids[0]
     first_label = 0 if label_prompts else response - dropped

