@@ -1,1 +1,1 @@
-"""How fast our own parts are against the tools the field uses, each a module: `python -m benchmarks.evaluate`."""
+"""Benchmarks of our own parts against the tools of the field, each a module: `python -m benchmarks.evaluate`."""

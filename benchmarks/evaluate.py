@@ -1,26 +1,26 @@
-"""Our evaluation against lm-eval's `HFLM`: same model, same documents, same answers; how much faster, in which memory.
+"""Our evaluation against lm-eval's `HFLM`: speed and memory, with the same model, documents and answers.
 
     python -m benchmarks.evaluate
     python -m benchmarks.evaluate --limit 50 --generate-limit 2 --threads 1
     python -m benchmarks.evaluate --model DIR
 
 Log-likelihoods: the choices of the eight commonsense tasks, as lm-eval asks them without examples. The clock runs from
-(context, continuation) pairs to their log-likelihoods, tokenisation included; building the pairs and loading the models
-is outside (`load_seconds` says how long a tool takes to be ready). `HFLM` runs at its best setting: of float32 and
+(context, continuation) pairs to their log-likelihoods, tokenisation included. Building the pairs and loading the models
+are not timed (`load_seconds` says how long a tool takes to be ready). `HFLM` runs at its best setting: of float32 and
 bfloat16 and several batch sizes, the fastest on a slice of the documents. Ours runs at its defaults. The tools take
-turns task by task, and the other one begins at the next, so that the machine's noise falls on both; a rate is that of
-all documents over all seconds.
+turns task by task, and the other tool begins at the next task, so that the machine's noise falls on both. A rate is
+that of all documents over all seconds.
 
-Generation: prompts of the generation protocol, 32 new tokens, greedy, `HFLM` at its fastest batch size. In
-`generate_ratio_same_tokens` ours writes all tokens too; in `generate_ratio` it stops at the answer, as an evaluation
-does (at that of any task, because prompts of all tasks are in one call; `answers_differ` counts what that changes).
-A model that was not trained to answer in this form (`parsed` counts those that do) has nowhere to stop. Two rounds,
-each begun by another tool.
+Generation: prompts of the generation protocol, 32 new tokens, greedy, with `HFLM` at its fastest batch size. For
+`generate_ratio_same_tokens` ours writes all tokens too. For `generate_ratio` it stops at the answer, as an evaluation
+does. It stops at an answer of any task, because prompts of all tasks are in one call; `answers_differ` counts what that
+changes. A model that was not trained to answer in this form has nowhere to stop (`parsed` counts the answers in it).
+There are two rounds, each begun by another tool.
 
-Each tool has a process of its own, forked from one that has imported the libraries of both; `memory_ratio` is that of
-their peaks after the log-likelihoods. Model and rows are artifacts of the store (`artifacts/`), built by the pipeline's
-stages where they are missing; further arguments are overrides of the pipeline's command line. The last line is one JSON
-object.
+Each tool has a process of its own, forked from one that has imported the libraries of both. `memory_ratio` is the ratio
+of their peaks after the log-likelihoods. Model and rows are artifacts of the store (`artifacts/`), which the pipeline's
+stages build where they are missing. Further arguments are overrides of the pipeline's command line. The last line is
+one JSON object.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from stages.stage import JSON
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark that the command line asks for."""
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # its account is followed while it runs
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that it can be followed while it runs
     options, overrides = _parser().parse_known_args(arguments)
     if options.model is not None:
         path = json.dumps(str(options.model.expanduser().resolve()), ensure_ascii=False)
@@ -73,7 +73,7 @@ def _positive(text: str) -> int:
 
 
 def compare(material: Material, threads: int | None) -> JSON:
-    """Return everything that was measured, and print it as it comes."""
+    """Return everything that was measured. It is printed as it is measured."""
 
     def start(tool: str, dtype: str) -> Worker:
         return Worker(tool, material.model, dtype=dtype, device=material.device, threads=threads)

@@ -1,4 +1,4 @@
-"""Greedy generation by `HFLM` at its best batch size and by ours, in rounds: seconds, and how many texts differ."""
+"""Greedy generation by `HFLM` at its best batch size and by ours, in rounds: seconds, and number of differing texts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from stages.stage import JSON
 
 BATCH_SIZES = (1, 8, 16, 32, 64)
 PILOT = 16
-"""Prompts, or as many as are in a batch, on which `HFLM`'s batch sizes are compared."""
+"""Prompts on which `HFLM`'s batch sizes are compared, or as many as a batch holds."""
 NEW_TOKENS = 32
 ROUNDS = 2
 
 Asked = Mapping[str, Sequence[str]]
-"""Prompts by task."""
+"""The prompts of each task."""
 
 
 def compare_generation(asked: Asked, ours: Worker, stock: Worker) -> JSON:
@@ -32,6 +32,7 @@ def compare_generation(asked: Asked, ours: Worker, stock: Worker) -> JSON:
     print(f"\n{'generation':16}{'prompts':>10}{'HFLM s':>10}{'ours s':>10}{'ours, all tokens s':>20}")
     for turn in range(ROUNDS):
         taken = {}
+        # Each round begins with another tool, so that a machine that slows down favours neither.
         for name in list(write)[:: -1 if turn % 2 else 1]:
             taken[name], texts[name] = write[name]()
             seconds[name] += taken[name]
@@ -59,7 +60,7 @@ def compare_generation(asked: Asked, ours: Worker, stock: Worker) -> JSON:
 
 
 def _best_batch(prompts: Sequence[str], stock: Worker) -> int:
-    """Leave `HFLM` at the batch size at which it continues the most prompts a second, and return that."""
+    """Set `HFLM` to the batch size at which it continues the most prompts a second, and return that size."""
     print("\nHFLM's batch size for generation:")
     rates: dict[int, float] = {}
     for size in BATCH_SIZES:

@@ -1,4 +1,4 @@
-"""Log-likelihoods of `HFLM` at its best setting and of ours, task by task in turns: seconds, memory, differences."""
+"""Log-likelihoods by `HFLM` at its best setting and by ours, in turns task by task: seconds, memory, differences."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ BATCH_SIZES = (1, 8, 16, 32, 64)
 PILOT = 6
 """Documents of each task on which `HFLM`'s settings are compared."""
 HOPELESS = 2
-"""A precision is given up once a setting of it takes this many times the best setting's seconds."""
+"""A precision is given up once a setting of it takes this many times the seconds of the best setting."""
 TOLERANCE = 1e-3
-"""In nats: how far a log-likelihood may be off, so choices within twice that are a tie."""
+"""The difference, in nats, that a log-likelihood may have. Choices within twice that are a tie."""
 WARM_UP = [("Question: is it warm?\nAnswer:", " yes"), ("Question: is it warm?\nAnswer:", " not yet")]
 
 Answer = tuple[float, bool]
-"""Log-likelihood of a choice in nats, and whether greedy decoding would give it."""
+"""A choice's log-likelihood in nats, and whether greedy decoding would give the choice."""
 Start = Callable[[str, str], Worker]
-"""(tool, precision) to that tool in a process of its own."""
+"""Maps (tool, precision) to that tool in a process of its own."""
 Asked = Mapping[str, Sequence[Document]]
-"""Documents by task."""
+"""The documents of each task."""
 
 
 def best_setting(asked: Asked, start: Start) -> tuple[str, int]:
@@ -46,7 +46,7 @@ def best_setting(asked: Asked, start: Start) -> tuple[str, int]:
 
 
 def compare_likelihoods(asked: Asked, ours: Worker, stock: Worker) -> JSON:
-    """Return the seconds and the memory of both tools over all documents, and how their answers differ."""
+    """Return the seconds and the memory of both tools over all documents, and the differences of their answers."""
     tools = {"ours": ours, "stock": stock}
     seconds = dict.fromkeys(tools, 0.0)
     tasks: dict[str, JSON] = {}
@@ -90,7 +90,7 @@ def _use(worker: Worker, documents: int, seconds: float) -> JSON:
 
 
 def _differences(documents: Sequence[Document], ours: Sequence[Answer], stock: Sequence[Answer]) -> JSON:
-    """Return the largest difference of a log-likelihood, and how many predictions differ, ties apart."""
+    """Return the largest difference of a log-likelihood, how many predictions differ, and how many are ties."""
     result: JSON = {"max_difference": _largest_difference(ours, stock), "predictions_differ": 0, "ties": 0}
     start = 0
     for document in documents:
@@ -104,7 +104,7 @@ def _differences(documents: Sequence[Document], ours: Sequence[Answer], stock: S
 
 
 def difference_in_float32(asked: Asked, start: Start) -> float:
-    """Return the largest difference where neither tool rounds to bfloat16, on the slice of the pilot."""
+    """Return the largest difference on the pilot's documents in float32, where neither tool rounds to bfloat16."""
     requests = _requests(_pilot(asked))
     with start("stock", "float32") as stock, start("ours", "float32") as ours:
         stock.call("set_batch_size", BATCH_SIZES[1])

@@ -1,4 +1,4 @@
-"""What a benchmark works on: a model and documents of the artifact store, built there by the pipeline's own stages."""
+"""Material of a benchmark: a model and documents from the artifact store, built there by the pipeline's own stages."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from stages.task_library.instructions import EVALUATION, instruct
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """One model and what it is asked.
+    """One model and the questions it is asked.
 
     Attributes:
         model: the model's directory.
-        device: where it runs.
-        dtype: the precision that an evaluation takes there.
-        documents: by task, each with its (context, continuation) requests.
-        prompts: by task, those of the generation protocol.
+        device: the device that it runs on.
+        dtype: the precision that an evaluation takes on that device.
+        documents: by task, the documents with their (context, continuation) requests.
+        prompts: by task, the prompts of the generation protocol.
     """
 
     model: Path
@@ -54,15 +54,15 @@ class Built:
 
     @property
     def recover_dtype(self) -> str:
-        """The precision that a recovery takes there."""
+        """The precision that a recovery takes on the configuration's device."""
         return precision("recover.dtype", self.config.recover.dtype, self.graph.device)
 
 
 def built(overrides: Sequence[str], roles: Sequence[str]) -> Built:
-    """Return the artifacts of those roles of a pipeline configuration, built where the store has them not.
+    """Return the artifacts of these roles of a pipeline configuration, built where the store lacks them.
 
     Raises:
-        UserError: what a run of the pipeline would raise.
+        UserError: as a run of the pipeline would.
     """
     config = pipeline.compose(*overrides)
     graph = build_graph(config)
@@ -73,9 +73,9 @@ def built(overrides: Sequence[str], roles: Sequence[str]) -> Built:
 
 
 def random_model(name: str, like: Path, directory: Path) -> Path:
-    """Write a model with random weights in bfloat16, of the shape in conf/model/`name`.yaml; returns its parent.
+    """Write a model with random weights in bfloat16, of the shape in conf/model/`name`.yaml. Return its parent.
 
-    Its tokenizer, and with it the size of its vocabulary, is that of the artifact `like`.
+    The tokenizer, and with it the size of the vocabulary, is that of the artifact `like`.
 
     Raises:
         UserError: there is no such model, or its file has no shape.
@@ -97,15 +97,15 @@ def random_model(name: str, like: Path, directory: Path) -> Path:
 
 
 def collect(overrides: Sequence[str], *, limit: int, generate_limit: int) -> Material:
-    """Return the model and the tasks of a pipeline configuration, built where the store has them not.
+    """Return the model and the tasks of a pipeline configuration, built where the store lacks them.
 
     Args:
-        overrides: of the pipeline's command line (`model=local model.path=DIR evaluate.tasks=[piqa]`).
+        overrides: overrides of the pipeline's command line (`model=local model.path=DIR evaluate.tasks=[piqa]`).
         limit: documents a task.
         generate_limit: prompts a task.
 
     Raises:
-        UserError: what a run of the pipeline would raise.
+        UserError: as a run of the pipeline would.
     """
     material = built(overrides, ["model", "tasks"])
     model, rows, graph, config = material.paths["model"], material.paths["tasks"], material.graph, material.config

@@ -5,20 +5,22 @@
     python -m benchmarks.prune --size 100m --dtype float32
     python -m benchmarks.prune --device cuda --size 7b --sequences 10 --length 64
 
-A llama of a billion parameters with random weights in bfloat16, built in place. Both ways run the same forward and
-backward passes; the stock one keeps every gradient (`benchmarks.taylor`). Each has a process of its own, one after the
-other, and its peak memory counts above what the process held with the weights loaded.
+The model is a llama of a billion parameters with random weights in bfloat16, built in place. Both ways run the same
+forward and backward passes; the stock way keeps every gradient (`benchmarks.taylor`). Each has a process of its own,
+one after the other. Its peak memory counts above what the process held with the weights loaded.
 
-`extra_memory_fraction` is that peak less the activations, in weights; the activations are the peak of forward and loss
-alone, graph kept (`peak_fraction` is with them, `estimated` what the prune stage foresees for weights and peak).
-`time_ratio` is ours over stock. `score_difference` is the relative difference of groups' scores (root mean square of
-the layer where it is largest), `max_score_difference` the largest of any group.
+- `extra_memory_fraction` is that peak without the activations, in weights. The activations are the peak of forward and
+  loss alone, with the graph kept. `peak_fraction` includes them.
+- `estimated` is what the prune stage foresees for weights and peak.
+- `time_ratio` is ours over stock.
+- `score_difference` is the relative difference of groups' scores, as the root mean square of the layer where that is
+  largest. `max_score_difference` is the largest of any group.
 
-Passes in bfloat16 round. With `--reference` ours is run in float32 too, which takes the weights twice: `error` is how
-far ours and stock are from these scores.
+Passes in bfloat16 round. With `--reference` ours is also run in float32, which takes the weights twice. `error` is then
+how far ours and stock are from those scores.
 
-These stand for `--expansion`, param_first by default; `--second` measures param_second too, under its name. The last
-line is one JSON object.
+These figures are of `--expansion`, by default param_first. `--second` measures param_second too, under its name. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from stages.stage import JSON
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark that the command line asks for."""
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # its account is followed while it runs
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that it can be followed while it runs
     options = vars(_parser().parse_args(arguments))
     second, reference = options.pop("second"), options.pop("reference")
     task = Task(**options)
@@ -76,7 +78,7 @@ def _positive(text: str) -> int:
 
 
 def compare(task: Task, *, reference: bool) -> JSON:
-    """Return what was measured of both ways, and print it as it comes."""
+    """Return what was measured of both ways. It is printed as it is measured."""
     print(f"\n{task.expansion}\n{'':8}{'seconds':>10}{'peak MiB':>10}{'of it activations':>20}")
     measured: dict[str, JSON] = {}
     groups: dict[str, Groups] = {}
@@ -109,7 +111,7 @@ def _ratios(way: str, measured: dict[str, JSON], groups: dict[str, Groups]) -> J
 
 
 def _differences(found: Groups, expected: Groups) -> tuple[float, float]:
-    """Return the relative difference as a root mean square, of the worst layer and kind, and at its largest."""
+    """Return the relative difference of the worst layer and kind: as a root mean square, and at its largest."""
     relative = [(found[name] - scores).abs() / scores for name, scores in expected.items()]
     return max(float(d.square().mean().sqrt()) for d in relative), max(float(d.max()) for d in relative)
 

@@ -6,16 +6,18 @@
     python -m benchmarks.recover --tokens 4096 --rounds 1 prune=llmpruner ratio=0.5
     python -m benchmarks.recover --device cuda --shape llama-7b --tokens 200000 --batch-tokens 8192
 
-The model is the embedded one with 30 % removed (any of the pipeline's overrides name another; it is built where the
-store has it not), the rows are those of its recovery, the adapter has rank 16 on all seven projections. With `--shape`
-it is a model of conf/model with random weights. The stock way runs in float32 and in bfloat16 and is timed in the
-faster; each way has a process of its own, in turns.
+The model is the embedded one with 30 % removed. Overrides of the pipeline name another, which is built where the store
+lacks it. The rows are those of its recovery. The adapter has rank 16 on all seven projections. With `--shape` the model
+is one of conf/model with random weights. The stock way runs in float32 and in bfloat16, and is timed in the faster.
+Each way has a process of its own, in turns.
 
-`tokens_per_second_ratio` is ours over stock, of tokens of rows, not of padding. `matmul_fraction` is what the matrix
-products of all rows' tokens need (labelled rows of the head, nothing twice) over what the processor's own bfloat16
-product does in the same time, `matmul_fraction_float32` the same over its float32 product; what rows begin with alike
-counts for each of them, though ours multiplies it once. `dora_step_ratio` is the time that
-DoRA takes for a token over LoRA's, both ours. The last line is one JSON object.
+- `tokens_per_second_ratio` is ours over stock, in tokens of rows, without padding.
+- `matmul_fraction` is what the matrix products of all rows' tokens need (for the head, of labelled rows; nothing counts
+  twice) over what the processor's own bfloat16 product does in the same time. `matmul_fraction_float32` is the same
+  over its float32 product. A beginning that rows share counts for each of them, though ours multiplies it once.
+- `dora_step_ratio` is the time that DoRA takes for a token over LoRA's, both ours.
+
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -40,12 +42,12 @@ from stages.stage import JSON
 _apart = partial(apart, "benchmarks.training")
 OVERRIDES = ("prune=llmpruner", "ratio=0.3")
 PILOT = 0.5
-"""Share of the tokens on which the stock way's precisions are compared."""
+"""Share of the tokens on which the precisions of the stock way are compared."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark that the command line asks for."""
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # its account is followed while it runs
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that it can be followed while it runs
     options = _parser().parse_args(arguments)
     overrides = [*OVERRIDES, f"runtime.device={options.device}", f"adapter={options.adapter}", *options.overrides]
     with tempfile.TemporaryDirectory() as scratch:
@@ -87,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def compare(task: Task, *, rounds: int) -> JSON:
-    """Return what was measured, and print it as it comes."""
+    """Return what was measured. It is printed as it is measured."""
     ours, print_row = task, _printer(task)
     stock = replace(task, dtype=_faster(task))
     lora, dora = (replace(task, adapter=name) for name in ("lora", "dora"))

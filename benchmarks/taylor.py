@@ -1,8 +1,8 @@
-"""Two ways to Taylor scores, ours and the stock one, each measured in a process of its own.
+"""Taylor scores in two ways, ours and the stock one, each measured in a process of its own.
 
-The stock way is LLM-Pruner's: backward with the gradient of every parameter kept, for second order once for each
-sequence with the squares added up in a copy (`acc_grad`), and then the scores. Ours is what `prune=llmpruner` runs. The
-clock runs from token ids to the scores of heads and channels.
+The stock way is LLM-Pruner's: a backward pass with the gradient of every parameter kept, then the scores. For second
+order there is a backward pass for each sequence, with the squares added up in a copy (`acc_grad`). Ours is what
+`prune=llmpruner` runs. The clock runs from token ids to the scores of heads and channels.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ SIZES = {
     "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32},
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
 }
-"""Llamas with the vocabulary of 32,000; 1b is TinyLlama's shape but for its grouped queries, 7b is LLaMA-7B's."""
+"""Llamas with a vocabulary of 32,000. 1b is TinyLlama's shape without its grouped queries, 7b is LLaMA-7B's."""
 SAMPLING = 0.002
-"""Seconds between looks at the memory, where the system keeps no high-water mark that can be reset."""
+"""Seconds between two readings of the memory, where the system has no high-water mark that can be reset."""
 
 Groups = dict[str, Tensor]
-"""Scores by layer and kind of group."""
+"""The scores of each layer and kind of group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is scored."""
+    """The model, the calibration text and the criterion of one measurement."""
 
     size: str
     expansion: str
@@ -61,10 +61,10 @@ class Task:
 
 
 def measure(way: str, task: Task) -> tuple[JSON, Groups]:
-    """Return seconds and bytes of one way, and its scores. To be called in a fresh process.
+    """Return seconds and bytes of one way, and its scores. It must be called in a fresh process.
 
-    Bytes: `weights`; `activations`, the peak of forward and loss alone with the graph that backward needs; `peak`, of
-    the whole way. The last two are above what the process held before, the weights among it.
+    Bytes: `weights`; `activations`, the peak of forward and loss alone with the graph that backward needs; `peak`, that
+    of the whole way. The last two are above what the process held before, which includes the weights.
     """
     if task.threads is not None:
         torch.set_num_threads(task.threads)
@@ -73,7 +73,7 @@ def measure(way: str, task: Task) -> tuple[JSON, Groups]:
     shape, generator = (task.sequences, task.length), torch.Generator().manual_seed(1)
     ids_BT = torch.randint(model.config.vocab_size, shape, generator=generator).to(task.device)
     with torch.no_grad():
-        _loss(model, ids_BT[:1, :2])  # the libraries set themselves up
+        _loss(model, ids_BT[:1, :2])  # lets the libraries set themselves up before anything is measured
     activations, _, _ = _peak(task.device, lambda: float(_loss(model, ids_BT).detach()))
     peak, seconds, groups = _peak(task.device, lambda: WAYS[way](model, ids_BT, task.expansion))
     numbers = {"weights": weight_bytes(model), "activations": activations, "peak": peak, "seconds": seconds}
@@ -91,7 +91,7 @@ def build(task: Task) -> PreTrainedModel:
 
 
 def estimated(task: Task) -> int:
-    """Return the bytes that the prune stage foresees for all of it."""
+    """Return the bytes that the prune stage foresees in all."""
     config = LlamaConfig(**SIZES[task.size])
     work = Work(
         shape=DecoderShape.from_config(config.to_dict()),
@@ -110,7 +110,7 @@ def weight_bytes(model: PreTrainedModel) -> int:
 
 
 def ours(model: PreTrainedModel, ids_BT: Tensor, expansion: str) -> Groups:
-    """Return the scores as `prune=llmpruner` finds them."""
+    """Return the scores as `prune=llmpruner` computes them."""
     layers = decoder_layers(model)
     projections = [projection for layer in layers for projection in layer.projections]
     return _groups(model, slice_scores(model, projections, ids_BT, [expansion])[expansion])
@@ -154,7 +154,7 @@ WAYS: dict[str, Callable[[PreTrainedModel, Tensor, str], Groups]] = {
     "ours": ours,
     "exact": ours,
 }
-"""exact: ours in float32 with the same weights."""
+"""The ways by name. "exact" is ours in float32 with the same weights."""
 
 
 def _groups(model: PreTrainedModel, slices: list[Tensor]) -> Groups:
@@ -172,7 +172,7 @@ def _loss(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
 
 
 def _peak(device: str, work: Callable[[], Any]) -> tuple[int, float, Any]:
-    """Return the bytes that `work` holds at most above what is held before, its seconds, and what it returns."""
+    """Return the most bytes that `work` holds above what was held before, its seconds, and its result."""
     gc.collect()
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -180,7 +180,7 @@ def _peak(device: str, work: Callable[[], Any]) -> tuple[int, float, Any]:
         result = work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before, time.perf_counter() - started, result
-    return_freed_memory()  # so that using it anew counts
+    return_freed_memory()  # so that memory counts when it is used again
     before = resident_bytes("VmRSS") or 0
     with _HighWaterMark() as mark:
         started = time.perf_counter()
@@ -190,7 +190,7 @@ def _peak(device: str, work: Callable[[], Any]) -> tuple[int, float, Any]:
 
 
 class _HighWaterMark:
-    """The most memory the process holds within the block: the system's mark, reset, or else looked at by a thread."""
+    """The most memory that the process holds within the block: the system's mark, or else the largest sample."""
 
     bytes = 0
 

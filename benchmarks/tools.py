@@ -1,4 +1,4 @@
-"""The two tools under one interface: lm-eval's `HFLM` and ours. Each takes the time of its own call."""
+"""The two tools under one interface: lm-eval's `HFLM` and ours. Each times its own calls."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Result = TypeVar("Result")
 Request = tuple[str, str]
 """A context and the continuation whose log-likelihood is asked for."""
 Answer = tuple[float, bool]
-"""Log-likelihood in nats, and whether greedy decoding would give the continuation."""
+"""A log-likelihood in nats, and whether greedy decoding would give the continuation."""
 
 
 class Tool(Protocol):
-    """What is compared. Each method returns the seconds it took and what it found."""
+    """A tool of the comparison. Each method returns the seconds it took and its results."""
 
     def loglikelihoods(self, requests: Sequence[Request]) -> tuple[float, list[Answer]]:
         """Score (context, continuation) pairs, tokenisation included."""
         ...
 
     def generate(self, prompts: Sequence[str], new_tokens: int, tasks: Sequence[str] = ()) -> tuple[float, list[str]]:
-        """Continue prompts greedily, and only up to an answer of one of the tasks if the tool can stop there."""
+        """Continue prompts greedily. With `tasks`, stop at an answer of any of them if the tool can."""
         ...
 
 
@@ -43,7 +43,7 @@ class Stock:
         )
 
     def set_batch_size(self, size: int) -> None:
-        """Take `size` requests a batch from now on."""
+        """Use batches of `size` requests from now on."""
         self.lm.batch_size_per_gpu = size
 
     def loglikelihoods(self, requests: Sequence[Request]) -> tuple[float, list[Answer]]:
@@ -52,7 +52,7 @@ class Stock:
         return _timed(lambda: self.lm.loglikelihood(instances, disable_tqdm=True))
 
     def generate(self, prompts: Sequence[str], new_tokens: int, tasks: Sequence[str] = ()) -> tuple[float, list[str]]:
-        """Return what `HFLM.generate_until` writes; it ends at end-of-text or at `new_tokens`, whatever the tasks."""
+        """Return what `HFLM.generate_until` writes. It ends at end-of-text or at `new_tokens`, whatever the tasks."""
         options = {"until": [], "max_gen_toks": new_tokens, "do_sample": False}
         instances = [
             Instance("generate_until", {}, (prompt, dict(options)), index) for index, prompt in enumerate(prompts)
@@ -80,9 +80,9 @@ class Ours:
 
 def _timed(work: Callable[[], Result]) -> tuple[float, Result]:
     started = time.perf_counter()
-    result = work()  # both tools hand back Python values, so a GPU has finished too
+    result = work()  # both tools return Python values, so a GPU has finished too
     return time.perf_counter() - started, result
 
 
 TOOLS: dict[str, Callable[[Path, str, str], Tool]] = {"stock": Stock, "ours": Ours}
-"""By name: (model directory, precision, device) to the tool."""
+"""The tools by name. Each takes (model directory, precision, device)."""

@@ -1,9 +1,9 @@
-"""Two ways to train an adapter on the same rows, ours and the stock one, each measured in a process of its own.
+"""Training of an adapter on the same rows in two ways, ours and the stock one, each in a process of its own.
 
-The stock way is what scripts do: transformers' Trainer over a model that PEFT wrapped, rows in the order they come,
-padded to the longest of their micro-batch of four. Ours is the recover stage itself. The clock of both runs from the
-end of the first optimizer step, which sets libraries up, to the end of the last (of ours, the last but one: rows are
-scored in the last), and counts tokens of rows, never padding.
+The stock way is what scripts do: transformers' Trainer over a model that PEFT wrapped, with rows in the order they come
+and padded to the longest of their micro-batch of four. Ours is the recover stage itself. Both clocks start at the end
+of the first optimizer step, which sets libraries up, and stop at the end of the last. (Ours stops at the last but one,
+because rows are scored in the last.) Tokens of rows are counted, never padding.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 ROWS = 4
-"""Rows in a micro-batch of the stock way; two make a step."""
+"""Rows in a micro-batch of the stock way. Two micro-batches make a step."""
 STOCK = {"lora": {}, "rora": {"use_rslora": True}, "dora": {"use_dora": True}}
-"""PEFT's options of the adapters that both ways have."""
+"""PEFT's options for the adapters that both ways have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is trained on what."""
+    """The model, rows and settings of one measurement."""
 
     model: Path
     data: Path
@@ -56,7 +56,7 @@ class Task:
 
 
 def measure(way: str, task: Task) -> JSON:
-    """Return tokens, seconds and their ratio, the losses of all steps and the peak memory. In a fresh process."""
+    """Return tokens, seconds and their ratio, the losses of all steps and the peak memory. For a fresh process."""
     if task.threads is not None:
         torch.set_num_threads(task.threads)
     disable_progress_bar()
@@ -75,7 +75,7 @@ Marks = list[tuple[int, float]]
 
 
 def ours(task: Task) -> tuple[Marks, list[float]]:
-    """Run the recover stage up to its merge."""
+    """Run the recover stage up to its merge, and return its marks and losses."""
     marks: Marks = []
     losses: list[float] = []
 
@@ -91,7 +91,7 @@ def ours(task: Task) -> tuple[Marks, list[float]]:
 
 
 def stage_config(task: Task) -> RecoverStageConfig:
-    """Return the recovery that `task` is, with next to nothing scored on the way."""
+    """Return the recovery's config for `task`, in which almost nothing is scored on the way."""
     recover = RecoverConfig(
         tokens=task.tokens,
         batch_tokens=task.batch_tokens,
@@ -124,7 +124,7 @@ def documents(task: Task) -> list[Document]:
 
 
 def stock(task: Task) -> tuple[Marks, list[float]]:
-    """Train with transformers' Trainer and PEFT."""
+    """Train with transformers' Trainer and PEFT, and return its marks and losses."""
     from peft import LoraConfig, get_peft_model
     from transformers import (
         DataCollatorForSeq2Seq,
@@ -197,8 +197,8 @@ WAYS: dict[str, Callable[[Task], tuple[Marks, list[float]]]] = {"ours": ours, "s
 def useful_operations(task: Task) -> float:
     """Return the floating-point operations in matrix products that a token of the run needs, forward and backward.
 
-    Those of rows' own tokens and of labelled rows of the head: no padding, nothing computed twice, no gradient of
-    frozen weights. A product of a token with a matrix of n elements is 2n.
+    The products are those of rows' own tokens, and of labelled rows with the head. There is no padding, nothing
+    computed twice, and no gradient of frozen weights. A product of a token with a matrix of n elements counts 2n.
     """
     rows = documents(task)
     model = load_model(task.model / "model", dtype=task.dtype)
@@ -207,11 +207,13 @@ def useful_operations(task: Task) -> float:
     tokens, labelled = sum(len(row.ids) for row in rows), sum(row.labels for row in rows)
     attention = _attention_width(model) * sum(len(row.ids) ** 2 for row in rows)
     # Attention: half of two products forward (it is causal), twice that backward.
+    # A frozen matrix has a product forward and one backward (for its input); a trained one has one more (for its own
+    # gradient). The head is frozen.
     return (tokens * (4 * frozen + 6 * trained) + labelled * 4 * head + 6 * attention) / tokens
 
 
 def _weights(model: nn.Module) -> tuple[int, int, int]:
-    """Return the elements of the decoder's frozen matrices, of the adapter's, and of the head's."""
+    """Return the number of elements in the decoder's frozen matrices, in the adapter's, and in the head."""
     head = model.get_output_embeddings().weight  # type: ignore[operator]
     frozen = trained = 0
     for module in model.modules():
@@ -224,13 +226,13 @@ def _weights(model: nn.Module) -> tuple[int, int, int]:
 
 
 def _attention_width(model: nn.Module) -> int:
-    """Return query heads times their dimension, over all layers."""
+    """Return query heads × head dimension, summed over all layers."""
     layers = [module for name, module in model.named_modules() if name.endswith("q_proj")]
     return sum(layer.out_features for layer in layers)  # type: ignore[misc]
 
 
 def matmul_rate(dtype: str, device: str, threads: int | None) -> float:
-    """Return the fastest matrix product's floating-point operations a second, over a few sizes. In a fresh process."""
+    """Return the operations a second of the fastest matrix product, over a few sizes. For a fresh process."""
     if threads is not None:
         torch.set_num_threads(threads)
     return max(_product_rate(size, DTYPES[dtype], device) for size in SIZES[device])

@@ -1,7 +1,7 @@
-"""A tool in a process of its own, so that it has its own peak memory, and can be timed in turn with another.
+"""A tool in a process of its own, which therefore has its own peak memory and can take turns with another.
 
-A fresh interpreter imports the libraries of all tools once and is forked for every process (`multiprocessing`'s fork
-server), so all begin with the same memory. No torch here: it is the processes that import the tools.
+A fresh interpreter imports the libraries of all tools once, and is forked for every process (`multiprocessing`'s fork
+server). All processes thus begin with the same memory. No torch here, because the processes import the tools.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def apart(module: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what `function` returns in a process of its own, forked from one that has imported `module`."""
+    """Return the result of `function` in a process of its own, forked from one that has imported `module`."""
     with _process(module) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -34,12 +34,12 @@ def _process(module: str) -> ProcessPoolExecutor:
 
 
 class Worker:
-    """A process that has loaded a model into the tool of that name.
+    """A process that has loaded a model into a tool.
 
     Attributes:
-        load_seconds: how long it took the tool to be ready.
-        libraries_bytes: what the process held before; None where the system does not tell.
-        threads: the processor threads it runs on.
+        load_seconds: seconds until the tool was ready.
+        libraries_bytes: memory that the process held before; None where the system does not tell.
+        threads: the processor threads that it uses.
     """
 
     def __init__(self, tool: str, model: Path, *, dtype: str, device: str, threads: int | None) -> None:
@@ -58,7 +58,7 @@ class Worker:
         return self.pool.submit(_call, method, *arguments).result()
 
     def peak_memory(self) -> int | None:
-        """Return the most memory in bytes it has held: the GPU's, or the process's where the system tells it."""
+        """Return the most bytes it has held: on the GPU, or in the process where the system tells it."""
         return self.pool.submit(_peak_memory).result()
 
 

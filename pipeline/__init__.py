@@ -14,7 +14,7 @@ and with a model that is in memory:
     recovered = pipeline.recover_model(pruned, tokenizer, rows, adapter="rora", teacher=model)
     pipeline.evaluate_model(recovered, tokenizer, ["piqa", "arc_easy"])
 
-Importing it loads neither torch nor Hydra; a name does when it is first used.
+Importing `pipeline` loads neither torch nor Hydra. A public name loads what it needs when it is first used.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HOMES = {
     "prune_model": "live.prune",
     "recover_model": "live.recover",
 }
-"""The submodule of each public name. No name is a submodule's own, which Python would return once that is imported."""
+"""The submodule of each public name. No public name is also a submodule's: Python returns the module once imported."""
 
 
 def __getattr__(name: str) -> Any:

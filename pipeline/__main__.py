@@ -23,17 +23,18 @@ from stages.errors import UserError
 
 log = logging.getLogger("pipeline")
 TERMINATED = 128 + signal.SIGTERM
+"""Exit status after a SIGTERM, as shells report it."""
 STOPPED = "stopped. What was finished is kept: the same command goes on from there."
 FAILED: list[str] = []
-"""The overrides of jobs that ended in an error, of a sweep all of them."""
+"""The overrides of jobs that ended in an error: of a sweep, those of all its failed jobs."""
 BEGUN: set[str] = set()
-"""The configurations of this sweep's jobs so far. Hydra multiplies an experiment's axes by those of the command line,
-where the same axis is in both, so that one configuration may come up several times."""
+"""The configurations that jobs of this sweep have begun. Hydra multiplies an experiment's axes by the command line's
+even where both name the same axis. One configuration may therefore come up several times."""
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def job(composed: DictConfig) -> None:
-    """Run one configuration; errors a user can mend are printed without a traceback, and a sweep goes on after one."""
+    """Run one configuration. Errors that a user can mend are printed without a traceback; a sweep then goes on."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         if (once := OmegaConf.to_yaml(composed)) in BEGUN:
@@ -43,6 +44,7 @@ def job(composed: DictConfig) -> None:
         assert isinstance(config, Config)
         run(config, Path(HydraConfig.get().runtime.output_dir), shlex.join(["python", "-m", "pipeline", *sys.argv[1:]]))
     except (UserError, OmegaConfBaseException) as error:
+        # Hydra 1.3 leaves the log of a failing sweep job empty, so the error is logged here.
         log.error("error: %s", error)
         FAILED.append(HydraConfig.get().job.override_dirname)
         if HydraConfig.get().mode is not RunMode.MULTIRUN:
@@ -60,7 +62,7 @@ def job(composed: DictConfig) -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """Leave by an exception, so that what is half-written is cleared away and trackers finish."""
+    """Leave by an exception, so that half-written files are cleared away and trackers finish."""
     raise SystemExit(TERMINATED)
 
 

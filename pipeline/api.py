@@ -1,9 +1,11 @@
-"""Everything the command does, from Python: overrides have the command line's meaning.
+"""The command's work from Python: `compose`, `plan` and `run` take overrides with the command line's meaning.
 
-import pipeline
+Example:
 
-run = pipeline.run("prune=best", "ratio=0.3", "adapter=rora")
-run.report["perplexity"], run.model, run.store
+    import pipeline
+
+    run = pipeline.run("prune=best", "ratio=0.3", "adapter=rora")
+    run.report["perplexity"], run.model, run.store
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ __all__ = ["Plan", "Run", "compose", "plan", "run"]
 
 
 def plan(*overrides: str, config: Config | None = None) -> Plan:
-    """Return what `python -m pipeline action=plan` with these overrides prints, and builds nothing.
+    """Return the plan that `python -m pipeline action=plan` with these overrides prints. Nothing is built.
 
     Args:
         overrides: as on the command line.
@@ -37,7 +39,7 @@ def plan(*overrides: str, config: Config | None = None) -> Plan:
 
 
 def run(*overrides: str, config: Config | None = None, directory: Path | str | None = None) -> Run:
-    """Do what `python -m pipeline` with these overrides does, and return what it left.
+    """Do what `python -m pipeline` with these overrides does, and return the run's report, models and store.
 
     Args:
         overrides: as on the command line.
@@ -56,7 +58,7 @@ def run(*overrides: str, config: Config | None = None, directory: Path | str | N
 
 
 def _config(overrides: tuple[str, ...], config: Config | None) -> Config:
-    """Return the configuration that is meant.
+    """Return `config`, or the configuration that `overrides` compose.
 
     Raises:
         TypeError: both are given.

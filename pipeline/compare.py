@@ -1,7 +1,7 @@
 """`python -m pipeline.compare [artifact_root=DIR] [output=FILE.html]`: all recoveries of a store side by side.
 
-Tables on the terminal, one for what was judged alike, and the same tables under the overlaid recovery curves in one
-HTML file that opens offline. Runs that differ in nothing but their seeds are summed up besides.
+The command prints one table for each way of judging. It writes the same tables, under the overlaid recovery curves, to
+one HTML file that opens offline. Runs that differ only in their seeds are also summed up.
 """
 
 from __future__ import annotations
@@ -29,27 +29,28 @@ SCORES = (
     ("bits per byte", "bits_per_byte/recovered", w.bits),
     ("perplexity", "perplexity/recovered", w.perplexity),
 )
-"""Scores of the recovered model: their column, and the figure of the report with how it is written."""
+"""Scores of the recovered model: the column, the figure of the report, and how the figure is written."""
 SHARES = (
     ("retained: accuracy", "retained", "accuracy", "retained"),
     ("recovered: accuracy", "recovered", "accuracy", "recovered"),
     ("recovered: bits per byte", "recovered/bits_per_byte", "bits_per_byte", "recovered"),
     ("recovered: perplexity", "recovered/perplexity", "perplexity", "recovered"),
 )
-"""Shares of the reference: their column, the figure of the report, and where its interval stands."""
+"""Shares of the reference: the column, the figure of the report, and the measure and effect that hold its interval."""
 COLUMNS = ("run", *SETTING, "tokens", "reference", *(name for name, *_ in (*SCORES, *SHARES)), "parameters")
 WORDS = ("model", "pruned by", "adapter", "data", *JUDGED)
+"""Columns of words, which a terminal shows aligned to the left."""
 CURVES = 24
 """At most this many curves in one picture; the table has every run."""
 
 
 def table(group: Sequence[Recovery]) -> Table:
-    """Return one row a recovery, with 95 % intervals where a share has one."""
+    """Return a table with one row a recovery. Shares that have a 95 % interval show it."""
     return Table(COLUMNS, [_row(one) for one in group], words=_words(COLUMNS))
 
 
 def seeds_table(found: Sequence[Sequence[Recovery]]) -> Table | None:
-    """Return one row for all runs that differ in nothing but seeds: mean ± standard deviation; None without any."""
+    """Return one row for all runs that differ only in seeds: mean ± standard deviation. None without such runs."""
     rows = [_over_seeds(runs) for group in found for runs in seeds_apart(group)]
     columns = ("runs", *SETTING, *JUDGED, "seeds", *(name for name, *_ in (*SCORES, *SHARES)))
     return Table(columns, rows, words=_words(columns)) if rows else None
@@ -97,7 +98,7 @@ def page(found: Sequence[Sequence[Recovery]], root: Path) -> Page:
 
 
 def heading(group: Sequence[Recovery]) -> str:
-    """Return how a group was judged: protocol, tasks with their names, examples."""
+    """Return how a group was judged: the protocol, the tasks by name and the examples shown."""
     report = group[0].report
     protocol, tasks, shots = brief(report)
     if not report["protocol"]:
@@ -109,7 +110,7 @@ def heading(group: Sequence[Recovery]) -> str:
 
 
 def label(one: Recovery) -> str:
-    """Return a run's name in the picture: its row in the table, how it was pruned and recovered."""
+    """Return a run's name in the picture: its number in the table, how it was pruned and how it was recovered."""
     report = one.report
     achieved = report["params"]["ratio_achieved"]
     removed = "" if achieved is None else f" −{w.percent(achieved, digits=0)}"
@@ -145,7 +146,7 @@ def _over_seeds(runs: Sequence[Recovery]) -> list[Cell]:
 
 
 def _spread(values: Sequence[float | None], write: w.Write) -> Cell:
-    """Return mean ± standard deviation, or how many of the runs have such a number where not all have."""
+    """Return mean ± standard deviation. Where some runs lack the number, return how many have it."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return (w.DASH, f"{len(known)} of {len(values)} runs") if known else w.DASH
@@ -163,10 +164,11 @@ def _reference(report: JSON) -> str:
 
 
 def _adapter(report: JSON) -> str:
-    """Return an adapter's name with its size; one that this version does not know has none."""
+    """Return an adapter's name with its size. An adapter that this version does not know is shown without a size."""
     kind, given = ADAPTERS.get(report["adapter"]), report["configuration"]["recover"]["adapter"]
     size = []
     if kind is not None:
+        # The store may hold a recovery of another version, whose adapter had other options.
         known = {field.name for field in fields(kind.config)}
         size.append(kind.label(kind.config(**{name: value for name, value in given.items() if name in known})))
     return " ".join([report["adapter"], *size, *(["tuned"] if report["training"].get("tuning") else [])])
@@ -177,7 +179,7 @@ def _words(columns: Sequence[str]) -> list[int]:
 
 
 def _share(effect: JSON | None) -> Cell:
-    """Return a share with its interval; why there is none stands in the run's own report."""
+    """Return a share with its interval, or a dash. The run's own report says why a share is missing."""
     return share(effect) if effect and effect["value"] is not None else w.DASH
 
 

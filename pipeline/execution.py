@@ -1,4 +1,4 @@
-"""One run: print the plan, bring the targets into the store, track the curve, write the run directory's report."""
+"""One run: it prints the plan, brings the targets into the store, tracks the curve and writes the report."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from stages.report.render import write_run_report
 log = logging.getLogger("pipeline")
 
 LAST = ("recover", "prune", "model")
-"""The roles that may hold the last model of a run, the last first."""
+"""The roles whose artifact may hold the last model of a run, the latest role first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a configuration would do.
+    """The plan of a configuration: what a run of it would do.
 
     Attributes:
         config: the configuration.
         graph: its stages, with every key.
-        engine: which of their artifacts are there.
-        text: both as the command line prints them, with what pruning will cut.
+        engine: says which of the artifacts are in the store.
+        text: the plan as the command line prints it, with what pruning will cut.
     """
 
     config: Config
@@ -56,12 +56,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run left.
+    """The results of a run.
 
     Attributes:
-        report: what report.json holds.
-        directory: the run's own, with report.html, .md and .json.
-        artifacts: where the artifact of each role lies that the run built, read or found: "prune", "recover", …
+        report: the contents of report.json.
+        directory: the run's own directory, with report.html, .md and .json.
+        artifacts: by role ("prune", "recover", …), the directory of each artifact that the run built, read or found.
         store: the artifact store.
     """
 
@@ -72,7 +72,7 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """The Hugging Face directory of the last model: recovered, else pruned, else as it came.
+        """The Hugging Face directory of the run's last model: recovered, else pruned, else as it came.
 
         Raises:
             UserError: the recovery left an adapter that is not merged.
@@ -87,7 +87,7 @@ class Run:
 
 
 def plan(config: Config, observe: Observe = lambda node: lambda point: None) -> Plan:
-    """Return what `config` would do, building nothing; `observe` is the engine's.
+    """Return what `config` would do. Nothing is built. `observe` is passed to the engine.
 
     Raises:
         UserError: something the user can mend.
@@ -109,13 +109,16 @@ def plan(config: Config, observe: Observe = lambda node: lambda point: None) -> 
 
 
 def run(config: Config, directory: Path, command: str) -> Run | None:
-    """Run `config`; `directory` is the run's own, where the report is found. None where only a plan is asked for.
+    """Run `config` and return what the run left. Return None where only a plan is asked for.
+
+    `directory` is the run's own, where its report is written. `command` is the command line that the report names.
 
     Raises:
         UserError: something the user can mend.
     """
     started = datetime.now(UTC)
     tracker_of: dict[str, Tracker] = {}
+    # The engine needs `observe` before the recovery's node is known, so trackers are looked up when a node is built.
     planned = plan(config, lambda node: tracker_of[node.key].log if node.key in tracker_of else lambda point: None)
     graph, engine = planned.graph, planned.engine
     log.info("%s", planned.text)
@@ -143,7 +146,7 @@ def run(config: Config, directory: Path, command: str) -> Run | None:
 
 
 def _describe(config: Config, graph: Graph, engine: Engine) -> str:
-    """Return the plan as text: stages with their fate, and what pruning will cut."""
+    """Return the plan as text: each stage with what will happen to it, then what pruning will cut."""
     model = engine.store.directory("model", graph.roles["model"].label, graph.roles["model"].key) / "model"
     foreseen = preview(config, graph, model)
     table = plan_table(graph, engine)
@@ -151,7 +154,7 @@ def _describe(config: Config, graph: Graph, engine: Engine) -> str:
 
 
 def _tracker(config: Config, graph: Graph) -> Tracker:
-    """Return the tracker of this recovery, grouped by what was pruned; a silent one where nothing is recovered."""
+    """Return the tracker of this recovery, grouped by the pruned model. Without a recovery it is silent."""
     recover = graph.roles.get("recover")
     name = recover.label if recover else "none"
     return open_tracker(
@@ -162,22 +165,24 @@ def _tracker(config: Config, graph: Graph) -> Tracker:
         configuration={
             role: node.payload["config"]
             for role, node in graph.roles.items()
+            # Trials are left out: they are the recovery at other rates.
             if role != "report" and node.stage is not TRIAL
         },
     )
 
 
 def _track(tracker: Tracker, graph: Graph, engine: Engine, report: dict[str, Any], directory: Path) -> None:
-    """Give the tracker the whole curve (what it logged live is not repeated), then the report's figures."""
+    """Give the tracker the whole curve, then the report's figures. Points that were logged live are not repeated."""
     recover = graph.roles.get("recover")
     if recover is None:
         return
+    # A recovery that was a hit, or was resumed, has points that this run never logged.
     tracker.replay(read_jsonl(engine.done[recover.key].path / "history.jsonl"))
     tracker.summary(report, directory)
 
 
 def _write_report(graph: Graph, engine: Engine, directory: Path, command: str, started: datetime) -> dict[str, Any]:
-    """Write the run's report (the artifact's, and what happened in this run) into `directory`; returns it."""
+    """Write the run's report into `directory` and return it: the artifact's report with the facts of this run."""
     artifact = engine.done[graph.roles["report"].key]
     runs = [dataclasses.asdict(engine.runs[node.key]) for node in graph if node.key in engine.runs]
     facts = {
@@ -193,10 +198,11 @@ def _write_report(graph: Graph, engine: Engine, directory: Path, command: str, s
 
 
 def _link_latest(directory: Path) -> None:
-    """Point `outputs/latest` at the newest run under `outputs`; a run directory elsewhere leaves it alone."""
+    """Point `outputs/latest` at the newest run under `outputs`. A run directory elsewhere leaves the link alone."""
     outputs = Path("outputs").resolve()
     if outputs not in directory.resolve().parents:
         return
+    # Renaming a new link over the old one leaves no moment without a link.
     beside = outputs / f".latest.{os.getpid()}"
     beside.unlink(missing_ok=True)
     beside.symlink_to(directory.resolve(), target_is_directory=True)

@@ -1,4 +1,4 @@
-"""`python -m pipeline.inspect ls | show KEY | why KEY | verify | gc`: what is in the artifact store. Loads no torch."""
+"""`python -m pipeline.inspect ls | show KEY | why KEY | verify | gc`: the artifact store, without loading torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.registry import STAGES
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand; returns the exit status."""
+    """Run one subcommand and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.inspect", description="What is in the artifact store.")
     default = os.environ.get("PRUNE_RECOVER_ARTIFACTS", "artifacts")
     parser.add_argument("--root", default=default, help=f"the store (runtime.artifact_root; here {default})")
@@ -101,7 +101,7 @@ def why(store: Store, artifact: Artifact) -> int:
 
 
 def verify_all(store: Store, *, discard: bool) -> int:
-    """Check every file's SHA-256; returns 1 where something is broken."""
+    """Check every file's SHA-256. Return 1 where an artifact is broken, else 0."""
     broken = 0
     for artifact in list(store.artifacts()):
         problem = damaged(artifact)
@@ -115,10 +115,11 @@ def verify_all(store: Store, *, discard: bool) -> int:
 
 
 def garbage(store: Store, *, delete: bool, unfinished: bool) -> int:
-    """Print (and with `delete` remove) artifacts that no current report or export rests on.
+    """Print the artifacts that no current report or export rests on. With `delete`, remove them.
 
-    A build that was stopped may hold hours of training, so it stays unless `unfinished` ones are asked for as well.
+    A build that was stopped may hold hours of training. It stays unless `unfinished` is set.
     """
+    # A run that was killed while it replaced an artifact left the old one under such a name.
     paths = list(store.root.glob("*/*.replaced-*"))
     for path in store.partials():
         if unfinished:
@@ -128,6 +129,7 @@ def garbage(store: Store, *, delete: bool, unfinished: bool) -> int:
     needed: set[str] = set()
     by_name = {artifact.name: artifact for artifact in store.artifacts()}
     reports = [a for a in by_name.values() if a.manifest["stage"] in ("report", "export") and current(a)]
+    # Whatever a needed artifact was built from is needed too.
     while reports:
         artifact = reports.pop()
         needed.add(artifact.name)
@@ -149,7 +151,7 @@ def garbage(store: Store, *, delete: bool, unfinished: bool) -> int:
 
 
 def current(artifact: Artifact) -> bool:
-    """Return whether today's code would still use the artifact: its stage has the version it was built with."""
+    """Return whether today's code would still use the artifact: its stage has the version that built it."""
     stage = STAGES.get(artifact.manifest["stage"])
     return stage is not None and stage.version == artifact.manifest["payload"]["version"]
 
@@ -160,7 +162,7 @@ def weight(artifact: Artifact) -> int:
 
 
 def bytes_under(path: Path) -> int:
-    """Return the bytes of the files under `path`, links not followed."""
+    """Return the bytes of the files under `path`. Links are not followed."""
     return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
 
 

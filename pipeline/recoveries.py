@@ -1,4 +1,4 @@
-"""The recoveries of a store, and which of them may stand side by side. Reads report artifacts only."""
+"""The recoveries of a store, in groups that may stand side by side. Only report artifacts are read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stages.stage import JSON
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """One report of the store: its row in the table, its artifact's name, and what report.json says."""
+    """One report of the store: its number in the table, its artifact's name and the contents of report.json."""
 
     number: int
     name: str
@@ -27,13 +27,13 @@ class Recovery:
 
 
 def recoveries(root: Path) -> list[list[Recovery]]:
-    """Return the complete reports in which something was recovered, in groups that were judged alike.
+    """Return the complete reports in which a model was recovered, in groups that were judged alike.
 
-    In a group, protocol, examples, tasks and their rows are the same: across groups no score can be compared. Numbers
-    run through all groups; recoveries of one pruned model stand together.
+    Within a group, protocol, examples, tasks and their rows are the same. Scores of different groups can't be compared.
+    Numbers run through all groups. Recoveries of one pruned model stand together.
 
     Raises:
-        UserError: the store is missing or holds none; the message says how to make one.
+        UserError: the store is missing or holds no recovery; the message says how to make one.
     """
     found = list(_reports(root))
     if not found:
@@ -63,7 +63,7 @@ def judged(report: JSON) -> Hashable:
 
 
 def seeds_apart(group: Sequence[Recovery]) -> list[list[Recovery]]:
-    """Return the recoveries that differ in nothing but seeds, those that have at least one such other."""
+    """Return the recoveries that differ from others in nothing but seeds, in groups of two or more."""
     return [
         list(runs.values())
         for alike in _grouped(((one.name, one.report) for one in group), _but_for_seeds)
@@ -72,7 +72,7 @@ def seeds_apart(group: Sequence[Recovery]) -> list[list[Recovery]]:
 
 
 def _once_each(alike: Iterable[tuple[str, JSON]], group: Sequence[Recovery]) -> dict[str, Recovery]:
-    """Return the recoveries by their whole configuration: one reported twice is one run."""
+    """Return the recoveries by their whole configuration. A recovery that was reported twice is one run."""
     by_name = {one.name: one for one in group}
     runs: dict[str, Recovery] = {}
     for name, report in alike:
@@ -108,6 +108,7 @@ def _order(report: JSON) -> tuple[str, str, float, str, int, str]:
 def _reports(root: Path) -> Iterator[tuple[str, JSON]]:
     for path in sorted((root / "report").glob("*/report.json")):
         directory = path.parent
+        # An artifact is complete exactly when its manifest is there.
         if directory.name.endswith(PARTIAL) or not (directory / MANIFEST).is_file():
             continue
         try:

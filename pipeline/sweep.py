@@ -1,8 +1,8 @@
-"""`python -m pipeline.sweep [artifact_root=DIR] [output=FILE.svg]`: adapters by rank, at one shared rate and tuned.
+"""`python -m pipeline.sweep [artifact_root=DIR] [output=FILE.svg]`: adapters by rank, at a shared rate and tuned.
 
-Reads the recoveries of a store that `experiment=rank_sweep` (or any sweep over adapter, adapter.rank and recover.seed)
-left. Prints one Markdown table for those that differ in nothing else, and draws the first of them. Every figure is of
-test rows, by which no rate was chosen. A killed sweep can be read as far as it came.
+The command reads the recoveries that `experiment=rank_sweep` left in a store, or any sweep over adapter, adapter.rank
+and recover.seed. It prints one Markdown table for each set of recoveries that differ in nothing else, and draws the
+first. Every figure is of test rows, and no rate was chosen by them. A killed sweep can be read as far as it came.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ if TYPE_CHECKING:
 RUN = "python -m pipeline -m experiment=rank_sweep"
 COLUMNS = ("adapter", "rank", "seeds", "shared rate: test perplexity", "tuned: test perplexity", "rates found")
 COMMON = ("alpha", "dropout", "targets")
-"""Options of an adapter in which the cells of one sweep must agree; name and rank are what is swept."""
+"""Options of an adapter in which the cells of one sweep must agree. Name and rank are what the sweep varies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One seed of an adapter at a rank: the test perplexity at the shared rate and the tuned, and the rate found.
+    """One seed of an adapter at a rank: test perplexity at the shared and at the tuned rate, and the tuned rate.
 
-    Infinite where it diverged; None where it was not tuned, or where the shared rate was not tried.
+    A perplexity is infinite where the recovery diverged. It is None where the rate was not tuned, or the shared rate
+    was not tried.
     """
 
     shared: float | None
@@ -48,7 +49,7 @@ Cells = dict[tuple[str, int], dict[int, Outcome]]
 
 
 def sweeps(found: Sequence[Recovery]) -> list[tuple[JSON, Cells]]:
-    """Return the sweeps among the recoveries, largest first: a report of each, and its cells by adapter and rank.
+    """Return the sweeps among the recoveries, largest first: one report of each, and its cells by adapter and rank.
 
     Raises:
         UserError: no two recoveries differ in adapter or rank alone.
@@ -70,7 +71,7 @@ def sweeps(found: Sequence[Recovery]) -> list[tuple[JSON, Cells]]:
 
 
 def outcome(training: JSON) -> Outcome:
-    """Return what a recovery.json holds of its test rows."""
+    """Return what a recovery.json says of its test rows."""
     tuning = training.get("tuning")
     if not tuning:
         return Outcome(shared=training["test"]["perplexity"], tuned=None, rate=None)
@@ -82,12 +83,12 @@ def outcome(training: JSON) -> Outcome:
 
 
 def table(cells: Cells) -> Table:
-    """Return one row for each adapter and rank: means over seeds ± half the way from the lowest seed to the highest."""
+    """Return one row for each adapter and rank: the mean over seeds ± half the range from lowest to highest seed."""
     return Table(COLUMNS, [_row(*key, list(seeds.values())) for key, seeds in cells.items()])
 
 
 def ranked(cells: Cells) -> dict[str, list[Ranked]]:
-    """Return what is drawn, by adapter."""
+    """Return the points to draw, by adapter."""
     from stages.report.rank_figure import Ranked  # matplotlib, only where a picture is drawn
 
     drawn: dict[str, list[Ranked]] = {}
@@ -98,7 +99,7 @@ def ranked(cells: Cells) -> dict[str, list[Ranked]]:
 
 
 def page(report: JSON, cells: Cells) -> Page:
-    """Return the table of a sweep and what it is of."""
+    """Return the table of a sweep, under a title and over a note that say what was swept."""
     recover, training = report["configuration"]["recover"], report["training"]
     title = f"{report['model']}, pruned by {report['prune']} by {w.percent(report['params']['ratio_achieved'])}"
     tuning = training.get("tuning")
@@ -133,14 +134,14 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _merged(one: Outcome | None, other: Outcome) -> Outcome:
-    """Return what is known of a cell that was run both tuned and not."""
+    """Return the outcome of a cell that may have been run twice, tuned and not. The tuned run holds both rates."""
     if one is None:
         return other
     return other if other.tuned is not None else one
 
 
 def _but_for_cell(report: JSON) -> str:
-    """Return what two cells of a sweep share: the pruned model, the rows and how it was trained."""
+    """Return what all cells of a sweep share: the pruned model, the rows and how the model was trained."""
     configuration = report["configuration"]
     upstream = {role: configuration.get(role) for role in ("model", "data", "prune")}
     recover = configuration["recover"]

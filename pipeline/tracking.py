@@ -1,10 +1,10 @@
-"""Following a recovery in W&B: offline unless asked, and never in the way of the run.
+"""Trackers that follow a recovery, in W&B or nowhere. W&B is offline unless asked, and never stops a run.
 
-One W&B run a recovery, with an id from the recovery's key and grouped by what was pruned. The curve is on
-`recover/tokens`; it arrives live while the recovery is built and is replayed from its history on a cache hit, where
-a local run that already holds all of it is left as it is. Whatever W&B does wrong becomes one warning.
+One recovery is one W&B run. Its id comes from the recovery's key, its group from what was pruned. The curve's x axis is
+`recover/tokens`. The curve arrives live while the recovery is built. On a cache hit it is replayed from the recovery's
+history, unless a local run already holds all of it. Whatever W&B does wrong becomes one warning.
 
-Read a run back, or send it: `wandb sync wandb/offline-run-*`.
+To read a run back, or to send it: `wandb sync wandb/offline-run-*`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ TOKENS = "recover/tokens"
 ID_DIGITS = 16
 """Hex digits of the recovery's key in a W&B run id, as in an artifact's directory."""
 TRACKED = "tracked.json"
-"""Written beside an offline run once it is complete: the digest of what it holds."""
+"""The file beside an offline run that is complete. It holds the digest of the run's contents."""
 PATIENCE = 15
-"""Seconds that an unreachable W&B may hold the run up at its start."""
+"""The most seconds that an unreachable W&B may delay the run at its start."""
 FINISH_PATIENCE = 120
-"""Seconds that a slow upload may hold the run up at its end; the rest stays on disk for `wandb sync`."""
+"""The most seconds that a slow upload may delay the run at its end; the rest stays on disk for `wandb sync`."""
 
 
 class Mode(Enum):
-    """Whether W&B sends anything: only `online` does."""
+    """Whether W&B sends anything. Only `online` does."""
 
     offline = "offline"
     online = "online"
@@ -49,49 +49,49 @@ class Mode(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class TrackerConfig:
-    """Where the recovery curve is followed; nothing here enters a key."""
+    """Where the recovery's curve is followed. Nothing here enters a key."""
 
     name: str = "none"
     """wandb or none."""
     project: str = "prune-recover"
     group: str | None = None
-    """Name under which runs stand together; null takes what was pruned and by how much."""
+    """Name under which W&B groups runs; null takes what was pruned and by how much."""
     entity: str | None = None
     """User or team that an online run belongs to; null is the account's own."""
     mode: Mode = Mode.offline
-    """offline writes files below `directory` and sends nothing; online needs an account; disabled does nothing."""
+    """offline writes files below `directory` and sends nothing. online needs an account. disabled does nothing."""
     directory: str = "."
     """Where W&B makes its `wandb/` directory, relative to the working directory."""
     files: bool = False
-    """Also give W&B the run directory's report."""
+    """Whether W&B also gets the run directory's report files."""
 
 
 class Tracker:
-    """Does nothing, as a context manager: what `tracker=none` gives, and what the others are used as."""
+    """A tracker that does nothing, as `tracker=none` gives it, and the interface of the others."""
 
     def log(self, point: Mapping[str, Any]) -> None:
-        """Take one point of the curve as it appears: a flat dictionary of numbers, "tokens" among them."""
+        """Take one point of the curve as it appears: a flat dictionary of numbers, with "tokens" among them."""
 
     def replay(self, points: Iterable[Mapping[str, Any]]) -> None:
-        """Take a finished recovery's whole curve; points that were logged live are not repeated."""
+        """Take a finished recovery's whole curve. Points that were logged live are not repeated."""
 
     def summary(self, report: JSON, directory: Path | None = None) -> None:
-        """Take the report's main figures (and, when files are asked for, its files from `directory`)."""
+        """Take the report's main figures and, where files are asked for, the report's files from `directory`."""
 
     def close(self, *, failed: bool = False) -> None:
-        """Finish the run; called once, whatever happened."""
+        """Finish the run. Called once, however the run ended."""
 
     def __enter__(self) -> Tracker:
         """Return itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Finish the run, as failed where an exception passes through."""
+        """Finish the run, as a failed one where an exception passes through."""
         self.close(failed=kind is not None)
 
 
 class WandbTracker(Tracker):
-    """A W&B run that starts when there is something to log, and gives up with a warning when W&B fails."""
+    """A W&B run that starts with the first thing to log, and that W&B's failures end with a warning."""
 
     def __init__(self, config: TrackerConfig, *, name: str, group: str, key: str, configuration: JSON) -> None:
         self.config, self.name, self.group, self.configuration = config, name, group, configuration
@@ -104,17 +104,17 @@ class WandbTracker(Tracker):
         self._digest = ""
 
     def log(self, point: Mapping[str, Any]) -> None:
-        """Log one point at once, starting the W&B run with the first."""
+        """Log one point at once. The first point starts the W&B run."""
         self._take(point)
         self._attempt(self._send)
 
     def replay(self, points: Iterable[Mapping[str, Any]]) -> None:
-        """Take the points; they are sent before the next live one, or with the summary."""
+        """Take the points. They are sent before the next live point, or with the summary."""
         for point in points:
             self._take(point)
 
     def summary(self, report: JSON, directory: Path | None = None) -> None:
-        """Log what is left and the report's figures, unless a local run of this recovery already holds just these."""
+        """Log the remaining points and the report's figures, unless a local run already holds exactly these."""
         figures = {name: value for name, value in main_figures(report).items() if value is not None}
         digest = _digest([sorted(self._points), figures, self.configuration, self.config.project])
         held = self._held(digest) if self._run is None and self.config.mode is Mode.offline else None
@@ -125,7 +125,7 @@ class WandbTracker(Tracker):
             self._digest = digest
 
     def close(self, *, failed: bool = False) -> None:
-        """Finish the W&B run; one that holds everything is marked, so that a replay finds it."""
+        """Finish the W&B run. A run that holds everything is marked, so that a replay finds it."""
         run, self._run = self._run, None
         if run is None:
             return
@@ -141,14 +141,14 @@ class WandbTracker(Tracker):
             log.info("W&B: offline run in %s; send it with: wandb sync %s", place, place)
 
     def _take(self, point: Mapping[str, Any]) -> None:
-        """Keep the point unless it was taken before: a replay meets what was logged live."""
+        """Keep the point unless it was taken before: a replay repeats what was logged live."""
         mark = json.dumps(point, sort_keys=True)
         self._points.setdefault(mark, {f"recover/{name}": value for name, value in point.items()})
 
     def _send(self) -> None:
         run = self._start()
         for place, point in enumerate(list(self._points.values())[self._sent :], start=self._sent):
-            # A numbered step: where an online run of this recovery is resumed, W&B drops the steps that it has.
+            # The step is numbered: in an online run that is resumed, W&B drops the steps that it already has.
             run.log(point, step=place)
             self._sent = place + 1
 
@@ -160,10 +160,10 @@ class WandbTracker(Tracker):
                 self._start().save(str(path), base_path=str(directory), policy="end")
 
     def _start(self) -> Any:
-        """Return the W&B run, started with everything set here so that no WANDB_ variable changes its meaning."""
+        """Return the W&B run. Every setting is given here, so that no WANDB_ variable changes what is recorded."""
         if self._run is not None:
             return self._run
-        # Error reports would be sent even offline; wandb reads this when it is imported.
+        # W&B would send error reports even offline. It reads this variable when it is imported.
         os.environ["WANDB_ERROR_REPORTING"] = "false"
         import wandb
 
@@ -173,7 +173,7 @@ class WandbTracker(Tracker):
                 self._run = self._init(wandb, "online")
             except Exception as error:
                 log.warning("W&B can't be reached (%s); recording offline instead.", _first_line(error))
-                wandb.teardown()  # else its service keeps the id of the run that failed to start
+                wandb.teardown()  # otherwise its service keeps the id of the run that failed to start
         if self._run is None:
             self._run = self._init(wandb, "offline")
         self._run.define_metric(TOKENS, hidden=True)
@@ -181,6 +181,7 @@ class WandbTracker(Tracker):
         return self._run
 
     def _init(self, wandb: Any, mode: str) -> Any:
+        # Only what this class logs is recorded: no console output, code, git state, package list or hardware figures.
         settings = wandb.Settings(
             console="off",
             disable_code=True,
@@ -202,6 +203,7 @@ class WandbTracker(Tracker):
             name=self.name,
             group=self.group,
             id=self.id,
+            # The id is the recovery's, so a recovery that is built or replayed again goes on in its own run.
             resume="allow",
             reinit="create_new",
             dir=str(self.directory),
@@ -212,7 +214,7 @@ class WandbTracker(Tracker):
         )
 
     def _held(self, digest: str) -> Path | None:
-        """Return the local run of this recovery that was completed with exactly `digest`."""
+        """Return the directory of a local run of this recovery that was completed with `digest`, or None."""
         for marker in sorted(self.directory.glob(f"wandb/*run-*-{self.id}/{TRACKED}")):
             try:
                 if read_json(marker).get("digest") == digest:
@@ -222,7 +224,7 @@ class WandbTracker(Tracker):
         return None
 
     def _attempt(self, action: Callable[[], None]) -> bool:
-        """Return whether it went well; W&B raises what it likes, and none of that may stop a recovery."""
+        """Return whether `action` succeeded. W&B may raise anything, and no error of it may stop a recovery."""
         if self._stopped:
             return False
         try:
@@ -237,10 +239,10 @@ class WandbTracker(Tracker):
 def open_tracker(
     config: TrackerConfig, *, name: str, group: str, key: str, configuration: Mapping[str, Any]
 ) -> Tracker:
-    """Return the tracker of one recovery: `key` is the recovery's, `group` names what was pruned.
+    """Return the tracker of one recovery. `key` is the recovery's key; `group` names what was pruned.
 
     Raises:
-        UserError: unknown tracker.
+        UserError: the tracker is unknown.
     """
     return lookup("tracker", config.name, TRACKERS)(
         config, name=name, group=group, key=key, configuration=dict(configuration)

@@ -1,8 +1,8 @@
-"""The work of the pipeline: each stage is a function from directories to a directory.
+"""The stages, which do the pipeline's work: each is a function from directories to a directory.
 
-Nothing here imports `pipeline`, Hydra, OmegaConf or W&B, and no stage imports another. What stages share lies on the
-shelves beside them; a shelf uses those before it: `common`, `fetch`, `rows`, `decoders`, `task_library`, `inference`,
-`adapters`. `registry` names every stage.
+Nothing here imports `pipeline`, Hydra, OmegaConf or W&B, and no stage imports another. Code that stages share lies on
+the shelves beside them: `common`, `fetch`, `rows`, `decoders`, `task_library`, `inference`, `adapters`. A shelf uses
+only the shelves before it in this list. `registry` names every stage.
 """
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Kept for the model cards that earlier versions wrote: they say `from stages.adapted import Source`."""
+"""Kept for model cards of earlier versions, which say `from stages.adapted import Source`."""
 
 from __future__ import annotations
 

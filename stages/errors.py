@@ -1,21 +1,21 @@
-"""The errors a user is meant to read."""
+"""The errors that a user is meant to read."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake or a condition the user can mend: the message says what, where and the remedy.
+    """A mistake or a condition that the user can mend. The message says what, where and the remedy.
 
     The command line prints it without a traceback and exits with status 1.
     """
 
 
 class Diverged(UserError):
-    """A training whose loss or gradient is not finite: of a search for a learning rate a result, else an error.
+    """A training whose loss or gradient is not finite. A search for a learning rate counts it as a result.
 
     Attributes:
-        step: the optimizer step it happened in, from 1.
-        tokens: that were trained on before it.
+        step: the optimizer step in which it happened, counted from 1.
+        tokens: the number of tokens trained on before that step.
     """
 
     def __init__(self, message: str, *, step: int, tokens: int) -> None:

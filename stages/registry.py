@@ -1,4 +1,8 @@
-"""Every stage by name. The functions are named, not imported: a plan loads no torch."""
+"""Every stage by name. Functions are named, not imported, so a plan loads no torch.
+
+A stage is in the folder of its name, except where a comment says which folder it shares. The names stay as they are,
+because they are in the keys of artifacts.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,7 @@ STAGES: dict[str, Stage] = {
             function="stages.data.stage:run",
             outputs=("train.jsonl", "validation.jsonl", "data.json"),
         ),
+        # In prune's folder: the scores of groups that several prunings of one model read.
         Stage(
             name="scores",
             version=1,
@@ -47,6 +52,7 @@ STAGES: dict[str, Stage] = {
             function="stages.recover.stage:run",
             outputs=("model/config.json|adapter/adapter_config.json", "history.jsonl", "recovery.json"),
         ),
+        # In recover's folder, as is "tune": a trial trains at one learning rate, tune takes the best trial.
         Stage(
             name="trial",
             version=1,
@@ -65,6 +71,7 @@ STAGES: dict[str, Stage] = {
             function="stages.evaluate.stage:run",
             outputs=("results.json", "perplexity.json"),
         ),
+        # In evaluate's folder: speed and memory of the models that evaluate judges.
         Stage(
             name="cost",
             version=2,
@@ -77,6 +84,7 @@ STAGES: dict[str, Stage] = {
             function="stages.report.stage:run",
             outputs=("report.json", "report.md", "report.html", "results.md"),
         ),
+        # In export's folder: the GGUF file that export then publishes.
         Stage(
             name="gguf",
             version=1,

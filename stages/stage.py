@@ -1,7 +1,7 @@
-"""What a stage is: a frozen record around a plain function, and what that function is handed.
+"""The record of a stage, and the types of what its function is given.
 
-What decides a result (the config, the inputs) and what decides where it runs (the context) are different types:
-nothing in `Context` may change what a stage writes, beyond the rounding of another device.
+Config and inputs decide a result; the context decides where it runs. They are different types: nothing in `Context` may
+change what a stage writes, beyond the rounding of another device.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 JSON = dict[str, Any]
 ENGINES = ("single", "ddp", "fsdp")
-"""How a stage shares its work among processes; "single": there is one."""
+"""How a stage shares its work among processes. With "single" there is one process."""
 CHECKPOINT_SECONDS = 60.0
-"""Seconds of work that a killed stage loses at most, unless told otherwise."""
+"""The most seconds of work that a killed stage loses, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,14 +24,14 @@ class Context:
     """Where a stage runs.
 
     Attributes:
-        output: the directory to write in. It survives a killed run, so what lies there can be resumed from.
+        output: the directory to write in. It survives a killed run, so a stage can resume from what is there.
         device: torch's name of the device, "cpu" or "cuda".
-        cache: a directory shared by all runs for downloads, safe to delete.
-        locations: for inputs the config names by digest (a local model): where they lie on this machine.
-        checkpoint_seconds: a long stage leaves what it can resume from about this often; 0 is as often as it can.
-        workers: processes that a stage which can may share its work among; it starts them itself.
-        engine: how they share it, one of `ENGINES`.
-        log: called with one point of a curve (a flat dictionary of numbers) as it appears.
+        cache: a directory for downloads, shared by all runs and safe to delete.
+        locations: where inputs that the config names by digest (a local model) are on this machine.
+        checkpoint_seconds: a long stage writes a checkpoint about this often; 0 is as often as it can.
+        workers: the number of processes that may share the stage's work. The stage starts them itself.
+        engine: how those processes share the work; one of `ENGINES`.
+        log: called with each point of a curve (a flat dictionary of numbers) as it appears.
     """
 
     output: Path
@@ -46,12 +46,12 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """What a stage will be given, found before anything runs: each stage's `plan.py` says it.
+    """The arguments of a stage as its `plan.py` finds them before anything runs.
 
     Attributes:
-        label: the readable part of the artifact's directory.
+        label: the readable part of the artifact's directory name.
         config: everything that decides the artifact, settled: no "auto", no branch name, no path.
-        locations: where on this machine the things lie that the config names by digest (`Context.locations`).
+        locations: where the things that the config names by digest are on this machine (`Context.locations`).
     """
 
     label: str
@@ -67,11 +67,12 @@ class Stage:
     """A named, versioned function from (config, input directories) to an output directory.
 
     Attributes:
-        name: the first part of its artifacts' directory.
-        version: bump it by hand when the same config and inputs would give another result.
-        function: "module:name" of `run(config, inputs, context) -> summary`, imported when the stage runs,
-            so that a plan loads no torch.
-        outputs: paths, relative to the artifact, that a finished run promises to have written.
+        name: the directory of the stage's artifacts in the store, and part of their keys.
+        version: bumped by hand when the same config and inputs would give another result.
+        function: "module:name" of `run(config, inputs, context) -> summary`. It is imported when the stage runs, so a
+            plan loads no torch.
+        outputs: paths, relative to the artifact, that a finished run promises to have written. "|" separates
+            alternatives.
     """
 
     name: str
@@ -80,7 +81,7 @@ class Stage:
     outputs: tuple[str, ...]
 
     def load(self) -> Run:
-        """Import and return the stage's function."""
+        """Return the stage's function, importing its module."""
         module, _, name = self.function.partition(":")
         run: Run = getattr(import_module(module), name)
         return run

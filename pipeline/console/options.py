@@ -1,4 +1,4 @@
-"""Options of the commands that only read a store: NAME=VALUE, as on the main command line, without Hydra."""
+"""Options of the commands that only read a store. They are written NAME=VALUE, as on the main command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.errors import UserError
 
 
 def parse(arguments: Sequence[str], known: Mapping[str, str], usage: str) -> dict[str, str]:
-    """Return the options given; `runtime.artifact_root` may be written as there.
+    """Return the options given. `runtime.artifact_root=DIR` is read as `artifact_root=DIR`.
 
     Raises:
         UserError: an argument is none of the `known` options; the message ends with `usage`.
@@ -28,13 +28,13 @@ def parse(arguments: Sequence[str], known: Mapping[str, str], usage: str) -> dic
 
 
 def show(command: str, arguments: Sequence[str] | None, output: str, work: Callable[[Path, Path], None]) -> None:
-    """Run a command that reads a store and writes one file, whose path it ends by printing.
+    """Run a command that reads a store and writes one file, then print the file's path.
 
     Args:
         command: its name, "pipeline.compare".
         arguments: `artifact_root=DIR` and `output=FILE`, or None for the command line's.
         output: the file written where none is named.
-        work: given store and file, prints and writes; its errors end the process with one line.
+        work: gets the store and the file, prints and writes. Its user and disk errors end the process with one line.
     """
     options = {"artifact_root": os.environ.get("PRUNE_RECOVER_ARTIFACTS", "artifacts"), "output": output}
     usage = f"python -m {command} [artifact_root=DIR] [output=FILE{Path(output).suffix}]"

@@ -1,4 +1,4 @@
-"""The plan and the store as text for a terminal."""
+"""Tables of the plan and of the store as text for a terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plan_table(graph: Graph, engine: Engine) -> str:
 
 
 def nearest_difference(engine: Engine, node: Node) -> str:
-    """Return what sets `node` apart from the most similar artifact in the store, as a clause, or nothing."""
+    """Return a clause on how `node` differs from the most similar artifact in the store; empty without one."""
     found = engine.store.nearest(node.payload)
     if found is None:
         return ""
@@ -41,7 +41,8 @@ def nearest_difference(engine: Engine, node: Node) -> str:
 
 
 def describe_differences(fields: dict[str, tuple[Any, Any]], most: int = 3) -> str:
-    """Return "ratio 0.2 → 0.5, …" (theirs → ours) for the first fields that differ, the config's before the inputs'."""
+    """Return "ratio 0.2 → 0.5, …" (theirs → ours) for the first `most` fields that differ, config first."""
+    # Two long values may be cut to the same text. Such fields are named only where no other field differs.
     told = [name for name in fields if short(fields[name][0]) != short(fields[name][1])]
     names = sorted(told or fields, key=lambda name: (name.startswith("inputs."), name))
     shown = [

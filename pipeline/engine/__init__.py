@@ -1,1 +1,1 @@
-"""Running a plan over a store of artifacts."""
+"""A plan run over a store of artifacts: the engine, the store, and where results came from."""

@@ -1,10 +1,10 @@
-"""Running a plan: what is not in the store is built, resumably, and what is there is checked and used.
+"""The engine: it runs a plan, builds what the store lacks and checks what the store has. Builds are resumable.
 
     hit       complete, and built from exactly these inputs
-    build     nothing there, or not to be trusted (said why)
-    resume    a killed build left its directory: the stage goes on in it
+    build     not in the store, or not to be trusted (the reason is given)
+    resume    a killed build left its directory, and the stage goes on in it
 
-A hit never runs what is upstream of it.
+A hit never runs the stages upstream of it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from stages.stage import CHECKPOINT_SECONDS, Context
 log = logging.getLogger("pipeline")
 
 Observe = Callable[[Node], Callable[[dict[str, Any]], None]]
-"""(node) to what gets the points of that node's curve while it is built."""
+"""`observe(node)` returns the function that gets the points of that node's curve while the node is built."""
 MISSING = "not in the store"
 RESUMES = "a run was stopped in it"
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What will happen to a node, and why."""
+    """The fate of a node in this run, and the reason."""
 
     state: str
     why: str
@@ -43,9 +43,10 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class StageRun:
-    """What happened to a node in this run; belongs to the run directory, never to an artifact.
+    """The record of a node in this run. It belongs to the run directory, never to an artifact.
 
-    `status` is hit, built, resumed, or "not needed" for an artifact that was removed and that nothing had to read.
+    `status` is hit, built, resumed or "not needed". The last is an artifact that was removed and that nothing had to
+    read.
     """
 
     name: str
@@ -59,7 +60,7 @@ class StageRun:
 
 
 class Engine:
-    """One run over a store: remembers which artifacts are checked or built, and what each cost."""
+    """One run over a store. It remembers which artifacts are checked or built, and what each cost."""
 
     def __init__(
         self,
@@ -74,9 +75,10 @@ class Engine:
         workers: int = 1,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
-        """`observe(node)` returns the function that gets the points of that node's curve while it is built.
+        """`force` names stages or roles that are built again, and everything that depends on them.
 
-        `engine` and `workers` say how many processes share a recovery, and how.
+        `observe(node)` returns the function that gets the points of that node's curve while the node is built.
+        `engine` and `workers` say how, and how many, processes share a recovery.
         """
         self.graph, self.store, self.cache, self.observe, self.threads = graph, store, cache, observe, threads
         self.checkpoint_seconds, self.engine, self.workers = checkpoint_seconds, engine, workers
@@ -85,12 +87,13 @@ class Engine:
         self.forced = _forced(graph, force)
 
     def status(self, node: Node) -> Status:
-        """Return what running `node` would do, changing nothing."""
+        """Return what running `node` would do. Nothing is changed."""
         path = self.store.directory(node.stage.name, node.label, node.key)
         if node.key in self.done:
             return Status("hit", "", self.done[node.key])
         if node.key in self.forced:
             return Status("build", "forced")
+        # An input that was removed is left out: what was built from it stays valid.
         inputs = {name: found for name, up in node.inputs.items() if (found := self._present(up)) is not None}
         artifact, problem = self.store.check(path, node.payload, inputs)
         if artifact is not None:
@@ -103,7 +106,8 @@ class Engine:
         return Status("build", MISSING)
 
     def run(self) -> None:
-        """Bring every target into the store; artifacts that are there but broken are rebuilt on the way."""
+        """Bring every target into the store. Artifacts that are there but broken are rebuilt on the way."""
+        # Broken and forced artifacts are built even where every target is a hit and would not read them.
         for node in self.graph:
             if self.status(node).why not in ("", MISSING, RESUMES):
                 self.ensure(node)
@@ -113,7 +117,7 @@ class Engine:
             self._note(node)
 
     def ensure(self, node: Node) -> Artifact:
-        """Return the artifact of `node`, building it and what it needs."""
+        """Return the artifact of `node`. The node, and whatever it needs, is built where it is missing."""
         if node.key in self.done:
             return self.done[node.key]
         started = time.perf_counter()
@@ -126,6 +130,7 @@ class Engine:
         waiting = lambda: log.info("%s is being built by another process; waiting for it.", node.name)  # noqa: E731
         with self.store.lock(node.stage.name, node.key, waiting=waiting):
             artifact = None
+            # Another process may have built the artifact while this one waited for the lock.
             if node.key not in self.forced:
                 path = self.store.directory(node.stage.name, node.label, node.key)
                 artifact, _ = self.store.check(path, node.payload, inputs)
@@ -140,6 +145,7 @@ class Engine:
         final = self.store.directory(stage.name, node.label, node.key)
         resumed = node.key not in self.forced and resumable(partial, inputs)
         log.info("%s %s%s", "resume" if resumed else "build ", node.name, f" ({status.why})" if status.why else "")
+        # A process's peak memory never falls by itself. Each stage's peak is counted from here.
         reset_peak_memory()
         started = time.perf_counter()
         try:
@@ -170,6 +176,7 @@ class Engine:
                 provenance=provenance(),
             )
         except Exception as error:
+            # A directory without any file is nothing to resume, and would be shown as an unfinished build.
             if isinstance(error, UserError):
                 discard_if_empty(partial)
             explained = explain_disk_error(error, f"building {node.name}")
@@ -184,7 +191,7 @@ class Engine:
         return artifact
 
     def _note(self, node: Node) -> None:
-        """Record a node that nothing asked for: there all the same, or removed and not missed."""
+        """Record a node that nothing asked for: a hit where its artifact is there, else "not needed"."""
         if node.key in self.runs:
             return
         artifact = self._present(node)
@@ -195,17 +202,19 @@ class Engine:
 
     def _set_threads(self) -> None:
         if self.threads is not None:
+            # Imported late: a plan, and a run of hits alone, load no torch.
             import torch
 
             torch.set_num_threads(self.threads)
 
     def _finish(self, node: Node, artifact: Artifact) -> Artifact:
         self.done[node.key] = artifact
+        # A forced node is built once; whoever asks again in this run gets a hit.
         self.forced.discard(node.key)
         return artifact
 
     def _present(self, node: Node) -> Artifact | None:
-        """Return the artifact of `node` if it lies there whole, without looking further upstream."""
+        """Return the artifact of `node` if it is there and whole. Its inputs are not checked."""
         if node.key in self.done:
             return self.done[node.key]
         path = self.store.directory(node.stage.name, node.label, node.key)
@@ -219,13 +228,14 @@ class Engine:
 
 
 def _forced(graph: Graph, names: list[str]) -> set[str]:
-    """Return the keys of the stages (or roles) named and of everything that depends on them."""
+    """Return the keys of the named stages or roles, and of everything that depends on them."""
     known = set(graph.roles) | {node.stage.name for node in graph}
     forced: set[str] = set()
     for name in names:
         if name not in known:
             raise UserError(f"force=[{name}] names no stage of this plan. Known: {', '.join(sorted(known))}.")
         forced |= {n.key for role, n in graph.roles.items() if name in (role, n.stage.name)}
+    # The graph lists inputs before the nodes that read them, so one pass reaches everything downstream.
     for node in graph:
         if any(upstream.key in forced for upstream in node.inputs.values()):
             forced.add(node.key)
@@ -233,7 +243,7 @@ def _forced(graph: Graph, names: list[str]) -> set[str]:
 
 
 def _check_promises(node: Node, directory: Path) -> None:
-    """Raise where the stage did not write what it promises; alternatives are separated by "|"."""
+    """Raise unless the stage wrote what it promises. In a promise "|" separates alternatives."""
     for promise in node.stage.outputs:
         if not any((directory / name).is_file() for name in promise.split("|")):
             raise RuntimeError(f"stage {node.stage.name} finished without writing {promise}")

@@ -1,4 +1,4 @@
-"""Where a result came from, and how far this run has drifted from the runs its cached parts came from."""
+"""The provenance of results: versions and commit, and how they differ from those that built a cached artifact."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def provenance() -> dict[str, Any]:
 
 
 def drift(manifest: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return {package or "commit": (then, now)} where a cached artifact was built by other code than today's."""
+    """Return {package or "commit": (then, now)} where the code that built an artifact differs from today's."""
     then = manifest.get("provenance", {})
     changed: dict[str, tuple[str, str]] = {}
     if then.get("commit", "unknown") != commit():

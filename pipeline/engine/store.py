@@ -1,11 +1,12 @@
-"""Artifacts on disk: one directory each, complete exactly when its manifest is there.
+"""Artifacts on disk. Each is one directory, which is complete exactly when its manifest is there.
 
     <root>/<stage>/<label>-<key, 16 digits>/            payload + manifest.json
     <root>/<stage>/<label>-<key, 16 digits>.partial/    being built, or left by a killed run to resume from
     <root>/.locks/                                      one file lock an artifact
 
-The manifest is written last and one rename commits. A hit is checked, not trusted: same payload, every file there with
-its recorded size, every input the one it was built from. There is no other state that could disagree with the disk.
+The manifest is written last, and one rename commits the artifact. A hit is checked, not trusted. Its payload must be
+the same, every file must be there with its recorded size, and every input must be the one that it was built from.
+There is no other state that could disagree with the disk.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from stages.errors import UserError
 
 MANIFEST = "manifest.json"
 INPUTS = ".inputs.json"
-"""In an unfinished build: the digests of the inputs it was begun with."""
+"""The file of an unfinished build that holds the digests of the inputs it was begun with."""
 PARTIAL = ".partial"
 SHORT = 16
 """Hex digits of the key in a directory's name; the manifest holds all 64."""
@@ -36,7 +37,7 @@ SHORT = 16
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A complete artifact: its directory and the manifest that says so."""
+    """A complete artifact: its directory and its manifest."""
 
     path: Path
     manifest: dict[str, Any]
@@ -67,7 +68,7 @@ class Store:
         """Create the root and check that it can be written.
 
         Raises:
-            UserError: it cannot.
+            UserError: the root can't be written.
         """
         probe = self.root / f".probe-{os.getpid()}"
         try:
@@ -81,20 +82,22 @@ class Store:
             ) from error
 
     def directory(self, stage: str, label: str, key: str) -> Path:
-        """Return the artifact's directory. One that is there keeps its label, a new one gets `label`."""
+        """Return the artifact's directory: the one that holds this key under any label, else a new one with `label`."""
         named = self.root / stage / f"{label}-{key[:SHORT]}"
         if named.exists():
             return named
+        # The key identifies an artifact. A label only makes the name readable and may change between versions.
         return next(iter(sorted((self.root / stage).glob(f"*-{key[:SHORT]}"))), named)
 
     def partial(self, stage: str, label: str, key: str) -> Path:
-        """Return the directory it is built in: the one a killed run left, else a new name."""
+        """Return the directory to build in: the one that a killed run left under any label, else a new one."""
         named = self.root / stage / f"{label}-{key[:SHORT]}{PARTIAL}"
         return next(iter(sorted((self.root / stage).glob(f"*-{key[:SHORT]}{PARTIAL}"))), named)
 
     def artifacts(self, stage: str = "*") -> Iterator[Artifact]:
-        """Yield every complete artifact (of one stage) whose manifest can be read, by stage and name."""
+        """Yield every complete artifact (of one stage) whose manifest can be read, ordered by stage and name."""
         for manifest in sorted(self.root.glob(f"{stage}/*/{MANIFEST}")):
+            # A run that was killed while it committed leaves a manifest under such a name.
             if not manifest.parent.name.endswith(PARTIAL) and ".replaced-" not in manifest.parent.name:
                 artifact = _read(manifest.parent)
                 if artifact is not None:
@@ -105,10 +108,10 @@ class Store:
         return sorted(path for path in self.root.glob(f"*/*{PARTIAL}") if path.is_dir())
 
     def find(self, key: str) -> Artifact:
-        """Return the one artifact whose key, directory or `stage/directory` starts or ends with `key`.
+        """Return the one artifact that `key` names: the first digits of its key, its directory or `stage/directory`.
 
         Raises:
-            UserError: none, or several.
+            UserError: no artifact, or several, are so named.
         """
         wanted = key.rstrip("/").removeprefix(f"{self.root}/")
         found = [a for a in self.artifacts() if a.key.startswith(wanted) or wanted in (a.path.name, a.name)]
@@ -122,7 +125,10 @@ class Store:
     def nearest(
         self, payload: Mapping[str, Any], *, but: str = ""
     ) -> tuple[Artifact, dict[str, tuple[Any, Any]]] | None:
-        """Return the artifact of the same stage that differs in the fewest fields, with those fields (ours, its)."""
+        """Return the artifact of the same stage that differs in the fewest fields, with those fields (ours, its).
+
+        `but` is the key of an artifact to leave out. None where the stage has no other artifact.
+        """
         others = [artifact for artifact in self.artifacts(payload["stage"]) if artifact.key != but]
         if not others:
             return None
@@ -134,7 +140,7 @@ class Store:
     ) -> tuple[Artifact | None, str]:
         """Return (the artifact, "") for a hit, or (None, why it must be built).
 
-        `inputs` holds the upstream artifacts that are there now; one that was removed is not asked for.
+        `inputs` holds the upstream artifacts that are there now. An upstream artifact that was removed is not required.
         """
         if not path.exists():
             return None, ""
@@ -155,7 +161,7 @@ class Store:
 
     @contextmanager
     def lock(self, stage: str, key: str, *, waiting: Any) -> Iterator[None]:
-        """Hold the artifact's lock; `waiting` is called once when another process holds it."""
+        """Hold the artifact's lock. `waiting` is called once where another process holds it."""
         directory = self.root / ".locks"
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / f"{stage}-{key[:SHORT]}.lock")
@@ -171,6 +177,7 @@ class Store:
 
     def in_use(self, path: Path) -> bool:
         """Return whether a process is building the artifact (or unfinished build) at `path` right now."""
+        # Locks are named by stage and key, so the label and the suffix are taken off.
         key = path.name.partition(PARTIAL)[0].partition(".replaced-")[0][-SHORT:]
         lock = FileLock(self.root / ".locks" / f"{path.parent.name}-{key}.lock")
         try:
@@ -190,7 +197,8 @@ class Store:
         summary: Mapping[str, Any],
         provenance: Mapping[str, Any],
     ) -> Artifact:
-        """Write the manifest into `partial` and rename it to `final`; an artifact already there is replaced."""
+        """Write the manifest into `partial` and rename `partial` to `final`. An artifact already there is replaced."""
+        # A killed commit may have left a manifest, which must not be counted among the files.
         (partial / MANIFEST).unlink(missing_ok=True)
         clear_leftovers(partial)
         (partial / INPUTS).unlink(missing_ok=True)
@@ -209,6 +217,7 @@ class Store:
             "provenance": provenance,
         }
         write_json(partial / MANIFEST, manifest)
+        # A directory can't be renamed onto one that holds files, so the old artifact is moved aside first.
         old = final.with_name(f"{final.name}.replaced-{os.getpid()}")
         if final.exists():
             os.rename(final, old)
@@ -218,7 +227,7 @@ class Store:
 
 
 def input_digests(inputs: Mapping[str, Artifact]) -> dict[str, str]:
-    """Return what an artifact's content rests on: the digest of each input."""
+    """Return the digest of each input. An artifact's content rests on these."""
     return {name: upstream.digest for name, upstream in sorted(inputs.items())}
 
 
@@ -231,15 +240,16 @@ def resumable(partial: Path, inputs: Mapping[str, Artifact]) -> bool:
 
 
 def begin(partial: Path, inputs: Mapping[str, Artifact]) -> None:
-    """Make `partial` ready to build in: it remembers its inputs, and a killed writer's leftovers are gone."""
+    """Make `partial` ready to build in: record its inputs and remove a killed writer's leftovers."""
     partial.mkdir(parents=True, exist_ok=True)
     clear_leftovers(partial)
     write_json(partial / INPUTS, input_digests(inputs))
 
 
 def clear_leftovers(partial: Path) -> None:
-    """Remove hidden files and directories: stages write under such names before they rename."""
+    """Remove hidden files and directories. Stages write under hidden names before they rename."""
     for path in sorted(partial.rglob(".*")):
+        # A directory that was removed took the paths below it along.
         if path.name == INPUTS or not path.exists():
             continue
         if path.is_dir() and not path.is_symlink():
@@ -249,13 +259,13 @@ def clear_leftovers(partial: Path) -> None:
 
 
 def discard_if_empty(partial: Path) -> None:
-    """Remove an unfinished build in which nothing was built."""
+    """Remove an unfinished build that holds no file of its stage."""
     if partial.is_dir() and not any(path.is_file() and path.name != INPUTS for path in partial.rglob("*")):
         shutil.rmtree(partial)
 
 
 def _read(path: Path) -> Artifact | None:
-    """Return the artifact in `path`, or None where its manifest is missing, damaged, or not one of ours."""
+    """Return the artifact in `path`, or None where its manifest is missing, damaged or not one of this store's."""
     try:
         manifest = read_json(path / MANIFEST)
     except (UserError, OSError):
@@ -267,7 +277,7 @@ def _read(path: Path) -> Artifact | None:
 
 
 def missing_or_resized(artifact: Artifact) -> str:
-    """Return what is wrong with the files by their presence and size, or an empty string."""
+    """Return what is wrong with the files by their presence and size; empty where nothing is."""
     for name, recorded in artifact.manifest["files"].items():
         try:
             status = (artifact.path / name).stat()
@@ -281,7 +291,7 @@ def missing_or_resized(artifact: Artifact) -> str:
 
 
 def damaged(artifact: Artifact) -> str:
-    """Return what is wrong with the files by their SHA-256, or an empty string."""
+    """Return what is wrong with the files by their SHA-256; empty where nothing is."""
     problem = missing_or_resized(artifact)
     if problem:
         return problem
@@ -294,7 +304,8 @@ def damaged(artifact: Artifact) -> str:
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     """Return {relative path: {"bytes", "sha256"}} of every file under `directory`.
 
-    A link counts as the file it points to, with the time that was last written: its owner may write it again.
+    A link counts as the file it points to. Its entry also holds when that file was last written, because the file's
+    owner may write it again.
     """
     files = {}
     for path in sorted(directory.rglob("*")):
@@ -309,9 +320,9 @@ def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def explain_disk_error(error: Exception, doing: str) -> UserError | None:
-    """Return a disk error in the user's words: what was being done, what failed, what to do; None for other errors.
+    """Return a disk error in the user's words: what was being done, what failed, what to do. None for other errors.
 
-    safetensors reports a full disk as an error of its own, with the system's number in its text.
+    safetensors reports a full disk as an error of its own, with the system's error number in its text.
     """
     full = {errno.ENOSPC, errno.EDQUOT}
     number = error.errno if isinstance(error, OSError) else None

@@ -1,1 +1,1 @@
-"""Pruning, recovering and judging a model that is in memory: the stages' own code, without a store."""
+"""Functions that prune, recover and judge a model in memory by the stages' own code, without a store."""

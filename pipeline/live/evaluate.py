@@ -1,4 +1,4 @@
-"""Judging a live model by the evaluate stage's own code."""
+"""`evaluate_model`: a live model judged by the evaluate stage's own code."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def evaluate_model(
     limit: int | None = 200,
     **options: Any,
 ) -> JSON:
-    """Return what the model scores on `tasks`, and its perplexity on held-out passages, as `evaluate=` measures them.
+    """Return the model's scores on `tasks` and its perplexity on held-out passages, as `evaluate=` measures them.
 
-    The model is judged in the precision that it has. Rows come from the package index and are kept in the cache.
+    The model is judged in its own precision. Rows come from the package index and are kept in the cache.
 
     Args:
-        model: it is left as it is.
-        tokenizer: the model's.
+        model: the model to judge. It is left as it is.
+        tokenizer: the model's tokenizer.
         tasks: names of tasks, groups and suites, or files of the user's own, as in evaluate.tasks.
-        limit: documents a task, the first ones; None takes all.
-        options: those of the command line by their names without "evaluate.", as in num_fewshot=5, passages=0 or
+        limit: documents a task, the first ones. None takes all.
+        options: options of the command line by their names without "evaluate.", such as num_fewshot=5, passages=0 or
             protocol="generation".
 
     Returns:
-        "tasks": by name {acc, acc_stderr, acc_norm, bits_per_byte, chance, n, …}; "mean": their means; "perplexity" and
-        "bits_per_byte" of the passages, None without any; "corpora": by text and window the perplexity.
+        "tasks": by name {acc, acc_stderr, acc_norm, bits_per_byte, chance, n, …}. "mean": their means. "perplexity" and
+        "bits_per_byte": those of the passages, None without any. "corpora": the perplexity by text and window.
 
     Raises:
-        UserError: a task or an option is unknown, the rows can't be had, or a likelihood is not finite.
+        UserError: a task or an option is unknown, the rows can't be fetched, or a likelihood is not finite.
     """
     check_model(model)
     asked = {"tasks": [tasks] if isinstance(tasks, str) else list(tasks), "limit": limit}
@@ -90,7 +90,7 @@ def evaluate_model(
 
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off while the block runs, and as before afterwards."""
+    """Switch dropout off while the block runs. Afterwards every module is as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""What a live model must be, to be worked on: checked once, with one error each."""
+"""Checks that a live model can be worked on, with one error for each fault, and what is known of the model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedToke
     """Return `tokenizer`.
 
     Raises:
-        UserError: there is none.
+        UserError: `tokenizer` is None.
     """
     if tokenizer is None:
         raise UserError("text is read, and there is no tokenizer. Give the model's, or token ids: text=[[1, 2, …], …].")
@@ -48,7 +48,7 @@ def precision_of(model: PreTrainedModel, name: str = "model") -> str:
     """Return the precision that most of the model's weights have.
 
     Raises:
-        UserError: it is none that can be worked in.
+        UserError: the precision is none of those the project works in.
     """
     counts = Counter[str]()
     for parameter in model.parameters():
@@ -60,12 +60,12 @@ def precision_of(model: PreTrainedModel, name: str = "model") -> str:
 
 
 def record_of(model: PreTrainedModel) -> JSON:
-    """Return what is on the model's record of how it was pruned; nothing of a model that was not."""
+    """Return the model's record of how it was pruned. The record of a model that was not pruned is empty."""
     return dict(getattr(model, "pruning", None) or {})
 
 
 def base_of(model: PreTrainedModel) -> JSON:
-    """Return where the dense model comes from, as far as that is known: its name."""
+    """Return what is known of the dense model: what the record says of it, else the name in the model's config."""
     known: JSON = record_of(model).get("base") or {}
     name = Path(str(model.config.name_or_path or "")).name
     return known or ({"name": name} if name else {})

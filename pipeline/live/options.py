@@ -1,4 +1,4 @@
-"""The options of the functions on live models: those of the command line, with its defaults, types and errors."""
+"""Options of the functions on live models: the command line's names, defaults, types and errors."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def configured(choice: str, **given: Mapping[str, Any]) -> Config:
     """Return the command line's configuration with `choice` and options on top.
 
     Args:
-        choice: of a group, as in "prune=best".
-        given: by group, its options by name; options of options are dictionaries.
+        choice: one option of a group, as in "prune=best".
+        given: by group, its options by name. Options of options are dictionaries.
 
     Raises:
-        UserError: a name is unknown, or a value of another type.
+        UserError: a name is unknown, or a value has another type.
     """
     plain = compose(choice)
     for group, options in given.items():

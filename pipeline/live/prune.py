@@ -1,4 +1,4 @@
-"""Pruning a live model by the prune stage's own code."""
+"""`prune_model`: a live model pruned by the prune stage's own code."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ def prune_model(
     text: Any = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """Return a smaller model, pruned as `prune=METHOD` of the command line prunes; the given one is left as it is.
+    """Return a smaller model, pruned as `prune=METHOD` of the command line prunes. The given model is left as it is.
 
-    The new model has the given one's precision and device. It is of the stock architecture where one takes its shape,
-    else of a class of `stages.decoders.modeling_pruned`; `save_pretrained` writes a directory that loads again. Its
-    attribute `pruning` is what `pruning.json` holds: the kept indices, sizes and losses. While it works, one copy of
-    the given model is in memory beside it.
+    The new model has the given model's precision and device. Its class is the stock architecture where one takes its
+    shape, else a class of `stages.decoders.modeling_pruned`. `save_pretrained` writes a directory that loads again.
+    The attribute `pruning` holds what `pruning.json` holds: the kept indices, sizes and losses. While pruning runs,
+    one copy of the given model is in memory beside it.
 
     Args:
         model: a causal language model of a known family.
-        tokenizer: the model's, where text is read.
+        tokenizer: the model's tokenizer; needed where text is read.
         method: a name of conf/prune: best, llmpruner, wanda, magnitude, …
         ratio: share of all parameters to remove, in [0, 1).
-        text: what is looked at, where the method looks at any: strings, rows with prompt and response, or token ids,
-            as many in each sequence. Of text as much is taken as `calibration` says.
-        options: those of the command line by their names without "prune.", as in
+        text: calibration text of methods that look at any: strings, rows with prompt and response, or sequences of
+            token ids that are equally long. `calibration` says how much of the text is taken.
+        options: options of the command line by their names without "prune.", such as
             calibration={"sequences": 16, "length": 64} or granularity=["channels"].
 
     Raises:
-        UserError: the family or an option is unknown, the ratio can't be reached, there is too little text or memory.
+        UserError: the family or an option is unknown, the ratio can't be reached, or text or memory is too small.
     """
     check_model(model)
     config = _config(method, ratio, options, model.device.type)
@@ -82,7 +82,11 @@ def _config(method: str, ratio: float, options: dict[str, Any], device: str) -> 
 
 
 def _shape(model: PreTrainedModel) -> DecoderShape:
-    """Return the shape that the model's config describes, which its weights must have."""
+    """Return the shape that the model's config describes.
+
+    Raises:
+        UserError: the model has another number of parameters than that shape.
+    """
     shape = DecoderShape.from_config(model.config.to_dict())
     found = count_parameters(model)
     if found != shape.parameters():

@@ -1,4 +1,4 @@
-"""Recovering a live model by the recover stage's own code."""
+"""`recover_model`: a live model recovered by the recover stage's own code."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ def recover_model(
     validation: Any = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """Return the model trained on `rows` with an adapter merged into it; the given models are left as they are.
+    """Return the model trained on `rows`, with its adapter merged into it. The given models are left as they are.
 
-    With a teacher the objective is distillation, unless `objective` says otherwise. What can't be merged (prefix,
-    series, parallel; or merge=False) is attached to the new model. The new model has the given one's precision and
-    device, its attribute `pruning` where it has one, and `recovery`: what `recovery.json` holds, and as "history" the
-    points of the curve. While it trains, one copy of the model in the training's precision is in memory, and one of a
-    teacher in another precision.
+    With a teacher the objective is distillation, unless `objective` says otherwise. An adapter that is not merged
+    (prefix, series, parallel; or merge=False) stays attached to the new model. The new model has the given model's
+    precision, device and, where there is one, attribute `pruning`. Its attribute `recovery` holds what `recovery.json`
+    holds, and under "history" the points of the curve. While it trains, memory holds one copy of the model in the
+    training's precision, and one of a teacher that has another precision.
 
     Args:
-        model: what is recovered; zeros of weights that `prune_model` has masked stay zeros.
-        tokenizer: the model's.
+        model: the model to recover. Weights that `prune_model` has masked to zero stay zero.
+        tokenizer: the model's tokenizer.
         rows: strings, or rows with prompt and response.
         adapter: a name of conf/adapter, or a dictionary with the name and options: {"name": "rora", "rank": 32}.
         teacher: the dense model, with the same vocabulary.
-        validation: rows that the curve is measured on; without any, a tenth of the rows is set aside, 256 at most.
-        options: those of the command line by their names without "recover.", as in tokens=300_000 or
+        validation: rows that the curve is measured on. Without any, a tenth of the rows is set aside, 256 at most.
+        options: options of the command line by their names without "recover.", such as tokens=300_000 or
             learning_rate=1e-3.
 
     Raises:
@@ -93,7 +93,7 @@ def recover_model(
 def _recovered(
     model: PreTrainedModel, adapted: Module, config: RecoverStageConfig, folder: Path, masked: frozenset[str]
 ) -> PreTrainedModel:
-    """Return the new model: the trained one itself, or a copy of `model` with the adapter merged or attached."""
+    """Return the new model: the trained model itself, or a copy of `model` with the adapter merged or attached."""
     adapter, stored = adapter_of(config), precision_of(model)
     if adapter.trained is not None:
         return copy_of(adapter.trained(adapted, stored), dtype=stored, config=model.config, shared=True)
@@ -110,7 +110,7 @@ def _recovered(
 def _config(
     adapter: str | Mapping[str, Any], options: Mapping[str, Any], teacher: PreTrainedModel | None, device: str
 ) -> tuple[RecoverStageConfig, Path]:
-    """Return the options as the recover stage takes them, and where caches are kept."""
+    """Return the options as the recover stage takes them, and the directory of the cache."""
     own = {"name": adapter} if isinstance(adapter, str) else dict(adapter)
     name = own.pop("name", None)
     if name in (None, "none"):

@@ -1,4 +1,4 @@
-"""Rows of text for the functions on live models: given ones in the data stage's form, or a data set by name."""
+"""Rows of text for the functions on live models: the caller's rows in the data stage's form, or a data set by name."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from stages.errors import UserError
 from stages.stage import JSON, Context
 
 SHARE = 10
-"""One row in so many is set aside where no validation rows are given."""
+"""One row in this many is set aside where no validation rows are given."""
 MOST = 256
-"""Rows that are set aside at most."""
+"""The most rows that are set aside."""
 
 
 def load_rows(data: str = "commonsense", **options: Any) -> tuple[list[JSON], list[JSON]]:
-    """Return the rows of a data set to train on, and those it sets aside, as `data=` on the command line gives them.
+    """Return a data set's rows to train on and the rows it sets aside, as `data=` on the command line gives them.
 
-    A row has prompt, response and task, and one that is set aside its choices where it is a question. What is fetched
-    is kept in the cache, so that the second call is fast.
+    A row has prompt, response and task. A row that is set aside has its choices too, where it is a question. Downloads
+    are kept in the cache, so a second call is fast.
 
     Args:
-        data: a data set by name: commonsense, passages, alpaca, hub, file, text or mixture.
-        options: those of the command line by their names without "data.", as in validation_rows=64.
+        data: the data set's name: commonsense, passages, alpaca, hub, file, text or mixture.
+        options: options of the command line by their names without "data.", such as validation_rows=64.
 
     Raises:
-        UserError: the data set or an option is unknown, or the rows can't be had.
+        UserError: the data set or an option is unknown, or the rows can't be fetched.
     """
     config = configured(f"data={data}", data=options)
     cache = cache_directory(config)
@@ -44,7 +44,7 @@ def load_rows(data: str = "commonsense", **options: Any) -> tuple[list[JSON], li
 
 
 def _built(node: Node, folder: Path, cache: Path) -> Path:
-    """Return the directory under `folder` in which the data stage has written the rows of `node`."""
+    """Return the directory under `folder` into which the data stage has written the rows of `node`."""
     inputs = {name: _built(part, folder, cache) for name, part in node.inputs.items()}
     output = folder / node.key
     output.mkdir(exist_ok=True)
@@ -53,14 +53,14 @@ def _built(node: Node, folder: Path, cache: Path) -> Path:
 
 
 def as_rows(given: Any, name: str) -> list[JSON]:
-    """Return `given` texts or rows as the data stage writes rows: prompt, response and task.
+    """Return the `given` texts or rows in the form the data stage writes: prompt, response and task.
 
     Args:
-        given: strings, or dictionaries with a response and, if there is one, a prompt.
-        name: of the argument, for the errors.
+        given: strings, or dictionaries with a response and, where there is one, a prompt.
+        name: the argument's name, for the errors.
 
     Raises:
-        UserError: there are none, or one is neither or has no text.
+        UserError: `given` is empty, an item is neither a string nor a row, or an item has no text.
     """
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
         raise UserError(f"{name} is a {type(given).__name__} and must be a list of texts or of rows.")
@@ -86,7 +86,7 @@ def _row(given: Any, where: str) -> JSON:
 
 
 def set_aside(rows: Sequence[JSON], seed: int) -> tuple[list[JSON], list[JSON]]:
-    """Return the rows to train on, and a tenth of the distinct texts that is set aside, `MOST` at most.
+    """Return the rows to train on, and a tenth of the distinct texts (`MOST` at most), which is set aside.
 
     Raises:
         UserError: there are fewer than two distinct texts.

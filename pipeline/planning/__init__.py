@@ -1,1 +1,1 @@
-"""What a configuration means before anything runs: the graph of stages, with every key. No torch here."""
+"""The graph of stages that a configuration means, with every key, before anything runs. No torch here."""

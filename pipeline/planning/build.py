@@ -1,13 +1,16 @@
-"""The graph of stages that one configuration describes, with every key, before anything runs.
+"""The graph of stages that one configuration means, with every key, before anything runs.
 
     model ─┬───────────────→ evaluate (dense) ──────┐
            └→ prune ─┬─────→ evaluate (pruned) ─────┤
                      └→ recover → evaluate (recovered) → report → export
 
-What a group of options means is its stage's to say, in `stages/NAME/plan.py`; here the stages are joined. With a taught
-objective recover has the dense model as one more input, the teacher. With `recover.tune=lr` recover is preceded by
-trials, one a rate. With `reference=dense_recovered` the dense model takes the same recovery: one more branch, evaluated
-like the others. Two roles with the same key are one artifact: a sweep evaluates the dense model once. No torch here.
+Each group of options gets its meaning from its stage, in `stages/NAME/plan.py`; this module joins the stages.
+
+- With a taught objective, recover has the dense model as one more input: the teacher.
+- With `recover.tune=lr`, trials precede recover, one for each rate.
+- With `reference=dense_recovered`, the dense model takes the same recovery in one more branch, which is evaluated too.
+
+Two roles with the same key are one artifact: a sweep evaluates the dense model once. No torch here.
 """
 
 from __future__ import annotations
@@ -51,15 +54,14 @@ def build_graph(config: Config) -> Graph:
 
 
 def cache_directory(config: Config) -> Path:
-    """Return where downloads are kept."""
+    """Return the directory in which downloads are kept."""
     return Path(config.runtime.cache).expanduser().resolve()
 
 
 class _Plan:
-    """The plan of one configuration while it is made: the roles that are filled so far.
+    """The plan of one configuration while it is made, with the roles that are filled so far.
 
-    Options are worked out first, and looking things up (branches of the hub, files) comes after: a mistake costs
-    nothing but itself.
+    Options are checked first. Lookups (branches of the hub, files) come after, so that a mistaken option costs none.
     """
 
     def __init__(self, config: Config) -> None:
@@ -89,6 +91,7 @@ class _Plan:
             self._prune(self.pruning, model)
         pruned = self.roles.get("prune", model)
         dense = self._dense(model)
+        # For a model that is not pruned further, the dense model is the role "model" itself.
         if dense is not None and dense is not model:
             self.roles["dense"] = dense
         if self.recovery is not None:
@@ -105,7 +108,7 @@ class _Plan:
         return _node("model", model_plan.planned(entry, self.cache))
 
     def _prune(self, pruning: Pruning, model: Node) -> None:
-        """Fill the roles of the prune stage, and of the text and the scores that it reads."""
+        """Fill the role of the prune stage, and the roles of the text and the scores that it reads."""
         if "model" in model.locations:
             check_uncut(model.locations["model"], pruning.config)
         inputs = {"model": model}
@@ -121,7 +124,7 @@ class _Plan:
         self.roles["prune"] = Node(STAGES["prune"], label, pruning.config, inputs)
 
     def _calibration(self) -> Node:
-        """Return the text that pruning looks at: the recovery data, or the data set named for it."""
+        """Return the text that pruning looks at: the recovery data, or the data set that calibration names."""
         name, data = self.config.prune.calibration.data, self.config.data
         if name is not None and name != data.name:
             data = named(name, {}, data.seed, "prune.calibration.data")
@@ -130,7 +133,7 @@ class _Plan:
         return data_node(data, self.cache)
 
     def _add(self, role: str, data: Node) -> None:
-        """Give a data set its role, unless it has one already."""
+        """Give a data set its role, unless it already plays one."""
         if data.key not in {node.key for node in self.roles.values()}:
             self.roles |= data_roles(role, data)
 
@@ -146,7 +149,7 @@ class _Plan:
         return self._uncut(model, "to compare with", "run without: reference=none.")
 
     def _uncut(self, model: Node, purpose: str, otherwise: str) -> Node:
-        """Return the dense model: the given one, or for a model that comes pruned what its makers cut it from."""
+        """Return the dense model: the given one, or, where that comes pruned, the model its makers cut it from."""
         if self.config.prune.method != "sheared":
             return model
         if self.config.model.dense is None:
@@ -158,7 +161,7 @@ class _Plan:
         return self._model(self.config.model.dense)
 
     def _recover(self, recovery: RecoverStageConfig, pruned: Node, dense: Node | None) -> None:
-        """Fill the roles of the recovery of the pruned model, and of the dense one where that is the reference."""
+        """Fill the roles of the pruned model's recovery, and of the dense model's where that is the reference."""
         inputs = {"data": self.roles["data"]}
         if recover_plan.taught(recovery):
             otherwise = "train without a teacher: recover.objective=cross_entropy."
@@ -166,11 +169,12 @@ class _Plan:
             if teacher.key not in {node.key for node in self.roles.values()}:
                 self.roles["teacher"] = teacher
         self._recovered("recover", recovery, {"model": pruned, **inputs})
+        # The dense model's recovery serves only as a reference, so without judging it is not built.
         if self.judges and dense is not None and self.config.reference is Reference.dense_recovered:
             self._recovered("recover-dense", recovery, {"model": dense, **inputs})
 
     def _recovered(self, role: str, recovery: RecoverStageConfig, inputs: Mapping[str, Node]) -> None:
-        """Fill `role` with a recovery, after the trials that decide its rate where there are any."""
+        """Fill `role` with a recovery. Where there are trials, they come first and decide its rate."""
         label = f"{recover_plan.label(recovery)}-{inputs['model'].label}"
         trials = recover_plan.trials(recovery, self.config.recover)
         if not trials:
@@ -182,12 +186,12 @@ class _Plan:
         self.roles[role] = Node(STAGES["tune"], f"{label}-tuned", recover_plan.tuned(recovery, trials), inputs)
 
     def _loaded(self, model: Node) -> Roles:
-        """Return the inputs `model` is loaded from: it alone, or with the base of an adapter that stays apart."""
+        """Return the inputs that `model` is loaded from: the model, and the base of an adapter that is not merged."""
         apart = isinstance(model.config, RecoverStageConfig) and not recover_plan.gives_model(model.config)
         return {"model": model} | ({"base": model.inputs["model"]} if apart else {})
 
     def _judge(self, models: Roles) -> None:
-        """Fill the roles of the evaluation of each model, and of their running cost."""
+        """Fill the roles of each model's evaluation, and the role of the running cost."""
         options = self.config.evaluate
         planned = tasks_plan.planned(
             options.tasks,
@@ -204,13 +208,13 @@ class _Plan:
             self.roles[f"evaluate-{name}"] = Node(STAGES["evaluate"], model.label, evaluate, inputs)
         cost = evaluate_plan.planned_cost(options.cost, self.device, self.config.runtime.threads)
         last = models.get("recovered", models["pruned"])
-        # The dense model with an adapter merged into it costs what the dense model costs, and else hardly more.
+        # The dense model with a merged adapter costs what the dense model costs; with one apart, hardly more.
         measured = {name: model for name, model in models.items() if name != "dense_recovered"}
         base = {name: node for name, node in self._loaded(last).items() if name == "base"}
         self.roles["cost"] = Node(STAGES["cost"], last.label, cost, measured | base)
 
     def _report(self) -> Node:
-        """Return the report of whatever the other roles hold."""
+        """Return the report on whatever the other roles hold."""
         config, roles, data = self.config, self.roles, self.roles.get("data")
         report = ReportConfig(
             model=config.model.name,
@@ -221,6 +225,7 @@ class _Plan:
             ratio=0.0 if self.pruning is None else self.pruning.ratio,
             channel_ratio=config.prune.channel_ratio,
             trained_tasks=[] if data is None else tasks_in(data),
+            # Trials are left out: they are the recovery at other rates.
             configuration={role: node.payload["config"] for role, node in roles.items() if node.stage is not TRIAL},
         )
         return Node(STAGES["report"], self._last().label, report, report_plan.read(roles) or {"model": roles["model"]})
@@ -230,7 +235,7 @@ class _Plan:
         return next(self.roles[role] for role in ("recover", "prune", "model") if role in self.roles)
 
     def _export(self) -> None:
-        """Fill the roles of what export=hf or gguf asks for: the last model, its card with the report's results."""
+        """Fill the roles of export=hf or export=gguf: the last model, and its card with the report's results."""
         options, model = self.config.export, self._last()
         if options.format == "none":
             return

@@ -1,4 +1,4 @@
-"""The data stages of a plan: a data set by name as its YAML has it, pinned, and a mixture's parts as inputs of it."""
+"""The data stages of a plan: a named data set as its YAML defines it, pinned, with a mixture's parts as its inputs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from stages.registry import STAGES
 
 
 def data_node(data: DataConfig, cache: Path) -> Node:
-    """Return the node of the rows that `data` describes, with a mixture's parts as its inputs.
+    """Return the node of the rows that `data` describes. A mixture's parts are its inputs.
 
     Args:
-        data: as the command line has it.
-        cache: where downloads are kept.
+        data: the options, as the command line has them.
+        cache: the directory in which downloads are kept.
 
     Raises:
-        UserError: the data set is unknown, an option is outside its range, or what it names can't be found.
+        UserError: the data set is unknown, an option is outside its range, or a file or name it gives can't be found.
     """
     planned = data_plan.planned(data, cache, seed=keys.derive_seed(data.seed, "data"))
     parts = {}
@@ -42,16 +42,16 @@ def data_node(data: DataConfig, cache: Path) -> Node:
 
 
 def named(name: str, options: Mapping[str, Any], seed: int, where: str) -> DataConfig:
-    """Return the data set `name` as its YAML in conf/data has it, with `options` on top.
+    """Return the data set `name` as its YAML in conf/data defines it, with `options` on top.
 
     Args:
-        name: of the data set.
-        options: what `where` sets beside it.
-        seed: of the run.
-        where: the key on the command line that asks for it, for the errors.
+        name: the data set's name.
+        options: the options that `where` sets beside the name.
+        seed: the run's seed.
+        where: the command line's key that asks for the data set, for the errors.
 
     Raises:
-        UserError: the data set is unknown, or has no such option, or one of another type.
+        UserError: the data set is unknown, or an option is unknown or has another type.
     """
     kind = lookup(f"data set ({where})", name, DATASETS).config
     known = [field.name for field in dataclasses.fields(kind)]
@@ -72,7 +72,7 @@ def named(name: str, options: Mapping[str, Any], seed: int, where: str) -> DataC
 
 
 def data_roles(role: str, node: Node) -> dict[str, Node]:
-    """Return `node` under its role, after its parts under theirs."""
+    """Return `node` under its role, preceded by its parts under theirs."""
     return {f"{role}-{name}": part for name, part in node.inputs.items()} | {role: node}
 
 

@@ -1,4 +1,4 @@
-"""What a plan consists of: nodes with keys, by the roles they play."""
+"""The parts of a plan: nodes with keys, by the roles they play."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Node:
 
     stage: Stage
     label: str
-    """Readable part of the directory's name."""
+    """The readable part of the directory's name."""
     config: Any
     inputs: Mapping[str, Node] = field(default_factory=dict)
     locations: Mapping[str, Path] = field(default_factory=dict)
 
     @cached_property
     def payload(self) -> dict[str, Any]:
-        """What decides the artifact, as JSON types."""
+        """Everything that decides the artifact, as JSON types."""
         upstream = {name: node.key for name, node in self.inputs.items()}
         return keys.payload(self.stage.name, self.stage.version, self.config, upstream)
 
@@ -48,7 +48,7 @@ class Graph:
     roles: Mapping[str, Node]
     device: str
     pruning: Pruning | None = None
-    """What is to be cut; None where nothing is."""
+    """The pruning that is planned; None where nothing is pruned."""
 
     def __iter__(self) -> Iterator[Node]:
         """Yield every node once, inputs first."""
@@ -60,7 +60,7 @@ class Graph:
 
     @property
     def targets(self) -> list[Node]:
-        """What the user is after: the recovered (else the pruned, else the source) model, the report, the export."""
+        """The artifacts a user asks for: the last model (recovered, else pruned, else source), report and export."""
         model = next(self.roles[role] for role in ("recover", "prune", "model") if role in self.roles)
         return [model, *(self.roles[role] for role in ("report", "export") if role in self.roles)]
 

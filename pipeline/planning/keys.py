@@ -1,8 +1,8 @@
-"""The identity of an artifact: SHA-256 of what decides it, and nothing else.
+"""The identity of an artifact: the SHA-256 of what decides it, and of nothing else.
 
 Key = SHA-256 of canonical JSON of {key schema, stage, stage version, typed config, {input: upstream key}}.
-Paths, device, workers and tracker never enter; source code does not enter (a stage's version is bumped by hand).
-What cannot be encoded without doubt raises, rather than being given some key.
+Paths, device, workers and tracker never enter a key. Source code does not enter: a stage's version is bumped by hand.
+A value that can't be encoded without doubt raises an error and gets no key.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Mapping
 from typing import Any
 
 SCHEMA = 1
-"""Bumped when the encoding below changes, which gives every artifact a new key."""
+"""Raised by one when the encoding below changes, which gives every artifact a new key."""
 
 
 def canonical(value: Any, where: str = "config") -> Any:
-    """Return `value` as JSON types only: dataclasses become {"field": …}, enums their names.
+    """Return `value` as JSON types only: a dataclass becomes {"field": …}, an enum its name.
 
     Raises:
-        TypeError: a type whose meaning is not its JSON (paths, sets, tensors, functions, …).
+        TypeError: the type's meaning is not its JSON (paths, sets, tensors, functions, …).
         ValueError: NaN or infinity.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -47,7 +47,7 @@ def canonical(value: Any, where: str = "config") -> Any:
 
 
 def payload(stage: str, version: int, config: Any, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """Return what is hashed: the stage, its version, its config and the keys of its inputs, as JSON types."""
+    """Return what the key is the hash of: the stage, its version, its config and its inputs' keys, as JSON types."""
     return {
         "schema": SCHEMA,
         "stage": stage,
@@ -64,7 +64,8 @@ def digest(value: Any) -> str:
 
 
 def derive_seed(seed: int, stage: str) -> int:
-    """Return the seed of one stage, in [0, 2**31), so that a cache hit never shifts another stage's random numbers."""
+    """Return the seed of one stage, in [0, 2**31). A cache hit never shifts another stage's random numbers."""
+    # Python's own hash of a string differs between processes.
     return int(hashlib.sha256(f"{seed}/{stage}".encode()).hexdigest()[:8], 16) % 2**31
 
 

@@ -1,4 +1,4 @@
-"""What will become of the model, as far as that is known before anything runs. No torch here."""
+"""The outcome of pruning as far as it is known before anything runs. No torch here."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from stages.recover.plan import check_fits
 
 
 def preview(config: Config, graph: Graph, directory: Path | None) -> PrunePlan | None:
-    """Return what pruning will cut, or None where that is not known yet, or nothing is cut, or weights are masked.
+    """Return what pruning will cut; None where that is not known yet, nothing is cut, or weights are masked.
 
     Args:
         config: the configuration.
-        graph: its plan.
-        directory: where the store keeps the model that is pruned, if it does.
+        graph: the configuration's plan.
+        directory: the store's directory of the model to prune. The model need not be there.
 
     Raises:
-        UserError: the ratio can't be reached, the architecture is unknown, the pruned model can't have the adapter, or
-            llama.cpp takes no model of the shape that will be exported.
+        UserError: the ratio can't be reached, the architecture is unknown, the adapter does not fit the pruned model,
+            or llama.cpp takes no model of the shape to export.
     """
     model = graph.roles["model"]
     fields = config_fields(config.model, model.config, (directory, model.locations.get("model")))

@@ -1,4 +1,4 @@
-"""What a run gets from this machine, found without importing torch: device and processes."""
+"""Device and number of processes that a run gets on this machine, found without importing torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.stage import ENGINES
 
 
 def check_runtime(runtime: RuntimeConfig) -> None:
-    """Raise a `UserError` for an option of the runtime group outside its range."""
+    """Raise a `UserError` for an option of the runtime group that is outside its range."""
     device, threads, seconds = runtime.device, runtime.threads, runtime.checkpoint_seconds
     require(device in ("auto", "cpu", "cuda"), "runtime.device", "auto, cpu or cuda", device)
     require(threads is None or threads >= 1, "runtime.threads", "at least 1", threads)
@@ -21,9 +21,10 @@ def check_runtime(runtime: RuntimeConfig) -> None:
 
 
 def resolve_device(device: str) -> str:
-    """Return "cuda" or "cpu" for "auto" (a CUDA driver is loaded and not hidden), or the name itself."""
+    """Return the device's name. "auto" is "cuda" where a CUDA driver is loaded and not hidden, else "cpu"."""
     if device != "auto":
         return device
+    # The driver's device file is there once the driver is loaded. Asking torch would mean importing it.
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
     return "cuda" if Path("/dev/nvidiactl").exists() and not hidden else "cpu"
 
@@ -32,7 +33,7 @@ def resolve_workers(engine: str, workers: int | None, device: str) -> int:
     """Return the number of processes that share a recovery.
 
     Raises:
-        UserError: the engine is unknown, or the number makes no sense with it.
+        UserError: the engine is unknown, or does not go with that number.
     """
     lookup("engine (runtime.engine)", engine, dict.fromkeys(ENGINES, engine))
     if workers is not None and workers < 1:
@@ -49,7 +50,7 @@ def resolve_workers(engine: str, workers: int | None, device: str) -> int:
 
 
 def visible_gpus() -> int:
-    """Return how many GPUs a process may use; at least 1."""
+    """Return how many GPUs a process may use, at least 1."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return max(len([name for name in named.split(",") if name.strip()]), 1)

@@ -1,1 +1,1 @@
-"""The command line: its options with their types, and checking it before Hydra does."""
+"""The command line: its options with their types, and a check of the arguments before Hydra's."""

@@ -1,4 +1,4 @@
-"""A configuration from overrides, as the command line has them, without starting Hydra's application."""
+"""`compose`: the configuration that overrides describe, without starting Hydra's application."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from stages.errors import UserError
 
 
 def compose(*overrides: str) -> Config:
-    """Return the configuration that `overrides` describe, each as on the command line: "prune=best", "ratio=0.3".
+    """Return the configuration that `overrides` describe. They are written as on the command line: "ratio=0.3".
 
     Raises:
-        UserError: an override can't be parsed, names something unknown, has a value of another type, or is a sweep.
+        UserError: an override can't be parsed, names something unknown, has a value of another type or is a sweep.
     """
     register()
     check_arguments(list(overrides))
@@ -26,6 +26,7 @@ def compose(*overrides: str) -> Config:
         with initialize_config_module("conf", version_base="1.3"):
             config = OmegaConf.to_object(composed("config", overrides=list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
+        # Hydra's message names the override; its cause says what is wrong with it.
         said = [str(error), str(error.__cause__ or "")]
         raise UserError(": ".join(text.splitlines()[0].rstrip(".") for text in said if text) + ".") from None
     assert isinstance(config, Config)

@@ -1,7 +1,7 @@
-"""The schema of the command line: one dataclass a group, checked by Hydra before anything runs.
+"""The schema of the command line: one dataclass for each group, checked by Hydra before anything runs.
 
-A group whose options differ by method (prune, adapter) takes its schema from the method's own file, so that a new
-criterion or adapter brings its options with it. No torch here.
+Groups whose options differ by method (prune, adapter, data) take their schemas from the methods' own files. A new
+criterion or adapter therefore brings its options with it. No torch here.
 """
 
 from __future__ import annotations
@@ -27,41 +27,41 @@ from stages.stage import CHECKPOINT_SECONDS
 
 
 class Action(Enum):
-    """What to do with the plan."""
+    """How far a command goes: it only plans, or it runs."""
 
     run = "run"
     plan = "plan"
 
 
 class Reference(Enum):
-    """What "recovered" is measured against."""
+    """The model against which "recovered" is measured."""
 
     dense = "dense"
-    """The dense model as it is: how much of its score is back."""
+    """The dense model as it is: how much of its score came back."""
     dense_recovered = "dense_recovered"
-    """The dense model after the same recovery: how much of what the training gives an unpruned model is reached."""
+    """The dense model after the same recovery: how much is reached of what the training gives an unpruned model."""
     none = "none"
 
 
 @dataclass(kw_only=True, slots=True)
 class RuntimeConfig:
-    """Where it runs; nothing here enters a key, except through an "auto" precision."""
+    """Where a run takes place. Nothing here enters a key, except through an "auto" precision."""
 
     device: str = "auto"
     """cpu, cuda, or auto (cuda where its driver is loaded)."""
     threads: int | None = None
     """Processor threads for torch; null leaves torch's own choice."""
     engine: str = "single"
-    """How a recovery is shared by several processes of this machine, which it starts itself: single (there is one), ddp
-    (a copy of the model each) or fsdp (a piece of the model each)."""
+    """How processes of this machine share a recovery: single (there is one), ddp (each has a copy of the model) or fsdp
+    (each has a piece of the model). The run starts them itself."""
     workers: int | None = None
-    """Number of those processes; null is one for each visible GPU, and has to be said on a processor."""
+    """Number of those processes; null is one for each visible GPU. On a processor the number has to be given."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
-    """Seconds between two checkpoints of a recovery, from which a killed run resumes; what a kill may cost."""
+    """Seconds between two checkpoints of a recovery. A killed run resumes from the last and loses no more than that."""
     artifact_root: str = "artifacts"
-    """Where artifacts are kept, relative to the working directory."""
+    """Directory of the artifact store, relative to the working directory."""
     cache: str = "~/.cache/prune-recover"
-    """Where downloads are kept."""
+    """Directory of the downloads."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,12 +83,12 @@ class Config:
     reference: Reference = Reference.dense
     seed: int = 0
     force: list[str] = field(default_factory=list)
-    """Stages to build again, with everything that depends on them: [prune], [recover], …"""
+    """Stages to build again, with every stage that depends on them: [prune], [recover], …"""
 
 
 @cache
 def register() -> None:
-    """Tell Hydra the schemas, once."""
+    """Give Hydra the schemas, once a process."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="prune/schema", name="base", node=PruneConfig)

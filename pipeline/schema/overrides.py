@@ -1,6 +1,6 @@
-"""Checking the command line before Hydra does, to say what Hydra leaves out: the nearest name that exists.
+"""A check of the command line before Hydra's, which names the nearest option for one that does not exist.
 
-Hydra refuses most unknown names, but names no near match, and takes `+ration=0.5` for a wish to add a field.
+Hydra refuses most unknown names without a near match, and takes `+ration=0.5` for a wish to add a field.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stages.errors import UserError
 
 
 def groups() -> dict[str, list[str]]:
-    """Return {group: its options}, read from the YAML files of `conf`."""
+    """Return {group: its options}, read from the files in `conf`."""
     found = {}
     for directory in resources.files("conf").iterdir():
         if directory.is_dir() and not directory.name.startswith("_"):
@@ -35,6 +35,7 @@ def check_arguments(arguments: list[str]) -> None:
     Raises:
         UserError: an override that can't be parsed, an unknown group option, or an unknown key.
     """
+    # Hydra's own parser, so that flags are told from overrides as Hydra tells them.
     parsed = get_args_parser().parse_args(arguments)
     if parsed.help or parsed.hydra_help or parsed.shell_completion:
         return
@@ -47,18 +48,19 @@ def check_arguments(arguments: list[str]) -> None:
     choices = [o for o in ours if o.key_or_group in known and isinstance(_first(o), (str, type(None)))]
     for override in choices:
         _check_choice(override, known[override.key_or_group])
+    # The keys that exist depend on the chosen options: each prune method, for one, has fields of its own.
     _check_keys([o for o in ours if o not in choices], _composed(choices), known)
 
 
 def check_single(overrides: list[str]) -> None:
-    """Raise a `UserError` where an override is a sweep over several values, which is several runs."""
+    """Raise a `UserError` where an override is a sweep, which means several runs."""
     for override in OverridesParser.create().parse_overrides(overrides):
         if override.is_sweep_override():
             raise UserError(f"{override.input_line} is a sweep: compose or run each of its values by itself.")
 
 
 def _composed(choices: list[Override]) -> DictConfig:
-    """Return the configuration with the chosen options and nothing else overridden; of a sweep, its first choice."""
+    """Return the configuration with the chosen options alone. Of a sweep over options the first one is taken."""
     chosen = [f"{o.key_or_group}={_first(o)}" for o in choices if _first(o) is not None]
     try:
         with initialize_config_module("conf", version_base="1.3"):
@@ -68,7 +70,7 @@ def _composed(choices: list[Override]) -> DictConfig:
 
 
 def _values(override: Override) -> list[Any]:
-    """Return the values an override takes, one unless it is a sweep over choices."""
+    """Return the values that an override takes: one, or several for a sweep over choices."""
     if override.is_choice_sweep():
         return list(override.sweep_iterator(transformer=lambda value: value))
     return [override.value()]
@@ -91,6 +93,7 @@ def _check_choice(override: Override, options: list[str]) -> None:
 def _check_keys(overrides: list[Override], config: DictConfig, known_groups: dict[str, list[str]]) -> None:
     for override in overrides:
         key = override.key_or_group
+        # A group is a name of its own even where it leaves no key in the configuration, as experiment does.
         top = sorted({str(name) for name in config} | set(known_groups))
         node: Any = config
         walked: list[str] = []
@@ -105,7 +108,7 @@ def _check_keys(overrides: list[Override], config: DictConfig, known_groups: dic
 
 
 def _is_open(node: DictConfig) -> bool:
-    """Return whether `node` is a mapping that takes any key, rather than one with a schema."""
+    """Return whether `node` is a mapping that takes any key, not one with a schema."""
     return OmegaConf.get_type(node) is dict
 
 

@@ -1,1 +1,1 @@
-"""What every stage needs and knows none of them: files, names, this machine, progress."""
+"""Helpers that every stage may use and that know no stage: files, names, checks, this machine, progress."""

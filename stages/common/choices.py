@@ -1,4 +1,4 @@
-"""Looking a method up by name: plain dictionaries, and a miss that helps; and the options that a stage takes."""
+"""Lookup of methods by name in plain dictionaries, with errors that name the nearest; and the options a stage takes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lookup(kind: str, name: str, methods: Mapping[str, Method]) -> Method:
     """Return `methods[name]`.
 
     Raises:
-        UserError: `name` is not there; the message lists the known names and the nearest one.
+        UserError: `name` is unknown; the message lists the known names and the nearest one.
     """
     if name in methods:
         return methods[name]
@@ -31,5 +31,5 @@ def lookup(kind: str, name: str, methods: Mapping[str, Method]) -> Method:
 
 
 def narrowed(kind: type[Method], options: Any) -> Method:
-    """Return the dataclass `kind` with the values that the wider dataclass `options` has of its fields."""
+    """Return the dataclass `kind`, whose fields take their values from the wider dataclass `options`."""
     return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]

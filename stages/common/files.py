@@ -1,4 +1,4 @@
-"""Writing and reading the small files of an artifact. No file is written at its final path: beside, then rename."""
+"""Small files of an artifact, written and read. A file is written beside its final path, then renamed to it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ COMPANIONS = (
 )
 """Files of a model directory that travel with the weights unchanged."""
 REMEMBERED_FROM = 1 << 24
-"""Bytes from which a file's hash is remembered."""
+"""Size in bytes from which a file's hash is remembered."""
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[str]]:
-    """Open a file beside `path` for writing, which takes its place at the end of the block unless that fails."""
+    """Open a file beside `path` for writing. It replaces `path` at the end of the block, unless the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A hidden name marks what a killed writer leaves as a leftover.
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("w", encoding="utf-8") as stream:
@@ -49,7 +50,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; NaN and infinity are refused, because JSON has none."""
+    """Write `value` as indented JSON. NaN and infinity are refused, because JSON has neither."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -68,7 +69,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
-    """Write one JSON value a line as they come, in one rename; returns the number of lines."""
+    """Write one JSON value a line as the values come, in one rename. Return the number of lines."""
     count = 0
     with _replacing(path) as stream:
         for row in rows:
@@ -78,7 +79,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
-    """Yield the JSON value of each line of `path`; an unfinished last line (a killed writer) is left out."""
+    """Yield the JSON value of each line of `path`. An unfinished last line, left by a killed writer, is skipped."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             if line.endswith("\n"):
@@ -92,7 +93,7 @@ def sha256_of(path: Path) -> str:
 
 
 def remembered_sha256(path: Path, cache: Path) -> str:
-    """Return `sha256_of(path)`; a big file's is remembered in `cache` by real path, size and time of modification."""
+    """Return `sha256_of(path)`. `cache` remembers a big file's hash by real path, size and time of modification."""
     real = path.resolve()
     stat = real.stat()
     if stat.st_size < REMEMBERED_FROM:

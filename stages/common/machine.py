@@ -1,4 +1,4 @@
-"""What this machine is and what this process takes of it; shared by the stages and the pipeline. No torch here."""
+"""Facts about this machine and this process's memory, for the stages and the pipeline. No torch at import."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from stages.common.choices import lookup
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-"""What a precision may be on the command line."""
+"""The precisions that the command line takes."""
 
 
 @cache
@@ -50,30 +50,32 @@ def cpu_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     for line in text.splitlines():
+        # x86 names them "flags", ARM "Features".
         if line.startswith(("flags", "Features")):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
 
 
 def precision(where: str, dtype: str, device: str) -> str:
-    """Return the precision that `dtype` stands for on `device`: of "auto" bfloat16 where it is multiplied natively.
+    """Return the precision that `dtype` means on `device`. "auto" is bfloat16 where it is multiplied natively.
 
-    On processors without bfloat16 instructions its matrix products are emulated and several times slower than float32.
+    A processor without bfloat16 instructions emulates its matrix products, several times more slowly than float32's.
 
     Raises:
-        UserError: `dtype` is none of auto, float32 and bfloat16; `where` is the option that says it.
+        UserError: `dtype` is none of auto, float32 and bfloat16. `where` is the option that gives it.
     """
     lookup(where, dtype, dict.fromkeys(PRECISIONS))
     if dtype != "auto":
         return dtype
+    # The first two are x86's flags, the last is ARM's.
     native = {"avx512_bf16", "amx_bf16", "bf16"}
     return "bfloat16" if device == "cuda" or native & cpu_flags() else "float32"
 
 
 def resident_bytes(field: str) -> int | None:
-    """Return this process's VmRSS (now) or VmHWM (highest since the last reset), or None where no /proc tells.
+    """Return the bytes of this process's VmRSS (now) or VmHWM (highest since the last reset); None without /proc.
 
-    `getrusage` is no stand-in: its maximum never falls, so it would charge one stage for another's memory.
+    `getrusage` can't replace it: its maximum never falls, so one stage would be charged for another's memory.
     """
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
@@ -83,9 +85,9 @@ def resident_bytes(field: str) -> int | None:
 
 
 def return_freed_memory() -> None:
-    """Give memory that was freed back to the system, where the C library (glibc) would keep it for later.
+    """Give freed memory back to the system, where the C library (glibc) would keep it for later.
 
-    It keeps what is smaller than some tens of MiB, and finds no use for much of it: freed layers would pile up.
+    glibc keeps blocks smaller than some tens of MiB and finds no use for many of them. Freed layers would pile up.
     """
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -94,18 +96,19 @@ def return_freed_memory() -> None:
 def reset_peak_memory() -> None:
     """Start a new measurement of this process's peak resident memory, where the system can (Linux).
 
-    Memory that earlier work freed and the C library still holds goes back to the system first: it is not this work's.
+    Memory that earlier work freed and the C library still holds is given back first: it is not part of this peak.
     """
     gc.collect()
     return_freed_memory()
     try:
+        # 5 resets VmHWM to the current resident size (proc(5)).
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return
 
 
 def free_memory_bytes(device: str) -> int:
-    """Return the bytes that can still be had on `device`: cpu, or a GPU such as cuda:0."""
+    """Return the bytes that are still available on `device`: cpu, or a GPU such as cuda:0."""
     if device.startswith("cuda"):
         import torch
 
@@ -116,7 +119,7 @@ def free_memory_bytes(device: str) -> int:
 
 
 def _left_in_container() -> int:
-    """Return the bytes that a container's limit (cgroup v2) leaves, caches of files counted as free; a lot if none."""
+    """Return the bytes left under a container's limit (cgroup v2), file caches counted as free; huge without one."""
     root = Path("/sys/fs/cgroup")
     try:
         limit = (root / "memory.max").read_text(encoding="ascii").strip()

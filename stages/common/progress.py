@@ -10,7 +10,7 @@ from tqdm import tqdm
 def progress(
     description: str, *, total: int | None, unit: str, initial: int = 0, scale: bool = False, silent: bool = False
 ) -> tqdm[Any]:
-    """Return a progress bar; `scale` prints large units as k, M, G (bytes, tokens), `silent` shows nothing."""
+    """Return a progress bar. `scale` prints large numbers (bytes, tokens) as k, M, G; `silent` shows nothing."""
     return tqdm(
         desc=description,
         disable=silent,

@@ -1,1 +1,1 @@
-"""Recovery and calibration rows: each data set is one file that yields prompts and responses; packing is shared."""
+"""Recovery and calibration rows. Each data set is one file that yields prompts and responses; packing is shared."""

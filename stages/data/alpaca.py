@@ -18,7 +18,7 @@ WITHOUT_INPUT = (
 
 
 def prompt_of(instruction: str, given: str) -> str:
-    """Return the prompt of `instruction`; `given` is its input, empty where it has none."""
+    """Return the prompt of `instruction`. `given` is its input, empty where it has none."""
     return (
         WITH_INPUT.format(instruction=instruction, input=given)
         if given

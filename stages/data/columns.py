@@ -1,4 +1,4 @@
-"""From a record with columns of any names to a row: which column is the prompt, which the response."""
+"""Rows from records with columns of any names: which column is the prompt, which the response."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from stages.errors import UserError
 KINDS = (("instruction", "output"), ("prompt", "response"), ("text",))
 """Columns that make a row, in the order in which they are looked for where the config names none."""
 OPTIONAL = {"input": "instruction"}
-"""Columns that a record may leave empty, and with which they go."""
+"""Columns that a record may leave empty, each with the column that it goes with."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ColumnsConfig:
-    """The names of the columns that make a row, of one of three kinds; all null: the first kind that is there.
+    """The names of the columns that make a row, of one of three kinds. All null: the first kind found in the data.
 
-    `instruction` and `output`, with or without `input`, become Stanford Alpaca's prompt and its response; `prompt` and
-    `response` follow each other as they are; `text` is plain text without a prompt.
+    `instruction` and `output`, with or without `input`, become Stanford Alpaca's prompt and its response. `prompt` and
+    `response` follow each other as they are. `text` is plain text without a prompt.
     """
 
     instruction: str | None = None
@@ -37,7 +37,7 @@ def chosen(config: ColumnsConfig, present: Iterable[str], where: str) -> dict[st
     """Return {part of a row: its column in the data} for the columns `present` in `where`.
 
     Raises:
-        UserError: the config names columns of two kinds, half of one, or one that is not there.
+        UserError: the config names columns of two kinds, only half of a kind, or a column that is not there.
     """
     known = list(present)
     named = {part: column for part, column in asdict(config).items() if column is not None}
@@ -75,7 +75,7 @@ def _found(known: list[str], where: str) -> dict[str, str]:
 def rows(
     records: Iterable[tuple[str, dict[str, Any]]], columns: dict[str, str], task: str, source: dict[str, Any]
 ) -> Iterator[Row]:
-    """Yield the row of each of (where it is, record); what has no response is left out, and counted in `source`.
+    """Yield the row of each (place, record). Records without a response are left out, and counted in `source`.
 
     Raises:
         UserError: a column is missing from a record, or is not text.

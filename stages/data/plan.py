@@ -1,4 +1,4 @@
-"""What the data group asks for, found before anything runs. No torch here."""
+"""The plan of the data stage: what the data group asks for, found before anything runs. No torch here."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from stages.stage import Planned
 
 
 def planned(data: DataConfig, cache: Path, *, seed: int) -> Planned:
-    """Return what the data stage is to write; a mixture's parts are data stages of their own (`mixture.parts_of`).
+    """Return the data stage's config. A mixture's parts are data stages of their own (`mixture.parts_of`).
 
     Args:
         data: the options.
-        cache: where downloads are kept.
-        seed: the stage's own.
+        cache: the directory in which downloads are kept.
+        seed: the stage's own seed.
 
     Raises:
-        UserError: the data set is unknown, an option is outside its range, or what it names can't be found.
+        UserError: the data set is unknown, an option is outside its range, or a file or name it gives can't be found.
     """
     dataset = lookup("data set", data.name, DATASETS)
     for option in ("validation_rows", "rows"):
@@ -34,10 +34,10 @@ def planned(data: DataConfig, cache: Path, *, seed: int) -> Planned:
 
 
 def label(config: DataConfig) -> str:
-    """Return what reports call the rows."""
+    """Return the rows' name in reports."""
     return DATASETS[config.name].label(config)
 
 
 def tasks(config: DataConfig) -> tuple[str, ...]:
-    """Return the judged tasks whose train splits are among the rows, a mixture's parts left out."""
+    """Return the judged tasks whose train splits are among the rows. A mixture's parts are not looked into."""
     return DATASETS[config.name].tasks

@@ -1,6 +1,6 @@
-"""Records of JSON Lines, JSON, CSV and Parquet files, one at a time and each with where it stands.
+"""Records of JSON Lines, JSON, CSV and Parquet files, one at a time, each with its place in the file.
 
-Nothing but a JSON file that is one list is ever held whole. No pyarrow at module level: a plan imports this.
+Only a JSON file that is one list is held whole. No pyarrow at module level, because a plan imports this.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def records(path: Path) -> Iterator[tuple[str, Record]]:
     """Yield (the file and line or row, record) for every record of `path`.
 
     Raises:
-        UserError: the file's format is unknown, or it is not what its name says; the line is named.
+        UserError: the file's format is unknown, or the file is not what its name says. The message names the line.
     """
     return READERS[format_of(path)](path)
 
@@ -48,7 +48,7 @@ def format_of(path: Path) -> str:
     """Return the suffix that says how `path` is read.
 
     Raises:
-        UserError: no reader knows it.
+        UserError: no reader knows the suffix.
     """
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if suffix not in READERS or (path.suffix == ".gz" and suffix == ".parquet"):
@@ -57,15 +57,15 @@ def format_of(path: Path) -> str:
 
 
 def opened(path: Path) -> IO[str]:
-    """Return the text of `path`, unpacked if it ends in .gz."""
-    # A byte order mark, as some spreadsheets write it, is no part of the first column's name.
+    """Return the text of `path`, unpacked if the name ends in .gz."""
+    # utf-8-sig drops a byte order mark, which some spreadsheets write: it is no part of the first column's name.
     how = {"encoding": "utf-8-sig", "newline": ""}
     return gzip.open(path, "rt", **how) if path.suffix == ".gz" else path.open(**how)  # type: ignore[call-overload,no-any-return]
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what is wrong with a text file's bytes inside the block into a UserError."""
+    """Turn an error in a text file's bytes inside the block into a `UserError`."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -87,7 +87,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
 
 
 def _json(path: Path) -> Iterator[tuple[str, Record]]:
-    """Yield the objects of the list that the file is; a file of another beginning is one of JSON Lines."""
+    """Yield the objects of the list in the file. A file that does not begin with "[" is read as JSON Lines."""
     with readable(path), opened(path) as stream:
         while (first := stream.read(1)) and first.isspace():
             pass
@@ -109,6 +109,7 @@ def _object(value: Any, where: str) -> tuple[str, Record]:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Record]]:
+    # Python's limit of 131,072 characters a field is less than a long text.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with readable(path), opened(path) as lines:
         table = csv.DictReader(lines, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)

@@ -1,7 +1,7 @@
-"""Every data set by name. No torch here: a plan reads these.
+"""Every data set by name. No torch here, because a plan reads these.
 
-To add one: a file with a `build(config, inputs, context) -> Built`, an entry here, and `conf/data/NAME.yaml`; options
-of its own are a dataclass in its file, and the YAML's `defaults: [schema/NAME@_here_, _self_]`.
+A new data set is a file with a `build(config, inputs, context) -> Built`, an entry here, and `conf/data/NAME.yaml`.
+Options of its own are a dataclass in its file, and `defaults: [schema/NAME@_here_, _self_]` in the YAML.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ Pinned = tuple[Any, dict[str, Path]]
 
 
 def as_it_is(config: Any, cache: Path) -> Pinned:
-    """Return `config`: it names its rows by hash, and they lie nowhere on this machine."""
+    """Return `config` as it is: it names its rows by hash, and no place on this machine."""
     return config, {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
-    """How rows are built, and which judged tasks' train splits are among them.
+    """One data set: how its rows are built, and which judged tasks' train splits are among them.
 
     Attributes:
-        build: returns all rows; in what order they are trained on is not its business.
-        config: its options.
-        pin: what a plan does to the options before they enter a key (branches become commits, paths digests), given
-            where downloads are kept; returns them with where things lie on this machine (`Context.locations`).
-        label: what the rows are called, in directories and reports.
-        tasks: lm-eval's names; their scores mix recovery with task fitting, and the report says so.
+        build: returns all rows. The order in which they are trained on is decided elsewhere.
+        config: the dataclass of its options.
+        pin: given the options and the directory of downloads, returns the options as they enter a key (branches become
+            commits, paths digests), and the places on this machine (`Context.locations`).
+        label: returns the rows' name in directories and reports.
+        tasks: lm-eval's names of those tasks. Their scores mix recovery with task fitting, and the report says so.
     """
 
     build: Callable[[Any, Mapping[str, Path], Context], Built]

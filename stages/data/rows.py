@@ -1,4 +1,4 @@
-"""What a data set gives the data stage: rows, and where they came from."""
+"""The rows that a data set gives the data stage, with their provenance."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Row(NamedTuple):
     """One text to train on: `prompt` + `response`.
 
     Attributes:
-        prompt: what a model reads; empty where the row is plain text.
-        response: what it is to give.
-        task: what kind of row it is, for fair mixtures.
-        choices: the responses that could have been given, `response` among them and none empty, where the row is a
-            question with such; what a recovery's curve takes its accuracy from.
+        prompt: the text that a model reads; empty where the row is plain text.
+        response: the text that the model is to give.
+        task: the kind of row, for fair mixtures.
+        choices: where the row is a question with fixed answers, all possible responses: `response` is among them and
+            none is empty. A recovery's curve takes its accuracy from them.
     """
 
     prompt: str
@@ -31,13 +31,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """The rows of a data set in a deterministic order, and where they are from.
+    """The rows of a data set in a deterministic order, with their provenance.
 
     Attributes:
-        rows: a list where they may be held in memory; an iterator is read once and never held.
-        source: the provenance that `data.json` records; what a builder counts (rows left out) it adds to this while
-            `rows` is read.
-        validation: the rows set aside, where the data set does that itself; then `rows` has none of their texts.
+        rows: a list where they may be held in memory. An iterator is read once and never held.
+        source: the provenance that `data.json` records. While `rows` is read, a builder adds its counts (rows left
+            out).
+        validation: the rows set aside, where the data set does that itself. Then `rows` has none of their texts.
     """
 
     rows: Iterable[Row]

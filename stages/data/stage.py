@@ -1,4 +1,4 @@
-"""The `data` stage: rows to recover on, some of them set aside for the recovery's curve."""
+"""The `data` stage: rows to recover on, with some set aside for the recovery's curve."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 
 def run(config: DataConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Write `train.jsonl`, `validation.jsonl` and `data.json`; return the counts of rows.
+    """Write `train.jsonl`, `validation.jsonl` and `data.json`, and return the counts of rows.
 
-    A line has prompt, response and task; one that is held out has its choices too, where the data set gives them.
-    `inputs` are the artifacts of a mixture's parts, by their names.
+    A line has prompt, response and task. A held-out line has its choices too, where the data set gives them. `inputs`
+    are the artifacts of a mixture's parts, by their names.
 
     Raises:
-        UserError: the data set is unknown, its source can't be had, or it has too few rows to set so many aside.
+        UserError: the data set is unknown, its source can't be fetched, or it has too few rows to set so many aside.
     """
     dataset = lookup("data set", config.name, DATASETS)
     built = dataset.build(config, inputs, context)
@@ -51,7 +51,7 @@ def run(config: DataConfig, inputs: Mapping[str, Path], context: Context) -> JSO
 
 
 def _divided(built: Built, config: DataConfig) -> Iterator[tuple[str, Iterable[Row]]]:
-    """Yield the rows to train on, then those set aside; the first are to be read before the second are asked for."""
+    """Yield the rows to train on, then the rows set aside. The first must be read before the second are asked for."""
     if built.validation is not None:
         yield "train", built.rows
         yield "validation", built.validation
@@ -78,7 +78,7 @@ def _tasks(inputs: Mapping[str, Path]) -> list[str]:
 
 
 def _line(row: Row, *, choices: bool) -> JSON:
-    """Return `row` as it is written; only questions that are held out are ever asked, so only they keep their choices.
+    """Return `row` as it is written. Only held-out questions are ever asked, so only they keep their choices.
 
     Raises:
         ValueError: the data set gave choices without the response among them, or an empty one.

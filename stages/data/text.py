@@ -1,8 +1,8 @@
 """Plain text of the user's own files, for continued pre-training.
 
-Each file is cut into rows at the ends of paragraphs, or where those are far apart at those of lines, sentences or
-words. A row is what the order shuffles and the validation split draws, so it is some hundred tokens and not a whole
-file; how many of its tokens a document holds is decided where they are known (`stages.rows.packing`).
+Each file is cut into rows at the ends of paragraphs. Where these are far apart, it is cut at the ends of lines,
+sentences or words. Rows are what the order shuffles and the validation split draws, so a row is some hundred tokens and
+not a whole file. How many of its tokens a document holds is decided where they are known (`stages.rows.packing`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stages.errors import UserError
 from stages.stage import Context
 
 SUFFIXES = (".txt", ".text", ".md")
-"""Files of a directory that are read; one that is named, or matched by a pattern, may end in anything."""
+"""Files of a directory that are read. A file that is named, or matched by a pattern, may end in anything."""
 ENDS = ("\n\n", "\n", ". ", " ")
 """Where text is cut, the best place first."""
 BLOCK = 1 << 16
@@ -29,23 +29,23 @@ BLOCK = 1 << 16
 
 @dataclass(kw_only=True, slots=True)
 class TextConfig(DataConfig):
-    """Which files, and how long their rows are."""
+    """The files to read, and the length of their rows."""
 
     path: str | None = None
-    """A file, a directory or a pattern ("books/*.txt"); null in a key, where `digest` stands for it."""
+    """A file, a directory or a pattern ("books/*.txt"). In a key it is null, and `digest` stands for it."""
     digest: str | None = None
-    """SHA-256 of the files' contents; the plan sets it."""
+    """SHA-256 of the files' contents. The plan sets it."""
     characters: int = 2000
-    """Longest row in characters; about four to a token of English."""
+    """Longest row in characters; a token of English has about four."""
     rows: int | None = None
-    """The first so many rows; null is all of them."""
+    """Number of rows to take, the first ones; null is all of them."""
 
 
 def pin(config: TextConfig, cache: Path) -> tuple[TextConfig, dict[str, Path]]:
-    """Return `config` with the files' digest in place of their path, and where they lie.
+    """Return `config` with the files' digest in place of their path, and the files' place.
 
     Raises:
-        UserError: there are no such files, or rows of that length can't be.
+        UserError: there are no such files, or no row can have that length.
     """
     if config.characters < 2:
         raise UserError(f"data.characters must be at least 2, and is {config.characters}.")
@@ -54,7 +54,7 @@ def pin(config: TextConfig, cache: Path) -> tuple[TextConfig, dict[str, Path]]:
 
 
 def label(config: TextConfig) -> str:
-    """Return what the rows are called."""
+    """Return the rows' name, for labels."""
     return f"{config.name} {(config.digest or '')[:8]}"
 
 
@@ -62,7 +62,7 @@ def build(config: TextConfig, inputs: Mapping[str, Path], context: Context) -> B
     """Return the rows of the files in the order of their names.
 
     Raises:
-        UserError: the files have changed since the plan, or are not UTF-8 (while they are read).
+        UserError: the files have changed since the plan, or are not UTF-8 (raised while they are read).
     """
     files = same_files(config, SUFFIXES, context.locations[HERE], context.cache)
     pieces = chain.from_iterable(cut(_blocks(file), config.characters) for file in files)
@@ -71,8 +71,9 @@ def build(config: TextConfig, inputs: Mapping[str, Path], context: Context) -> B
 
 
 def cut(blocks: Iterable[str], longest: int) -> Iterator[str]:
-    """Yield the text that `blocks` are in rows of at most `longest` characters; only white space between is lost."""
+    """Yield the text of `blocks` in rows of at most `longest` characters. Only white space between rows is lost."""
     held = ""
+    # The empty block at the end says that no text follows, so that the rest is cut too.
     for block in chain(blocks, [""]):
         held += block
         start = 0
@@ -85,7 +86,7 @@ def cut(blocks: Iterable[str], longest: int) -> Iterator[str]:
 
 
 def _end(window: str, *, whole: bool) -> int:
-    """Return where the row that begins `window` ends: at the best end in its second half; `whole`: all of it."""
+    """Return where the row that begins `window` ends: at the best end in its second half; with `whole`, at its end."""
     if whole:
         return len(window)
     for end in ENDS:

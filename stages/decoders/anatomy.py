@@ -1,8 +1,8 @@
-"""Where the weights that pruning removes are in a live decoder.
+"""The places in a live decoder of the weights that pruning removes.
 
-Owns the way from a model to its layers' linear maps, to the norms that belong to them and to every parameter along the
-hidden channels. What they cost is `stages.decoders.shapes`, and how a family names them is in `.registry`. Scoring and
-cutting reach weights only through here, so that no criterion and no surgery names an architecture.
+This module owns the way from a model to its layers' linear maps, to the norms that belong to them and to every
+parameter along the hidden channels. What they cost is in `stages.decoders.shapes`; how a family names them is in
+`.registry`. Scoring and cutting reach weights only through here, so no criterion and no surgery names an architecture.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Projection:
     """A linear map whose rows (outputs) or columns (inputs) belong to the groups that pruning keeps or removes.
 
-    Where a family fuses maps into one (phi3's qkv_proj), a projection is `size` rows of it from `start` on.
+    Where a family fuses maps into one (phi3's qkv_proj), a projection is the `size` rows of it from `start` on.
     """
 
     name: str
@@ -35,15 +35,15 @@ class Projection:
     """Whether the axis runs over query heads (q, o) and not over key/value heads (k, v)."""
     start: int = 0
     size: int | None = None
-    """Rows of a fused map; None for all."""
+    """Number of rows of a fused map that are this projection's; None for the whole map."""
 
     @property
     def weight(self) -> Tensor:
-        """This projection's own part of the weight, a view."""
+        """This projection's own part of the weight, as a view."""
         return self.part(self.linear.weight)
 
     def part(self, whole: Tensor) -> Tensor:
-        """Return this projection's own rows of `whole`, which is shaped as `linear.weight` (or its bias)."""
+        """Return this projection's own rows of `whole`, which has the shape of `linear.weight` or of its bias."""
         return whole if self.size is None else whole.narrow(0, self.start, self.size)
 
 
@@ -52,10 +52,10 @@ class HiddenAxis:
     """A parameter with one axis along the hidden channels: a matrix, or the vector of a norm or of a bias."""
 
     name: str
-    """Dotted, from the model."""
+    """The module's dotted name from the model, and the parameter's."""
     module: nn.Module
     parameter: str
-    """Its name in `module`: weight or bias."""
+    """The parameter's name in `module`: weight or bias."""
     axis: int
 
     @property
@@ -66,7 +66,7 @@ class HiddenAxis:
 
 @dataclass(frozen=True, slots=True)
 class HeadNorm:
-    """A norm of q or k over all heads at once: its weight is cut with the rows of theirs."""
+    """A norm of q or k over all heads at once. Its weight is cut together with the rows of q or k."""
 
     module: nn.Module
     per_query_head: bool
@@ -74,7 +74,7 @@ class HeadNorm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerAnatomy:
-    """One layer. The first projection of each tuple is the root, the map that a group is named after.
+    """One layer. The first projection of each tuple is the root: the map that a group is named after.
 
     A sub-layer that has been removed has no projections and no norms.
     """
@@ -89,32 +89,32 @@ class LayerAnatomy:
 
     @property
     def projections(self) -> tuple[Projection, ...]:
-        """All of them, attention first."""
+        """All projections, attention's first."""
         return self.attention + self.mlp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderAnatomy:
-    """A decoder: its layers, and every parameter with an axis along the hidden channels (tied embeddings once)."""
+    """A decoder: its layers, and every parameter with an axis along the hidden channels. Tied embeddings count once."""
 
     layers: list[LayerAnatomy]
     hidden: list[HiddenAxis]
     norm_offset: float
-    """Added to the weights of the norms where they are multiplied."""
+    """The number that norms add to their weights before they multiply by them."""
     scaled_embedding: bool
     """Whether embeddings are multiplied by the square root of the hidden size."""
 
     @property
     def norms(self) -> list[HiddenAxis]:
-        """The norms of the residual stream and of what is added to it, the final one last."""
+        """The norms of the residual stream and of what is added to it. The final norm is the last."""
         return [place for place in self.hidden if place.parameter == "weight" and place.weight.ndim == 1]
 
 
 def decoder_anatomy(model: PreTrainedModel) -> DecoderAnatomy:
-    """Return the anatomy of `model`, shapes read off its weights.
+    """Return the anatomy of `model`, with shapes read from its weights.
 
     Raises:
-        UserError: its family is not known.
+        UserError: the model's family is not known.
     """
     family = family_of(model.config.to_dict())
     head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
@@ -134,10 +134,10 @@ def decoder_anatomy(model: PreTrainedModel) -> DecoderAnatomy:
 
 
 def decoder_layers(model: PreTrainedModel) -> list[LayerAnatomy]:
-    """Return the anatomy of every layer of `model`, shapes read off its weights.
+    """Return the anatomy of every layer of `model`, with shapes read from the weights.
 
     Raises:
-        UserError: its family is not known.
+        UserError: the model's family is not known.
     """
     return decoder_anatomy(model).layers
 
@@ -147,6 +147,7 @@ def _layer(index: int, layer: Any, family: Family, head_dim: int) -> LayerAnatom
     heads = kv_heads = mlp = 0
     attention: tuple[Projection, ...] = ()
     feed_forward: tuple[Projection, ...] = ()
+    # A sub-layer that pruning removed has no maps.
     if hasattr(layer.self_attn, names.output):
         attention = _attention(layer.self_attn, names)
         heads, kv_heads = (len(attention[map_].weight) // head_dim for map_ in (0, 1))
@@ -175,6 +176,7 @@ def _attention(module: Any, names: Names) -> tuple[Projection, ...]:
             Projection("v_proj", value, 0),
             out,
         )
+    # One map under all three names: the queries' rows, then the keys', then as many of the values.
     queries = output.in_features
     keys = (query.out_features - queries) // 2
     return (
@@ -187,6 +189,7 @@ def _attention(module: Any, names: Names) -> tuple[Projection, ...]:
 
 def _mlp(module: Any, names: Names) -> tuple[Projection, ...]:
     gate, up, down = (getattr(module, name) for name in (names.gate, names.up, names.down))
+    # Where one map has both names, gate's rows come first and up's after them.
     size = None if gate is not up else down.in_features
     return (
         Projection("gate_proj", gate, 0, start=0, size=size),
@@ -196,12 +199,14 @@ def _mlp(module: Any, names: Names) -> tuple[Projection, ...]:
 
 
 def _hidden_places(layer: LayerAnatomy, family: Family) -> Iterator[tuple[nn.Module, str, int]]:
-    """Yield (module, parameter, axis) of the hidden channels in a layer: its norms, its projections' other side."""
+    """Yield (module, parameter, axis) of a layer's hidden channels: its norms, and its projections' other side."""
     norms = family.attention_norms if layer.attention else ()
     norms += family.mlp_norms if layer.mlp else ()
     for name in norms:
         yield layer.module.get_submodule(name), "weight", 0
+    # Projections of a fused map have one `linear`, which is yielded once.
     for projection in {projection.linear: projection for projection in layer.projections}.values():
         yield projection.linear, "weight", 1 - projection.axis
+        # Only a map that writes to the residual stream has a bias along the hidden channels.
         if projection.axis == 1 and projection.linear.bias is not None:
             yield projection.linear, "bias", 0

@@ -1,8 +1,8 @@
-"""Model cards: the README.md of every model directory this project writes, from the records beside the weights.
+"""Model cards: the README.md of every model directory that this project writes, from the records beside the weights.
 
-Pure functions from records to Markdown; what a record lacks, its card leaves out. A card says what was known when it
-was written: the prune and the recover stage know no evaluation, so their cards have the losses they measured, and
-`export=hf` or `gguf` writes the one that has the report's results. The front matter is as the hub reads it.
+Every function is pure, from records to Markdown, and a card leaves out what its record lacks. A card says what was
+known when it was written. The prune and recover stages know no evaluation, so their cards have the losses they
+measured. `export=hf` and `export=gguf` write the card with the report's results. The front matter is the hub's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stages.decoders.shapes import DecoderShape
 from stages.stage import JSON
 
 CARD = "README.md"
-"""Its name in a model directory."""
+"""The card's file name in a model directory."""
 STAND_INS = {family.stand_in.family for family in FAMILIES.values() if family.stand_in}
 """Architectures that another family's models may be saved as."""
 LATER = (
@@ -75,7 +75,7 @@ def model_card(known: Lineage) -> str:
 
 
 def adapter_card(known: Lineage) -> str:
-    """Return the card of an adapter in PEFT's format; `known` is the model that it was trained on."""
+    """Return the card of an adapter directory. `known` is of the model that the adapter was trained on."""
     loading = [
         _code(
             "python",
@@ -96,7 +96,7 @@ def adapter_card(known: Lineage) -> str:
 
 
 def gguf_card(known: Lineage, conversion: JSON) -> str:
-    """Return the card of a GGUF file; `conversion` is what the stage that wrote it returned."""
+    """Return the card of a GGUF file. `conversion` is the summary of the stage that wrote the file."""
     architecture = conversion.get("architecture")
     what = f"llama.cpp's architecture `{architecture}`, matrices as {conversion.get('dtype')}."
     if architecture == "deci":
@@ -191,7 +191,7 @@ def _pruned(known: Lineage) -> Iterator[str]:
 
 
 def _layers(shape: DecoderShape) -> Iterator[str]:
-    """Yield a table of what each layer has now, equal neighbours in one row."""
+    """Yield a table of each layer's present sizes. Equal neighbours share a row."""
     yield "| layers | query heads | key/value heads | MLP channels |"
     yield "| --- | ---: | ---: | ---: |"
     for layer, run in groupby(enumerate(shape.layers), key=lambda numbered: numbered[1]):
@@ -212,7 +212,7 @@ def _masked(record: JSON) -> Iterator[str]:
 
 
 def _trained(record: JSON, *, merged: bool) -> Iterator[str]:
-    """Yield what the recovery trained, on how much of what, and its own measurements."""
+    """Yield what the recovery trained, on how many tokens and rows, and the losses it measured."""
     adapter, seen = record.get("adapter"), record.get("training", {})
     if not adapter:
         return
@@ -240,7 +240,7 @@ def _trained(record: JSON, *, merged: bool) -> Iterator[str]:
 
 
 def adapter_sizes(adapter: JSON) -> str:
-    """Return "rank 16, alpha 16, scaling 4" of what recovery.json says of an adapter; nothing where it has no sizes."""
+    """Return "rank 16, alpha 16, scaling 4", as recovery.json records an adapter; empty where it has no sizes."""
     # Recoveries made before adapters brought their sizes name them among the options.
     earlier = ("rank", "alpha", "bottleneck", "virtual_tokens", "scaling")
     sizes = adapter.get("sizes", {name.replace("_", " "): adapter[name] for name in earlier if name in adapter})
@@ -248,12 +248,12 @@ def adapter_sizes(adapter: JSON) -> str:
 
 
 def training_remarks(record: JSON) -> Iterator[str]:
-    """Yield the sentences of the objective, and one on which parameters are saved if not the last."""
+    """Yield the objective's sentences, and one that says which parameters are saved if not the last."""
     objective, kept = record.get("objective", {}), record.get("kept", {})
     if "sentences" in objective:
         yield from objective["sentences"]
     elif "teacher" in objective:
-        # Recoveries made before objectives brought their sentences; those with a teacher were distillations.
+        # Recoveries made before objectives brought their sentences. Those with a teacher were distillations.
         settings = f"temperature {objective['temperature']:g}, weight {objective['weight']:g}"
         yield f"Distilled from {described(objective['teacher'])} at {settings}."
     if kept.get("parameters") == "best":
@@ -264,7 +264,7 @@ def training_remarks(record: JSON) -> Iterator[str]:
 
 
 def _options(options: Mapping[str, Any]) -> str:
-    """Return the options that say something, as `name=value`."""
+    """Return the options that are set, as `name=value`."""
     shown = {name: value for name, value in options.items() if value is not None and name not in ("method", "ratio")}
     return ", ".join(f"`{name}={_value(value)}`" for name, value in shown.items())
 

@@ -1,8 +1,8 @@
-"""The one format models cross stages in: a Hugging Face directory with safetensors, config and tokenizer.
+"""The one format in which models cross stages: a Hugging Face directory with safetensors, config and tokenizer.
 
-Owns loading and saving such directories, and which architecture a pruned shape is saved as: a stock one whenever one
-takes the shape, else one whose modelling file is copied beside the weights. Code that comes with a checkpoint is never
-executed unless asked. Does not own what is in them: shapes are `stages.decoders.shapes`, pruning is `stages.prune`.
+This module owns loading and saving such directories. It also decides the architecture that a pruned shape is saved as:
+a stock one where one takes the shape, else one whose modelling file is copied beside the weights. Code that comes with
+a checkpoint is never executed unless asked. Shapes are in `stages.decoders.shapes`, pruning is in `stages.prune`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODELLING_FILE = Path(modeling_pruned.__file__)
-"""Copied into checkpoints whose layers differ in shape."""
+"""The file that is copied into checkpoints whose layers differ in shape."""
 PRUNED_MODELS: dict[str, Any] = {
     model.config_class.model_type: model for model in modeling_pruned.PrunedForCausalLM.__subclasses__()
 }
-"""By `model_type`, the classes of that file."""
+"""The classes of that file, by `model_type`."""
 NOT_COPIED = {
     "model_type",
     "architectures",
@@ -72,14 +72,14 @@ def load_model(
 ) -> PreTrainedModel:
     """Return the causal language model in `directory`, in evaluation mode, with weights cast to `dtype`.
 
-    Layers of differing shape are built by this project's own copy of their class, so nothing in `directory` is
-    executed. A `config` takes the place of the directory's; weights that it has no use for are not read.
+    Layers that differ in shape are built by this project's own copy of their class, so nothing in `directory` is
+    executed. A `config` takes the place of the directory's. Weights that it has no use for are not read.
 
     Raises:
-        UserError: the directory lacks its config or some of its weights, or they are truncated or of another shape.
+        UserError: the directory lacks its config or some of its weights, or weights are truncated or of another shape.
     """
     loader = PRUNED_MODELS.get(read_json(directory / "config.json").get("model_type"), AutoModelForCausalLM)
-    # Only the automatic class knows the flag; left unset it would ask on the terminal.
+    # Only the automatic class knows the flag. Left unset, it would ask on the terminal.
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code} if loader is AutoModelForCausalLM else {}
     trust |= {} if config is None else {"config": config}
     try:
@@ -88,7 +88,7 @@ def load_model(
             dtype=DTYPES[dtype],
             local_files_only=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # it then reports them, and so do we
+            ignore_mismatched_sizes=True,  # transformers then reports them, and `_incomplete` refuses them
             **trust,
         )
     except (OSError, SafetensorError, ValueError) as error:
@@ -103,9 +103,9 @@ def load_model(
 def model_of(
     weights: Mapping[str, torch.Tensor], config: PreTrainedConfig, *, dtype: str, device: str = "cpu"
 ) -> PreTrainedModel:
-    """Return the causal language model of `config` with `weights`, just as `load_model` would load it from a directory.
+    """Return the causal language model of `config` with `weights`, as `load_model` would load it from a directory.
 
-    Weights that have the precision `dtype` and lie on `device` already are shared with the model, not copied.
+    Weights that already have the precision `dtype` and are on `device` are shared with the model, not copied.
 
     Raises:
         UserError: transformers has no causal language model of such a config, or weights are missing or of another
@@ -120,7 +120,7 @@ def model_of(
         state_dict=dict(weights),
         dtype=DTYPES[dtype],
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # it then reports them, and so do we
+        ignore_mismatched_sizes=True,  # transformers then reports them, and `_incomplete` refuses them
     )
     if problem := _incomplete(report):
         raise UserError(
@@ -133,21 +133,22 @@ def model_of(
 def copy_of(
     model: PreTrainedModel, *, dtype: str, config: PreTrainedConfig | None = None, shared: bool = False
 ) -> PreTrainedModel:
-    """Return a copy of a live model on its device in evaluation mode, as it would be after saving and loading it.
+    """Return a copy of a live model on its device in evaluation mode, as saving and loading would give it.
 
-    Hooks, gradients and what was compiled are not in the copy.
+    The copy has no hooks, no gradients and nothing compiled.
 
     Args:
-        model: it is read and left as it is.
-        dtype: of the copy's weights.
-        config: takes the place of the model's.
-        shared: whether the copy has the model's own weights where they are in `dtype` already, for one that nobody
-            changes.
+        model: the model to copy. It is left as it is.
+        dtype: precision of the copy's weights.
+        config: takes the place of the model's config.
+        shared: whether weights that are in `dtype` already are shared instead of copied. Only for a model whose
+            weights nobody changes afterwards.
 
     Raises:
         UserError: as `model_of`.
     """
     config = model.config if config is None else config
+    # transformers ties them again, so a tied weight is passed on once.
     tied = model.all_tied_weights_keys if config.tie_word_embeddings else {}
     weights = {
         name: tensor.detach().to(DTYPES[dtype], copy=not shared)
@@ -164,8 +165,8 @@ def cut_copy(
 ) -> PreTrainedModel:
     """Return `model`, whose projections have been cut in place to `shape`, as the architecture that takes this shape.
 
-    It shares the weights of `model`, and is what `load_model` gives of what `save_cut_model` writes. Its attribute
-    `pruning` has what pruning.json would have.
+    The result shares the weights of `model`. It equals what `load_model` returns after `save_cut_model`. Its attribute
+    `pruning` holds what pruning.json would hold.
     """
     config, architecture = _cut_to(model, shape, dtype)
     made = copy_of(model, dtype=dtype, config=config, shared=True)
@@ -174,7 +175,7 @@ def cut_copy(
 
 
 def _incomplete(report: Mapping[str, Any]) -> str:
-    """Return what transformers reports of weights that are missing or of another shape; nothing where none are."""
+    """Return what transformers reports of weights that are missing or of another shape; empty where none are."""
     for problem in ("missing_keys", "mismatched_keys"):
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[problem])
         if names:
@@ -195,7 +196,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         )
     config = directory / "config.json"
     model_type = read_json(config).get("model_type") if config.is_file() else None
-    # The class of a tokenizer is chosen by the model's, and of a pruned one only its family is known there.
+    # transformers chooses a tokenizer's class by the model's, and knows only the family of a pruned model.
     known = {"config": config_class(model_type.removeprefix(PRUNED_PREFIX))()} if model_type in PRUNED_MODELS else {}
     return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **known)
 
@@ -203,8 +204,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 def save_model(model: PreTrainedModel, directory: Path, *, like: Path, recovery: dict[str, Any] | None = None) -> None:
     """Write `model` to `directory`, with the tokenizer and companion files of the model directory `like`.
 
-    Its card says what is recorded beside `like`, and `recovery` (what recovery.json holds). The directory appears
-    whole, in one rename, and replaces one that was there.
+    The card tells what is recorded beside `like`, and `recovery` (the contents of recovery.json). The directory appears
+    whole, in one rename, and replaces an earlier one.
     """
     with _beside(directory) as beside:
         model.save_pretrained(beside)
@@ -228,13 +229,13 @@ def save_cut_model(
     """Write `model`, whose projections have been cut in place to `shape`, as the architecture that takes this shape.
 
     Args:
-        model: a live decoder; its class and config are still the dense model's.
-        shape: the shape its layers now have.
-        directory: where to; it appears whole, in one rename.
-        like: the model directory it was cut from, for the tokenizer and other companion files.
-        dtype: of the saved weights.
-        record: what `pruning.json` says, and the model card from it; the architecture and the base are added.
-        resident: holds a layer's weights in memory, where not all are; each layer is then a file of its own.
+        model: a live decoder. Its class and config are still the dense model's.
+        shape: the shape that its layers now have.
+        directory: the directory to write. It appears whole, in one rename.
+        like: the model directory that the model was cut from, for the tokenizer and other companion files.
+        dtype: precision of the saved weights.
+        record: the contents of `pruning.json`, from which the card is written too. Architecture and base are added.
+        resident: holds a layer's weights in memory, where not all are. Each layer is then written to a file of its own.
     """
     config, architecture = _cut_to(model, shape, dtype)
     with _beside(directory) as beside:
@@ -258,9 +259,10 @@ def _write_weights(
     tied: bool,
     resident: Callable[[int], AbstractContextManager[Any]] | None,
 ) -> None:
-    """Write the weights as `transformers` shards them, or each layer to a file of its own while `resident` holds it."""
+    """Write the weights as `transformers` shards them, or each layer to its own file while `resident` holds it."""
 
     def stored() -> dict[str, torch.Tensor]:
+        # A tied output matrix is saved as the embedding alone; a weight on the meta device is not in memory now.
         return {
             name: tensor.to("cpu", DTYPES[dtype])
             for name, tensor in model.state_dict().items()
@@ -272,7 +274,7 @@ def _write_weights(
         return
     weight_map: dict[str, str] = {}
     size, count = 0, model.config.num_hidden_layers
-    for index in range(-1, count):  # first what is in memory all the time
+    for index in range(-1, count):  # −1: the weights that are in memory all the time
         with nullcontext() if index < 0 else resident(index):
             weights = {name: tensor for name, tensor in stored().items() if name not in weight_map}
             file = f"model-{index + 2:05d}-of-{count + 1:05d}.safetensors"
@@ -283,23 +285,23 @@ def _write_weights(
 
 
 def _cut_to(model: PreTrainedModel, shape: DecoderShape, dtype: str) -> tuple[PreTrainedConfig, JSON]:
-    """Return the configuration of `model` cut to `shape` in `dtype`, and what is recorded of its architecture."""
+    """Return the configuration of `model` cut to `shape` in `dtype`, and the record of its architecture."""
     config, reason = cut_config(model.config, shape)
     config.dtype = DTYPES[dtype]
     return config, {"model_type": config.model_type, "reason": reason}
 
 
 def config_class(model_type: str) -> Any:
-    """Return the configuration class of a `model_type`, a stock one's or one of a model with differing layers."""
+    """Return the configuration class of a `model_type`: a stock one, or one of this project's for differing layers."""
     model = PRUNED_MODELS.get(model_type)
     return CONFIG_MAPPING[model_type] if model is None else model.config_class
 
 
 def cut_config(dense: PreTrainedConfig, shape: DecoderShape) -> tuple[PreTrainedConfig, str]:
-    """Return the configuration that a model of `dense`, cut to `shape`, is saved with, and why this architecture.
+    """Return the configuration that a model of `dense`, cut to `shape`, is saved with, and the reason for it.
 
-    That is the family's stock architecture; where it refuses the shape, another stock one that computes the same to the
-    bit; and where there is none, the family's class in `.modeling_pruned`.
+    The architecture is the family's stock one. Where that refuses the shape, it is another stock one that computes the
+    same to the bit. Where there is none, it is the family's class in `.modeling_pruned`.
     """
     fields = {name: value for name, value in dense.to_dict().items() if name not in NOT_COPIED}
     fields |= {"head_dim": shape.head_dim, "hidden_size": shape.hidden, "num_hidden_layers": len(shape.layers)}
@@ -312,6 +314,7 @@ def cut_config(dense: PreTrainedConfig, shape: DecoderShape) -> tuple[PreTrained
             return _stock_config(shape.family, fields | fields_of_layer), "the stock architecture takes this shape"
         except (StrictDataclassError, ValueError):
             needs = f"{config_class(shape.family).__name__} refuses {layer.heads} heads at hidden size {shape.hidden}"
+        # A stand-in has no biases.
         other = FAMILIES[shape.family].stand_in
         if other is not None and not (shape.qkv_bias or shape.o_bias or shape.mlp_bias):
             known = {name: value for name, value in fields.items() if name not in other.unknown}
@@ -321,7 +324,7 @@ def cut_config(dense: PreTrainedConfig, shape: DecoderShape) -> tuple[PreTrained
 
 
 def _beyond_stock(shape: DecoderShape) -> str:
-    """Return what of `shape` no stock architecture has, or nothing."""
+    """Return what `shape` has that no stock architecture has; empty where there is nothing."""
     if not shape.uniform:
         return "layers differ in shape"
     if not (shape.layers[0].heads and shape.layers[0].mlp):
@@ -350,7 +353,7 @@ def _pruned_config(fields: dict[str, Any], shape: DecoderShape) -> PreTrainedCon
 
 
 def stored_dtype(directory: Path) -> str:
-    """Return the precision in which most weights of `directory` are stored, read from the safetensors headers.
+    """Return the precision in which most weights of `directory` are stored, as the safetensors headers say.
 
     Raises:
         UserError: there are no safetensors, a header can't be read, or the precision is none of float32, bfloat16,
@@ -373,12 +376,12 @@ def copy_companions(source: Path, target: Path) -> None:
 
 
 def count_nonzeros(model: torch.nn.Module) -> int:
-    """Return how many parameters are not zero; tied ones count once."""
+    """Return how many parameters are not zero. Tied parameters count once."""
     return sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
 
 
 def count_parameters(model: torch.nn.Module) -> int:
-    """Return the number of parameters; tied ones count once."""
+    """Return the number of parameters. Tied parameters count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -389,8 +392,8 @@ def _has_tokenizer(directory: Path) -> bool:
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write `tokenizer` so that it splits text the same way beside a model of another architecture.
 
-    Which class reads tokenizer.json depends on the architecture too, and a class named for a family builds parts of its
-    own. What it has built is saved, under the class that takes tokenizer.json as it is.
+    The architecture helps decide which class reads tokenizer.json, and a class named for a family builds parts of its
+    own. Those parts are saved as built, under the class that takes tokenizer.json as it is.
     """
     tokenizer.save_pretrained(directory)
     path = directory / "tokenizer_config.json"
@@ -399,7 +402,7 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> Non
 
 @contextmanager
 def _beside(directory: Path) -> Iterator[Path]:
-    """Yield an empty directory beside `directory` that takes its place if the block succeeds, and else disappears."""
+    """Yield an empty directory beside `directory`. It replaces `directory` if the block succeeds, else it vanishes."""
     beside = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

@@ -1,6 +1,6 @@
-"""How a model came to be, as recorded beside its weights: its config, the dense model's origin, pruning and recovery.
+"""The lineage of a model, recorded beside its weights: config, the dense model's origin, pruning and recovery.
 
-Read from the files beside the weights; what is not recorded is empty.
+It is read from the files beside the weights. A part that is not recorded is empty.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from stages.common.files import read_json
 from stages.stage import JSON
 
 ORIGIN = "origin.json"
-"""Beside a source model's directory: where it comes from, and its license."""
+"""The file beside a source model's directory that says where the model comes from, and its license."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lineage:
-    """What is known of a model; empty where nothing is.
+    """The known lineage of a model. What is not known is empty.
 
     Attributes:
         config: its config.json.
-        base: where the dense model comes from, as its origin.json says: repo, revision, member, license, each if known;
-            and its name.
+        base: origin of the dense model, as its origin.json has it: repo, revision, member, license, where known; and
+            its name.
         pruning: its pruning.json.
         recovery: its recovery.json.
-        results: what was measured, in Markdown.
+        results: measured results, in Markdown.
     """
 
     config: JSON
@@ -36,12 +36,12 @@ class Lineage:
 
     @property
     def name(self) -> str:
-        """What the dense model is called."""
+        """The dense model's name."""
         return name_of(self.base)
 
 
 def name_of(base: JSON) -> str:
-    """Return what the model is called that origin.json says came from `base`."""
+    """Return the name of the model whose origin.json is `base`."""
     member = Path(base.get("member") or "").stem
     return str(base.get("name") or base.get("repo") or member or "the model")
 
@@ -52,12 +52,12 @@ def revision(base: JSON) -> str:
 
 
 def described(base: JSON) -> str:
-    """Return what a sentence calls the model that came from `base`."""
+    """Return the words by which a sentence names the model that came from `base`."""
     return f"{name_of(base)}{revision(base)}" if base else "the dense model"
 
 
 def base_of(model: Path) -> JSON:
-    """Return where the dense model of the model directory `model` comes from, as far as that is recorded."""
+    """Return the recorded origin of the dense model behind the model directory `model`; empty without a record."""
     for record in (model / "pruning.json", model.parent / "recovery.json"):
         if record.is_file():
             return dict(read_json(record).get("base") or {})
@@ -68,7 +68,7 @@ def base_of(model: Path) -> JSON:
 def lineage(
     model: Path, *, base: JSON | None = None, recovery: JSON | None = None, name: str = "", results: str = ""
 ) -> Lineage:
-    """Return what is recorded beside the weights in the model directory `model`, and what is given."""
+    """Return what is recorded beside the weights in the model directory `model`, with what is given."""
     pruning = model / "pruning.json"
     return Lineage(
         config=read_json(model / "config.json"),
@@ -80,7 +80,7 @@ def lineage(
 
 
 def title(known: Lineage) -> str:
-    """Return one line: what the model is called and what was done to it."""
+    """Return one line with the model's name and what was done to it."""
     steps = []
     if known.pruning.get("method"):
         share = known.pruning.get("ratio", {}).get("achieved")

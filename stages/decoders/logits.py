@@ -1,10 +1,10 @@
-"""What turns the output of a model's head into its logits, for all that applies the head itself.
+"""The map from the output of a model's head to its logits, for all code that applies the head itself.
 
-With h what the head gives, s a scaling (granite) and c a cap (gemma), the logits are
+With h the head's output, s a scaling (granite) and c a cap (gemma), the logits are
 
     z = c tanh(h / (s c)),        without a cap h / s.
 
-Both are read off the model's config here and nowhere else.
+Both are read from the model's config here and nowhere else.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Logits:
 
     def slope(self, logits: Tensor) -> Tensor | None:
         """Return dz/dh where the logits are z, in their shape; None where it is 1 everywhere."""
+        # With z = c tanh(h / (s c)), dz/dh = (1 − (z/c)²) / s.
         if self.softcap is not None:
             return (logits / self.softcap).square_().neg_().add_(1).div_(self.scaling)
         return None if self.scaling == 1 else logits.new_tensor(1 / self.scaling).expand_as(logits)

@@ -1,7 +1,7 @@
-"""Attention over documents packed end to end, each seeing itself alone.
+"""Attention over documents packed end to end, in which each document sees only itself.
 
-Splitting the sequence at document ends costs no mask, no padding and no work between documents: for documents of 128
-tokens it runs twice as fast on a CPU as one masked call over sequences of 512.
+The sequence is split at document ends. That needs no mask and no padding, and does no work between documents. For
+documents of 128 tokens it runs twice as fast on a CPU as one masked call over sequences of 512.
 
 Shapes: B batch (1), H query heads, K key/value heads, T tokens, D head dimension.
 """
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 NAME = "packed_documents"
 STOCK = "sdpa"
-"""transformers' own; every model that lets its attention be replaced has it."""
+"""transformers' own attention. Every model that lets its attention be replaced has it."""
 AFTER_PREFIX = "_after_prefix"
-"""Ends the names of the same two for models with a prefix before every document (`.adapters.prefix_attention`)."""
+"""The ending of both names for models with a prefix before every document (`.adapters.prefix_attention`)."""
 
 
+# Lengths of documents change with every batch. Inside a compiled layer they would cause a compilation each time.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def packed_attention(
     module: torch.nn.Module,
@@ -43,9 +44,9 @@ def packed_attention(
     sliding_window: int | None = None,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return causal attention [B, T, H, D] within each document; without a layout the sequence is one document.
+    """Return causal attention [B, T, H, D] within each document. Without a layout the sequence is one document.
 
-    Where documents continue from tokens that they share, their keys and values are gathered from wherever they lie.
+    Keys and values of shared tokens are gathered from where they lie, for each document that continues from them.
 
     Raises:
         UserError: a document is longer than the model's attention window.
@@ -60,7 +61,7 @@ def packed_attention(
         key_BKTD, value_BKTD = (tensor.index_select(2, shared.sources_S) for tensor in (key_BKTD, value_BKTD))
     if sliding_window is not None and max(reach) > sliding_window:
         raise UserError(f"rows may have {sliding_window} tokens: set recover.sequence_length={sliding_window} or less.")
-    # `split`, not slices: its backward is one concatenation, where each slice's would be a tensor full of zeros.
+    # `split` instead of slices: its backward pass is one concatenation, each slice's would be a tensor full of zeros.
     queries = torch.split(query_BHTD, lengths, dim=2)
     keys, values = (torch.split(tensor, reach, dim=2) for tensor in (key_BKTD, value_BKTD))
     grouped = query_BHTD.shape[1] != key_BKTD.shape[1]
@@ -84,7 +85,7 @@ AttentionInterface.register(NAME, packed_attention)
 
 
 def shares_beginnings(model: PreTrainedModel) -> bool:
-    """Return whether `model` attends from documents that share their beginnings (`collate`)."""
+    """Return whether `model` reads batches whose documents share their beginnings (`collate`)."""
     return bool(model.config._attn_implementation == NAME)
 
 
@@ -92,7 +93,7 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     """Make `model` attend within documents.
 
     Raises:
-        UserError: the model's own code goes round transformers' attention interface.
+        UserError: the model's own code bypasses transformers' attention interface.
     """
     set_attention(model, NAME)
     _check_isolation(model)
@@ -100,7 +101,7 @@ def use_packed_attention(model: PreTrainedModel) -> None:
 
 @contextmanager
 def stock_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Give a model that attends within documents transformers' own attention, masks and all, while the block runs."""
+    """Give a model that attends within documents transformers' own attention, with masks, while the block runs."""
     set_attention(model, STOCK)
     try:
         yield
@@ -109,7 +110,7 @@ def stock_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def set_attention(model: PreTrainedModel, name: str) -> None:
-    """Make `model` attend by the function registered as `name`; where layers have a prefix, by the one that sees it."""
+    """Make `model` attend by the function registered as `name`, or by its variant for layers that have a prefix."""
     if any(hasattr(module, "prefix") for module in model.modules()):
         name += AFTER_PREFIX
     for module in model.modules():
@@ -120,7 +121,7 @@ def set_attention(model: PreTrainedModel, name: str) -> None:
 
 @torch.no_grad()
 def _check_isolation(model: PreTrainedModel) -> None:
-    """Run one document alone and after another: modelling code that ignores the lengths would train on leaks."""
+    """Run a document alone and after another one. Code that ignores the layout would let documents see each other."""
     document, other = (Document([token] * 4, 0, "", cut=False) for token in (1, 2))
     alone = hidden_states(model, collate([document], str(model.device)))
     packed = hidden_states(model, collate([other, document], str(model.device)))[4:]
@@ -133,7 +134,7 @@ def _check_isolation(model: PreTrainedModel) -> None:
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Return the decoder's last hidden states [T, hidden size]; the vocabulary head is left to the loss."""
+    """Return the decoder's last hidden states [T, hidden size]. The loss applies the vocabulary head itself."""
     output = model.get_decoder()(
         input_ids=batch.input_ids_1T,
         position_ids=batch.position_ids_1T,

@@ -1,8 +1,8 @@
-"""Every model family by name, with all that is known of it. No torch here: a plan asks.
+"""Every model family by name, with all that is known of it. No torch here, because a plan asks.
 
-Adding a family is one entry here, for what sets it apart from llama, and one class in
-`stages.decoders.modeling_pruned`. That class stands apart because its file travels alone, in checkpoints; a test
-demands one of every family, with the same norms.
+A new family is one entry here, with what sets it apart from llama, and one class in `stages.decoders.modeling_pruned`.
+The class is in another file because that file travels alone, in checkpoints. A test demands one for every family, with
+the same norms.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from stages.common.choices import lookup
 from stages.decoders.family import Family, Gguf, Names, StandIn
 
 PRUNED_PREFIX = "pruned_"
-"""`model_type` of a checkpoint whose layers differ in shape: this, then the family it was cut from."""
+"""Begins the `model_type` of a checkpoint whose layers differ in shape; the family it was cut from follows."""
 
 _AS_LLAMA = Gguf(architecture="llama", differing="deci", llama_order=True)
-"""Whatever computes what a llama does: deci is the same with head counts and feed-forward lengths of each layer."""
+"""For every family that computes what llama does. deci is the same, with sizes of its own for each layer."""
 
 _ATTENTION_CAP, _FINAL_CAP = "attn_logit_softcapping", "final_logit_softcapping"
 
@@ -36,7 +36,7 @@ _GEMMA2 = Family(
         numbers={_ATTENTION_CAP: _ATTENTION_CAP, _FINAL_CAP: _FINAL_CAP},
         wants=(_ATTENTION_CAP, _FINAL_CAP),
         windows=True,
-        largest=46,
+        largest=46,  # the 27B model
     ),
 )
 
@@ -73,7 +73,7 @@ FAMILIES: dict[str, Family] = {
             numbers={_FINAL_CAP: _FINAL_CAP},
             ignores=(_ATTENTION_CAP,),
             windows=True,
-            largest=62,
+            largest=62,  # the 27B model
         ),
     ),
     "phi3": Family(
@@ -107,14 +107,14 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_name(config: Mapping[str, Any]) -> str:
-    """Return the family of a `config.json`: its `model_type`, or for differing layers the family they were cut from."""
+    """Return the family of a `config.json`: its `model_type`, without the prefix for layers that differ."""
     return str(config.get("model_type", "")).removeprefix(PRUNED_PREFIX)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """Return what is known of the family of a `config.json`.
+    """Return the record of a `config.json`'s family.
 
     Raises:
-        UserError: the family is not known; the known ones are named.
+        UserError: the family is not known. The message names the known ones.
     """
     return lookup("model family (model_type in config.json)", family_name(config), FAMILIES)

@@ -1,7 +1,8 @@
-"""The shapes of decoder-only transformers, and what they cost, from the fields of a `config.json` alone.
+"""Shapes of decoder-only transformers and their cost, from the fields of a `config.json` alone.
 
-Owns the exact count of parameters and multiply-accumulates. No torch here: a plan counts before anything is downloaded.
-What sets a family apart is in `stages.decoders.registry`, and where the weights are in a live model in `.anatomy`.
+This module owns the exact count of parameters and multiply-accumulates. No torch here, because a plan counts before
+anything is downloaded. Differences between families are in `stages.decoders.registry`; the places of the weights in a
+live model are in `.anatomy`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from stages.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """The part of a layer's shape that structured pruning changes. A sub-layer of size 0 is gone, with its norms."""
+    """The part of a layer's shape that pruning changes. A sub-layer of size 0 is removed, together with its norms."""
 
     heads: int
     """Query heads."""
     kv_heads: int
-    """Key/value heads; each serves `heads / kv_heads` adjacent query heads."""
+    """Key/value heads. Each serves `heads / kv_heads` adjacent query heads."""
     mlp: int
     """Channels between gate/up and down."""
 
@@ -41,14 +42,14 @@ class DecoderShape:
     o_bias: bool = False
     mlp_bias: bool = False
     output_bias: bool = False
-    """Whether compensation gave o and down a bias, in whatever family."""
+    """Whether compensation gave o and down a bias, in any family."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DecoderShape:
         """Return the shape that the fields of a `config.json` describe.
 
         Raises:
-            UserError: the family is not known (the known ones are named), or a field is missing or impossible.
+            UserError: the family is not known (the message names the known ones), or a field is missing or impossible.
         """
         family = family_of(config)
         fields = {**family.defaults, **config}
@@ -93,7 +94,8 @@ class DecoderShape:
         return replace(self, output_bias=True)
 
     def parameters(self) -> int:
-        """Return the number of parameters; tied embeddings count once."""
+        """Return the number of parameters. Tied embeddings count once."""
+        # The hidden size by itself is the final norm.
         return self.embedding_parameters() + self.hidden + sum(self.layer_parameters(layer) for layer in self.layers)
 
     def embedding_parameters(self) -> int:
@@ -110,6 +112,7 @@ class DecoderShape:
             return 0
         family = FAMILIES[self.family]
         queries, keys = layer.heads * self.head_dim, layer.kv_heads * self.head_dim
+        # q and o have a row or column for each query channel, k and v for each key channel.
         weights = 2 * (queries + keys) * self.hidden
         biases = self.qkv_bias * (queries + 2 * keys) + (self.o_bias or self.output_bias) * self.hidden
         head_norms = {"": 0, "each": 2 * self.head_dim, "all": queries + keys}[family.head_norms]
@@ -125,15 +128,16 @@ class DecoderShape:
     def multiply_accumulates(self, tokens: int) -> int:
         """Return the multiply-accumulates of a forward pass for each token of a sequence of `tokens` tokens.
 
-        Counted: the projections, the output projection onto the vocabulary, and attention over all `tokens` keys (a
-        dense kernel's work, and how published counts take it). Not counted: norms, rotations, activations, the softmax.
+        Counted are the projections, the output projection onto the vocabulary, and attention over all `tokens` keys
+        (as a dense kernel works, and as published counts have it). Not counted: norms, rotations, activations, softmax.
         """
         layers = sum(self.layer_multiply_accumulates(layer, tokens) for layer in self.layers)
         return layers + self.vocabulary * self.hidden
 
     def layer_multiply_accumulates(self, layer: LayerShape, tokens: int) -> int:
-        """Return the same of one layer."""
+        """Return the same count for one layer alone."""
         projections = 2 * (layer.heads + layer.kv_heads) * self.head_dim + 3 * layer.mlp
+        # Attention: each query times all keys, and each weight times a value.
         return projections * self.hidden + 2 * layer.heads * self.head_dim * tokens
 
 

@@ -1,1 +1,1 @@
-"""How good a model is: multiple-choice log-likelihoods, perplexity of held-out text, and what it costs to run."""
+"""The evaluation of a model: multiple-choice log-likelihoods, perplexity of held-out text, and its running cost."""

@@ -1,8 +1,8 @@
-"""The cost stage: what each model of a recovery weighs and how fast it runs.
+"""The cost stage: size, work, memory and speed of each model of a recovery.
 
-Latencies are taken in alternation, all models loaded in one process and one forward pass of each at a time, so that the
-machine's other work falls on all of them alike and their ratio holds: it is taken within one turn, and another model
-goes first in the next. Peak memory is each model's own, in a process of its own (`peak`).
+Models take turns, all loaded in one process, with one forward pass of each at a time. The machine's other work then
+falls on all of them alike, and ratios of their times hold. A ratio is taken within one turn, and another model goes
+first in the next turn. Peak memory is measured for each model in a process of its own (`peak`).
 """
 
 from __future__ import annotations
@@ -33,25 +33,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 HEADROOM = 1.3
-"""Memory to hold free for loading and running, over the weights and the caches."""
+"""Memory that must be free to load and run the models, relative to weights and caches."""
 ONE_BY_ONE = (
     "The models do not fit in memory together, so each was timed alone: compare their times with care, and no ratio "
     "was taken."
 )
 Times = Mapping[str, Sequence[tuple[float, float]]]
-"""By model: the seconds of (prefill, one decoding step) of each turn."""
+"""For each model, the seconds of (prefill, one decoding step) in each turn."""
 
 
 def run(config: CostConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Measure the models of `inputs` ("dense", "pruned", "recovered", those that are there) and write `cost.json`.
 
-    Where one is an adapter alone, `inputs["base"]` is what it was trained on: the two are loaded and measured together.
+    Where a model is an adapter that is not merged, `inputs["base"]` is the model it was trained on. The two are loaded
+    and measured together.
 
-    For each: parameters, nonzeros, bytes (of the weight files), multiply_accumulates (a token of the prompt), peak
-    memory, and latency: one entry a batch size, with prefill_seconds and decode_seconds (one step of the whole batch),
-    tokens_per_second (new tokens of all prompts, while decoding), and both seconds over the dense model's in the same
-    turn, as prefill_ratio and decode_ratio (below 1 is faster; null for the dense model, without one, and where models
-    were timed alone). All are medians, with a `…_range` of lowest and highest.
+    Each model has: parameters, nonzeros, bytes (of the weight files), multiply_accumulates (for a token of the prompt),
+    peak memory, and latency. Latency has an entry for each batch size: prefill_seconds, decode_seconds (one step of the
+    whole batch) and tokens_per_second (new tokens of all prompts, while decoding). prefill_ratio and decode_ratio are
+    both seconds over the dense model's in the same turn. Below 1 is faster. They are null for the dense model, without
+    a dense model, and where models were timed alone. All are medians, with a `…_range` of lowest and highest.
 
     Raises:
         UserError: an option is out of range, or a model does not fit in memory even alone.
@@ -74,9 +75,9 @@ def run(config: CostConfig, inputs: Mapping[str, Path], context: Context) -> JSO
 
 
 def measure(models: Mapping[str, Source], config: CostConfig, device: str) -> tuple[dict[str, JSON], str]:
-    """Return each model's size, work and latencies, and what a reader must know about these, if anything.
+    """Return each model's size, work and latencies, and a note for readers of the latencies (empty without one).
 
-    All models are loaded at once and take turns, where they fit; else each is loaded and timed alone.
+    All models are loaded at once and take turns, where they fit. Otherwise each is loaded and timed alone.
 
     Raises:
         UserError: the device has too little memory.
@@ -97,7 +98,7 @@ def measure(models: Mapping[str, Source], config: CostConfig, device: str) -> tu
 
 
 def _turns(config: CostConfig, batch: int) -> list[int]:
-    """Return the new tokens of each turn at batch size `batch`; in the first the models only warm up."""
+    """Return the new tokens of each turn at batch size `batch`. In the first turn the models only warm up."""
     return [1] + [config.new_tokens] * (config.repeats if batch == 1 else (config.repeats + 1) // 2)
 
 
@@ -108,14 +109,16 @@ def _in_turns(
     turns: Sequence[int],
     advance: Callable[[int], object],
 ) -> Times:
-    """Return each model's times at batch size `batch`, of the turns after the first; a step's is the turn's median."""
+    """Return each model's times at batch size `batch` in all turns but the first. A step's is the turn's median."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     names = list(models)
     for turn, new_tokens in enumerate(turns):
+        # Another model goes first in each turn, so that none always follows the same one.
         first = turn % len(names)
         order = names[first:] + names[:first]
         options = {"batch": batch, "prompt_tokens": config.prompt_tokens, "new_tokens": new_tokens}
         passes = []
+        # One pass of each model at a time, so that a disturbance falls on all of them.
         for seconds in zip(*(timed_passes(models[name], **options) for name in order), strict=True):
             passes.append(seconds)
             advance(len(order))
@@ -125,7 +128,7 @@ def _in_turns(
 
 
 def _latency(name: str, batch: int, times: Times) -> JSON:
-    """Return the entry of model `name` at one batch size, with its ratio to the dense model if that took turns too."""
+    """Return the entry of model `name` at one batch size, with ratios to the dense model if that took turns too."""
     dense = times.get("dense") if name != "dense" else None
     entry: JSON = {"batch": batch}
     for index, phase in enumerate(("prefill", "decode")):
@@ -157,9 +160,10 @@ def _shape(source: Source) -> DecoderShape:
 
 
 def _fit(models: Mapping[str, Source], config: CostConfig, device: str) -> bool:
-    """Return whether all models fit at once into the memory that is free now, each with the largest batch."""
+    """Return whether all models fit into the free memory at once, each with the largest batch."""
     shapes = [_shape(source) for source in models.values()]
     tokens = max(config.batch_sizes) * (config.prompt_tokens + config.new_tokens)
+    # Keys and values of one token, in all layers.
     cached = sum(2 * shape.head_dim * sum(layer.kv_heads for layer in shape.layers) for shape in shapes)
     numbers = sum(shape.parameters() for shape in shapes) + tokens * cached
     free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
@@ -168,7 +172,7 @@ def _fit(models: Mapping[str, Source], config: CostConfig, device: str) -> bool:
 
 @contextmanager
 def _memory(device: str) -> Iterator[None]:
-    """Turn a GPU's running out of memory into an error with its remedy."""
+    """Turn an out-of-memory error of a GPU into an error with its remedy."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:

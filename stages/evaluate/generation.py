@@ -1,16 +1,16 @@
 """The generation protocol: a model writes an answer, and a pattern reads it (LLM-Adapters, DoRA, RoRA).
 
-What `commonsense_evaluate.py` of LLM-Adapters (arXiv 2304.01933) and of DoRA (arXiv 2402.09353) fix, to the character:
+`commonsense_evaluate.py` of LLM-Adapters (arXiv 2304.01933) and of DoRA (arXiv 2402.09353) fixes, to the character:
 
 * the prompt (`stages.task_library.instructions.EVALUATION`), after the special tokens that the tokenizer itself puts
   first;
-* 32 new tokens by a search with 4 beams. Their temperature, top_p and top_k have no effect: nothing is sampled;
-* the answer is what stands between "### Response:" and the next "### Response:", if the model writes one;
-* it is read by the task's pattern, whose first match counts, inside a word too, in small letters only;
-* an answer that does not match is wrong.
+* 32 new tokens by a search with 4 beams. The scripts' temperature, top_p and top_k have no effect: nothing is sampled;
+* the answer: the text between "### Response:" and the next "### Response:", if the model writes one;
+* the task's pattern, whose first match is the answer, also inside a word, and in small letters only;
+* that an answer without a match is wrong.
 
-Where this differs: the text after end-of-text is not read (theirs, with the transformers of its time, wrote on to 32
-tokens), and padding is masked (theirs attended to it, unless its batches held one prompt).
+Two things differ here. The text after end-of-text is not read; their scripts, with the transformers of the time, wrote
+on to 32 tokens. Padding is masked; their scripts attended to it, unless a batch held one prompt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stages.stage import JSON
 from stages.task_library.instructions import EVALUATION, Question, instruct
 
 Write = Callable[[Sequence[str], Callable[[int], object]], list[str]]
-"""(prompts, advance) to a continuation of each, without special tokens; advance is told how many more are done."""
+"""Maps (prompts, advance) to continuations without special tokens. `advance` is told how many more are done."""
 
 RESPONSE = "### Response:"
 NUMBERED = re.compile("answer1|answer2|answer3|answer4|answer5")
@@ -38,7 +38,7 @@ PATTERNS = {
     "arc_challenge": NUMBERED,
     "openbookqa": NUMBERED,
 }
-"""What an answer looks like, by lm-eval's name of the task."""
+"""The pattern of an answer, by lm-eval's name of the task."""
 
 
 def judge_generation(
@@ -50,11 +50,11 @@ def judge_generation(
     advance: Callable[[int], object] = int,
     first: int = 0,
 ) -> list[JSON]:
-    """Return one row a document of `task`, whose documents from number `first` on are `rows`.
+    """Return one row a document of `task`. `rows` are its documents from number `first` on.
 
     Keys: doc (its number), gold (the right answer's name), choices (how many answers the instruction offers), output
-    (what was written), answer (what the pattern reads in it, "" for nothing), acc (1 or 0), truncated (whether the
-    prompt was cut: it `fits` not), and acc_norm, bits and bytes, null: nothing here has a probability.
+    (the text written), answer (what the pattern reads in it, "" for nothing), acc (1 or 0), truncated (whether the
+    prompt was cut because it does not fit by `fits`). acc_norm, bits and bytes are null: nothing has a probability.
 
     Raises:
         UserError: the task has no instruction format, a document is not laid out as its data set's, or there is none.
@@ -88,20 +88,20 @@ def _row(task: str, number: int, question: Question, output: str, *, truncated: 
 
 
 def response(continuation: str) -> str:
-    """Return the part of a continuation that is the answer's: up to another "### Response:", without outer blanks."""
+    """Return the answer's part of a continuation: up to another "### Response:", without outer blanks."""
     return continuation.split(RESPONSE)[0].strip()
 
 
 def parse(task: str, output: str) -> str:
-    """Return the answer that `output` gives, or "" where it gives none."""
+    """Return the answer that `output` gives; "" where it gives none."""
     match = lookup("task of the generation protocol", task, PATTERNS).search(output)
     return match[0] if match else ""
 
 
 def finished(task: str) -> Callable[[str], bool]:
-    """Return whether a continuation, as far as it is written, already has the answer that it will have.
+    """Return a function that says whether a continuation, as far as it is written, already decides its answer.
 
-    Once an answer is there no further text changes it: no answer is part of another, so what comes later starts later.
+    No further text changes an answer that is there. No answer is part of another, so a later match starts later.
     """
     pattern = lookup("task of the generation protocol", task, PATTERNS)
     return lambda written: RESPONSE in written or pattern.search(written) is not None

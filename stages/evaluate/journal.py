@@ -1,6 +1,6 @@
-"""Rows that outlive a killed evaluation: appended as they are judged, one file in the end.
+"""Rows that outlive a killed evaluation. They are appended as they are judged, and end as one file.
 
-Owns `documents/NAME.jsonl` and, until the last document is judged, `documents/NAME.jsonl.unfinished`.
+This module owns `documents/NAME.jsonl` and, until the last document is judged, `documents/NAME.jsonl.unfinished`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stages.stage import JSON
 
 
 class Journal:
-    """The rows of one task of an evaluation, `count` of them in the end; those of a killed run are there already."""
+    """The rows of one task of an evaluation, `count` in the end. Rows of a killed run are there from the start."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count = path, count
@@ -25,7 +25,7 @@ class Journal:
         self.rows: list[JSON] = [] if found is None else list(islice(read_jsonl(found), count))
         if not self.complete:
             path.unlink(missing_ok=True)
-            write_jsonl(self.unfinished, self.rows)  # without the half of a row that a kill may have left
+            write_jsonl(self.unfinished, self.rows)  # drops the half row that a kill may have left
 
     @property
     def complete(self) -> bool:
@@ -33,10 +33,11 @@ class Journal:
         return len(self.rows) == self.count
 
     def extend(self, rows: Sequence[JSON]) -> None:
-        """Add rows, which are on disk when this returns; with the last one the file gets its name."""
+        """Add rows, which are on disk when this returns. With the last row the file gets its final name."""
         with self.unfinished.open("a", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
             lines.flush()
+            # Without it a killed machine, unlike a killed process, could lose rows that were reported as judged.
             os.fsync(lines.fileno())
         self.rows += rows
         if self.complete:

@@ -1,8 +1,8 @@
-"""Asking a model what a protocol asks, document by document, and keeping what each answer was worth.
+"""Protocols: a model is asked each document of a task, and each answer becomes a row of scores.
 
-A protocol turns a task's name into `Paper`s, one for each task of a group: the documents in order, and a function that
-judges any run of them. Documents that follow one another are judged together; an answer's last bits depend on which
-ones, so whoever asks cuts the same runs every time.
+A protocol turns a task's name into `Paper`s, one for each task of a group. A paper holds the documents in order, and a
+function that judges any run of consecutive documents. Documents of a run are judged together, and the last bits of an
+answer depend on which ones these are. The caller must therefore cut the same runs every time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
 Model = Callable[[], FastLM]
-"""Loads the model when the first answer is wanted: an evaluation that only needs its sums done loads none."""
+"""Returns the model, loaded when the first answer is wanted. An evaluation that already has all its rows loads none."""
 Advance = Callable[[int], object]
 
 
@@ -38,11 +38,11 @@ class Paper:
 
     Attributes:
         leaf: the task's name.
-        metric: what `acc` of its rows is.
+        metric: the metric that `acc` of its rows holds.
         questions: its documents, in order.
-        judge: returns one row for each of some questions, given the first one's number; told how many more answers
-            there are.
-        size: how many answers some questions want.
+        judge: given some consecutive questions, the number of the first and `advance`, returns one row for each.
+            `advance` is told how many more answers are done.
+        size: returns how many answers some questions need.
     """
 
     leaf: str
@@ -53,10 +53,10 @@ class Paper:
 
 
 def likelihood_papers(name: str, artifact: Path, config: EvaluateConfig, model: Model) -> Iterator[Paper]:
-    """Yield the papers of task or group `name` as lm-eval's definition asks it.
+    """Yield the papers of the task or group `name`, asked as lm-eval's definition asks it.
 
     Raises:
-        UserError: the artifact has no rows of it, or no metric of it is a mean over documents.
+        UserError: the artifact has no rows of the task, or none of its metrics is a mean over documents.
     """
     for leaf, task in load(name, artifact, limit=config.limit).items():
         metric = _main_metric(leaf, metrics(task))
@@ -65,7 +65,7 @@ def likelihood_papers(name: str, artifact: Path, config: EvaluateConfig, model: 
 
 
 def generation_papers(name: str, artifact: Path, config: EvaluateConfig, model: Model) -> Iterator[Paper]:
-    """Yield the paper of task `name` as LLM-Adapters' instruction asks it."""
+    """Yield the paper of the task `name`, asked by LLM-Adapters' instruction."""
     (leaf, found), *_ = read_json(artifact / "tasks.json")[name]["leaves"].items()
     rows = list(islice(read_jsonl(leaf_folder(artifact, leaf) / f"{found['split']}.jsonl"), config.limit))
 
@@ -93,10 +93,11 @@ def judge_by_definition(
 ) -> list[JSON]:
     """Return one row a document, enough for paired statistics between models.
 
-    Keys: doc (its number), acc (the task's `metric`) and acc_norm as lm-eval scores them (acc_norm null where the task
-    has none), truncated (whether a context was cut to fit the model). Where choices are weighed also gold,
-    loglikelihoods and lengths (UTF-8 bytes) of the choices; bits (−log2 of the right answer's probability) and bytes
-    (the right answer's length), null where there is no one right answer. Where an answer is written, output.
+    Keys: doc (its number), acc (the task's `metric`) and acc_norm as lm-eval scores them (acc_norm is null where the
+    task has none), truncated (whether a context was cut to fit the model). Where choices are weighed there are also
+    gold, loglikelihoods and lengths (UTF-8 bytes) of the choices, bits (−log2 of the right answer's probability) and
+    bytes (the right answer's length); the last two are null where there is no one right answer. Where an answer is
+    written there is output.
 
     Raises:
         UserError: a log-likelihood is not finite.
@@ -141,7 +142,7 @@ def _row(task: ConfigurableTask, metric: str, number: int, document: Document, a
 
 
 def _scores(task: ConfigurableTask, number: int, document: Document, answers: list[Any]) -> JSON:
-    """Return lm-eval's metrics of one document: its filters on the answers (the first, where there are several)."""
+    """Return lm-eval's metrics of one document. lm-eval's filters are applied to the answers; of several, the first."""
     from lm_eval.api.instance import Instance
 
     about = (task.config.task, number, 1)

@@ -1,6 +1,6 @@
 """lm-eval's interface to a language model, over this project's scorer and generator.
 
-With it every task of lm-eval can be asked, by its own evaluator too:
+With this interface every task of lm-eval can be asked, also by lm-eval's own evaluator:
 
     lm_eval.evaluator.evaluate(FastLM(Scorer(model, tokenizer)), tasks)
 """
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 Options = dict[str, Any]
-"""How to generate, as lm-eval's definitions say it: until, max_gen_toks, do_sample, temperature, …"""
+"""Options of generation in lm-eval's definitions: until, max_gen_toks, do_sample, temperature, …"""
 NEW_TOKENS = 256
-"""lm-eval's own limit where a definition sets none."""
+"""lm-eval's own limit of new tokens where a definition sets none."""
 
 
 class FastLM(LM):  # type: ignore[misc]
-    """A model that answers lm-eval's requests as its `HFLM` does: the same log-likelihoods, the same greedy text.
+    """A model that answers lm-eval's requests as `HFLM` does: with the same log-likelihoods and the same greedy text.
 
-    Keeps no cache of answers: lm-eval's own is not keyed by model.
+    It keeps no cache of answers, because lm-eval's own is not keyed by model.
     """
 
     def __init__(self, scorer: Scorer) -> None:
@@ -41,11 +41,11 @@ class FastLM(LM):  # type: ignore[misc]
 
     @property
     def tokenizer_name(self) -> str:
-        """The tokenizer, as lm-eval's caches of requests know it."""
+        """The tokenizer's name in lm-eval's caches of requests."""
         return str(self.scorer.encoder.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a conversation as the tokenizer's template writes it."""
+        """Return a conversation in the form of the tokenizer's template."""
         text = self.scorer.encoder.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -68,15 +68,15 @@ class FastLM(LM):  # type: ignore[misc]
         return [sum(next(answers)[0] for _ in queries) for queries in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Return what the model writes after each context, greedily, up to the first of its stop strings."""
+        """Return the model's greedy continuation of each context, up to the first of its stop strings."""
         with progress("answers", total=len(requests), unit="answer", silent=disable_tqdm) as bar:
             return self.write([request.args for request in requests], bar.update)
 
     def write(self, requests: Sequence[tuple[str, Options]], advance: Callable[[int], object] = int) -> list[str]:
-        """Return the same for (context, options), those with equal options together.
+        """Return the same for (context, options) pairs. Pairs with equal options are written together.
 
         Raises:
-            UserError: an option asks for sampling or beams; only greedy decoding is done here.
+            UserError: an option asks for sampling or beams. Only greedy decoding is done here.
         """
         groups: dict[str, list[int]] = {}
         for index, (_, options) in enumerate(requests):
@@ -96,6 +96,7 @@ class FastLM(LM):  # type: ignore[misc]
                 "definition, or leave it out of evaluate.tasks."
             )
         until = [term for term in wanted.get("until") or [] if term]
+        # A stop string that is an added token ends a text as that token: decoding leaves special tokens out.
         special = self.scorer.encoder.tokenizer.get_added_vocab()
         ends = frozenset(special[term] for term in until if term in special)
         texts = self.generator.generate(

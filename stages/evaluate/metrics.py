@@ -1,4 +1,4 @@
-"""From documents to scores: means, standard errors, chance floors, bits per byte. No torch here."""
+"""Scores from documents: means, standard errors, chance floors, bits per byte. No torch here."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from stages.stage import JSON
 def summarise(rows: Sequence[JSON]) -> JSON:
     """Return the scores of one task from its documents.
 
-    chance is the mean over documents of one over the number of choices, null where an answer is free; bits_per_byte is
-    the bits of all right answers over their bytes; acc_norm and its error stand where every document has one; unparsed
-    is the share of the written answers that nothing could be read in (counted as wrong), null where choices are
-    weighed; truncated counts the documents whose context was cut.
+    - chance is the mean over documents of 1 / number of choices; null where an answer is free.
+    - bits_per_byte is the bits of all right answers over their bytes.
+    - acc_norm and its error are there where every document has one.
+    - unparsed is the share of written answers in which nothing could be read (they count as wrong); null where choices
+      are weighed.
+    - truncated counts the documents whose context was cut.
     """
     scores: JSON = {"chance": _chance(rows), "unparsed": unparsed(rows)}
     for metric in ("acc", "acc_norm"):
@@ -28,9 +30,9 @@ def summarise(rows: Sequence[JSON]) -> JSON:
 
 
 def average(tasks: Sequence[JSON]) -> JSON:
-    """Return the unweighted mean over tasks of each score, over the tasks that have it.
+    """Return the unweighted mean of each score over the tasks that have it.
 
-    acc_stderr is that of the mean of independent tasks.
+    acc_stderr is the standard error of the mean of independent tasks.
     """
     scores: JSON = {"tasks": len(tasks)}
     for metric in ("acc", "acc_norm", "bits_per_byte", "chance"):
@@ -41,30 +43,30 @@ def average(tasks: Sequence[JSON]) -> JSON:
 
 
 def _chance(rows: Sequence[JSON]) -> float | None:
-    """Return what guessing would score: a row has its number of choices, or a log-likelihood for each."""
+    """Return the score of guessing. A row has its number of choices, or a log-likelihood for each choice."""
     choices = _known(row.get("choices") or len(row.get("loglikelihoods") or ()) or None for row in rows)
     return mean([1 / count for count in choices]) if choices and min(choices) > 1 else None
 
 
 def unparsed(rows: Sequence[JSON]) -> float | None:
-    """Return the share of the written answers that nothing could be read in, or None where none are written."""
+    """Return the share of written answers in which nothing could be read; None where no answer was written."""
     answers = _known(row.get("answer") for row in rows)
     return mean([float(not answer) for answer in answers]) if answers else None
 
 
 def _known(values: Iterable[Any]) -> list[Any] | None:
-    """Return the values, or None where one is missing."""
+    """Return the values, or None where any is missing."""
     found = list(values)
     return None if None in found else found
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Return the mean, or None of nothing."""
+    """Return the mean; None for no values."""
     return fsum(values) / len(values) if values else None
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Return the standard error of the mean from the sample variance, as lm-eval takes it; None below two values."""
+    """Return the standard error of the mean from the sample variance, as in lm-eval; None for fewer than two values."""
     if len(values) < 2:
         return None
     center = fsum(values) / len(values)

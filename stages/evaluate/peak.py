@@ -1,9 +1,9 @@
-"""Peak memory of loading and running a model, each model in a process of its own.
+"""Peak memory of loading and running a model, measured for each model in a process of its own.
 
 A process's high-water mark never falls, and memory that one model freed would hide another's need. So one fresh
-interpreter imports the libraries once, then forks for every model: a child's mark starts at what it has inherited.
+interpreter imports the libraries once, then forks for every model. A child's mark starts at what it has inherited.
 
-    python -m stages.evaluate.peak < request.json      (what `measure_peaks` starts)
+    python -m stages.evaluate.peak < request.json      (`measure_peaks` starts this)
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from stages.stage import JSON
 def measure_peaks(models: Mapping[str, Source], config: CostConfig, device: str) -> dict[str, JSON]:
     """Return, for each model, the memory of a process that loads it and generates with it.
 
-    Keys: peak_memory_bytes, its resident high-water mark (null where the system has no /proc); libraries_bytes, the
-    part of it that was there before the model; peak_device_memory_bytes on a GPU, else null.
+    Keys: peak_memory_bytes, the process's resident high-water mark (null where the system has no /proc);
+    libraries_bytes, the part of it from before the model was loaded; peak_device_memory_bytes on a GPU, else null.
 
     Raises:
-        UserError: a model could not be run alone, most likely for want of memory.
+        UserError: a model could not be run alone, most likely because memory is too small.
     """
     places = {name: [str(source.model), source.recovery and str(source.recovery)] for name, source in models.items()}
     request = {"models": places, "config": asdict(config), "device": device}
+    # The new interpreter must find this project from any working directory.
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
@@ -79,7 +80,7 @@ def _measure_in_fork(source: Source, config: CostConfig, device: str) -> JSON:
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         finally:
-            os._exit(status)  # nothing of the parent's is to be cleaned up twice
+            os._exit(status)  # without the parent's clean-up, which must not run twice
     os.close(writer)
     with os.fdopen(reader) as pipe:
         answer = pipe.read()

@@ -1,4 +1,4 @@
-"""Perplexity: of held-out passages, each read alone, and of long texts in windows, joined as the pruning papers do."""
+"""Perplexity of held-out passages, each read alone, and of long texts in windows, joined as in the pruning papers."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
     from stages.inference.scorer import Scorer
 
 LARGEST = 700.0
-"""Nats a token beyond which a perplexity is no longer a float."""
+"""Nats a token above which a perplexity is no longer a float."""
 
 
 def select(passages: Iterable[JSON], count: int) -> list[JSON]:
-    """Return `count` of the passages, or all if there are fewer: always the same ones, whatever order they came in.
+    """Return `count` of the passages, or all if there are fewer. They are always the same ones, whatever their order.
 
     Raises:
-        UserError: some are wanted and there is none.
+        UserError: passages are wanted and there is none.
     """
     if not count:
         return []
+    # Ordered by hash, they are a fixed sample that does not depend on the order of the file.
     chosen = sorted(passages, key=lambda passage: sha256(passage["text"].encode()).digest())[:count]
     if not chosen:
         raise UserError("there are no held-out passages. Rebuild the tasks artifact, or set evaluate.passages=0.")
@@ -38,7 +39,7 @@ def select(passages: Iterable[JSON], count: int) -> list[JSON]:
 
 
 def passage_rows(scorer: Scorer, passages: Sequence[JSON]) -> list[JSON]:
-    """Return {title, nll, tokens, bytes} of each passage: nll in nats, summed over all its tokens.
+    """Return {title, nll, tokens, bytes} of each passage. nll is in nats, summed over all tokens of the passage.
 
     The first token is predicted from the beginning-of-text token (the end-of-text token where there is none). A
     passage longer than the model reads at once is read in lm-eval's rolling windows, so nothing is left out.
@@ -60,7 +61,7 @@ def passage_rows(scorer: Scorer, passages: Sequence[JSON]) -> list[JSON]:
 
 
 def totals(rows: Sequence[JSON]) -> JSON:
-    """Return perplexity = exp(nll / tokens) and bits per byte over all passages, and these; null without any."""
+    """Return perplexity = exp(nll / tokens) and bits per byte over all passages, and the passages; null without any."""
     nll = fsum(row["nll"] for row in rows)
     tokens, size = (sum(row[key] for row in rows) for key in ("tokens", "bytes"))
     return {
@@ -94,10 +95,10 @@ def corpora(scorer: Scorer, artifact: Path, config: EvaluateConfig) -> JSON:
 
 
 def joined_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of a whole text, with the special tokens that the tokenizer itself adds, once.
+    """Return the ids of a whole text, with the special tokens that the tokenizer adds, once.
 
-    So do LLM-Pruner (arXiv 2305.11627), SparseGPT (arXiv 2301.00774) and Wanda (arXiv 2306.11695): a llama tokenizer
-    puts one beginning-of-text before all of the text, and the windows cut from it later begin in mid-sentence.
+    LLM-Pruner (arXiv 2305.11627), SparseGPT (arXiv 2301.00774) and Wanda (arXiv 2306.11695) do the same. A llama
+    tokenizer puts one beginning-of-text before the whole text, and windows cut from it later begin in mid-sentence.
     """
     ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
     return ids
@@ -106,7 +107,7 @@ def joined_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def corpus_windows(
     scorer: Scorer, ids: Sequence[int], *, name: str, length: int, windows: int | None = None
 ) -> list[Query]:
-    """Return consecutive windows of `length` tokens, the first `windows` of them or all; what is left over is dropped.
+    """Return consecutive windows of `length` tokens: the first `windows`, or all. A remainder is dropped.
 
     A window asks for all of its tokens but the first.
 
@@ -127,10 +128,10 @@ def corpus_windows(
 
 
 def corpus_perplexity(scorer: Scorer, windows: Sequence[Query], advance: Callable[[int], object] = int) -> JSON:
-    """Return perplexity = exp(nll / tokens) over `windows`, these, and each window's nll in nats.
+    """Return perplexity = exp(nll / tokens) over `windows`, with nll and tokens, and each window's nll in nats.
 
-    tokens counts predictions, one fewer than a window has tokens. (SparseGPT and Wanda multiply a window's mean by its
-    length before they divide by it again, which gives the same.)
+    tokens counts predictions: one fewer than a window has tokens. SparseGPT and Wanda multiply a window's mean by its
+    length and later divide by it again, which gives the same.
 
     Raises:
         UserError: a likelihood is not finite.
@@ -146,4 +147,4 @@ def _corpus(artifact: Path, name: str) -> str:
     path = artifact / "corpora" / f"{name}.txt"
     if not path.is_file():
         raise UserError(f"{artifact} has no corpus '{name}'. Add it to evaluate.corpora, so that it is fetched.")
-    return path.read_bytes().decode("utf-8")  # as it is: reading as text would turn "\r\n" into "\n"
+    return path.read_bytes().decode("utf-8")  # bytes, because reading as text would turn "\r\n" into "\n"

@@ -1,4 +1,4 @@
-"""What the evaluate group asks for, found before anything runs. No torch here."""
+"""The plan of the evaluate and cost stages, found before anything runs. No torch here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.task_library.instructions import FORMATS
 
 
 def check_options(options: EvaluateOptions) -> bool:
-    """Return whether anything is judged, the names of the options checked.
+    """Check the names of the options, and return whether anything is judged.
 
     Raises:
         UserError: the protocol is unknown, or an option of the running cost is outside its range.
@@ -24,7 +24,9 @@ def check_options(options: EvaluateOptions) -> bool:
 
 
 def planned(options: EvaluateOptions, tasks: Sequence[str], corpora: Sequence[str], device: str) -> EvaluateConfig:
-    """Return what every evaluation of a run is keyed by; `tasks` and `corpora` are what the options' names stand for.
+    """Return the evaluate stage's config, by which every evaluation of a run is keyed.
+
+    `tasks` and `corpora` are the names that the options' names stand for.
 
     Raises:
         UserError: an option is outside its range, a task has no form under the protocol, or nothing is asked.
@@ -37,13 +39,13 @@ def planned(options: EvaluateOptions, tasks: Sequence[str], corpora: Sequence[st
 
 
 def planned_cost(options: CostConfig, device: str, threads: int | None) -> CostConfig:
-    """Return what the running cost is keyed by: a time belongs to its machine."""
+    """Return the cost stage's config. Machine and threads are in it, because a time belongs to its machine."""
     dtype = precision("evaluate.cost.dtype", options.dtype, device)
     return dataclasses.replace(options, dtype=dtype, device=device, threads=threads, processor=processor())
 
 
 def check_evaluation(config: EvaluateConfig) -> None:
-    """Check the options of the evaluate stage, whose tasks stand there by their own names: no suites.
+    """Check the options of the evaluate stage. Its tasks go by their own names, without suites.
 
     Raises:
         UserError: an option is outside its range, a task has no form under the protocol, or nothing is asked.
@@ -63,7 +65,7 @@ def check_evaluation(config: EvaluateConfig) -> None:
 
 
 def settled(config: EvaluateConfig) -> EvaluateConfig:
-    """Return `config` with what its protocol does not read at its default, so that it makes no other artifact."""
+    """Return `config` with options that its protocol does not read at their defaults, so that they change no key."""
     unread = ["num_fewshot"] if config.protocol == "generation" else ["new_tokens", "beams"]
     unread += [] if config.corpora else ["corpus_lengths", "corpus_windows"]
     default = EvaluateConfig()
@@ -89,7 +91,7 @@ def check_cost(config: CostConfig) -> None:
     """Check the options of the cost stage.
 
     Raises:
-        UserError: an option is outside its range; the message has the option, the rule and the value.
+        UserError: an option is outside its range. The message has the option, the rule and the value.
     """
     for name in ("prompt_tokens", "new_tokens", "repeats"):
         _require_at_least(1, f"cost.{name}", getattr(config, name))

@@ -1,11 +1,12 @@
-"""The evaluate stage: what a model scores on tasks, by one protocol, and its perplexity on text that was held out.
+"""The evaluate stage: a model's scores on tasks, by one protocol, and its perplexity on held-out text.
 
-`likelihood` asks as lm-eval's definitions do: a choice is worth its log-likelihood after the question, and the metrics
+`likelihood` asks as lm-eval's definitions do. A choice is worth its log-likelihood after the question, and the metrics
 are lm-eval's own. `generation` lets the model write an answer, as LLM-Adapters does. Bits per byte of the right answer
 and perplexity move before accuracy does, and with far less noise.
 
-Rows are written as documents are judged, so a killed evaluation goes on at the document it was at. Blocks of documents
-are cut by the task, never by what is already there, so the rows it adds are those of an undisturbed one to the byte.
+Rows are written as documents are judged, so a killed evaluation continues at the document it was at. Blocks of
+documents are cut by the task, never by what is already there. The rows added are therefore those of an undisturbed
+evaluation, to the byte.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ from stages.inference.scorer import Scorer
 from stages.stage import JSON, Context
 
 BLOCK = 100
-"""Documents judged together: what a kill may cost, against what sorting them by length saves.
+"""Documents judged together. A kill costs at most these; sorting them by length saves work.
 
 Block k of a task is its documents 100 k to 100 k + 99. Which documents share a pass decides the shapes of its matrix
-products, and a product of another shape may round differently: so a block is never judged in part.
+products, and a product of another shape may round differently. A block is therefore never judged in part.
 """
 
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Evaluate the model of artifact `inputs["model"]` on the rows of artifact `inputs["tasks"]`.
 
-    Where that is an adapter alone, `inputs["base"]` is what it was trained on.
-    Writes `documents/TASK.jsonl` (one line a document, `judge` and `generation` say what), `results.json` and
-    `perplexity.json`; returns the means and the perplexity.
+    Where the model is an adapter alone, `inputs["base"]` is the model that it was trained on.
+    The stage writes `documents/TASK.jsonl` (one line a document; `judge` and `generation` describe it), `results.json`
+    and `perplexity.json`. It returns the means and the perplexity.
 
     Raises:
         UserError: an option is out of range, a task can't be asked, or a likelihood is not finite.
@@ -62,7 +63,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) ->
 
 
 def judged(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -> tuple[JSON, JSON]:
-    """Return what results.json and perplexity.json in `output` hold, asking `model` for what is not there yet.
+    """Return the contents of results.json and perplexity.json in `output`, asking `model` only for what is missing.
 
     Raises:
         UserError: a task can't be asked, or a likelihood is not finite.
@@ -84,8 +85,9 @@ def judged(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -
 
 
 def _tasks(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -> JSON:
-    """Return the scores of each task that was asked for, from rows judged now or by the run that was killed here."""
+    """Return the scores of each task asked for, from rows judged now or by a killed run before."""
     papers_of = lookup("protocol", config.protocol, PROTOCOLS)
+    # A list: every task is checked and counted before the first answer, which loads the model.
     papers = {name: list(papers_of(name, artifact, config, model)) for name in config.tasks}
     journals = {
         name: Journal(output / "documents" / f"{name}.jsonl", sum(len(paper.questions) for paper in of_task))
@@ -98,6 +100,7 @@ def _tasks(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -
         for name, blocks in to_do.items():
             bar.set_description(f"evaluate {record[name]['label']}")
             for paper, first, block, missing in blocks:
+                # A torn block is judged whole, and only the rows that were lacking are kept.
                 rows = paper.judge(block, first, bar.update)[-missing:]
                 several = len(papers[name]) > 1
                 journals[name].extend([row | {"doc": f"{paper.leaf}/{row['doc']}"} if several else row for row in rows])
@@ -109,9 +112,9 @@ def _tasks(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -
 
 
 def _blocks(papers: Sequence[Paper], judged: int) -> Iterator[tuple[Paper, int, Sequence[Any], int]]:
-    """Yield (paper, number of the first, questions, how many lack a row) of blocks not judged to their end.
+    """Yield (paper, number of the first, questions, how many lack a row) for each block not judged to its end.
 
-    Of all documents the first `judged` have a row. A block that a kill tore is yielded whole; its last rows are new.
+    The first `judged` of all documents have a row. A block that a kill tore is yielded whole; its last rows are new.
     """
     for paper in papers:
         for first in range(0, len(paper.questions), BLOCK):

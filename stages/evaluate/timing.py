@@ -1,4 +1,4 @@
-"""One model writing a few tokens after a batch of prompts, each pass timed: what its running cost is measured on."""
+"""Timed forward passes of one model that writes a few tokens after a batch of prompts, to measure its running cost."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def prompt_ids(vocabulary: int, *, batch: int, tokens: int) -> Tensor:
-    """Return the same random prompts every time, [batch, tokens]."""
+    """Return random prompts [batch, tokens], the same every time."""
     return torch.randint(vocabulary, (batch, tokens), generator=torch.Generator().manual_seed(0))
 
 
 @torch.inference_mode()
 def timed_passes(model: PreTrainedModel, *, prompt_tokens: int, new_tokens: int, batch: int = 1) -> Iterator[float]:
-    """Yield the seconds of each forward pass: that reads the prompts, then those that give every prompt a token.
+    """Yield the seconds of each forward pass: first the pass that reads the prompts, then one for each new token.
 
-    Greedy, with a cache, and never stopping early, so that every model takes the same number of passes. What happens
-    between two passes is not timed: another model may take its own.
+    Decoding is greedy, with a cache, and never stops early, so every model takes the same number of passes. Time
+    between two passes is not counted, so that another model may run in it.
     """
     vocabulary = model.config.get_text_config().vocab_size
     ids = prompt_ids(vocabulary, batch=batch, tokens=prompt_tokens).to(model.device)
@@ -37,7 +37,8 @@ def timed_passes(model: PreTrainedModel, *, prompt_tokens: int, new_tokens: int,
 
 
 def _now(model: PreTrainedModel) -> float:
-    """Return the time once the device has done what it was given."""
+    """Return the time once the device has finished its work."""
+    # A GPU works asynchronously: a call returns before its work is done.
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()

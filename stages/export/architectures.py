@@ -1,15 +1,15 @@
-"""Which of llama.cpp's architectures computes a decoder, and the shapes it is written in. No torch here: a plan asks.
+"""The architecture of llama.cpp that computes a decoder, and the shapes it is written in. No torch here: a plan asks.
 
-Which one computes a family is in the family's record (`stages.decoders.registry`). llama.cpp's `llama` takes any number
-of heads and any head size, and optional biases, as long as all layers are alike; its `deci` is the same computation
-with head counts, key/value head counts and feed-forward lengths of each layer. So whatever computes what a llama does
-is written as one of these two. The other families have their own architecture there, which takes one shape for all
-layers.
+Each family's record (`stages.decoders.registry`) names its architecture. llama.cpp's `llama` takes any number of heads,
+any head size, and optional biases, as long as all layers are alike. Its `deci` is the same computation with head
+counts, key/value head counts and feed-forward lengths for each layer. Whatever computes what a llama does is written as
+one of these two. The other families have their own architectures there, which take one shape for all layers.
 
-Read in llama.cpp's src/models/*.cpp; two facts decide how sub-layers that pruning removed are written. `deci` skips an
-attention that has no heads, but takes a layer without feed-forward for one without attention too, and drops what its
-attention computed: such a layer gets a feed-forward of zeros, which computes zero. And the size of a head is read only
-where the first layer has heads: a first layer without gets one head of zeros.
+Two facts from llama.cpp's src/models/*.cpp decide how sub-layers that pruning removed are written:
+
+* `deci` skips an attention that has no heads. But it takes a layer without feed-forward for one without attention too,
+  and drops what its attention computed. Such a layer gets a feed-forward of zeros, which computes zero.
+* The size of a head is read only where the first layer has heads. A first layer without heads gets one head of zeros.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 
 ZERO_CHANNELS = 32
-"""MLP channels of zeros in place of an MLP that was removed: one block of the 8-bit format."""
+"""MLP channels of zeros in place of a removed MLP: one block of the 8-bit format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """How a decoder is written: llama.cpp's architecture, and each layer's shape with stand-ins for removed parts."""
+    """The form in which a decoder is written: llama.cpp's architecture, and each layer's shape with stand-ins."""
 
     architecture: str
     layers: tuple[LayerShape, ...]
     rules: Gguf
-    """What is known of the architecture."""
+    """The record of the architecture."""
 
     @property
     def uniform(self) -> bool:
-        """Whether one number a field describes all layers."""
+        """Whether each header field is one number for all layers."""
         return self.architecture != self.rules.differing
 
 
 def target(shape: DecoderShape) -> Target:
-    """Return how a decoder of `shape` is written.
+    """Return the form in which a decoder of `shape` is written.
 
     Raises:
         UserError: llama.cpp has no architecture for the family, or the family's does not take the shape.
@@ -65,7 +65,7 @@ def target(shape: DecoderShape) -> Target:
 
 
 def _check_alike(shape: DecoderShape, rules: Gguf) -> None:
-    """Raise unless an architecture that takes one shape for all layers takes this one."""
+    """Raise unless an architecture with one shape for all layers takes this one."""
     first, name = shape.layers[0], rules.architecture
     otherwise = "or publish the Hugging Face directory: export=hf."
     if not shape.uniform or not first.heads or not first.mlp:
@@ -84,7 +84,7 @@ def _check_alike(shape: DecoderShape, rules: Gguf) -> None:
 
 
 def _stand_in(layer: LayerShape, *, first: bool) -> LayerShape:
-    """Return the shape a layer is written in, with zeros where the architecture can't do without."""
+    """Return the shape in which a layer is written, with zeros where the architecture needs a removed part."""
     if first and not layer.heads:
         layer = replace(layer, heads=1, kv_heads=1)
     return layer if layer.mlp else replace(layer, mlp=ZERO_CHANNELS)

@@ -1,4 +1,4 @@
-"""What decides an export. No torch here: a plan reads these."""
+"""Options that decide an export. No torch here, because a plan reads these."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ DTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
 @dataclass(kw_only=True, slots=True)
 class GgufConfig:
-    """How weights are written into a GGUF file."""
+    """The form of the weights in a GGUF file."""
 
     dtype: str = "auto"
     """Precision of the matrices: f32, f16, bf16, q8_0 (8-bit blocks of 32), or auto (as they are stored). Norms and
-    biases are always float32, as llama.cpp wants them."""
+    biases are always float32, because llama.cpp needs them so."""
 
 
 @dataclass(kw_only=True, slots=True)
 class PublishConfig:
-    """What is put into a directory to publish."""
+    """The contents of a directory to publish."""
 
     format: str = "hf"
     """hf (the Hugging Face directory) or gguf (one file for llama.cpp)."""
     model: str = ""
-    """Readable name of the model that all began with."""
+    """Readable name of the dense model."""
 
 
 @dataclass(kw_only=True, slots=True)

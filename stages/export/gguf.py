@@ -1,4 +1,4 @@
-"""The `gguf` stage: a model directory becomes one file that llama.cpp opens."""
+"""The `gguf` stage: a model directory written as one file that llama.cpp opens."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 FILE = "model.gguf"
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
-"""llama.cpp's numbers for what most matrices are stored as."""
+"""llama.cpp's numbers for the precision of most matrices."""
 QUANTIZATION_VERSION = 2
-"""Of the format of 8-bit blocks."""
+"""The version of the format of 8-bit blocks."""
 
 
 def run(config: GgufConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Write model.gguf and conversion.json of `inputs["model"]`; returns its architecture, size and precision.
+    """Write model.gguf and conversion.json of `inputs["model"]`, and return architecture, size and precision.
 
     Raises:
         UserError: llama.cpp has no architecture for the model or no splitting for its tokenizer, or a value is not
@@ -43,7 +43,7 @@ def run(config: GgufConfig, inputs: Mapping[str, Path], context: Context) -> JSO
 
 
 def convert(directory: Path, path: Path, *, dtype: str = "auto") -> JSON:
-    """Write the model in the Hugging Face directory `directory` to the GGUF file `path`; returns a summary.
+    """Write the model in the Hugging Face directory `directory` to the GGUF file `path`, and return a summary.
 
     Raises:
         UserError: see `run`.
@@ -68,7 +68,7 @@ def convert(directory: Path, path: Path, *, dtype: str = "auto") -> JSON:
 
 
 def _general(directory: Path, precision: str) -> JSON:
-    """Return what the header says about the model as a whole."""
+    """Return the header's fields on the model as a whole."""
     known = lineage(directory)
     fields: JSON = {"general.type": "model", "general.name": title(known)}
     if known.base.get("license"):
@@ -78,7 +78,7 @@ def _general(directory: Path, precision: str) -> JSON:
 
 
 def _precision(tensors: Sequence[Entry]) -> str:
-    """Return the precision of most bytes."""
+    """Return the precision that most bytes are in."""
     sizes: Counter[str] = Counter()
     for entry in tensors:
         sizes[entry.type.name.lower()] += entry.nbytes
@@ -86,7 +86,7 @@ def _precision(tensors: Sequence[Entry]) -> str:
 
 
 def _config(fields: Mapping[str, Any]) -> PreTrainedConfig:
-    """Return the configuration with the defaults that its file leaves out, in today's spelling."""
+    """Return the configuration in today's spelling, with the defaults that its file leaves out."""
     model_type = str(fields["model_type"])
     try:
         return config_class(model_type).from_dict(dict(fields))  # type: ignore[no-any-return]

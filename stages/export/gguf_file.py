@@ -1,4 +1,4 @@
-"""Writing a GGUF file: header, then one tensor at a time, at its final path only when whole."""
+"""A GGUF file written to disk: the header, then one tensor at a time. It gets its final path only when whole."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from stages.export.tensors import Entry
 
 
 def write_gguf(path: Path, architecture: str, fields: Mapping[str, Any], entries: Sequence[Entry]) -> int:
-    """Write `path` with the header's `fields` and the tensors; returns its size in bytes.
+    """Write `path` with the header's `fields` and the tensors, and return its size in bytes.
 
-    Holds one tensor in memory at a time.
+    One tensor at a time is in memory.
 
     Raises:
-        OSError: no space is left, among others; nothing is then left at `path`.
+        OSError: no space is left, among others. Nothing is then left at `path`.
     """
     beside = path.with_name(f".{path.name}.tmp")
     needed = sum(entry.nbytes for entry in entries)
+    # Asked first: a full disk would otherwise show only after most of the file is written.
     if shutil.disk_usage(path.parent).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     writer = gguf.GGUFWriter(beside, architecture)
@@ -57,12 +58,12 @@ def _write(writer: gguf.GGUFWriter, entry: Entry, path: Path) -> None:
     except OSError as error:
         if error.errno is not None:
             raise
-        # numpy says only how much was written of how much.
+        # numpy's error has no number: it says only how many items were written.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
-    """Add one field, in the type that llama.cpp reads it as."""
+    """Add one field in the type in which llama.cpp reads it."""
     if isinstance(value, bool):
         writer.add_bool(name, value)
     elif isinstance(value, int):

@@ -1,8 +1,8 @@
-"""The numbers a GGUF file's header holds about a model: what llama.cpp computes with, from the Hugging Face config.
+"""Fields of a GGUF file's header that llama.cpp computes with, from the Hugging Face config.
 
-Keys and meanings: the GGUF specification and llama.cpp's src/models/*.cpp. What llama.cpp would compute otherwise than
-transformers is refused, with one exception that is said: it has no sliding window for llamas, so the context length
-written is the window's, within which the two compute the same.
+Keys and meanings are from the GGUF specification and llama.cpp's src/models/*.cpp. A model that llama.cpp would compute
+otherwise than transformers is refused, with one exception, which is reported. llama.cpp has no sliding window for
+llamas, so the context length written is the window's. Within it, the two compute the same.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def hyperparameters(config: PreTrainedConfig, shape: DecoderShape, target: Target) -> dict[str, Any]:
-    """Return the header's fields without the architecture's prefix, {"block_count": 30, …}.
+    """Return the header's fields without the architecture's prefix, such as {"block_count": 30, …}.
 
     Raises:
-        UserError: llama.cpp would compute something else than transformers does.
+        UserError: llama.cpp would compute something else than transformers.
     """
     _check_computation(config, shape, target)
     heads, kv_heads, mlp = ([getattr(layer, name) for layer in target.layers] for name in ("heads", "kv_heads", "mlp"))
@@ -45,7 +45,7 @@ def hyperparameters(config: PreTrainedConfig, shape: DecoderShape, target: Targe
 
 
 def context_length(config: PreTrainedConfig, target: Target) -> int:
-    """Return the number of positions in which llama.cpp computes what transformers does."""
+    """Return the number of positions in which llama.cpp and transformers compute the same."""
     window = getattr(config, "sliding_window", None)
     if not window or target.rules.windows:
         return int(config.max_position_embeddings)
@@ -53,7 +53,7 @@ def context_length(config: PreTrainedConfig, target: Target) -> int:
 
 
 def remarks(config: PreTrainedConfig, target: Target) -> list[str]:
-    """Return what a user of the file should know."""
+    """Return what a user of the file should know, as sentences."""
     written = context_length(config, target)
     if written == config.max_position_embeddings:
         return []
@@ -63,7 +63,7 @@ def remarks(config: PreTrainedConfig, target: Target) -> list[str]:
 
 
 def rope_factors(config: PreTrainedConfig) -> Tensor | None:
-    """Return what llama.cpp divides each rotary frequency by, [head_dim / 2], for Llama 3's scaling; else None."""
+    """Return the divisors of the rotary frequencies in llama.cpp, [head_dim / 2], for Llama 3's scaling; else None."""
     if _scaling(config).get("rope_type") != "llama3":
         return None
     import torch
@@ -77,7 +77,7 @@ def rope_factors(config: PreTrainedConfig) -> Tensor | None:
 
 
 def _scaling(config: PreTrainedConfig, kind: str = "full_attention") -> dict[str, Any]:
-    """Return the rotary embedding's parameters, for one kind of layer where they differ by kind."""
+    """Return the rotary embedding's parameters: those of one kind of layer, where kinds differ."""
     parameters: dict[str, Any] = config.rope_parameters
     nested: dict[str, Any] = parameters.get(kind, parameters)
     return nested
@@ -110,18 +110,19 @@ def _windows(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _numbers(config: PreTrainedConfig, target: Target) -> dict[str, Any]:
-    """Return the factors and caps that the architecture reads, those that are set."""
+    """Return the factors and caps that the architecture reads and that are set."""
     values = {key: getattr(config, name, None) for key, name in target.rules.numbers.items()}
     return {key: float(value) for key, value in values.items() if value is not None}
 
 
 def _check_computation(config: PreTrainedConfig, shape: DecoderShape, target: Target) -> None:
-    """Raise where the architecture computes something else than the config says."""
+    """Raise where the architecture computes something else than the config describes."""
     name, rules = target.architecture, target.rules
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     _require(activation == rules.activation, f"the activation '{activation}' in {name}")
     partial = _scaling(config).get("partial_rotary_factor", 1.0)
     _require(partial == 1.0, f"rotary embeddings of a part ({partial}) of each head")
+    # llama.cpp knows the family's largest model by its number of layers, and scales its queries in another way.
     if rules.largest is not None:
         per_head = shape.hidden // target.layers[0].heads if len(target.layers) == rules.largest else shape.head_dim
         scalar = config.query_pre_attn_scalar

@@ -1,4 +1,4 @@
-"""What the export group asks for, found before anything runs. No torch here."""
+"""The plan of the export stages, found before anything runs. No torch here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stages.export.config import DTYPES, FORMATS, ExportConfig, GgufConfig, Publ
 
 
 def check_export(config: ExportConfig, shape: DecoderShape | None = None) -> None:
-    """Raise unless the options are known, and llama.cpp takes a model of `shape` where that is known and asked for.
+    """Raise unless the options are known and, for a GGUF file and a known `shape`, llama.cpp takes such a model.
 
     Raises:
         UserError: the format or precision is unknown, or llama.cpp has no architecture for the shape.
@@ -27,16 +27,16 @@ def check_export(config: ExportConfig, shape: DecoderShape | None = None) -> Non
 
 
 def check_publishable(options: ExportConfig, adapter: str, *, merge: bool, merged: bool) -> None:
-    """Raise unless the recovery ends in one model, which is all that can be published.
+    """Raise unless the recovery ends in one model, because only one model can be published.
 
     Args:
         options: the export group.
         adapter: name of the adapter.
-        merge: whether it was to be merged.
-        merged: whether the recovery's artifact is a model, and no adapter beside one.
+        merge: whether the adapter was to be merged.
+        merged: whether the recovery's artifact is a model, not an adapter beside one.
 
     Raises:
-        UserError: it is none.
+        UserError: the recovery ends in an adapter beside a model.
     """
     if options.format != "none" and not merged:
         kept = f"adapter={adapter} can't be merged into one" if merge else "recover.merge=false"
@@ -47,10 +47,10 @@ def check_publishable(options: ExportConfig, adapter: str, *, merge: bool, merge
 
 
 def gguf(options: ExportConfig) -> GgufConfig | None:
-    """Return what the gguf stage is keyed by, None where no such file is asked for."""
+    """Return the gguf stage's config, or None where no GGUF file is asked for."""
     return GgufConfig(dtype=options.dtype) if options.format == "gguf" else None
 
 
 def published(options: ExportConfig, model: str) -> PublishConfig:
-    """Return what the export stage is keyed by; `model` is the name of the model that all began with."""
+    """Return the export stage's config. `model` is the name of the dense model."""
     return PublishConfig(format=options.format, model=model)

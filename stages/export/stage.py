@@ -1,6 +1,6 @@
 """The `export` stage: a directory to publish, with a card that has the report's results.
 
-The files are hard links to the artifacts' own where the file system has them, else copies.
+Its files are hard links to the artifacts' own where the file system has them, else copies.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from stages.stage import JSON, Context
 
 
 def run(config: PublishConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Write the model of `inputs["model"]`, or the file of `inputs["gguf"]`, with its README.md; returns what is there.
+    """Write the model of `inputs["model"]`, or the file of `inputs["gguf"]`, with a card. Return the files' names.
 
-    The card's results are those of the report in `inputs["report"]`.
+    The card's results come from the report in `inputs["report"]`.
     """
     model, gguf = inputs["model"] / "model", inputs.get("gguf")
     recovery = inputs["model"] / "recovery.json"
@@ -40,7 +40,7 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], context: Context) -> 
 
 
 def place(source: Path, target: Path) -> None:
-    """Link or copy `source` to `target`; what is itself a link, to a file that is not the store's, is copied."""
+    """Link or copy `source` to `target`. A source that is itself a link, to a file outside the store, is copied."""
     target.unlink(missing_ok=True)
     if not source.is_symlink():
         try:

@@ -1,8 +1,8 @@
-"""A checkpoint's weights under the names, in the order and in the precision of a GGUF file, read one at a time.
+"""Tensors of a GGUF file from a checkpoint's weights: their names, order and precision, read one at a time.
 
-Owns the renaming, the splitting of fused projections, llama's row order, what a family adds to its norms, and the zeros
-that stand in for sub-layers that pruning removed. Shapes are Hugging Face's, [rows, columns]; GGUF lists them the other
-way round.
+This module owns the renaming, the splitting of fused projections, llama's row order, the offset of a family's norms,
+and the zeros in place of sub-layers that pruning removed. Shapes are Hugging Face's, [rows, columns]; GGUF lists them
+the other way round.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ TYPES = {
     "q8_0": GGMLQuantizationType.Q8_0,
 }
 STORED = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-"""`export.dtype` of the precisions in a safetensors header."""
+"""`export.dtype` for each precision in a safetensors header."""
 BLOCK = 32
-"""Values that share a scale in the 8-bit format; a row is whole blocks."""
+"""Values that share a scale in the 8-bit format. A row must be whole blocks."""
 COMPUTED = ".rotary_emb.inv_freq"
-"""A buffer that old checkpoints carry and that models compute."""
+"""A buffer that old checkpoints carry and that models compute themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One tensor: its Hugging Face name, shape and stored precision, and how to read it."""
+    """One tensor: its Hugging Face name, shape and stored precision, and the function that reads it."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class Weight:
     read: Callable[[], Tensor]
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Weight:
-        """Return this weight with `change`, which keeps the shape, done to what is read."""
+        """Return this weight with `change` applied to what is read. `change` keeps the shape."""
         read = self.read
         return replace(self, read=lambda: change(read()))
 
@@ -66,15 +66,15 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its data."""
+        """Bytes of the tensor's data."""
         block, size = gguf.GGML_QUANT_SIZES[self.type]
         return prod(self.weight.shape) // int(block) * int(size)
 
     def data(self) -> np.ndarray[Any, Any]:
-        """Return its data as written.
+        """Return the tensor's data as it is written.
 
         Raises:
-            UserError: a value is not finite in its precision.
+            UserError: a value is not finite in the precision written.
         """
         tensor = self.weight.read()
         if tuple(tensor.shape) != self.weight.shape:
@@ -98,13 +98,14 @@ def entries(
 
     Args:
         directory: a Hugging Face directory with safetensors.
-        shape: its shape.
-        target: how it is written.
-        dtype: of the matrices: "auto" or one of TYPES; a row that is not whole blocks of 8-bit values stays f16.
-        factors: what the rotary frequencies are divided by, if anything.
+        shape: the model's shape.
+        target: the form in which it is written.
+        dtype: precision of the matrices: "auto" or one of TYPES. A matrix whose rows are not whole blocks of 8-bit
+            values stays f16.
+        factors: numbers that the rotary frequencies are divided by, if any.
 
     Raises:
-        UserError: a tensor is there that llama.cpp's architecture has no place for.
+        UserError: llama.cpp's architecture has no place for one of the tensors.
     """
     names = gguf.get_tensor_name_map(_ARCHITECTURES[target.architecture], len(target.layers))
     found = []
@@ -126,6 +127,7 @@ _ARCHITECTURES = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
 
 
 def _type(weight: Weight, dtype: str) -> GGMLQuantizationType:
+    # llama.cpp needs norms and biases in float32.
     if len(weight.shape) == 1:
         return GGMLQuantizationType.F32
     if dtype == "q8_0" and weight.shape[-1] % BLOCK:
@@ -134,7 +136,7 @@ def _type(weight: Weight, dtype: str) -> GGMLQuantizationType:
 
 
 def _weights(directory: Path, shape: DecoderShape, target: Target) -> Iterator[Weight]:
-    """Yield the weights as the architecture wants them: unfused, in its row order, with stand-ins."""
+    """Yield the weights in the architecture's form: unfused, in its row order, with stand-ins."""
     stored = {weight.name: weight for weight in _stored(directory)}
     if shape.tied:
         stored.pop("lm_head.weight", None)
@@ -171,7 +173,7 @@ def _reader(path: Path, name: str) -> Callable[[], Tensor]:
 
 
 def _unfused(weight: Weight, shape: DecoderShape) -> list[Weight]:
-    """Return the projections that phi3 stores in one matrix."""
+    """Return the projections in a weight: several, where phi3 stores them in one matrix."""
     if ".qkv_proj." in weight.name:
         layer = _layer(weight, shape.layers)
         sizes = [layer.heads * shape.head_dim, layer.kv_heads * shape.head_dim, layer.kv_heads * shape.head_dim]
@@ -199,7 +201,7 @@ def _split(weight: Weight, fused: str, names: tuple[str, ...], sizes: list[int])
 
 
 def _reordered(weight: Weight, shape: DecoderShape, target: Target) -> Weight:
-    """Return `weight` with its rows in llama's order, or with what the family adds to its norms."""
+    """Return `weight` with its rows in llama's order, or with the family's offset added to a norm."""
     if target.rules.llama_order and (found := re.search(r"\.([qk])_proj\.", weight.name)):
         layer = _layer(weight, shape.layers)
         heads = layer.heads if found[1] == "q" else layer.kv_heads
@@ -211,7 +213,7 @@ def _reordered(weight: Weight, shape: DecoderShape, target: Target) -> Weight:
 
 
 def interleaved(tensor: Tensor, heads: int) -> Tensor:
-    """Return the rows of each head in llama's order: row i beside row i + head_dim/2, with which it is turned."""
+    """Return each head's rows in llama's order: row i beside row i + head_dim/2, with which it is turned."""
     halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
 
@@ -219,7 +221,7 @@ def interleaved(tensor: Tensor, heads: int) -> Tensor:
 def _stand_ins(
     prefix: str, layer: LayerShape, written: LayerShape, shape: DecoderShape, dtype: str
 ) -> Iterator[Weight]:
-    """Yield a sub-layer that computes zero where the layer has none and the architecture wants one."""
+    """Yield a sub-layer that computes zero, where the layer has none and the architecture needs one."""
     if written.heads and not layer.heads:
         yield _constant(f"{prefix}.input_layernorm.weight", (shape.hidden,), dtype, 1.0)
         for name in ("q_proj", "k_proj", "v_proj"):

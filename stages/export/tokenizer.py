@@ -1,14 +1,15 @@
-"""A tokenizer as a GGUF file holds it, from the tokenizer that transformers would use, whatever files it came from.
+"""A GGUF file's tokenizer, from the tokenizer that transformers would use, whatever files that came from.
 
-Two kinds can be written, and what decides is how text is split, not what the model is called:
+Two kinds can be written. The way text is split decides the kind, not the model's name:
 
-* byte-level BPE ("gpt2"): `tokenizer.ggml.pre` names one of the splittings that llama.cpp knows (src/llama-vocab.cpp),
-  found by comparing the regular expressions of the pre-tokenizer; anything else is refused.
-* sentencepiece's BPE ("llama"): llama.cpp joins, of two neighbouring tokens whose joint text is a token, the pair of
-  the highest score. A list of merges says the same where every way to join a token's text from two others is in it and
-  ranks together; the rank is then the score. That is checked, and holds for lists made from a sentencepiece model.
+* byte-level BPE ("gpt2"): `tokenizer.ggml.pre` names one of the splittings that llama.cpp knows (src/llama-vocab.cpp).
+  It is found by comparing the regular expressions of the pre-tokenizer; any other splitting is refused.
+* sentencepiece's BPE ("llama"): of neighbouring tokens whose joint text is a token, llama.cpp joins the pair with the
+  highest score. A list of merges means the same on two conditions: every way to join a token's text from two others is
+  in it, and these ways rank together. The rank is then the score. Both conditions are checked, and hold for lists made
+  from a sentencepiece model.
 
-What llama.cpp has no field for is left out, and said in the file's card (`tokenizer_remarks`).
+A rule for which llama.cpp has no field is left out, and named in the file's card (`tokenizer_remarks`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 SPACE = "\u2581"
-"""Stands for a space in sentencepiece's tokens."""
+"""The character that stands for a space in sentencepiece's tokens."""
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CASED = (
@@ -50,14 +51,14 @@ SPLITTINGS: dict[tuple[tuple[str, ...], bool], str] = {
     ((TEKKEN,), True): "tekken",
     ((GPT4O,), False): "gpt-4o",
 }
-"""llama.cpp's names, by the regular expressions that split in turn and whether whole words bypass the merges."""
+"""llama.cpp's names, by the regular expressions that split in turn, and by whether whole words bypass the merges."""
 
 
 def tokenizer_fields(tokenizer: PreTrainedTokenizerBase, rows: int) -> JSON:
     """Return the header's fields of `tokenizer`, {"tokenizer.ggml.model": "gpt2", …}, for `rows` embeddings.
 
     Raises:
-        UserError: llama.cpp has no way to split text as this tokenizer does.
+        UserError: llama.cpp can't split text as this tokenizer does.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -83,7 +84,7 @@ def tokenizer_fields(tokenizer: PreTrainedTokenizerBase, rows: int) -> JSON:
 
 
 def tokenizer_remarks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return in which texts llama.cpp finds other tokens than this tokenizer, because it has no field for a rule."""
+    """Return the kinds of text in which llama.cpp finds other tokens, because it has no field for a rule."""
     description = json.loads(tokenizer.backend_tokenizer.to_str())
     found = []
     if any(step["type"] == "NFC" for step in _steps(description["normalizer"], "normalizers")):
@@ -108,7 +109,7 @@ def _unknown(what: str) -> UserError:
 
 
 def _steps(component: JSON | None, key: str) -> list[JSON]:
-    """Return the steps of a normalizer or pre-tokenizer, sequences unrolled."""
+    """Return the steps of a normalizer or pre-tokenizer, with sequences unrolled."""
     if component is None:
         return []
     if component["type"] == "Sequence":
@@ -148,7 +149,7 @@ def _splits(step: JSON) -> list[str]:
 
 
 def _merges(model: JSON) -> list[tuple[str, str]]:
-    """Return the pairs that are merged, first ones first; older files hold them as "left right"."""
+    """Return the pairs that are merged, in order. Older files hold a pair as "left right"."""
     pairs = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"])
     return [(left, right) for left, right in pairs]
 
@@ -165,7 +166,7 @@ def _sentencepiece(description: JSON, steps: Sequence[JSON]) -> JSON:
 
 
 def _space_prefix(description: JSON, steps: Sequence[JSON]) -> bool:
-    """Return whether a space goes before the text; raises unless all else is that spaces become sentencepiece's."""
+    """Return whether a space is put before the text. Raise unless the rest only turns spaces into sentencepiece's."""
     normal = _steps(description["normalizer"], "normalizers")
     prepends = [step for step in normal if step == {"type": "Prepend", "prepend": SPACE}]
     replaces = [step for step in normal if step == {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
@@ -174,7 +175,7 @@ def _space_prefix(description: JSON, steps: Sequence[JSON]) -> bool:
     match list(steps):
         case []:
             known = bool(replaces)
-        # Without spaces left, there is nothing to split at.
+        # The normalizer leaves no spaces, so this splits nowhere.
         case [{"type": "Split", "pattern": {"String": " "}}]:
             known = bool(replaces)
         case [{"type": "Metaspace", "replacement": replacement, "split": False, "prepend_scheme": scheme}]:
@@ -188,7 +189,7 @@ def _space_prefix(description: JSON, steps: Sequence[JSON]) -> bool:
 
 
 def _tokens(description: JSON, rows: int, *, bytes_are_tokens: bool) -> tuple[list[str], list[int]]:
-    """Return the text and the type of each token, with unused ones for embeddings that have none."""
+    """Return the text and the type of each token. Embeddings without a token get unused ones."""
     model = description["model"]
     by_id = {number: token for token, number in model["vocab"].items()}
     added = {entry["id"]: entry for entry in description["added_tokens"]}
@@ -220,7 +221,7 @@ def _tokens(description: JSON, rows: int, *, bytes_are_tokens: bool) -> tuple[li
 
 
 def _scores(description: JSON, tokens: Sequence[str]) -> list[float]:
-    """Return a score a token under which llama.cpp joins the pairs in the order of the merges."""
+    """Return scores of the tokens under which llama.cpp joins pairs in the order of the merges."""
     model = description["model"]
     merges = _merges(model)
     ranks: dict[str, list[int]] = {}
@@ -247,9 +248,10 @@ def _check_merges(
 
 
 def _special(tokenizer: PreTrainedTokenizerBase, rows: int) -> JSON:
-    """Return the special tokens' numbers, and which of them are put around a text."""
+    """Return the ids of the special tokens, and which of them the tokenizer puts around a text."""
     roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     numbers = {role: getattr(tokenizer, f"{role}_token_id") for role in roles}
+    # How the tokenizer treats a text shows what it adds, whatever its files say.
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
     first, last = [numbers["bos"]], [numbers["eos"]]

@@ -1,1 +1,1 @@
-"""Bringing things from elsewhere: files of the hub, wheels of the package index, rows of data sets."""
+"""Things fetched from elsewhere: files of the hub, wheels of the package index, rows of data sets."""

@@ -1,4 +1,4 @@
-"""Rows of data sets through `datasets`: of the hub at a commit, or of files here. No code of theirs is run."""
+"""Rows of data sets, read by `datasets` from the hub at a commit or from local files. No code of theirs is run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 LOADERS = ("json", "csv", "text", "parquet", "arrow")
-"""What a definition's `dataset_path` may say instead of a data set of the hub: read `data_files` in this format."""
+"""Formats that a definition's `dataset_path` may name instead of a data set of the hub. `data_files` are read in it."""
 DROPPED = ("trust_remote_code", "streaming", "revision", "data_files")
-"""Arguments in a definition that are ours to decide."""
+"""Arguments of a definition that are not passed on, because this project decides them."""
 MEDIA = ("Image", "Audio", "Video", "Pdf", "Nifti")
+"""Kinds of columns that are neither text nor numbers."""
 
 
 def load_rows(
@@ -29,10 +30,10 @@ def load_rows(
     arguments: dict[str, Any] | None = None,
     data_files: Any = None,
 ) -> Iterator[Row]:
-    """Return the rows of `split` of the data set `path`, configuration `name`, in order.
+    """Return the rows of `split` of the data set `path`, in the configuration `name`, in order.
 
     Raises:
-        UserError: they can't be had, or hold more than text and numbers.
+        UserError: the rows can't be read, or hold more than text and numbers.
     """
     import datasets
 
@@ -44,6 +45,7 @@ def load_rows(
     with _explained(what, split), explain_hub_errors(path, revision or "main", repo_type="dataset"):
         rows = datasets.load_dataset(path, name, split=split, revision=revision, data_files=files, **kept)
         for column, feature in rows.features.items():
+            # The text of a feature also shows what is nested in its lists and structures.
             if any(f"{kind}(" in repr(feature) for kind in MEDIA):
                 raise UserError(f"column '{column}' of {what} holds {feature!r}: only text and numbers can be judged.")
     return iter(rows)

@@ -1,8 +1,8 @@
 """Repositories of the Hugging Face hub, through `huggingface_hub` and its cache: commits, files, licences.
 
-HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean everywhere. Downloads are by commit, land in the
-hub's own cache, and continue where a dropped connection or a killed run left them. No torch here: a plan resolves
-revisions.
+HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE have their usual meaning. Downloads are by commit and land in the
+hub's own cache. They continue where a dropped connection or a killed run left them. No torch here, because a plan
+resolves revisions.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def resolve_revision(repo: str, revision: str, repo_type: str = "model") -> str:
-    """Return the commit (40 hex digits) that `revision` of `repo` is; a commit is itself, without network.
+    """Return the commit (40 hex digits) that `revision` of `repo` names. A commit names itself, without network.
 
-    Where the hub is offline or out of reach, a branch is what it was when it was last looked up.
+    Where the hub is offline or out of reach, a branch is taken to be the commit it was when it was last looked up.
 
     Raises:
-        UserError: there is no such repository or revision, no access to it, or no way to know.
+        UserError: there is no such repository or revision, no access to it, or no earlier lookup to fall back on.
     """
     if COMMIT.fullmatch(revision):
         return revision
@@ -48,14 +48,14 @@ def resolve_revision(repo: str, revision: str, repo_type: str = "model") -> str:
             commit = reference.read_text(encoding="utf-8").strip()
             log.warning("the hub is out of reach: %s of %s is taken to be %s still.", revision, repo, commit)
             return commit
-    # Other tools read these files too: never point one away from a commit that is here to one that is not.
+    # Other tools read these files too. One that names a commit in the cache is never changed to a commit that is not.
     if not reference.is_file() or (reference.parent.parent / "snapshots" / commit).is_dir():
         write_text(reference, commit)
     return commit
 
 
 def license_of(repo: str, revision: str, repo_type: str = "model") -> JSON:
-    """Return {"license": …} where the repository's card names one, and nothing where it can't be asked."""
+    """Return {"license": …} where the repository's card names one; empty where none is named or the hub is away."""
     from huggingface_hub import HfApi
 
     try:
@@ -67,36 +67,37 @@ def license_of(repo: str, revision: str, repo_type: str = "model") -> JSON:
 
 
 def fetch_file(repo: str, revision: str, name: str, repo_type: str = "model") -> Path:
-    """Return the path of one file in the hub's cache, downloaded if it is not there."""
+    """Return the path of one file in the hub's cache. The file is downloaded if it is not there."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     cached = cache_folder(repo, repo_type) / "snapshots" / revision / name
     if not cached.is_file():
         url = hf_hub_url(repo, name, repo_type=repo_type, revision=revision)
         metadata = get_hf_file_metadata(url)
-        # Files in Xet storage come in chunks by another protocol, which is left to huggingface_hub.
+        # Files in Xet storage come in chunks by another protocol; huggingface_hub fetches these.
         if metadata.xet_file_data is None and metadata.etag and metadata.size:
             _continue_download(cache_folder(repo, repo_type), url, metadata.location, metadata.etag, metadata.size)
     return Path(hf_hub_download(repo, name, repo_type=repo_type, revision=revision))
 
 
 def _continue_download(folder: Path, url: str, location: str, etag: str, size: int) -> None:
-    """Bring the blob `etag` of `size` bytes into a repository's `folder`, going on from what a killed run left of it.
+    """Bring the blob `etag` of `size` bytes into a repository's `folder`, continuing what a killed run left of it.
 
-    huggingface_hub resumes a dropped connection but throws a killed download away: with models in one file of gigabytes
-    that would be hours.
+    huggingface_hub resumes after a dropped connection, but throws a killed download away. For a model in one file of
+    gigabytes that would cost hours.
     """
     from huggingface_hub import constants
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers
 
+    # Lock and partial file have huggingface_hub's own names, so that the two never write one blob at once.
     blob = folder / "blobs" / etag
     lock = Path(constants.HF_HUB_CACHE) / ".locks" / folder.name / f"{etag}.lock"
     for parent in (blob.parent, lock.parent):
         parent.mkdir(parents=True, exist_ok=True)
     headers = build_hf_headers()
     if urlsplit(location).netloc != urlsplit(url).netloc:
-        headers.pop("authorization", None)  # a content network is not shown the token
+        headers.pop("authorization", None)  # another host, such as a content network, must not see the token
     with FileLock(lock):
         if blob.exists():
             return
@@ -109,7 +110,7 @@ def _continue_download(folder: Path, url: str, location: str, etag: str, size: i
             arrived = 0
         with partial.open("ab") as stream:
             http_get(location, stream, resume_size=arrived, headers=headers, expected_size=size)
-        # Large files' etag is their SHA-256.
+        # The etag of a large file is its SHA-256.
         if SHA256.fullmatch(blob.name) and sha256_of(partial) != blob.name:
             partial.unlink()
             raise UserError(
@@ -119,7 +120,7 @@ def _continue_download(folder: Path, url: str, location: str, etag: str, size: i
 
 
 def cache_folder(repo: str, repo_type: str = "model") -> Path:
-    """Return where the hub's cache keeps a repository."""
+    """Return the directory in which the hub's cache keeps a repository."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / "--".join([f"{repo_type}s", *repo.split("/")])

@@ -1,4 +1,4 @@
-"""What goes wrong with the hub, in one sentence with its remedy."""
+"""Errors of the hub as one sentence each, with the remedy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stages.errors import UserError
 
 
 def unreachable() -> tuple[type[Exception], ...]:
-    """Return the exceptions by which the hub is offline or can't be reached."""
+    """Return the exceptions that mean that the hub is offline or can't be reached."""
     import httpx
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -19,7 +19,7 @@ def unreachable() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def explain_hub_errors(repo: str, revision: str, repo_type: str = "model") -> Iterator[None]:
-    """Turn what goes wrong with the hub inside the block into one UserError with its remedy."""
+    """Turn an error of the hub inside the block into one `UserError` with its remedy."""
     from huggingface_hub import constants, errors, get_token
 
     page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
@@ -28,6 +28,7 @@ def explain_hub_errors(repo: str, revision: str, repo_type: str = "model") -> It
     set_token = "set HF_TOKEN (or run `hf auth login`)"
     try:
         yield
+    # GatedRepoError is a RepositoryNotFoundError, so it comes first.
     except errors.GatedRepoError as error:
         raise UserError(f"{repo} is gated and {token}. Accept its licence at {page} and {set_token}.") from error
     except errors.RepositoryNotFoundError as error:

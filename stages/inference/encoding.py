@@ -1,7 +1,7 @@
-"""From text to the token ids that a likelihood is taken over, exactly as lm-eval's `HFLM` splits and cuts them.
+"""Token ids that a likelihood is taken over, split from text and cut exactly as lm-eval's `HFLM` does it.
 
-Owns tokenisation, the split between context and continuation, and what is cut from the left when both are too long.
-Does not run a model.
+This module owns tokenisation, the split between context and continuation, and what is cut from the left where both
+together are too long. It does not run a model.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Ids = list[int]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a model reads and what it is asked about.
+    """One likelihood to ask for: the tokens that a model reads and the tokens it is asked about.
 
     Attributes:
-        inputs: ids to feed, the continuation's last one left out.
+        inputs: ids to feed: context and continuation, without the continuation's last id.
         targets: ids of the continuation; the last `len(targets)` inputs predict them.
         truncated: whether the context was cut from the left to fit the model.
     """
@@ -51,11 +51,11 @@ class Encoder:
     def queries(self, requests: Sequence[tuple[str, str]]) -> list[Query]:
         """Return one query a (context, continuation).
 
-        Spaces that end a context move to its continuation; the two are encoded together, and what lies beyond the
-        context's own length is the continuation. A context that is empty, or nothing but space, is the prefix token.
+        Spaces at the end of a context move to its continuation. The two are encoded together, and what lies beyond the
+        context's own length is the continuation. A context that is empty, or only space, is the prefix token.
 
         Raises:
-            UserError: a continuation has no token of its own, or has more than the model can read.
+            UserError: a continuation has no token of its own, or more tokens than the model can read.
         """
         pairs = [_move_spaces(context, continuation) for context, continuation in requests]
         self._encode({text for context, continuation in pairs if context for text in (context, context + continuation)})
@@ -67,11 +67,12 @@ class Encoder:
         An empty prompt is the prefix token.
 
         Raises:
-            UserError: nothing of a prompt would be left.
+            UserError: no token of a prompt would be left.
         """
         if room >= self.max_length:
             raise UserError(f"{room} new tokens leave no room for a prompt: the model reads {self.max_length} at once.")
         self._encode(texts)
+        # `room − max_length` is negative: the slice keeps the last `max_length − room` ids.
         return [(self._seen[text] or [self.prefix])[room - self.max_length :] for text in texts]
 
     def fits(self, text: str, *, room: int) -> bool:
@@ -82,9 +83,9 @@ class Encoder:
     def passage(self, text: str, *, special_tokens: bool = False) -> list[Query]:
         """Return the queries that together ask for every token of `text` once: lm-eval's rolling windows.
 
-        The first token is predicted from the prefix token. Special tokens that the tokenizer itself would add are left
-        out unless asked for (lm-eval asks, and so counts the probability of a beginning-of-text after a
-        beginning-of-text).
+        The first token is predicted from the prefix token. Special tokens that the tokenizer would add are left out
+        unless asked for. lm-eval asks for them, and so counts the probability of a beginning-of-text after a
+        beginning-of-text.
         """
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -94,7 +95,7 @@ class Encoder:
 
     def _encode(self, texts: Iterable[str]) -> None:
         new = sorted(text for text in texts if text not in self._seen)
-        for begins in (False, True):  # a text that brings its own prefix token is not given another
+        for begins in (False, True):  # a text that begins with the prefix token gets no second one
             some = [text for text in new if text.startswith(self._prefix_text) == begins]
             if some:
                 options = {"add_special_tokens": False} if begins else {}

@@ -1,8 +1,8 @@
 """Greedy continuations of many prompts at once: what transformers' `generate` writes, without its padding and waiting.
 
-What prompts have in common (an instruction's template, examples) is read once for a whole batch; keys and values are
-written in place into one allocation; a sequence that has ended leaves the batch, and it may end as soon as the caller
-has read enough of it.
+A beginning that prompts have in common (an instruction's template, examples) is read once for a whole batch. Keys and
+values are written in place into one allocation. A sequence that has ended leaves the batch, and the caller may end it
+as soon as it has read enough.
 
 Shapes: B sequences of a batch, S places of its cache, T nodes of a pass, N of them that are kept, Q query and K
 key/value heads, G = Q / K, D head size, H hidden size.
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 Ids = list[int]
 Stop = Callable[[str], bool]
-"""Whether the text written so far is enough."""
+"""Returns whether the text written so far is enough."""
 CACHE_TOKENS = 16_384
-"""Places in a batch's cache: 16,384 of SmolLM2-135M are 0.75 GB in float32."""
+"""Places in a batch's cache. 16,384 of SmolLM2-135M are 0.75 GB in float32."""
 ROWS = {"cpu": 48}
-"""Sequences of a batch on a processor: with more, a step's matrix products get no cheaper for each of them."""
+"""Sequences of a batch on a processor. With more, a step's matrix products get no cheaper for each of them."""
 KEEP = 0.75
-"""Share of a batch that may have ended before the rest moves together: moving costs about as much as a step."""
+"""Share of a batch still being written at which those rows move together. Moving costs about as much as a step."""
 
 
 class Generator:
@@ -54,11 +54,11 @@ class Generator:
         ends: frozenset[int] = frozenset(),
         advance: Callable[[int], object] = int,
     ) -> list[str]:
-        """Return what the model writes after each prompt, special tokens left out, in the prompts' order.
+        """Return the model's continuation of each prompt, without special tokens, in the prompts' order.
 
         A continuation ends with an end-of-text token (or one of `ends`), after `new_tokens` tokens, or when `stop` is
-        true of it. A prompt that leaves no room for them is cut from the left, as lm-eval's `HFLM` cuts it. `advance`
-        is told how many more are done.
+        true of it. A prompt that leaves no room for `new_tokens` is cut from the left, as lm-eval's `HFLM` cuts it.
+        `advance` is told how many more are done.
         """
         contexts = self.scorer.encoder.prompts(prompts, room=new_tokens)
         written: list[str] = [""] * len(prompts)
@@ -66,6 +66,7 @@ class Generator:
         for group in batches([len(ids) + new_tokens for ids in contexts], tokens=CACHE_TOKENS, rows=rows):
             chosen = [contexts[index] for index in group]
             writing = _Writing(self.tokenizer, len(group), new_tokens, self.ends | ends, stop, advance)
+            # Attention over the cache sees every token before, so it can't serve a sliding window.
             if self.scorer.flat is not None and self.scorer.window is None:
                 self._write(chosen, writing, self.scorer.flat)
             else:
@@ -90,7 +91,7 @@ class Generator:
             last_BH = flat(token_B, cache.next_positions(), cache.attend)
 
     def _read(self, contexts: list[Ids], cache: _Cache, flat: FlatDecoder) -> Tensor:
-        """Run the prompts, fill the cache, and return the hidden state after each, [B, H]."""
+        """Run the prompts, fill the cache, and return the hidden state after each prompt, [B, H]."""
         scorer = self.scorer
         device = scorer.model.device
         trees = plant(contexts, largest=scorer.batch_tokens)
@@ -102,7 +103,7 @@ class Generator:
         return torch.stack([last[index] for index in range(len(contexts))])
 
     def _write_by_transformers(self, contexts: list[Ids], writing: _Writing) -> None:
-        """Let the model's own `generate` write all tokens, and take from them what is wanted."""
+        """Let the model's own `generate` write all tokens, and take the wanted ones from them."""
         ends, new_tokens = writing.ends, writing.new_tokens
         for token_B in generated(self.scorer.model, contexts, ends=ends, new_tokens=new_tokens).T.tolist():
             if not writing.take(token_B):
@@ -110,7 +111,7 @@ class Generator:
 
 
 class _Writing:
-    """The texts of a batch as they grow, and which of them go on."""
+    """The texts of a batch as they grow, and the rows that are still written."""
 
     def __init__(
         self,
@@ -128,11 +129,11 @@ class _Writing:
 
     @property
     def texts(self) -> list[str]:
-        """What has been written."""
+        """The texts written so far."""
         return [self._text(tokens) for tokens in self.tokens]
 
     def take(self, tokens: Sequence[int]) -> list[int]:
-        """Add one token a row; return the rows that are not at their end."""
+        """Add one token to each row, and return the places of the rows that have not ended."""
         before = sum(self.done)
         for row, token in zip(self.rows, tokens, strict=True):
             if not self.done[row]:
@@ -141,7 +142,7 @@ class _Writing:
         return [place for place, row in enumerate(self.rows) if not self.done[row]]
 
     def keep(self, places: Sequence[int]) -> None:
-        """Go on with these rows alone."""
+        """Continue with the rows at these places alone."""
         self.rows = [self.rows[place] for place in places]
 
     def _ended(self, row: int, token: int) -> bool:
@@ -157,7 +158,11 @@ class _Writing:
 
 
 class _Cache:
-    """Keys and values of a batch: first the prompts', each at the places of its own length, then what is written."""
+    """Keys and values of a batch.
+
+    A sequence's prompt fills the first places of its row. Written tokens follow from one place on for all rows, after
+    the longest prompt; the places between are masked.
+    """
 
     def __init__(self, layers: int, lengths: list[int], new_tokens: int) -> None:
         self.lengths = lengths
@@ -170,7 +175,7 @@ class _Cache:
             self.sees_BS[row, :length] = True
 
     def filled_by(self, row: Tree, attend: Attend) -> Attend:
-        """Return `attend` that also keeps the keys and values of the sequences in `row`."""
+        """Return an `attend` that also keeps the keys and values of the sequences in `row`."""
         nodes_N = torch.tensor([node for path in row.paths.values() for node in path])
         rows_N = torch.tensor([index for index, path in row.paths.items() for _ in path])
         places_N = torch.tensor([place for path in row.paths.values() for place in range(len(path))])
@@ -183,18 +188,19 @@ class _Cache:
         return keep
 
     def next_positions(self) -> Tensor:
-        """Open the next place for every sequence, and return the positions of the tokens that come there, [B]."""
+        """Open the next place for every sequence, and return the positions of the tokens that go there, [B]."""
         self.sees_BS[:, self.start + self.steps] = True
         self.steps += 1
         device = next(pair[0].device for pair in self.pairs if pair is not None)
+        # A position counts the tokens of its own sequence, not the masked places.
         return torch.tensor([length + self.steps - 1 for length in self.lengths], device=device)
 
     def attend(self, layer: int, q_BQD: Tensor, k_BKD: Tensor, v_BKD: Tensor, scaling: float) -> Tensor:
-        """Keep one token's key and value a sequence, and return what attention gives it, [B, Q, D]."""
+        """Keep the key and value of one token a sequence, and return what attention gives the token, [B, Q, D]."""
         stop = self.start + self.steps
         keys_BSKD, values_BSKD = self._pair(layer, k_BKD)
         keys_BSKD[:, stop - 1], values_BSKD[:, stop - 1] = k_BKD, v_BKD
-        # The query heads of a group stand where a sequence's queries would: keys and values are read once for all.
+        # The query heads of a group take the place of queries, so keys and values are read once for all of them.
         out_BKGD = F.scaled_dot_product_attention(
             torch.unflatten(q_BQD, 1, (k_BKD.shape[1], -1)),
             keys_BSKD[:, :stop].transpose(1, 2),
@@ -205,7 +211,7 @@ class _Cache:
         return out_BKGD.flatten(1, 2)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these sequences alone."""
+        """Continue with these sequences alone."""
         self.lengths = [self.lengths[row] for row in rows.tolist()]
         self.sees_BS = self.sees_BS[rows.cpu()]
         self.pairs = [pair and (pair[0][rows], pair[1][rows]) for pair in self.pairs]
@@ -214,6 +220,6 @@ class _Cache:
         pair = self.pairs[layer]
         if pair is None:
             shape = (len(self.lengths), self.size, *like_TKD.shape[1:])
-            # Zeros, not empty: a masked place's value is multiplied by a weight of 0, and 0 × NaN is NaN.
+            # Zeros, not empty memory: a masked place's value is multiplied by a weight of 0, and 0 × NaN is NaN.
             pair = self.pairs[layer] = (like_TKD.new_zeros(shape), like_TKD.new_zeros(shape))
         return pair

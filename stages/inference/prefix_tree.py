@@ -1,8 +1,8 @@
-"""Sequences that begin alike, laid out so that what they share is computed once.
+"""Prefix trees of sequences that begin alike, laid out so that what they share is computed once.
 
-A tree's nodes are tokens in preorder, its branches are sequences. In that order the descendants of node j are the
-nodes j+1 … end(j)−1, so "i may attend to j" is j ≤ i < end(j), and one number a node is the whole attention mask.
-Every choice of a question, and every question with the same examples before it, then shares its context.
+A tree's nodes are tokens in preorder, and its branches are sequences. In preorder the descendants of node j are the
+nodes j+1 … end(j)−1. So "i may attend to j" is j ≤ i < end(j), and one number a node is the whole attention mask. All
+choices of a question share its context, and so do all questions with the same examples before them.
 
 Shapes: L nodes of a tree.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 Ids = list[int]
 PAIR_COST = 1 / 2000
-"""Cost of one attended pair of tokens over the cost of one token's matrix products: about 1 / (3 × hidden size)."""
+"""Cost of one attended pair of tokens, in units of one token's matrix products: about 1 / (3 × hidden size)."""
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class Tree:
         tokens: id of each node.
         depths: position of each node in its sequences.
         ends: one past the last descendant of each node.
-        paths: for each sequence, by its index in what was planted, the nodes it passes through.
+        paths: for each sequence, by its index in what was planted, the nodes that it passes through.
     """
 
     tokens: Ids = field(default_factory=list)
@@ -41,7 +41,7 @@ class Tree:
 
     @property
     def is_chain(self) -> bool:
-        """Whether this is one sequence and no more, so that plain causal attention is its own."""
+        """Whether the tree is a single sequence, for which plain causal attention is right."""
         return self.depths[-1] + 1 == len(self)
 
     def grow(self, index: int, sequence: Ids, stem: list[int]) -> None:
@@ -51,19 +51,21 @@ class Tree:
         self.tokens += sequence[len(stem) :]
         self.depths += range(len(stem), len(sequence))
         self.ends += [size] * (size - len(self.ends))
+        # The stem's nodes have a new last descendant.
         for node in stem:
             self.ends[node] = size
 
 
 def plant(sequences: Sequence[Ids], *, largest: int, share: bool = True) -> list[Tree]:
-    """Return trees that hold all `sequences`, each of at most `largest` nodes, or twice its last sequence.
+    """Return trees that hold all `sequences`. Each has at most `largest` nodes, or twice its last sequence.
 
-    In sorted order, a sequence joins the tree of the one before it when the tokens it saves cost more than the
-    attention that a longer row adds. With `share` off every sequence is a tree of its own.
+    In sorted order, a sequence joins the tree of the sequence before it where the tokens it saves cost more than the
+    attention that a longer row adds. With `share` off, every sequence is a tree of its own.
     """
     trees: list[Tree] = []
     path: list[int] = []
     previous: Ids = []
+    # In sorted order, sequences with a common beginning follow one another.
     for index in sorted(range(len(sequences)), key=sequences.__getitem__):
         sequence = sequences[index]
         shared = common_prefix(previous, sequence)
@@ -85,15 +87,16 @@ def common_prefix(one: Ids, other: Ids) -> int:
 
 def _joins(size: int, length: int, shared: int, largest: int) -> bool:
     joined = size + length - shared
+    # Attention's work grows with the square of a row's length.
     return joined <= max(largest, 2 * length) and shared >= PAIR_COST * (joined**2 - size**2 - length**2)
 
 
 def passes(trees: Sequence[Tree], *, tokens: int, segment: int) -> Iterator[list[Tree]]:
-    """Yield what goes through the model at once: segments of together at most `tokens` nodes, or a single one.
+    """Yield what goes through the model at once: segments of at most `tokens` nodes together, or a single segment.
 
-    A segment is one tree, or several small ones side by side with together at most `segment` nodes: attention over
-    nodes that do not see each other costs less than one more call. Longest first, so that memory runs out at once or
-    never.
+    A segment is one tree, or several small trees side by side with at most `segment` nodes together. Attention over
+    nodes that do not see each other costs less than one more call. The longest come first, so that memory runs out at
+    once or never.
     """
     batch: list[Tree] = []
     for piece in _segments(trees, segment):
@@ -108,6 +111,7 @@ def passes(trees: Sequence[Tree], *, tokens: int, segment: int) -> Iterator[list
 def _segments(trees: Sequence[Tree], segment: int) -> list[Tree]:
     found: list[list[Tree]] = []
     room = 0
+    # Longest first: a long tree opens a segment, and smaller ones fill it.
     for tree in sorted(trees, key=len, reverse=True):
         if len(tree) > room:
             found.append([])
@@ -118,7 +122,7 @@ def _segments(trees: Sequence[Tree], segment: int) -> list[Tree]:
 
 
 def side_by_side(trees: Sequence[Tree]) -> Tree:
-    """Return one row of several trees, none of which sees another."""
+    """Return one row of several trees. No tree sees another."""
     row = Tree()
     for tree in trees:
         offset = len(row)
@@ -135,7 +139,7 @@ def tensors(tree: Tree, device: str | torch.device) -> tuple[Tensor, Tensor]:
 
 
 def mask(tree: Tree, device: str | torch.device) -> Tensor:
-    """Return which nodes each node attends to, [L, L]: the nodes before it in its own sequences, and itself."""
+    """Return which nodes each node attends to, [L, L]: itself and the nodes before it in its own sequences."""
     node_L = torch.arange(len(tree), device=device)
     ends_L = torch.tensor(tree.ends, device=device)
     return (node_L <= node_L[:, None]) & (node_L[:, None] < ends_L)

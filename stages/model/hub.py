@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: which files are wanted, and whether they are all there. See `stages.fetch.hub`."""
+"""Models of the Hugging Face hub: the files that are wanted, complete. See `stages.fetch.hub`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 def from_hub(config: ModelSource, context: Context, target: Path) -> JSON:
-    """Download the model that `config` names and place it in `target`; return where it came from.
+    """Download the model that `config` names, place it in `target`, and return its origin.
 
     Raises:
-        UserError: it can't be had (which of the many reasons is said), or is not a whole checkpoint.
+        UserError: the model can't be fetched (the message says why), or is not a whole checkpoint.
     """
     if not config.repo or not config.revision:
         raise UserError("model.kind=hub needs model.repo=OWNER/NAME.")
@@ -38,10 +38,10 @@ def cached_config(repo: str, revision: str) -> dict[str, Any] | None:
 def download(repo: str, revision: str, *, code: bool = False) -> Path:
     """Return the directory in the hub's cache that holds the model at the commit `revision`, complete.
 
-    Only what is needed comes down: config, tokenizer, weights in one format, and Python files with `code`.
+    Only needed files are downloaded: config, tokenizer, weights in one format, and with `code` the Python files.
 
     Raises:
-        UserError: it can't be had, or is not a whole checkpoint.
+        UserError: the model can't be fetched, or is not a whole checkpoint.
     """
     from huggingface_hub import HfApi
 

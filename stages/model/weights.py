@@ -1,7 +1,7 @@
-"""Which files make up a checkpoint, and putting them into a model directory. No torch here, except to convert pickles.
+"""The files that make up a checkpoint, placed into a model directory. No torch here, except to convert pickles.
 
-Safetensors are preferred and linked to, not copied. Pickled weights are read as tensors and nothing else, and written
-as safetensors at once, shard by shard.
+Safetensors are preferred, and linked to instead of copied. Pickled weights are read as tensors and nothing else. They
+are written as safetensors at once, shard by shard.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 FORMATS = (("model.safetensors", INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
 """(one file, index of many) for each format, the preferred one first."""
 SHARD_BYTES = 2_000_000_000
-"""Size from which a converted shard is closed: what the conversion holds in memory."""
+"""Bytes at which a converted shard is closed. The conversion holds as much in memory."""
 LEFT_OUT = ".rotary_emb.inv_freq"
-"""A buffer that old checkpoints carry and that models compute."""
+"""A buffer that old checkpoints carry and that models compute themselves."""
 
 
 def weight_files(names: Collection[str], read_index: Callable[[str], Any], where: str) -> list[str]:
-    """Return the files among `names` that hold the weights, an index first.
+    """Return the files among `names` that hold the weights. An index comes first.
 
     Raises:
-        UserError: there are none, or an index names a shard that is missing; `where` says in what place.
+        UserError: there are none, or an index names a shard that is missing. `where` names the place in the message.
     """
     for single, index in FORMATS:
         if single in names:
@@ -52,10 +52,10 @@ def weight_files(names: Collection[str], read_index: Callable[[str], Any], where
 
 
 def model_files(directory: Path) -> list[str]:
-    """Return the names of the files of a model directory that matter: config, weights, tokenizer, modelling code.
+    """Return the names of a model directory's files that matter: config, weights, tokenizer, modelling code.
 
     Raises:
-        UserError: it is no directory, or lacks its config or weights.
+        UserError: `directory` is no directory, or lacks its config or weights.
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory. model.path must be one with config.json and safetensors.")
@@ -69,7 +69,7 @@ def model_files(directory: Path) -> list[str]:
 
 
 def place(source: Path, target: Path) -> None:
-    """Make `target` a model directory with the model of `source`: weights linked or converted, the small files copied.
+    """Make `target` a model directory with the model of `source`: weights linked or converted, small files copied.
 
     Raises:
         UserError: a file is missing or truncated, or a pickle holds more than tensors.
@@ -79,6 +79,7 @@ def place(source: Path, target: Path) -> None:
     pickled = [source / name for name in names if name.endswith(".bin")]
     for name in names:
         if name.endswith(".safetensors"):
+            # Read only to refuse a truncated file, which the link would hide until the weights are needed.
             read_header(source / name)
             (target / name).unlink(missing_ok=True)
             (target / name).symlink_to((source / name).resolve())
@@ -89,7 +90,7 @@ def place(source: Path, target: Path) -> None:
 
 
 def summarise(directory: Path) -> dict[str, Any]:
-    """Return {"parameters", "dtype", "model_type", "bytes"} of a model directory; tied embeddings count once."""
+    """Return {"parameters", "dtype", "model_type", "bytes"} of a model directory. Tied embeddings count once."""
     config = read_json(directory / "config.json")
     headers = {path: read_header(path) for path in sorted(directory.glob("*.safetensors"))}
     tensors = {name: entry for header in headers.values() for name, entry in header.items()}
@@ -105,10 +106,10 @@ def summarise(directory: Path) -> dict[str, Any]:
 
 
 def convert(pickled: Iterable[Path], target: Path, *, tied: bool) -> None:
-    """Write the tensors of pickled files to `target` as safetensors; with `tied` embeddings the head is left out.
+    """Write the tensors of pickled files to `target` as safetensors. With `tied` embeddings the head is left out.
 
     Raises:
-        UserError: a file is truncated or holds more than tensors (nothing in it is executed).
+        UserError: a file is truncated or holds more than tensors. Nothing in a file is executed.
     """
     from safetensors.torch import save_file
 
@@ -130,14 +131,14 @@ def convert(pickled: Iterable[Path], target: Path, *, tied: bool) -> None:
 
 
 def _groups(pickled: Iterable[Path], tied: bool) -> Iterator[dict[str, Tensor]]:
-    """Yield the tensors of all files in groups of about SHARD_BYTES, each tensor in memory of its own."""
+    """Yield the tensors of all files in groups of about SHARD_BYTES. Each tensor has memory of its own."""
     group: dict[str, Tensor] = {}
     with progress("converting to safetensors", total=None, unit="B", scale=True) as bar:
         for path in pickled:
             for name, tensor in _read_pickled(path).items():
                 if name.endswith(LEFT_OUT) or (tied and name == "lm_head.weight"):
                     continue
-                # A copy: pickled tensors may share storage, or be slices of a larger one, which safetensors refuses.
+                # Copied, because safetensors refuses tensors that share storage or are slices of a larger one.
                 group[name] = tensor.detach().clone().contiguous()
                 bar.update(tensor.nbytes)
                 if sum(held.nbytes for held in group.values()) >= SHARD_BYTES:

@@ -1,1 +1,1 @@
-"""What came back: numbers with intervals, as JSON, Markdown and one HTML file."""
+"""The report of a recovery: numbers with intervals, as JSON, Markdown and one HTML file."""

@@ -1,6 +1,6 @@
 """A report as a list of blocks, and its two spellings: Markdown and one HTML page.
 
-What a report says is decided in `stages.report.content`; here is only how headings, tables and pictures are written.
+`stages.report.content` decides what a report says. This module only writes headings, tables and pictures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Cell = str | tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """A heading: level 1 is the page's title."""
+    """A heading. Level 1 is the page's title."""
 
     text: str
     level: int = 2
@@ -25,7 +25,7 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """Running text; `kind` is "", "lead" (the opening), "caution" or "note"."""
+    """Running text. `kind` is "", "lead" (the opening), "caution" or "note"."""
 
     text: str
     kind: str = ""
@@ -33,18 +33,18 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells; the first column is text, the others are numbers unless listed in `words`."""
+    """Rows of cells. The first column is text; the others are numbers unless `words` lists them."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     words: Sequence[int] = ()
     last_apart: bool = False
-    """Whether a rule sets the last row (a mean) apart."""
+    """Whether a rule separates the last row (a mean)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An SVG: inlined in a page, named as a file beside a Markdown text."""
+    """An SVG, inlined in an HTML page and linked as a file from Markdown."""
 
     file: str
     svg: str
@@ -53,7 +53,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """Verbatim text, or a table, that a reader opens when wanted."""
+    """Verbatim text, or a table, that is folded until a reader opens it."""
 
     title: str
     content: str | Table
@@ -64,7 +64,7 @@ Block = Heading | Paragraph | Table | Picture | Folded
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A title and the blocks under it; `wide` gives large tables room."""
+    """A title and the blocks under it. `wide` gives large tables room."""
 
     title: str
     blocks: Sequence[Block]
@@ -72,7 +72,7 @@ class Page:
 
 
 def markdown(page: Page) -> str:
-    """Return the page as Markdown; its pictures are links to files beside it."""
+    """Return the page as Markdown. Its pictures are links to files beside it."""
     return "\n\n".join(_markdown(block) for block in page.blocks) + "\n"
 
 

@@ -1,7 +1,8 @@
-"""What a report says and in which order, as blocks, from `report.json` alone.
+"""The contents of a report and their order, as blocks, from `report.json` alone.
 
-The artifact's report and the run directory's come from here: the latter's JSON has `stages` and `run` as well, and its
-page the sections on them. No numpy and no matplotlib: the pictures are handed in as drawn when the artifact was built.
+Both the artifact's report and the run directory's report are made here. The run's JSON has `stages` and `run` besides,
+and its page has sections on them. No numpy and no matplotlib: pictures are passed in as they were drawn for the
+artifact.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ CAPTION = (
 
 
 def page(report: JSON, pictures: Mapping[str, str]) -> Page:
-    """Return the page of a report; `pictures` are the SVGs by name ("curve", "tasks"), those that could be drawn."""
+    """Return the page of a report. `pictures` are the SVGs that could be drawn, by name ("curve", "tasks")."""
     return Page(title(report), list(_blocks(report, pictures)))
 
 
 def results(report: JSON) -> Page:
-    """Return what a model's card says of the report: what is clear, the table over everything, and the protocol."""
+    """Return the report's part of a model's card: the clear findings, the table over all tasks, and the protocol."""
     blocks: list[Block] = [Paragraph(sentence) for sentence in report["summary"].splitlines()]
     blocks += [Paragraph(report["caution"], "caution")] if report["caution"] else []
     blocks += headline(report)
@@ -42,14 +43,14 @@ def results(report: JSON) -> Page:
 
 
 def title(report: JSON) -> str:
-    """Return "Recovery of MODEL", or what else was done to it."""
+    """Return "Recovery of MODEL", or the same with what else was done to it."""
     if report["adapter"] != "none":
         return f"Recovery of {report['model']}"
     return f"Pruning of {report['model']}" if report["prune"] not in ("none", "sheared") else report["model"]
 
 
 def settings(report: JSON) -> str:
-    """Return one line of what was done: how it was pruned, recovered, and on what."""
+    """Return one line of settings: how the model was pruned and recovered, and on which data."""
     ratio = report["params"]["ratio_requested"]
     channels = report["params"].get("channel_ratio")
     amount = f" channel_ratio={channels:g}" if channels is not None else f" ratio={ratio:g}" if ratio else ""
@@ -88,7 +89,7 @@ HELD_OUT = ("held-out rows of the recovery data", "loss before", "after", "perpl
 
 
 def _held_out(validation: JSON, test: JSON | None) -> Iterator[Sequence[Cell]]:
-    """Yield the rows that the curve measured, and the further ones that were scored once, after the training."""
+    """Yield the rows that the curve measured, and the test rows, which were scored once after the training."""
     losses = [w.bits(validation[f"{when}_loss"]) for when in ("initial", "final")]
     yield ["validation", *losses, *(w.perplexity(validation[f"{when}_perplexity"]) for when in ("initial", "final"))]
     if test:
@@ -96,7 +97,7 @@ def _held_out(validation: JSON, test: JSON | None) -> Iterator[Sequence[Cell]]:
 
 
 def _training(training: JSON, options: JSON) -> Iterator[Block]:
-    """Yield what the training did, as recovery.json has it, and by which of the recovery's options."""
+    """Yield what the training did, from recovery.json, and the recovery's options that decided it."""
     parameters, seen = training.get("parameters"), training.get("training")
     if held_out := training.get("validation"):
         yield Table(HELD_OUT, list(_held_out(held_out, training.get("test"))))

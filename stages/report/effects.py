@@ -1,8 +1,8 @@
-"""What can be said of the models of one recovery: which differ, how much was lost, how much came back.
+"""Comparisons of the models of one recovery: which differ, how much was lost, and how much came back.
 
 Models are named by their place: "dense", "dense_recovered" (the dense model after the same recovery), "pruned",
-"recovered"; any may be absent. What is lost and kept is measured against the dense model after the same recovery
-where there is one, else against the dense model as it is.
+"recovered". Any may be absent. The lost and the retained share are measured against the dense model after the same
+recovery where there is one, else against the dense model as it is.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ PAIRS = (
     ("dense_recovered", "dense"),
     ("recovered", "dense_recovered"),
 )
-"""The differences a report gives, first minus second."""
+"""The differences that a report gives, first minus second."""
 
 
 def effects(scores: Paired, *, higher_is_better: bool, hits_MN: Array | None = None, floor: str = "0") -> JSON:
-    """Return {"ONE_minus_OTHER": difference, "retained": …, "recovered": …} of the models at hand.
+    """Return {"ONE_minus_OTHER": difference, "retained": …, "recovered": …} of the models that are there.
 
     `retained` is given only where higher is better. `hits_MN` are the documents' scores behind an accuracy, for
-    McNemar's test; `floor` says in words what a score of 0 is. A key is absent where one of its models is.
+    McNemar's test. `floor` describes a score of 0 in words. A key is absent where one of its models is.
     """
     present = set(scores.models)
     found: JSON = {

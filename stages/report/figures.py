@@ -1,7 +1,7 @@
-"""The pictures of a report, as SVG that follows the page's colours and is the same bytes for the same numbers.
+"""The pictures of a report, as SVG in the page's colours, with the same bytes for the same numbers.
 
-Matplotlib draws with a fixed palette; each of its colours is then replaced by a CSS variable with that colour as its
-fallback. So a picture inlined in a page turns dark with it, and the file alone still shows in any browser.
+Matplotlib draws with a fixed palette. Each of its colours is then replaced by a CSS variable, with that colour as its
+fallback. A picture inlined in a page therefore turns dark with it, and the file alone still shows in any browser.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ LOSSES: dict[str, dict[str, Any]] = {
     "loss": {"label": "training", "color": PALETTE["muted"], "linewidth": 0.9, "alpha": 0.7},
 }
 FOLLOWED = {"curve_bits_per_byte": ("bits per byte", 1), "curve_accuracy": ("accuracy (%)", 100)}
-"""What a recovery's points may hold besides losses: {field: (label of the axis, scale)}."""
+"""Scores that a recovery's points may hold besides losses: {field: (label of the axis, scale)}."""
 
 SERIES = ("#17788b", "#c8642d", "#7a5ba8", "#4f8a3c", "#b0457a", "#8c7a1f", "#3f6fb5", "#a2543a")
 """Colours of overlaid runs, readable on light and dark pages alike."""
 
 MARKERS = {"dense": "D", "dense_recovered": "s", "pruned": "v", "recovered": "o"}
-"""Shapes tell the models apart where colour can't."""
+"""Marker of each model, which tells the models apart where colour can't."""
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -71,7 +71,7 @@ STYLE: dict[str, Any] = {
 def curve_svg(curve: Sequence[JSON]) -> str | None:
     """Return the recovery curve over tokens trained on, or None where there is no curve to draw.
 
-    Losses, and beside them in panels of their own the scores that were followed during the recovery.
+    Scores that were followed during the recovery are beside the losses, in panels of their own.
     """
     losses = {key: points for key in LOSSES if len(points := _points(curve, key)) > 1}
     followed = {key: points for key in FOLLOWED if len(points := _points(curve, key)) > 1}
@@ -96,7 +96,7 @@ def curve_svg(curve: Sequence[JSON]) -> str | None:
 
 
 def curves_svg(runs: Mapping[str, Sequence[JSON]]) -> str | None:
-    """Return the validation curves of several runs in one picture, {label: curve}; None where none has a curve."""
+    """Return the validation curves of several runs in one picture, from {label: curve}; None where no run has one."""
     drawn = {label: points for label, curve in runs.items() if (points := _points(curve, "validation_loss"))}
     if not drawn:
         return None
@@ -147,7 +147,7 @@ def tasks_svg(tasks: JSON, average: JSON | None) -> str | None:
 
 
 def _dots(axes: Axes, rows: Sequence[JSON], models: Sequence[str], key: str, *, scale: float) -> None:
-    """One dot a model and row, the models slightly apart so that their intervals don't hide each other."""
+    """Draw one dot a model and row. Models are slightly apart, so that their intervals don't hide each other."""
     for turn, model in enumerate(models):
         shift = 0.2 * (turn - (len(models) - 1) / 2)
         seen = [(place + shift, row[model]) for place, row in enumerate(rows) if row[model][key] is not None]
@@ -171,7 +171,7 @@ def _dots(axes: Axes, rows: Sequence[JSON], models: Sequence[str], key: str, *, 
 
 
 def _points(curve: Sequence[JSON], key: str) -> list[tuple[float, float]]:
-    """Return (tokens, value) where the curve has the value; a training point need not be a validation point."""
+    """Return (tokens, value) where the curve has the value. A training point need not be a validation point."""
     return [(point["tokens"], point[key]) for point in curve if point.get(key) is not None]
 
 
@@ -196,8 +196,9 @@ def _short(tokens: float) -> str:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """Return the figure as an `<svg>` element with ids of its own, so that several share a page."""
+    """Return the figure as an `<svg>` element with ids of its own, so that several can share a page."""
     stream = io.StringIO()
+    # Matplotlib's ids are random without a salt, and its metadata has the date: both would change the bytes.
     with mpl.rc_context({"svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()

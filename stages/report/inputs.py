@@ -1,4 +1,4 @@
-"""Reading what the models at hand were judged on, and refusing to pair what was not judged alike."""
+"""The protocol by which models were judged, and checks that refuse to pair models that were not judged alike."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from stages.report.statistics import Array
 from stages.stage import JSON
 
 FACTS = ("num_fewshot", "limit", "dtype", "beams", "new_tokens", "versions", "rows")
-"""What a report repeats of an evaluation's `results.json`, beside the name of its protocol."""
+"""The facts of an evaluation's `results.json` that a report repeats, besides the name of its protocol."""
 
 
 def protocol(evaluations: Mapping[str, Path]) -> JSON | None:
-    """Return how the models were judged: {"name", …FACTS}, None for what is not recorded; None without evaluations.
+    """Return how the models were judged: {"name", …FACTS}, with None for a fact not recorded; None without evaluations.
 
     Raises:
         UserError: the models were judged by different protocols, examples, limits or rows.
@@ -35,7 +35,7 @@ def protocol(evaluations: Mapping[str, Path]) -> JSON | None:
 
 
 def common(what: str, found: Mapping[str, Any]) -> Any:
-    """Return what all models share; raises where they differ, because then nothing can be paired."""
+    """Return what all models share. Raise a `UserError` where they differ, because then nothing can be paired."""
     (first, expected), *others = found.items()
     for model, seen in others:
         if seen != expected:
@@ -48,7 +48,7 @@ def common(what: str, found: Mapping[str, Any]) -> Any:
 
 
 def column(rows: Mapping[str, list[JSON]], name: str) -> Array | None:
-    """Return one column of every model's rows, models first; None where a row of it has none."""
+    """Return one column of every model's rows, models first; None where any row lacks it."""
     values = [[row.get(name) for row in model] for model in rows.values()]
     if any(value is None for model in values for value in model):
         return None

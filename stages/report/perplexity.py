@@ -1,4 +1,4 @@
-"""Perplexities of held-out passages and of corpora, and what of their logarithm was lost and came back."""
+"""Perplexities of held-out passages and of corpora, and the shares of their logarithm that were lost and came back."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from stages.report.statistics import Paired, paired, score_intervals
 from stages.stage import JSON
 
 LARGEST = 700.0
-"""Nats beyond which a perplexity is no longer a float."""
+"""Nats above which a perplexity is no longer a float."""
 
 
 def perplexities(evaluations: Mapping[str, Path], *, resamples: int, seed: int) -> JSON | None:
     """Return the report's `perplexity`: each model's, its intervals, and the paired effects on log perplexity.
 
-    Passages are resampled. Where the models' tokenizers count tokens differently the effects are per byte
-    (`per: "byte"`), because perplexities per token could not be compared. None where no passage was scored.
+    Passages are resampled. Where the models' tokenizers count tokens differently, the effects are per byte
+    (`per: "byte"`), because perplexities per token can't be compared. None where no passage was scored.
     """
     files = {model: read_json(path / "perplexity.json") for model, path in evaluations.items()}
     if not files:
@@ -46,7 +46,7 @@ def perplexities(evaluations: Mapping[str, Path], *, resamples: int, seed: int) 
 def corpora(evaluations: Mapping[str, Path], *, resamples: int, seed: int) -> list[JSON]:
     """Return one entry a corpus and window length: {"corpus", "length", "windows", MODEL…, "intervals", "log"}.
 
-    Windows are resampled; those of one article are alike, so these intervals are a little narrow. Models whose
+    Windows are resampled. Windows of one article are alike, so these intervals are a little narrow. Models whose
     tokenizers cut a text into other windows keep their perplexities, without intervals and effects.
     """
     files = {model: read_json(path / "perplexity.json").get("corpora") or {} for model, path in evaluations.items()}
@@ -69,6 +69,7 @@ def _corpus(name: str, length: str, found: Mapping[str, JSON], *, resamples: int
     counts = {(entry["tokens"], len(entry["windows"])) for entry in found.values()}
     entry: JSON = {"corpus": name, "length": int(length)}
     entry |= {model: float(own["perplexity"]) for model, own in found.items()}
+    # Other counts mean other windows, which can't be paired.
     if len(counts) > 1:
         return entry | {"windows": None, "intervals": {}, "log": {}}
     tokens, windows = counts.pop()

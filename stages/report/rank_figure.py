@@ -1,4 +1,4 @@
-"""The picture of a sweep over ranks: what each adapter reaches at the shared rate, at its own, and which that is."""
+"""The picture of a sweep over ranks: each adapter at the shared rate and at its own rate, and what that rate is."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MARKERS = "osD^vPX*"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranked:
-    """An adapter at a rank: one number a seed. What was not tuned has no tuned figures.
+    """An adapter at a rank, with one number a seed. An adapter that was not tuned has no tuned figures.
 
     Attributes:
-        rank: of the adapter.
-        shared: perplexity of the test rows at the shared rate; infinite where it diverged.
+        rank: the adapter's rank.
+        shared: perplexity of the test rows at the shared rate; infinite where the recovery diverged.
         tuned: the same at the rate found for this adapter and rank.
         rates: the rates found.
     """
@@ -36,7 +36,7 @@ class Ranked:
 def ranks_svg(adapters: Mapping[str, Sequence[Ranked]]) -> str:
     """Return test perplexity over rank at the shared and at the tuned rate, and the rates found, by adapter.
 
-    Lines go through the means over seeds, whiskers from the lowest seed to the highest.
+    Lines go through the means over seeds. Whiskers reach from the lowest seed to the highest.
     """
     ranks = sorted({point.rank for points in adapters.values() for point in points})
     with mpl.rc_context(STYLE):
@@ -45,6 +45,7 @@ def ranks_svg(adapters: Mapping[str, Sequence[Ranked]]) -> str:
         tuned.sharey(shared)
         for place, (name, points) in enumerate(adapters.items()):
             style = {"color": SERIES[place % len(SERIES)], "marker": MARKERS[place % len(MARKERS)], "label": name}
+            # Adapters stand slightly apart, so that their whiskers don't hide each other.
             shift = 2 ** (0.12 * (place - (len(adapters) - 1) / 2))
             _line(shared, [(shift * point.rank, point.shared) for point in points], style)
             _line(tuned, [(shift * point.rank, point.tuned) for point in points], style)
@@ -59,7 +60,7 @@ def ranks_svg(adapters: Mapping[str, Sequence[Ranked]]) -> str:
             axes.tick_params(axis="y", which="minor", labelsize=8, labelcolor=PALETTE["muted"])
         rates.set_yscale("log")
         rates.set_ylabel("learning rate")
-        # An adapter that diverged at the shared rate has a line in the other panels alone.
+        # An adapter that diverged at the shared rate has a line only in the other panels.
         handles = {
             name: handle
             for axes in (shared, tuned)

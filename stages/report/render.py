@@ -1,7 +1,7 @@
-"""A report's files: the same renderer for the artifact and for the run directory.
+"""A report's files, from one renderer for the artifact and for the run directory.
 
-Fast on purpose: a fully cached run renders its report again (its stages and times are new) without numpy or
-matplotlib, with the pictures that the artifact holds.
+The renderer is fast on purpose. A fully cached run renders its report again, because its stages and times are new. It
+takes the pictures that the artifact holds, and needs neither numpy nor matplotlib.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from stages.report.content import page
 from stages.stage import JSON
 
 SCHEMA = 2
-"""Raised when a field of report.json changes its meaning."""
+"""Raised by one when a field of report.json changes its meaning."""
 
 PICTURES = ("curve", "tasks")
 
 
 def files(report: JSON, pictures: Mapping[str, str]) -> dict[str, str]:
-    """Return the text of each file of a report by its name; equal reports and pictures give equal bytes."""
+    """Return the text of each file of a report, by name. Equal reports and pictures give equal bytes."""
     content = page(report, pictures)
     return {
         "report.json": json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
@@ -41,9 +41,9 @@ def pictures(artifact: Path) -> dict[str, str]:
 def write_run_report(artifact: Path, run: JSON, output: Path) -> JSON:
     """Write the run directory's report files into `output` and return its JSON.
 
-    `run` is what depends on the run: its "stages" ([{name, key, status, seconds, peak_memory_bytes, drift}]) become
-    the report's `stages`, the rest (versions, hardware, commit, command, started, …) its `run`. The artifact is only
-    read.
+    `run` holds what depends on the run. Its "stages" ([{name, key, status, seconds, peak_memory_bytes, drift}]) become
+    the report's `stages`. The rest (versions, hardware, commit, command, started, …) becomes the report's `run`. The
+    artifact is only read.
     """
     report: JSON = read_json(artifact / "report.json")
     report["stages"] = list(run.get("stages", []))

@@ -1,4 +1,4 @@
-"""The scores on tasks: from the documents that an evaluate stage kept to the numbers of a report."""
+"""Scores on tasks for a report, from the documents that the evaluate stage kept."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from stages.stage import JSON
 
 
 def task_scores(evaluations: Mapping[str, Path], *, resamples: int, seed: int) -> tuple[JSON, JSON | None]:
-    """Return the report's `tasks` and `mean` for the models at hand.
+    """Return the report's `tasks` and `mean` for the models that were evaluated.
 
     A task holds its label, metric and chance, each model's scores with standard error and interval, and the effects of
-    each score; a group of tasks is one task over all its documents. The mean is unweighted, for each score over the
-    tasks that have it (`counts`); its McNemar test is over the documents of all tasks.
+    each score. A group of tasks is one task over all its documents. The mean is unweighted, for each score over the
+    tasks that have it (`counts`). Its McNemar test is over the documents of all tasks.
 
     Raises:
         UserError: the models were not judged on the same documents.
@@ -48,7 +48,7 @@ def task_scores(evaluations: Mapping[str, Path], *, resamples: int, seed: int) -
 
 
 def _hits(rows: Mapping[str, list[JSON]]) -> dict[str, Array]:
-    """Return the documents' own scores that are accuracies, {"acc", "acc_norm"}: those that every document has."""
+    """Return the documents' scores that are accuracies, {"acc", "acc_norm"}, where every document has them."""
     columns = {key: column(rows, key) for key in ("acc", "acc_norm")}
     return {key: values for key, values in columns.items() if values is not None}
 
@@ -61,7 +61,8 @@ def _scores(
     resamples: int,
     seed: tuple[int, ...],
 ) -> dict[str, Paired]:
-    """Return the scores that the task has; all rest on the same draws of documents."""
+    """Return the scores that the task has. All rest on the same draws of documents."""
+    # One seed for all scores, so that each draw picks the same documents for every score.
     draw = partial(paired, list(rows), resamples=resamples, seed=seed)
     found = {key: draw(hits_MN, np.ones(hits_MN.shape[1])) for key, hits_MN in hits.items()}
     if chance is not None and chance < 1:
@@ -94,7 +95,7 @@ def _mean(tasks: JSON, measured: list[dict[str, Paired]], hits: list[dict[str, A
 
 
 def _comparison(measured: Mapping[str, Paired], hits: Mapping[str, Array]) -> JSON:
-    """Return {model: scores} and each score's effects; a score that is not there is None, its effects empty."""
+    """Return {model: scores} and each score's effects. A score that is missing is None, and its effects are empty."""
     models: JSON = {model: {} for model in measured["acc"].models}
     found: JSON = {}
     for key, name in EFFECTS.items():

@@ -1,8 +1,7 @@
-"""The report stage: from evaluations, cost and recovery to one honest account, as JSON, Markdown and HTML.
+"""The report stage: one account of a recovery from its evaluations, cost and training, as JSON, Markdown and HTML.
 
-Inputs, each of which may be missing: the evaluations "dense", "dense_recovered", "pruned", "recovered"; "cost";
-"prune"; "recover".
-What is missing is said in the report. Nothing that depends on the run (times, cache hits) is written here.
+Each input may be missing: the evaluations "dense", "dense_recovered", "pruned" and "recovered"; "cost"; "prune";
+"recover". The report says what is missing. Nothing that depends on the run (times, cache hits) is written here.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from stages.stage import JSON, Context
 
 
 def run(config: ReportConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Write report.json, report.md, report.html, the pictures and results.md (for a model's card); return figures."""
+    """Write report.json, .md and .html, the pictures, and results.md for a model's card. Return the main figures."""
     report = build(config, inputs)
     drawn = {"curve": curve_svg(report["curve"]), "tasks": tasks_svg(report["tasks"], report["mean"])}
     for name, text in files(report, {name: svg for name, svg in drawn.items() if svg}).items():
@@ -36,7 +35,7 @@ def run(config: ReportConfig, inputs: Mapping[str, Path], context: Context) -> J
 
 
 def build(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
-    """Return the content of report.json."""
+    """Return the contents of report.json."""
     if config.resamples < 100:
         raise UserError(f"resamples={config.resamples} is too few for a 95 % interval: give at least 100.")
     evaluations = {model: inputs[model] for model in MODELS if model in inputs}
@@ -69,7 +68,7 @@ def build(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
 
 
 def _params(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
-    """Return parameter counts as measured (cost) or, where nothing was measured, as pruned; and what is masked."""
+    """Return parameter counts as measured (cost) or, without a measurement, as pruned; and what is masked."""
     counts = dict.fromkeys(("dense", "pruned", "recovered"))
     record = read_json(inputs["prune"] / "model" / "pruning.json") if "prune" in inputs else {}
     counts |= record.get("parameters", {})
@@ -88,7 +87,7 @@ def _params(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
 
 
 def _recovery(report: JSON) -> JSON:
-    """Return how much of the mean accuracy came back; without a number, `reason` says why there is none."""
+    """Return how much of the mean accuracy came back. Where there is no number, `reason` says why."""
     effects = (report["mean"] or {}).get("accuracy", {})
     kept, share = effects.get("retained", {}), effects.get("recovered", {})
     missing = "not all of the reference, the pruned and the recovered model were evaluated"
@@ -104,7 +103,7 @@ def _recovery(report: JSON) -> JSON:
 
 
 def _apart(training: JSON) -> list[str]:
-    """Return that the adapter was not merged, where it can't be."""
+    """Return a note that the adapter was not merged, where it can't be."""
     adapter = training.get("adapter", {})
     if "unmergeable" not in adapter:
         return []
@@ -115,7 +114,7 @@ def _apart(training: JSON) -> list[str]:
 
 
 def _notes(config: ReportConfig, evaluations: Mapping[str, Path]) -> list[str]:
-    """Return what is missing from this report, and why."""
+    """Return notes on what is missing from this report, and why."""
     notes = []
     if not evaluations:
         notes.append("No model was evaluated (evaluate=none).")

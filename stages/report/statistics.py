@@ -1,11 +1,11 @@
-"""Paired bootstrap over documents and McNemar's exact test: how far models differ, and how sure that is.
+"""Paired bootstrap over documents and McNemar's exact test: how far models differ, and how certain that is.
 
-Every model is judged on the same documents, so a resample draws documents (within their task) and takes all models'
-scores on that draw: what is hard for every model cancels out of a difference. Intervals are the central 95 % of the
-draws, widened for few documents; a single accuracy has Wilson's interval, which holds at 0 and 1 too, where all draws
+Every model is judged on the same documents. A resample draws documents (within their task) and takes all models' scores
+on that draw, so whatever is hard for every model cancels out of a difference. Intervals are the central 95 % of the
+draws, widened for few documents. A single accuracy has Wilson's interval, which also holds at 0 and 1, where all draws
 are alike.
 
-Shapes: M models, N units (documents of one task, passages, or windows), B resamples.
+Shapes: M models, N units (documents of one task, passages, or windows), B resamples, K tasks.
 Nothing here knows of files, tasks or reports.
 """
 
@@ -25,12 +25,12 @@ Array = NDArray[np.float64]
 
 LEVEL = 0.95
 QUANTILE = NormalDist().inv_cdf((1 + LEVEL) / 2)
-"""How many standard errors a normal interval reaches to either side: 1.96."""
+"""How many standard errors a normal interval reaches to each side: 1.96."""
 MINIMUM_UNITS = 6
-"""With fewer documents an interval is shown but nothing is concluded from it: the bootstrap is too sure of itself, and
-even if all of five agreed, a sign test would not reach 95 %."""
+"""With fewer documents an interval is shown, but nothing is concluded from it. The bootstrap is then too certain, and
+even if all of five documents agreed, a sign test would not reach 95 %."""
 CHUNK = 4_000_000
-"""Indices drawn at a time, which bounds the memory of resampling ten thousand documents."""
+"""Indices that are drawn at a time, which bounds the memory of resampling ten thousand documents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class Paired:
     Attributes:
         models: the models' names, in the order of the first axis.
         score_M: the scores on the units themselves.
-        error_M: their standard errors; not a number where one unit is all there is.
-        ends_M2: the two ends of their own 95 % intervals.
-        draws_MB: the scores on each resample; column b is one draw of units for all models.
-        units: how many units the scores rest on.
+        error_M: their standard errors; not a number where there is only one unit.
+        ends_M2: the two ends of each model's own 95 % interval.
+        draws_MB: the scores on each resample. Column b is one draw of units for all models.
+        units: the number of units that the scores rest on.
     """
 
     models: tuple[str, ...]
@@ -58,7 +58,7 @@ def paired(models: Sequence[str], totals_MN: Array, weights_N: Array, *, resampl
     """Return the scores Σ totals / Σ weights of each model, on the units and on `resamples` draws of them.
 
     Accuracy is hits over ones, bits per byte is bits over bytes, log perplexity is nats over tokens. The standard error
-    is that of a ratio of sums, linearised; for hits over ones it is lm-eval's, from the sample variance.
+    is that of a ratio of sums, linearised. For hits over ones it equals lm-eval's, from the sample variance.
 
     Raises:
         UserError: there are no units, or the shapes do not match.
@@ -70,6 +70,7 @@ def paired(models: Sequence[str], totals_MN: Array, weights_N: Array, *, resampl
             "each model needs one score for each of at least one document."
         )
     score_M = totals_MN.sum(axis=1) / weights_N.sum()
+    # Squared residuals of a ratio: total − score × weight for each unit.
     squares_M = ((totals_MN - score_M[:, None] * weights_N) ** 2).sum(axis=1)
     error_M = np.sqrt(squares_M * count / (count - 1)) / weights_N.sum() if count > 1 else np.full(len(models), np.nan)
     generator = np.random.default_rng(list(seed))
@@ -87,18 +88,19 @@ def paired(models: Sequence[str], totals_MN: Array, weights_N: Array, *, resampl
 
 
 def _drawn(generator: np.random.Generator, resamples: int, units: int) -> Array:
-    """Return how often each of the units is in each of the resamples, (resamples, units)."""
+    """Return how often each unit is in each resample, (resamples, units)."""
     chosen_BN = generator.integers(units, size=(resamples, units))
+    # Each resample counts in bins of its own, so one bincount serves them all.
     chosen_BN += units * np.arange(resamples)[:, None]
     return np.bincount(chosen_BN.ravel(), minlength=resamples * units).reshape(resamples, units).astype(np.float64)
 
 
 def mean(groups: Sequence[Paired]) -> Paired:
-    """Return the unweighted mean over tasks, as the papers average; resamples of different tasks are independent.
+    """Return the unweighted mean over tasks, as the papers average. Resamples of different tasks are independent.
 
-    Its own interval adds the squares of the distances from each task's score to its ends (Newcombe, Statistics in
-    Medicine 17:857, 1998; Zou and Donner, 27:1693, 2008), so tasks at 0 or 1 count with the width they have. It claims
-    no more documents than its smallest task has: a bootstrap of one document has no width.
+    The mean's interval adds the squares of the distances from each task's score to its ends (Newcombe, Statistics in
+    Medicine 17:857, 1998; Zou and Donner, 27:1693, 2008). Tasks at 0 or 1 therefore count with the width they have. The
+    mean claims no more documents than its smallest task has, because a bootstrap of one document has no width.
     """
     score_M = np.mean([group.score_M for group in groups], axis=0)
     apart_KM2 = np.array([group.ends_M2 - group.score_M[:, None] for group in groups])
@@ -114,7 +116,7 @@ def mean(groups: Sequence[Paired]) -> Paired:
 
 
 def above_chance(scores: Paired, chance: float) -> Paired:
-    """Return (score − chance) / (1 − chance): 0 is guessing, 1 is all right; `chance` is below 1."""
+    """Return (score − chance) / (1 − chance): 0 is guessing, 1 is all right. `chance` must be below 1."""
     room = 1 - chance
     shifted_M, shifted_M2, shifted_MB = (
         (values - chance) / room for values in (scores.score_M, scores.ends_M2, scores.draws_MB)
@@ -125,10 +127,10 @@ def above_chance(scores: Paired, chance: float) -> Paired:
 def interval(draws_B: Array, units: int) -> list[float]:
     """Return the central 95 % of the draws as [low, high], widened for few units.
 
-    Both ends are draws, as many from below as from above: infinite tails stay outside, and the interval of the
-    negative is the interval mirrored. A plain percentile interval of n units is too narrow by √((n − 1)/n) and by
-    taking the normal's quantile for t's; the tails are cut by that much less (the expanded percentile interval of
-    Hesterberg, The American Statistician 69:371, 2015).
+    Both ends are draws, with as many draws below the one as above the other. Infinite tails therefore stay outside,
+    and the interval of the negative is the mirrored interval. A plain percentile interval of n units is too narrow by
+    √((n − 1)/n), and because it takes the normal's quantile for t's. The tails cut off here are smaller by as much (the
+    expanded percentile interval of Hesterberg, The American Statistician 69:371, 2015).
     """
     ordered_B = np.sort(draws_B)
     cut = round(_tail(units) * (len(ordered_B) - 1))
@@ -159,16 +161,17 @@ def score_intervals(scores: Paired) -> dict[str, list[float]]:
 
 
 def mcnemar(one_N: Array, other_N: Array) -> dict[str, Any] | None:
-    """Return McNemar's exact test of two models on the same documents, or None where a score is not right or wrong.
+    """Return McNemar's exact test of two models on the same documents; None where a score is neither right nor wrong.
 
-    {"only_one", "only_other", "p"}: the documents that only one of the two has right, and the two-sided probability of
-    a split at least as uneven when each of these falls to either side like a fair coin: 2 · P(X ≤ min) for the
-    binomial, at most 1.
+    {"only_one", "only_other", "p"}: the numbers of documents that only one of the two has right, and a two-sided
+    probability. It is that of a split at least as uneven, if each such document falls to either side like a fair coin:
+    2 · P(X ≤ min) for the binomial, at most 1.
     """
     if not (np.isin(one_N, (0, 1)).all() and np.isin(other_N, (0, 1)).all()):
         return None
     only_one, only_other = int((one_N > other_N).sum()), int((other_N > one_N).sum())
     discordant = only_one + only_other
+    # Σ C(discordant, k) for k up to the smaller count, in whole numbers: exact however many documents there are.
     term = ways = 1
     for right in range(min(only_one, only_other)):
         term = term * (discordant - right) // (right + 1)
@@ -177,10 +180,10 @@ def mcnemar(one_N: Array, other_N: Array) -> dict[str, Any] | None:
 
 
 def difference(scores: Paired, one: str, other: str, hits_MN: Array | None = None) -> dict[str, Any]:
-    """Return {"value", "interval", "clear"} of one − other; clear when the interval leaves 0 out.
+    """Return {"value", "interval", "clear"} of one − other. It is clear when the interval excludes 0.
 
-    With `hits_MN`, the documents' scores behind an accuracy, also {"mcnemar"}; then only what the exact test finds too,
-    at the same level and in the same direction, is clear.
+    With `hits_MN`, the documents' scores behind an accuracy, there is also "mcnemar". A difference is then clear only
+    if the exact test finds it too, at the same level and in the same direction.
     """
     value, draws_B = _minus(scores, one, other)
     low, high = interval(draws_B, scores.units)
@@ -198,7 +201,7 @@ def difference(scores: Paired, one: str, other: str, hits_MN: Array | None = Non
 def retained(scores: Paired, *, reference: str, recovered: str, floor: str = "0") -> dict[str, Any]:
     """Return {"value", "interval"} of recovered / reference, for scores where more is better and 0 is nothing.
 
-    Where the reference is not clearly above 0 (in words: `floor`) there is no number:
+    Where the reference is not clearly above 0 (in words: `floor`), there is no number:
     {"value": None, "interval": None, "reason": why}.
     """
     base, kept = scores.models.index(reference), scores.models.index(recovered)
@@ -219,7 +222,7 @@ def share(
 ) -> dict[str, Any]:
     """Return {"value", "interval"} of (recovered − pruned) / (reference − pruned), the part of the loss that came back.
 
-    No number, with the reason, where the loss is within noise: a ratio to nothing means nothing.
+    Where the loss is within noise there is no number but a reason: a ratio to nothing means nothing.
     """
     sign = 1.0 if higher_is_better else -1.0
     loss = difference(scores, reference, pruned, hits_MN)
@@ -234,9 +237,9 @@ def share(
 
 
 def _ratio(part_B: Array, whole_B: Array) -> Array:
-    """Return part / whole, infinite with the part's sign on draws where the whole is not above 0.
+    """Return part / whole. On draws where the whole is not above 0, it is infinite with the part's sign.
 
-    A whole whose interval lies above 0 leaves fewer of those than a tail holds, so the ratio's interval is finite.
+    A whole whose interval is above 0 has fewer such draws than a tail holds, so the ratio's interval is finite.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(whole_B > 0, part_B / whole_B, np.copysign(np.inf, part_B))

@@ -1,8 +1,8 @@
-"""The sentences a report opens with: they claim only what lies outside its 95 % interval.
+"""The sentences that open a report. They claim only what lies outside its 95 % interval.
 
-What is clear comes first (as a rule the low-variance measures: perplexity, then bits per byte), what is within noise
-is named as such in one closing sentence. Where the recovery trained on the judged tasks' own train splits, a better
-score on them is not called recovery.
+Clear findings come first, as a rule in the low-variance measures: perplexity, then bits per byte. One closing sentence
+names what is within noise. Where the recovery trained on the judged tasks' own train splits, a better score on them is
+not called recovery.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REFERENCES = {
     "dense_recovered": "the dense model after the same recovery",
     "none": "nothing: no dense model was evaluated",
 }
-"""What each `reference` compares with, in words."""
+"""The model that each `reference` compares with, in words."""
 
 QUESTIONS = {
     "dense": "The reference is the dense model as it is, without further training. So these shares answer: how much of "
@@ -27,20 +27,20 @@ QUESTIONS = {
     "dense_recovered": "The reference is the dense model after the same recovery: the same data, adapter and number of "
     "tokens. So these shares answer: how much of what this training gives an unpruned model does the pruned one reach?",
 }
-"""Which question the shares of the loss answer."""
+"""The question that the shares of the loss answer, for each reference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A score of the models at hand with its effects, and how it is written.
+    """A score of the models that were judged, with its effects and how it is written.
 
     Attributes:
-        name: as it stands in a sentence.
+        name: the measure's name within a sentence.
         values: {model: score}.
-        effects: as `stages.report.scores.effects` gives them.
-        write: a score as text.
-        fitted: the recovery trained on this measure's train splits.
-        scale: on what scale its shares are taken, where that is not the score itself.
+        effects: as `stages.report.effects.effects` returns them.
+        write: writes a score as text.
+        fitted: whether the recovery trained on this measure's train splits.
+        scale: the scale on which its shares are taken, where that is not the score itself.
     """
 
     name: str
@@ -75,7 +75,7 @@ def measures(report: JSON) -> list[Measure]:
 
 
 def accuracy_name(report: JSON) -> str:
-    """Return what the accuracy is called, with what sets it apart: "mean 5-shot accuracy of generated answers"."""
+    """Return the accuracy's name, with what sets it apart: "mean 5-shot accuracy of generated answers"."""
     shots, generated = report["protocol"]["num_fewshot"], report["protocol"]["name"] == "generation"
     words = [
         "mean" if len(report["tasks"]) > 1 else "",
@@ -104,7 +104,7 @@ def summary(report: JSON) -> str:
 
 
 def caution(report: JSON) -> str | None:
-    """Return the warning that a report on tasks whose train splits were trained on must carry, or None."""
+    """Return the warning that a report must carry where judged tasks' train splits were trained on, or None."""
     fitted = [report["tasks"][name]["label"] for name in report["trained_tasks"] if name in report["tasks"]]
     if not fitted or report["adapter"] == "none":
         return None
@@ -124,7 +124,7 @@ def caution(report: JSON) -> str | None:
 
 
 def main_figures(report: JSON) -> JSON:
-    """Return the figures that a manifest, a table of runs or a tracker shows; those that were not measured are None."""
+    """Return the figures for a manifest, a table of runs or a tracker. A figure that was not measured is None."""
     average, held_out = report["mean"] or {}, report["perplexity"] or {}
     figures: JSON = {}
     for model in MODELS:
@@ -142,7 +142,7 @@ def main_figures(report: JSON) -> JSON:
 
 
 def _held_out_loss(report: JSON) -> tuple[list[str], list[str]]:
-    """Return what the recovery did to the rows it held out: as a fact, or where it did them harm as a warning."""
+    """Return how the recovery changed the loss on its held-out rows: as a fact, or as a warning where it rose."""
     loss = report["training"].get("validation")
     if not loss:
         return [], []
@@ -174,7 +174,7 @@ def _masked(masked: JSON, parameters: int) -> str:
 
 
 def _sentence(measure: Measure) -> tuple[str, list[str]]:
-    """Return what is clear about the measure as one sentence (or ""), and what of it is within noise."""
+    """Return what is clear about the measure as one sentence (or ""), and the effects that are within noise."""
     clauses: list[str] = []
     noise: list[str] = []
     reference = _reference(measure)
@@ -204,7 +204,7 @@ def _gained(measure: Measure, effect: JSON, *, first: bool) -> str:
 
 
 def _missing(measure: Measure, effect: JSON, *, first: bool) -> str:
-    """Say on which side of the reference it is, unless the other clauses have said so."""
+    """Say whether the recovered model is above or below the reference, unless the other clauses have said so."""
     reference = _reference(measure)
     told = bool(_share(measure)) and measure.effects["recovered_minus_pruned"]["clear"]
     if told or measure.values[reference] == measure.values.get("pruned"):
@@ -216,7 +216,7 @@ def _missing(measure: Measure, effect: JSON, *, first: bool) -> str:
 
 
 def _share(measure: Measure) -> str:
-    """Return how much of the loss that is, where there is such a number."""
+    """Return the share of the loss that came back, where there is such a number."""
     share = measure.effects.get("recovered")
     if not share or share["value"] is None or share["value"] < 0:
         return ""

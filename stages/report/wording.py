@@ -8,7 +8,7 @@ MODELS = ("dense", "dense_recovered", "pruned", "recovered")
 """The places in a recovery, in the order in which a report shows them."""
 
 NAMES = {"dense_recovered": "recovered dense"}
-"""What a place is called where its key is not a word."""
+"""The name of a place whose key is not a word."""
 
 EFFECTS = {
     "acc": "accuracy",
@@ -16,11 +16,11 @@ EFFECTS = {
     "acc_norm": "accuracy_norm",
     "bits_per_byte": "bits_per_byte",
 }
-"""A model's scores on a task, and the key under which the models' differences in each stand."""
+"""A model's scores on a task, with the keys under which the differences between models are."""
 
 DASH = "–"
 PERCENT = "\u00a0%"
-"""With a no-break space, so that a line never starts with the sign."""
+"""The sign has a no-break space before it, so that a line never starts with the sign."""
 
 Write = Callable[[float | None], str]
 """How one kind of number is written."""
@@ -75,7 +75,7 @@ def seconds(value: float | None) -> str:
 
 
 def signed(value: float | None, write: Write) -> str:
-    """Return a difference with its sign, "+1.2"; a missing one is a dash."""
+    """Return a difference with its sign, "+1.2". A missing one is a dash."""
     text = write(value)
     return text if value is None or value <= 0 or not text.strip("0.") else f"+{text}"
 
@@ -89,12 +89,12 @@ def chances(p: float) -> str:
     """Return a probability of chance alone, "p = 0.034", "p < 0.001"."""
     if p < 0.001:
         return "p < 0.001"
-    digits = 4 if abs(p - 0.05) < 0.001 else 3  # which side of the level it is stays visible
+    digits = 4 if abs(p - 0.05) < 0.001 else 3  # so that a p near the level shows on which side it is
     return f"p = {p:.{digits}f}" if p < 0.9995 else "p = 1"
 
 
 def plusminus(error: float | None, write: Write) -> str:
-    """Return a standard error, "± 1.2"; the unit stands with the value it belongs to."""
+    """Return a standard error, "± 1.2", without the unit, which the value shows."""
     return "" if error is None else f"± {bare(write(error))}"
 
 
@@ -104,7 +104,7 @@ def times(value: float | None) -> str:
 
 
 def span(interval: Sequence[float] | None, write: Write) -> str:
-    """Return an interval as "[low, high]"; the unit stands with the value it is an interval of."""
+    """Return an interval as "[low, high]", without the unit, which the value shows."""
     return "" if interval is None else f"[{', '.join(bare(write(end)) for end in interval)}]"
 
 

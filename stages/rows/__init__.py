@@ -1,1 +1,1 @@
-"""Rows of text on their way into a model: streamed, tokenised, packed."""
+"""Rows of text on their way into a model: streamed, tokenised and packed."""

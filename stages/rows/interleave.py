@@ -1,4 +1,4 @@
-"""Drawing from several parts so that each has its share, at any point and not only at the end."""
+"""Items of several parts, interleaved so that each part has its share at every point and not only at the end."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Item = TypeVar("Item")
 def interleave(
     parts: Mapping[str, Iterator[Item]], weights: Mapping[str, float], size: Callable[[Item], int]
 ) -> Iterator[Item]:
-    """Yield items until the part that is due has no more; each part's share of all sizes is its weight.
+    """Yield items until the part that is due has none left. Each part's share of all sizes is its weight.
 
-    Due is the part with the least drawn for its weight (the first of equals), so after any number of items a part has
-    its share to within the size of one item of each.
+    The part that has drawn least for its weight is due (of equals, the first). After any number of items, each part
+    therefore has its share to within the size of one item of each.
     """
     drawn = dict.fromkeys(parts, 0)
     while True:

@@ -1,11 +1,12 @@
-"""From rows of text to packed batches: tokens, labels and shape.
+"""Packed training batches from rows of text: tokens, labels and layout.
 
-Owns what a training batch looks like, in `collate` and nowhere else: documents lie end to end in one sequence without
-padding, position ids start again at each, and `Layout.lengths` tells attention (`stages.decoders.packed_attention`)
-where one ends, so that no document sees another. Does not own the documents' order (`stages.rows.stream`), the loss or
-the schedule.
+This module owns what a training batch looks like, and only `collate` makes one. Documents lie end to end in one
+sequence without padding, and position ids start again at each. `Layout.lengths` tells attention
+(`stages.decoders.packed_attention`) where a document ends, so that no document sees another. The documents' order
+(`stages.rows.stream`), the loss and the schedule are owned elsewhere.
 
-Shapes: T tokens of a batch, N of them labelled. A label is the token after the position that predicts it.
+Shapes: T tokens of a batch, N of them labelled, S tokens of all documents with shared ones counted in each, L tokens of
+a document's own. A label is the token after the position that predicts it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WORTH_SHARING = 8
-"""Tokens that two documents must begin with alike, for the second to continue from the first's."""
+"""The fewest tokens of a common beginning for which the second document continues from the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,39 +34,39 @@ class Document:
 
     ids: list[int]
     first_label: int
-    """Index of the first token that the loss is taken on."""
+    """Index of the first token that enters the loss as a label."""
     task: str
     cut: bool
     """Whether the row was longer than the sequence length."""
     row: int = 0
-    """The line of the file that it was read from, counted from 1; 0 where it is from no file."""
+    """Line of the file that the document was read from, counted from 1; 0 where it comes from no file."""
 
     @property
     def labels(self) -> int:
-        """Number of labelled tokens; a document's first token has none before it that could predict it."""
+        """Number of labelled tokens. A document's first token has no token before it that could predict it."""
         return len(self.ids) - max(self.first_label, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Which tokens a document goes on from."""
+    """The tokens that documents continue from."""
 
     contexts: tuple[int, ...]
-    """Tokens before each document's own, in the order of `Layout.lengths`."""
+    """Number of tokens that precede each document's own, in the order of `Layout.lengths`."""
     sources_S: torch.Tensor
-    """Positions in the sequence of each document's tokens, those it shares and its own, one document after another."""
+    """Positions in the sequence of each document's tokens, shared and own, one document after another."""
     masks: tuple[torch.Tensor | None, ...]
-    """Which of those tokens each of its own sees [L, context + L]; None where it shares none, so that all is causal."""
+    """For each document, the tokens that each own token sees [L, context + L]; None (causal) where none is shared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where documents that lie end to end begin and end: what attention has to know of them."""
+    """The boundaries of documents that lie end to end, as attention needs them."""
 
     lengths: tuple[int, ...]
-    """Tokens of its own in each document, in the order they lie in; they sum to T."""
+    """Number of each document's own tokens, in the order in which they lie; they sum to T."""
     shared: Shared | None = None
-    """Where documents begin with tokens of others; None where each is all its own."""
+    """How documents begin with tokens of other documents; None where every token is a document's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +77,16 @@ class Batch:
     position_ids_1T: torch.Tensor
     layout: Layout
     predictors_N: torch.Tensor
-    """Positions in the sequence whose next token is labelled."""
+    """Positions in the sequence from which a label is predicted."""
     labels_N: torch.Tensor
-    """The token that comes after each of them."""
+    """The token that follows each of these positions in its document."""
 
     def predicting(self, states_TX: torch.Tensor) -> torch.Tensor:
-        """Return the states that a label is predicted from, [N, X].
+        """Return the states that labels are predicted from, [N, X].
 
         Documents that share a beginning predict from the same states. The backward pass of `states_TX[predictors_N]`
-        would add up those rows' gradients in whatever order threads come by (atomically, in float32 on a processor),
-        so that no two trainings ended in the same bytes. That of `index_select` adds them in order.
+        would add up the gradients of such rows in the order in which threads arrive (atomically, in float32 on a
+        processor). No two trainings would then end in the same bytes. `index_select` adds them in order.
         """
         return states_TX.index_select(0, self.predictors_N)
 
@@ -95,9 +96,9 @@ def encode(
 ) -> list[Document]:
     """Tokenise `rows` as prompt + response + end of text, each cut to `length` tokens.
 
-    Prompt and response are tokenised as one text, as the evaluation will meet them, and parted by character offsets:
-    a token that holds any character of the response is labelled, so no response character escapes the loss. Where a
-    row is too long, the beginning of its prompt gives way first, then the end of its response. With `label_prompts`
+    Prompt and response are tokenised as one text, as the evaluation will meet them. Character offsets tell them apart:
+    a token that holds any character of the response is labelled, so no character of the response escapes the loss. A
+    row that is too long loses the beginning of its prompt first, then the end of its response. With `label_prompts`
     every token is labelled.
 
     Raises:
@@ -111,10 +112,10 @@ def encode(
 def encode_whole(
     rows: Sequence[JSON], tokenizer: PreTrainedTokenizerBase, *, length: int, label_prompts: bool
 ) -> list[list[Document]]:
-    """Tokenise `rows` like `encode`, but a row without a prompt that is too long as several documents, none cut.
+    """Tokenise `rows` like `encode`, but split a long row without a prompt into several documents and cut none.
 
-    They are as equal in length as can be. Each but the first begins with the last token of the one before, from which
-    its first label is predicted, so that every token of the row but the first is labelled exactly once.
+    The documents of a row are as equal in length as can be. Each but the first begins with the last token of the one
+    before, from which its first label is predicted. Every token of the row but the first is therefore labelled once.
 
     Raises:
         UserError: the tokenizer gives no character offsets.
@@ -128,7 +129,7 @@ def encode_whole(
 
 
 def _tokenised(rows: Sequence[JSON], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[JSON, list[int], int]]:
-    """Yield each row with all of its tokens and the index of the first one that holds any of its response."""
+    """Yield each row with all its tokens and the index of the first token that holds any of its response."""
     if not tokenizer.is_fast:
         raise UserError("the model's tokenizer gives no character offsets; put its tokenizer.json beside the weights.")
     texts = [row["prompt"] + row["response"] for row in rows]
@@ -136,6 +137,7 @@ def _tokenised(rows: Sequence[JSON], tokenizer: PreTrainedTokenizerBase) -> Iter
     end = tokenizer.eos_token_id
     for row, ids, spans in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         response = next((index for index, (_, stop) in enumerate(spans) if stop > len(row["prompt"])), len(ids))
+        # Some tokenizers put the end of text there themselves.
         yield row, ids if end is None or ids[-1:] == [end] else [*ids, end], response
 
 
@@ -143,9 +145,10 @@ def _cut(
     row: JSON, ids: list[int], response: int, tokenizer: PreTrainedTokenizerBase, length: int, label_prompts: bool
 ) -> Document:
     excess = max(len(ids) - length, 0)
-    # One prompt token stays, because the first response token needs one to be predicted from.
+    # One prompt token stays, because the first response token is predicted from it.
     dropped = min(excess, max(response - 1, 0))
     kept = ids[dropped : dropped + length]
+    # The sequence still begins with the start token, which the cut would have removed.
     if dropped and ids[0] == tokenizer.bos_token_id:
         kept[0] = ids[0]
     first_label = 0 if label_prompts else response - dropped
@@ -154,6 +157,7 @@ def _cut(
 
 def _pieces(row: JSON, ids: list[int], length: int) -> list[Document]:
     labels = len(ids) - 1
+    # Neighbouring pieces share a token, so a piece of `length` tokens has length − 1 labels.
     count = -(-labels // (length - 1))
     starts = [labels * index // count for index in range(count + 1)]
     pieces = (ids[start : stop + 1] for start, stop in pairwise(starts))
@@ -173,7 +177,7 @@ def take(documents: Iterable[Document], tokens: int) -> list[Document]:
 
 
 def split(documents: Iterable[Document], tokens: int) -> Iterator[list[Document]]:
-    """Yield runs of consecutive documents of at most `tokens` tokens; a longer document has a run of its own."""
+    """Yield runs of consecutive documents of at most `tokens` tokens. A longer document has a run of its own."""
     run: list[Document] = []
     size = 0
     for document in documents:
@@ -189,8 +193,8 @@ def split(documents: Iterable[Document], tokens: int) -> Iterator[list[Document]
 def collate(documents: Sequence[Document], device: str = "cpu", *, share: bool = False) -> Batch:
     """Return `documents` packed end to end.
 
-    With `share`, what several of them begin with (an instruction's template, say) is in the sequence once and continued
-    by each: tokens see what they would see otherwise, so nothing but the rounding of the result changes.
+    With `share`, a beginning that several documents have in common (an instruction's template, say) is in the sequence
+    once, and each document continues from it. Tokens see what they would see otherwise, so only rounding changes.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -199,6 +203,7 @@ def collate(documents: Sequence[Document], device: str = "cpu", *, share: bool =
     places: dict[int, list[int]] = {}
     before: list[int] = []
     there: list[int] = []
+    # In the order of their tokens, documents with a common beginning are neighbours.
     order = sorted(range(len(documents)), key=lambda index: documents[index].ids) if share else range(len(documents))
     for index in order:
         tokens = documents[index].ids
@@ -209,6 +214,7 @@ def collate(documents: Sequence[Document], device: str = "cpu", *, share: bool =
         sources += there
         contexts.append(context)
         before, places[index] = tokens, there
+    # Labels keep the order in which documents were given, whatever the order in the sequence.
     predictors, labels = [], []
     for index, document in enumerate(documents):
         first = max(document.first_label, 1)
@@ -234,7 +240,7 @@ def _sharing(contexts: Sequence[int], lengths: Sequence[int], sources_S: torch.T
 
 
 def _shared(before: Sequence[int], document: Sequence[int]) -> int:
-    """Return how many tokens `document` takes over from the one `before` it; at least one stays its own."""
+    """Return how many tokens `document` takes over from the one `before` it. At least one token stays its own."""
     most = min(len(before), len(document) - 1)
     common = next((index for index in range(most) if before[index] != document[index]), most)
     return common if common >= WORTH_SHARING else 0

@@ -1,8 +1,8 @@
-"""The rows of a recovery in the order that its seed gives them, as documents without end.
+"""Documents of a recovery's rows without end, in the order that its seed gives them.
 
-Owns the order: each epoch is a shuffle of its own, drawn without replacement. The rows of a mixture's parts are
-interleaved so that each part has its share of the tokens at every point. Rows are located once (8 bytes each) and read
-as they are needed, so the file may be larger than memory.
+This module owns the order. Each epoch is a shuffle of its own, drawn without replacement. Rows of a mixture's parts are
+interleaved, so that each part has its share of the tokens at every point. Rows are located once (8 bytes each) and read
+when they are needed, so the file may be larger than memory.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from stages.rows.packing import Document
 from stages.stage import JSON
 
 BLOCK = 64
-"""Rows tokenised at a time: enough to feed a fast tokenizer's threads, few enough to waste none."""
+"""Rows that are tokenised at a time: enough to feed a fast tokenizer's threads, few enough to waste none."""
 
 Encode = Callable[[Sequence[JSON]], list[list[Document]]]
-"""The documents of each row."""
+"""Returns the documents of each row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A run of consecutive rows of the file, of a mixture one of its parts.
+    """A run of consecutive rows of the file: one part of a mixture, or the whole file.
 
     Attributes:
-        name: the mixture's for it; empty where the file is no mixture.
-        weight: its share of the tokens.
-        first: index of its first row.
-        rows: how many it has.
+        name: the part's name in the mixture; empty where the file is no mixture.
+        weight: the part's share of the tokens.
+        first: index of the part's first row.
+        rows: number of the part's rows.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Part:
 
 
 def parts_of(path: Path, rows: int) -> list[Part]:
-    """Return the parts of the file `path` with `rows` rows: those that data.json beside it tells of, or all as one."""
+    """Return the parts of the file `path` of `rows` rows: those that data.json beside it lists, else one part."""
     record = path.with_name("data.json")
     told = read_json(record)["source"].get("parts", []) if record.is_file() else []
     parts, first = [], 0
@@ -57,7 +57,7 @@ def parts_of(path: Path, rows: int) -> list[Part]:
 
 
 class Stream:
-    """The documents of a JSON Lines file in a seeded order, reshuffled each epoch, for as long as they are drawn."""
+    """The documents of a JSON Lines file in a seeded order that is drawn anew each epoch, without end."""
 
     def __init__(self, path: Path, encode: Encode, *, seed: int) -> None:
         self.path = path
@@ -72,7 +72,7 @@ class Stream:
         return len(self._offsets)
 
     def documents(self, start: int = 0) -> Iterator[Document]:
-        """Yield documents without end, but for the first `start`."""
+        """Yield documents without end, from number `start` on."""
         return islice(chain.from_iterable(self.rows()), start, None)
 
     def rows(self) -> Iterator[list[Document]]:
@@ -85,6 +85,7 @@ class Stream:
         """Yield the rows of one part epoch by epoch."""
         for epoch in count():
             order = array("q", range(part.first, part.first + part.rows))
+            # The order follows from seed, part and epoch alone. A string seeds alike in every process.
             random.Random(" ".join(filter(None, (str(self._seed), part.name, str(epoch))))).shuffle(order)
             yield from self._read(order)
 

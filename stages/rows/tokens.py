@@ -1,13 +1,15 @@
-"""The documents of one recovery, tokenised once and kept on disk by what decides them.
+"""The documents of one recovery, tokenised once and kept on disk under the hash of what decides them.
 
-What a recovery draws is the beginning of a `Stream`, as much as its budget of tokens reaches. That beginning is written
-to the cache under the hash of the rows, the tokenizer, the lengths and labels, the seed and the budget, and mapped into
-memory: another adapter, rank or rate on the same data tokenises nothing, a resumed run continues at a document's number
-with no more than a look at the table, and what is larger than memory stays on disk.
+A recovery draws the beginning of a `Stream`, as far as its budget of tokens reaches. The cache keeps that beginning
+under the hash of the rows, the tokenizer, the lengths and labels, the seed and the budget. It is mapped into memory:
 
-Measured on one core with SmolLM2's tokenizer and the commonsense rows: about 120,000 tokens a second, where
-training takes in some hundreds to two thousand: 1 % of the time or less. It pays on a GPU, where training takes in tens
-to hundreds of thousands a second.
+- Another adapter, rank or rate on the same data tokenises nothing.
+- A resumed run continues at a document's number after one look at the table.
+- Documents that exceed memory stay on disk.
+
+Measured on one core with SmolLM2's tokenizer and the commonsense rows: about 120,000 tokens a second. Training there
+takes in some hundreds to two thousand, so tokenising is 1 % of the time or less. The cache pays on a GPU, where
+training takes in tens to hundreds of thousands a second.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 1
-"""Bumped when the same rows and options would give other documents."""
+"""Raised by one when the same rows and options would give other documents."""
 IDS, TABLE, FACTS = "ids.u32", "documents.i64", "facts.json"
 FIELDS = 6
 """Numbers of a document in the table: the token it ends before, first label, task, cut, line of the file, row drawn."""
@@ -43,8 +45,8 @@ class Tokenised:
     """The documents of a recovery in their order, on disk.
 
     Attributes:
-        path: the file of rows that they are of.
-        directory: what `_write` wrote.
+        path: the file of rows that the documents come from.
+        directory: the directory that `_write` wrote.
     """
 
     def __init__(self, path: Path, directory: Path) -> None:
@@ -57,18 +59,18 @@ class Tokenised:
         self._table_DF = numpy.memmap(directory / TABLE, dtype=numpy.int64, mode="r").reshape(-1, FIELDS)
 
     def __len__(self) -> int:
-        """Number of rows of the data, drawn or not."""
+        """Number of rows of the data, whether drawn or not."""
         return self._rows
 
     def drawn(self, documents: int) -> int:
-        """Return from how many rows the first so many documents are; a row that is drawn again counts again."""
+        """Return how many rows the first `documents` documents come from. A row that is drawn again counts again."""
         return int(self._table_DF[documents - 1][-1]) + 1 if documents else 0
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         """Yield the documents from number `start` on.
 
         Raises:
-            IndexError: more are asked for than the budget of tokens reaches.
+            IndexError: more documents are drawn than the budget of tokens reaches.
         """
         begin = int(self._table_DF[start - 1][0]) if start else 0
         for fields in self._table_DF[start:]:
@@ -88,16 +90,16 @@ def tokenised(
     tokens: int,
     cache: Path,
 ) -> Tokenised:
-    """Return the first documents of the rows in `path` that reach `tokens` tokens, from `cache` if they are there.
+    """Return the first documents of the rows in `path` that reach `tokens` tokens, from `cache` where it has them.
 
     Args:
         path: train.jsonl of a data artifact.
-        tokenizer: the model's.
-        length: longest document in tokens.
-        label_prompts: whether the loss is taken on prompts too.
-        seed: of the order.
+        tokenizer: the model's tokenizer.
+        length: the most tokens of a document.
+        label_prompts: whether prompts enter the loss too.
+        seed: the seed of the order.
         tokens: the recovery's budget.
-        cache: where downloads and the like are kept.
+        cache: the directory for downloads and the like.
 
     Raises:
         UserError: the file has no rows, or the tokenizer gives no character offsets.
@@ -123,7 +125,7 @@ def tokenised(
 
 
 def _write(stream: Stream, tokens: int, final: Path) -> None:
-    """Write the documents of `stream` that reach `tokens` tokens beside `final`, then rename them there."""
+    """Write the documents of `stream` that reach `tokens` tokens beside `final`, then rename them to `final`."""
     beside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     for stale in (beside, final):
         shutil.rmtree(stale, ignore_errors=True)
@@ -146,7 +148,7 @@ def _write(stream: Stream, tokens: int, final: Path) -> None:
 
 
 def _until(stream: Stream, tokens: int) -> Iterator[tuple[int, Document]]:
-    """Yield (number of the row drawn, document) until there are `tokens` tokens."""
+    """Yield (number of the row drawn, document) until the documents hold `tokens` tokens."""
     total = 0
     for number, documents in enumerate(stream.rows()):
         for document in documents:
@@ -157,7 +159,7 @@ def _until(stream: Stream, tokens: int) -> Iterator[tuple[int, Document]]:
 
 
 def _is_whole(directory: Path) -> bool:
-    """Return whether the files in `directory` are as long as they were written."""
+    """Return whether the files in `directory` have the sizes that were recorded when they were written."""
     if not (directory / FACTS).is_file():
         return False
     facts = read_json(directory / FACTS)
@@ -172,7 +174,7 @@ def _digest(path: Path) -> str:
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a hash of all that decides a text's tokens; a slow tokenizer, which can't be used, has none."""
+    """Return a hash of all that decides a text's tokens. A slow tokenizer has nothing to hash, and is refused later."""
     import tokenizers
 
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)

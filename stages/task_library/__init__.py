@@ -1,1 +1,1 @@
-"""What a model is judged on: tasks by name, their definitions, and where their rows come from."""
+"""Tasks that models are judged on: by name, with their definitions and the sources of their rows."""

@@ -1,6 +1,6 @@
-"""What a definition asks for: which rows, how many examples, and whether its task can be judged at all.
+"""The demands of a task's definition: its splits, its number of examples, and whether it can be judged at all.
 
-No torch, no lm-eval: a plan reads these.
+No torch, no lm-eval, because a plan reads these.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from stages.task_library.yaml_definition import Definition
 
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
 MEANS = ("mean", "nanmean")
-"""lm-eval's aggregations that are means over documents."""
+"""Aggregations of lm-eval that are means over documents."""
 MEAN_BY_DEFAULT = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match")
-"""lm-eval's metrics that it averages over documents where the definition names no aggregation."""
+"""Metrics that lm-eval averages over documents where the definition names no aggregation."""
 
 
 def evaluated_split(definition: Definition) -> str:
     """Return the split that lm-eval evaluates on.
 
     Raises:
-        UserError: the definition names none.
+        UserError: the definition names no split.
     """
     split = definition.get("test_split") or definition.get("validation_split")
     if not split:
@@ -31,13 +31,13 @@ def evaluated_split(definition: Definition) -> str:
 
 
 def carries_examples(definition: Definition) -> bool:
-    """Return whether the examples stand in the definition itself."""
+    """Return whether the definition itself holds the examples."""
     config = definition.get("fewshot_config") or {}
     return not _named_fewshot_split(definition) and config.get("samples") is not None
 
 
 def fewshot_split(definition: Definition) -> str | None:
-    """Return the split that lm-eval draws examples from, or None where the definition carries its own."""
+    """Return the split that lm-eval draws examples from, or None where the definition holds its own."""
     if carries_examples(definition):
         return None
     named = _named_fewshot_split(definition) or definition.get("training_split") or definition.get("validation_split")
@@ -50,19 +50,19 @@ def _named_fewshot_split(definition: Definition) -> Any:
 
 
 def examples(definition: Definition, asked: int | None) -> int:
-    """Return how many examples stand before a question where `asked` are asked for; None asks for the task's own.
+    """Return how many examples precede a question where `asked` are asked for. None asks for the task's own number.
 
-    As in lm-eval, a definition that says 0 stays without.
+    As in lm-eval, a task whose definition says 0 has none.
     """
     own = definition.get("num_fewshot")
     return int(own or 0) if asked is None or own == 0 else asked
 
 
 def check_judgeable(task: str, definition: Definition) -> None:
-    """Check that `task` gives a score for each document, from text alone and without running code of a model's making.
+    """Check that `task` gives a score for each document, from text alone and without running code that a model writes.
 
     Raises:
-        UserError: it does not; the message says why.
+        UserError: it does not. The message says why.
     """
     output_type = definition.get("output_type", "generate_until")
     if output_type == "loglikelihood_rolling":

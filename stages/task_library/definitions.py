@@ -1,8 +1,8 @@
 """Tasks as lm-eval defines them, on the rows of a `tasks` artifact.
 
-Owns how lm-eval's task object is built from rows on disk, with no hub and without lm-eval's scan of its definitions,
-and how its documents are asked. Prompts, choices, answers, document processing, the choice of examples and the metrics
-are lm-eval's own. Importing this module loads neither torch nor lm-eval.
+This module builds lm-eval's task object from rows on disk, with no hub and without lm-eval's scan of its definitions,
+and asks its documents. Prompts, choices, answers, document processing, the choice of examples and the metrics are
+lm-eval's own. Importing this module loads neither torch nor lm-eval.
 
     tasks.json                     {name: {"label", "kind", "leaves": {leaf: {"split", "rows", …}}}}
     tasks/LEAF/definition.yaml     lm-eval's definition, whole
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Request = tuple[str, Any]
-"""A context and what is asked after it: the continuation whose probability is asked for, or how to generate one."""
+"""A context and what is asked after it: the continuation whose probability is wanted, or options to generate one."""
 
 FEWSHOT_SEED = 1234
-"""lm-eval's own, from which it draws the examples of a task's documents in turn."""
+"""lm-eval's own seed, from which it draws the examples of a task's documents in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,13 @@ class Document:
     """One question as lm-eval asks it.
 
     Attributes:
-        doc: lm-eval's document, as its metrics want it back.
-        requests: one (context, continuation) a choice, in the choices' order; lm-eval's `acc_mutual_info` adds each
-            choice without a context behind them. One (context, generation options) where an answer is generated.
-        gold: index of the right choice; None where several are right, or an answer is generated.
+        doc: lm-eval's document, as its metrics take it.
+        requests: one (context, continuation) a choice, in the choices' order. For `acc_mutual_info`, lm-eval adds each
+            choice without a context behind these. Where an answer is generated: one (context, generation options).
+        gold: index of the right choice. None where several are right, or an answer is generated.
         lengths: UTF-8 bytes of each choice's continuation, without the delimiter (a space) that lm-eval puts before
-            it. Where choices are the continuations these are their bytes; WinoGrande's choices are contexts, so there
-            it is the shared rest of the sentence.
+            it. Where choices are the continuations, these are the choices' bytes. WinoGrande's choices are contexts,
+            so there it is the shared rest of the sentence.
     """
 
     doc: Row
@@ -60,18 +60,18 @@ class Document:
 
 
 def leaf_folder(artifact: Path, leaf: str) -> Path:
-    """Return where a `tasks` artifact keeps the rows and the definition of a task."""
+    """Return the folder of a `tasks` artifact that has the rows and the definition of a task."""
     return artifact / "tasks" / leaf.replace("/", "-")
 
 
 def load(name: str, artifact: Path, *, limit: int | None = None) -> dict[str, ConfigurableTask]:
-    """Return lm-eval's task objects for `name` in a `tasks` artifact: itself alone, or each task of the group.
+    """Return lm-eval's task objects for `name` in a `tasks` artifact: one task, or each task of a group.
 
-    With `limit`, rows beyond it are left on disk where a task's documents are surely its rows in order. Examples can
-    be asked for (`documents`) where the artifact has their split.
+    With `limit`, rows beyond it are not read where a task's documents are surely its rows in order. Examples can be
+    asked for (`documents`) where the artifact has their split.
 
     Raises:
-        UserError: the artifact has no such task or no rows of it, or lm-eval can't build it.
+        UserError: the artifact lacks the task or its rows, or lm-eval can't build it.
     """
     record = read_json(artifact / "tasks.json")
     if name not in record:
@@ -90,6 +90,7 @@ def _from_disk(leaf: str, folder: Path, found: JSON, limit: int | None) -> Confi
 
     with _explained(leaf):
         definition = load_yaml(folder / "definition.yaml")
+    # `process_docs` may drop or reorder rows, so the first documents need not be the first rows.
     in_order = leaf in TASKS or not definition.get("process_docs")
     whole = found["fewshot_split"] == found["split"] or not in_order
     splits = {evaluated_split(definition): _rows(folder, found["split"], None if whole else limit)}
@@ -100,7 +101,7 @@ def _from_disk(leaf: str, folder: Path, found: JSON, limit: int | None) -> Confi
 
 
 def load_task(name: str, rows: Sequence[Row]) -> ConfigurableTask:
-    """Return lm-eval's task object for the known task `name`, whose evaluated split holds `rows`, without examples.
+    """Return lm-eval's task object for the known task `name`. Its evaluated split holds `rows`; it has no examples.
 
     `rows` have the columns of the hub's data set, before lm-eval's `process_docs`.
 
@@ -121,7 +122,7 @@ def _build(leaf: str, definition: Definition, splits: Mapping[str, Sequence[Row]
 
     config = {key: value for key, value in definition.items() if key not in ("tag", "group", "task_list")}
     if not carries_examples(definition) and fewshot_split(definition) not in splits:
-        # Without this lm-eval wants (and processes) a train split.
+        # Without this, lm-eval wants a train split and processes it.
         config |= {"fewshot_split": None, "fewshot_config": {"samples": []}}
     if not isinstance(config.get("metadata", {}), dict):
         config.pop("metadata")
@@ -134,8 +135,8 @@ def _build(leaf: str, definition: Definition, splits: Mapping[str, Sequence[Row]
 def documents(task: ConfigurableTask, num_fewshot: int | None = 0, limit: int | None = None) -> list[Document]:
     """Return the documents of `task` in order, as lm-eval would ask them after `num_fewshot` examples.
 
-    None takes the task's own number of examples, as lm-eval does; which ones are drawn is lm-eval's choice, from its
-    own seed. `limit` takes the first documents.
+    None takes the task's own number of examples, as lm-eval does. lm-eval draws the examples itself, from its own seed.
+    `limit` takes the first documents.
 
     Raises:
         UserError: a document's answer is none of its choices, a choice is empty, or there are too few rows to draw
@@ -198,7 +199,7 @@ def _rows(folder: Path, split: str, limit: int | None) -> list[Row]:
 
 @contextmanager
 def _explained(leaf: str) -> Iterator[None]:
-    """Turn what goes wrong in lm-eval's or a definition's own code into one error that names the task."""
+    """Turn any error in lm-eval's or a definition's own code into one error that names the task."""
     try:
         yield
     except ImportError as error:
@@ -212,7 +213,7 @@ def _explained(leaf: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back the bars and the advice that lm-eval and datasets give while a task object is built."""
+    """Silence the bars and the advice of lm-eval and datasets while a task object is built."""
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     logger, bars = logging.getLogger("lm_eval"), not are_progress_bars_disabled()
@@ -229,7 +230,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _templates_compiled_once() -> Iterator[None]:
-    """Remember lm-eval's compiled Jinja templates: it compiles each anew for every document, a millisecond a time."""
+    """Cache lm-eval's compiled Jinja templates. lm-eval compiles each anew for every document, a millisecond a time."""
     from lm_eval.utils import env
 
     env.from_string = cache(env.from_string)

@@ -1,6 +1,6 @@
-"""The eight commonsense tasks as LLM-Adapters' instructions (arXiv 2304.01933): what is trained on and what is asked.
+"""The eight commonsense tasks as LLM-Adapters' instructions (arXiv 2304.01933), for training and for evaluation.
 
-Formats and templates are those of its published rows and scripts, to the character, blanks and all; DoRA's and RoRA's
+Formats and templates are those of the published rows and scripts, to the character, blanks included. DoRA's and RoRA's
 are the same. HellaSwag's format was compared with the published test rows as another repository keeps them
 (tunx-cyber/GMFL, `dataset/hellaswag/test.json`): WikiHow's "[header]" and "[step]" stay, and the second sentence keeps
 its small letter.
@@ -25,7 +25,7 @@ EVALUATION = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n\n"
     f"{INDENT}### Instruction:\n{INDENT}{{instruction}}\n\n{INDENT}### Response:\n{INDENT}"
 )
-"""The same in `commonsense_evaluate.py`: one blank after "request.", and an empty line."""
+"""The same text in `commonsense_evaluate.py`: one blank after "request.", and an empty line."""
 
 
 class Question(NamedTuple):
@@ -33,8 +33,8 @@ class Question(NamedTuple):
 
     Attributes:
         instruction: the question, its choices, and the form of an answer.
-        answers: the answers it offers: "true", "solution2", "answer3", …
-        gold: index of the right one.
+        answers: the answers that the question offers: "true", "solution2", "answer3", …
+        gold: index of the right answer.
     """
 
     instruction: str
@@ -135,4 +135,4 @@ FORMATS: dict[str, Callable[[Document], Question]] = {
     "arc_challenge": _arc,
     "openbookqa": _openbookqa,
 }
-"""By lm-eval's name of the task."""
+"""The format of each task, by lm-eval's name of the task."""

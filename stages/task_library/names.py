@@ -1,7 +1,7 @@
 """Every task, group and tag of lm-eval by name, without lm-eval and without its scan of 14,000 files.
 
-The known tasks (`stages.task_library.registry`) are answered at once. For another name the files' first words are read
-once and remembered under lm-eval's version. No torch, no lm-eval: a plan reads these.
+The known tasks (`stages.task_library.registry`) are answered at once. For another name, the heads of the files are read
+once and remembered under lm-eval's version. No torch, no lm-eval, because a plan reads these.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ log = logging.getLogger(__name__)
 HEADS = re.compile(
     r"""^["']?(task|group|tag|include|class)["']?[ \t]*:(.*(?:\n(?:[ \t#-].*|[ \t]*$))*)""", re.MULTILINE
 )
-"""A top-level entry that says what a file defines, with the lines that continue it."""
+"""A top-level entry that says what a file defines, with the lines that continue the entry."""
 WORD = re.compile(r"[\w./+-]+")
 GROUP_FIELDS = {"group", "group_alias", "task", "aggregate_metric_list", "metadata"}
-"""What in a group's definition is the group's own; the rest overrules its members."""
+"""Fields of a group's definition that are the group's own. The other fields overrule its members'."""
 IGNORED = {"__pycache__", ".ipynb_checkpoints"}
 
 Entry = dict[str, Any]
-"""kind ("task", "class", "group" or "tag"), file (relative to lm-eval's folder) or members (the tasks of a tag)."""
+"""kind ("task", "class", "group" or "tag"), and file (relative to lm-eval's folder) or members (the tasks of a tag)."""
 
 
 def resolve(asked: Iterable[str], cache: Path) -> list[str]:
-    """Return the names asked for, suites expanded and each once, in one order: the known ones' first, then by name.
+    """Return the names asked for, with suites expanded, each once: the known ones in their order, then the others.
 
     Raises:
-        UserError: lm-eval has no such task, group or tag; the nearest one is named.
+        UserError: lm-eval has no such task, group or tag. The message names the nearest one.
     """
     names = {member for name in asked for member in SUITES.get(name, (name,))}
     others = sorted(names - TASKS.keys())
@@ -54,10 +54,10 @@ def resolve(asked: Iterable[str], cache: Path) -> list[str]:
 
 
 def entry(name: str, cache: Path) -> Entry:
-    """Return what `name` is.
+    """Return the kind of `name`, and its file or members.
 
     Raises:
-        UserError: lm-eval has no such task, group or tag; the nearest one is named.
+        UserError: lm-eval has no such task, group or tag. The message names the nearest one.
     """
     if name in TASKS:
         return {"kind": "group" if TASKS[name].leaves else "task", "file": TASKS[name].definition}
@@ -73,7 +73,7 @@ def entry(name: str, cache: Path) -> Entry:
 
 
 def definition(name: str, cache: Path) -> Definition:
-    """Return the definition of the task or group `name`, with what it includes and functions kept as text.
+    """Return the definition of the task or group `name`, with included files merged and functions kept as text.
 
     Raises:
         UserError: lm-eval has no such task or group (a tag has no definition).
@@ -85,7 +85,7 @@ def definition(name: str, cache: Path) -> Definition:
 
 
 def leaves(name: str, cache: Path) -> dict[str, Definition]:
-    """Return the definition of each task that `name` stands for: itself, or the members of the group or tag.
+    """Return the definition of each task that `name` stands for: the task itself, or the members of a group or tag.
 
     Raises:
         UserError: lm-eval has no such task, group or tag.
@@ -103,8 +103,8 @@ def expand(
 ) -> dict[str, Definition]:
     """Return the tasks of the definition `read`, as lm-eval would build them.
 
-    What a group says beside its own fields overrules its members, what stands beside a member's name overrules that
-    member, and from outside everything is overruled by `overrides`.
+    A group's fields beside its own overrule its members'. Fields beside a member's name overrule that member's.
+    `overrides`, from outside, overrule everything.
 
     Raises:
         UserError: a member is unknown.
@@ -146,12 +146,12 @@ def _is_known(name: str, cache: Path) -> bool:
 
 @lru_cache(maxsize=1)
 def read_index(cache: Path) -> dict[str, Entry]:
-    """Return {name: entry} of all that lm-eval has, from the cache or from one look at its files."""
+    """Return {name: entry} of all that lm-eval has, from the cache or from one reading of its files."""
     return remembered_index(lm_eval_tasks(), cache / "lm-eval" / f"tasks-{version('lm-eval')}.json")
 
 
 def remembered_index(folder: Path, memory: Path) -> dict[str, Entry]:
-    """Return {name: entry} of all that is defined under `folder`, from `memory` or, where that won't do, anew."""
+    """Return {name: entry} of all that is defined under `folder`: from `memory`, or from the files if it is unfit."""
     try:
         remembered = json.loads(memory.read_text(encoding="utf-8"))
         if remembered["folder"] == str(folder):
@@ -164,7 +164,7 @@ def remembered_index(folder: Path, memory: Path) -> dict[str, Entry]:
 
 
 def build_index(folder: Path) -> dict[str, Entry]:
-    """Return {name: entry} of the YAML files under `folder`; of two files that define one name the first counts."""
+    """Return {name: entry} of the YAML files under `folder`. Of two files that define one name, the first counts."""
     log.info("Looking through the task definitions of lm-eval: once.")
     files = sorted(path for path in _yaml_files(folder))
     index: dict[str, Entry] = {}
@@ -205,10 +205,10 @@ def _register(index: dict[str, Entry], file: str, head: Mapping[str, Any]) -> No
 
 
 def _head(file: str, heads: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return what `file` and the files it includes say it defines; what can't be read defines nothing."""
+    """Return what `file` and the files it includes say they define. A file that can't be read defines nothing."""
     if file in heads:
         return heads[file]
-    heads[file] = {}  # for one that includes itself
+    heads[file] = {}  # ends the recursion of a file that includes itself
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

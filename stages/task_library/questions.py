@@ -1,7 +1,8 @@
-"""Multiple-choice questions of the user's own: a file of {"question", "choices", "answer"}, and how they are asked.
+"""Multiple-choice questions of the user's own: files of {"question", "choices", "answer"}, and their definition.
 
 `.jsonl` has one such row a line, `.json` a list of them. `answer` is the right choice's index (from 0), its text or its
-letter. Asked as lm-eval asks ARC: each choice after "Question: …\\nAnswer:". No torch here: a plan reads these.
+letter. Questions are asked as lm-eval asks ARC: each choice after "Question: …\\nAnswer:". No torch here, because a
+plan reads these.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def question_definition(name: str) -> Definition:
-    """Return lm-eval's definition of the task `name` on such rows; examples are other rows of the same file."""
+    """Return lm-eval's definition of the task `name` on such rows. Examples are other rows of the same file."""
     mean = {"aggregation": "mean", "higher_is_better": True}
     return {
         "task": name,
@@ -37,10 +38,10 @@ def question_definition(name: str) -> Definition:
 
 
 def read_questions(path: Path) -> list[Row]:
-    """Return the rows of `path` with `answer` as an index.
+    """Return the rows of `path`, with `answer` as an index.
 
     Raises:
-        UserError: the file can't be read, has no rows, or one that is no question; its line is named.
+        UserError: the file can't be read, has no rows, or has a row that is no question. The message names the line.
     """
     rows = [_question(row, where) for where, row in _located(path)]
     if not rows:
@@ -49,7 +50,7 @@ def read_questions(path: Path) -> list[Row]:
 
 
 def _located(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield each row with where it stands."""
+    """Yield each row with its place in the file."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -94,8 +95,8 @@ def _question(row: Any, where: str) -> Row:
 def _index(answer: Any, choices: list[str], where: str) -> int:
     """Return the index that `answer` means.
 
-    Every reading counts: {"choices": ["B", "A"], "answer": "A"} is an error, because "A" is the first choice's letter
-    and the second one's text.
+    Every reading counts. {"choices": ["B", "A"], "answer": "A"} is an error, because "A" is the first choice's letter
+    and the second choice's text.
     """
     readings: set[int] = set()
     if type(answer) in (int, str):

@@ -1,7 +1,7 @@
-"""The tasks that are known without a look at lm-eval's thousands: their names, definitions and rows in the wheel.
+"""The tasks that are known without a search of lm-eval's thousands: names, definitions and rows in the wheel.
 
-A new one is one entry in `TASKS`. Prompts, splits and metrics stand in lm-eval's definition
-(`stages.task_library.names`), not here. No torch, no lm-eval: a plan reads these.
+A new task is one entry in `TASKS`. Prompts, splits and metrics are in lm-eval's definition
+(`stages.task_library.names`), not here. No torch, no lm-eval, because a plan reads these.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from stages.task_library.yaml_definition import Definition, lm_eval_tasks, read_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A task by the names people and lm-eval know it under.
+    """A task, by the names that people and lm-eval use.
 
     Attributes:
-        label: what tables and pictures call it.
+        label: its name in tables and pictures.
         definition: lm-eval's YAML file, relative to its `tasks` folder.
-        rows: for each split that the wheel carries, what reads its rows.
-        leaves: names of the tasks of a group, all of them entries of their own.
+        rows: for each split in the wheel, the reader of its rows.
+        leaves: the names of a group's tasks, each with an entry of its own.
     """
 
     label: str
@@ -47,7 +47,7 @@ medical_genetics miscellaneous moral_disputes moral_scenarios nutrition philosop
 professional_law professional_medicine professional_psychology public_relations security_studies sociology
 us_foreign_policy virology world_religions
 """.split()  # noqa: SIM905 (a literal would be a page)
-"""Of MMLU (arXiv 2009.03300)."""
+"""The subjects of MMLU (arXiv 2009.03300)."""
 
 MMLU = {
     f"mmlu_{subject}": Task(
@@ -114,8 +114,8 @@ TASKS: dict[str, Task] = {
     "mmlu": Task(label="MMLU", definition="mmlu/default/_mmlu.yaml", leaves=tuple(MMLU)),
     **MMLU,
 }
-"""By lm-eval's name, in the order of tables. All process documents one by one and in order: the first rows are the
-first documents."""
+"""Tasks by lm-eval's name, in the order of tables. Each processes its documents one by one and in order, so its first
+rows are its first documents."""
 
 RORA = ("boolq", "piqa", "social_iqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 SUITES: dict[str, tuple[str, ...]] = {
@@ -127,7 +127,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 
 @cache
 def _carried() -> dict[tuple[str, str | None], str]:
-    """Return the known task whose rows the wheel has, by the data set and its configuration."""
+    """Return the known task whose rows are in the wheel, by the data set and its configuration."""
     definitions = {
         name: read_definition(lm_eval_tasks() / task.definition) for name, task in TASKS.items() if task.rows
     }
@@ -139,7 +139,7 @@ def _data_set(definition: Definition) -> tuple[str, str | None]:
 
 
 def wheel_rows(definition: Definition) -> Mapping[str, Reader]:
-    """Return what reads the rows of `definition`'s data set from the wheel, by split; nothing where it has none.
+    """Return the readers, by split, of the rows of `definition`'s data set in the wheel; empty where it has none.
 
     The data set counts, not the task: another task on ARC's rows has them too.
     """
@@ -151,7 +151,7 @@ def wheel_split(definition: Definition, split: str) -> str:
     """Return the split that the wheel carries for `split`: itself, or validation where lm-eval asks for test.
 
     Raises:
-        UserError: the wheel has neither.
+        UserError: the wheel has neither split.
     """
     rows = wheel_rows(definition)
     if split in rows:
@@ -166,7 +166,7 @@ def wheel_split(definition: Definition, split: str) -> str:
 
 
 def read_documents(wheel: Path, task: str, split: str) -> Iterator[Document]:
-    """Return the rows of `task`'s `split` in order, from the wheel.
+    """Return the rows of `split` of `task` in order, from the wheel.
 
     Raises:
         UserError: the task is unknown, or the wheel has no such split.

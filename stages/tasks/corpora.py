@@ -1,8 +1,8 @@
-"""Texts whose perplexity is taken, as the papers join them: by name from the hub, or a text file of the user's own.
+"""Texts for perplexity, joined as the papers join them: by name from the hub, or a text file of the user's own.
 
-How each is joined decides its perplexity. wikitext2 and ptb are LLM-Pruner's (`LLMPruner/datasets/ppl_dataset.py`:
-test and validation split, rows joined with an empty line, consecutive windows); c4 is that of GPTQ, SparseGPT and Wanda
-(their `data.py`: the first 1,100 documents of one validation shard joined with blanks, of which they read 256 windows).
+The way of joining decides the perplexity. wikitext2 and ptb follow LLM-Pruner (`LLMPruner/datasets/ppl_dataset.py`):
+test and validation split, rows joined with an empty line, consecutive windows. c4 follows GPTQ, SparseGPT and Wanda
+(their `data.py`): the first 1,100 documents of one validation shard, joined with blanks. They read 256 windows of it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def write_corpora(config: TasksSource, context: Context) -> JSON:
-    """Write `corpora/NAME.txt` for each of `config.corpora` and `corpora.json`; return {name: bytes}.
+    """Write `corpora/NAME.txt` for each of `config.corpora`, and `corpora.json`. Return {name: bytes}.
 
     Raises:
-        UserError: a text can't be had, is empty, not UTF-8, or no longer the one that was planned.
+        UserError: a text can't be fetched, is empty, is not UTF-8, or has changed since the plan.
     """
     record: JSON = {}
     for name in config.corpora:
@@ -45,7 +45,7 @@ def read_text(path: Path) -> str:
     """Return the text of a file of the user's own.
 
     Raises:
-        UserError: it can't be read, is empty or not UTF-8.
+        UserError: the file can't be read, is empty or is not UTF-8.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")

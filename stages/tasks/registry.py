@@ -1,4 +1,4 @@
-"""The texts of the hub whose perplexity is taken, by name. No torch here: a plan reads the names."""
+"""The texts of the hub for perplexity, by name. No torch here, because a plan reads the names."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class Corpus:
 
     Attributes:
         repo: the data set.
-        revision: its commit, or a branch that the plan resolves.
-        file: the file in it, parquet or gzipped JSON lines.
-        column: the column that is joined.
-        rows: how many rows are joined; a file with fewer is another text.
+        revision: the data set's commit, or a branch that the plan resolves.
+        file: the file in the data set, Parquet or gzipped JSON lines.
+        column: the column whose rows are joined.
+        rows: how many rows are joined. A file with fewer is another text.
         whole: whether these are all of the file's rows.
-        joint: what is put between them.
-        source: for those who read the record.
+        joint: the text between two rows.
+        source: a description for readers of the record.
     """
 
     repo: str

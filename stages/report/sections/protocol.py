@@ -1,4 +1,4 @@
-"""The section on how the models were judged: the protocol in words, and where each task's rows came from."""
+"""The section on how the models were judged: the protocol in words, and the source of each task's rows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from stages.report.blocks import Block, Cell, Folded, Heading, Paragraph, Table
 from stages.stage import JSON
 
 DIGITS = 12
-"""Hex digits of a digest or commit that are shown; report.json has all of them."""
+"""Hex digits of a digest or commit that are shown. report.json has all of them."""
 
 
 def judging(report: JSON) -> Iterator[Block]:
-    """Yield how the models were judged, on which rows."""
+    """Yield how the models were judged and on which rows."""
     protocol = report["protocol"]
     if not protocol or not report["tasks"]:
         return
@@ -24,7 +24,7 @@ def judging(report: JSON) -> Iterator[Block]:
 
 
 def brief(report: JSON) -> tuple[str, str, str]:
-    """Return a report's protocol, tasks and number of examples, as short as a table of runs wants them."""
+    """Return a report's protocol, tasks and number of examples, as short as a table of runs needs them."""
     protocol = report["protocol"]
     if not protocol:
         return w.DASH, w.DASH, w.DASH
@@ -33,7 +33,7 @@ def brief(report: JSON) -> tuple[str, str, str]:
 
 
 def sentence(report: JSON) -> str:
-    """Return the protocol in words, with what decides its numbers."""
+    """Return the protocol in words, with everything that decides its numbers."""
     protocol = report["protocol"]
     versions = protocol["versions"] or {}
     metrics = sorted({task["metric"] or "acc" for task in report["tasks"].values()})
@@ -61,7 +61,7 @@ def sentence(report: JSON) -> str:
 
 
 def _amount(report: JSON) -> str:
-    """Return "8 tasks × 200", or the number of documents where tasks differ in it."""
+    """Return "8 tasks × 200", or the total number of documents where tasks differ in it."""
     sizes = [_documents(task) for task in report["tasks"].values()]
     if not sizes:
         return "no tasks"
@@ -99,7 +99,7 @@ def _documents(scores: JSON) -> int:
 
 
 def _source(source: JSON) -> tuple[str, str]:
-    """Return (data set, revision) of a record that the tasks stage wrote, whichever kind it is."""
+    """Return (data set, revision) from any kind of record that the tasks stage wrote."""
     data = source.get("wheel") or source.get("repo") or source.get("file") or source.get("path") or "unknown"
     name = f" ({source['name']})" if source.get("name") else ""
     if source.get("revision"):

@@ -1,4 +1,4 @@
-"""The section on one run: what belongs to the run directory's report and not to the artifact's."""
+"""The section on one run, which only the run directory's report has, and the configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stages.stage import JSON
 
 
 def this_run(report: JSON) -> Iterator[Block]:
-    """Yield stages, versions, hardware and commit, where the report is a run's."""
+    """Yield stages, versions, hardware and commit, where the report is that of a run."""
     if "stages" not in report:
         return
     yield Heading("This run")
@@ -48,5 +48,5 @@ def configuration(report: JSON) -> Iterator[Block]:
 
 
 def verbatim(value: object) -> str:
-    """Return a value as JSON that a reader reads."""
+    """Return a value as JSON for reading."""
     return json.dumps(value, indent=1, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The sections on quality: what was lost and what came back, over everything and by task."""
+"""The sections on quality: the loss and what came back, over everything and by task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CAPTION = (
 
 
 def headline(report: JSON) -> Iterator[Block]:
-    """Yield the table over everything that was judged, and which question its shares answer."""
+    """Yield the table over everything that was judged, and the question that its shares answer."""
     held_out, average = report["perplexity"], report["mean"]
     models = [model for model in w.MODELS if model != "dense_recovered" or _is_judged(report, model)]
     rows: list[list[Cell]] = []
@@ -48,7 +48,7 @@ def headline(report: JSON) -> Iterator[Block]:
 
 
 def by_task(report: JSON, pictures: Mapping[str, str]) -> Iterator[Block]:
-    """Yield the picture and the tables of every score by task, and of the differences between the models."""
+    """Yield the picture and the tables of every score by task, and the differences between the models."""
     if not report["tasks"]:
         return
     yield Heading("By task")
@@ -79,7 +79,7 @@ def by_task(report: JSON, pictures: Mapping[str, str]) -> Iterator[Block]:
 
 
 def corpora(report: JSON) -> Iterator[Block]:
-    """Yield the perplexities of corpora, where any was asked for."""
+    """Yield the perplexities of corpora, where any were asked for."""
     if not report["corpora"]:
         return
     models = [model for model in w.MODELS if model in report["corpora"][0]]
@@ -98,7 +98,7 @@ def corpora(report: JSON) -> Iterator[Block]:
 
 
 def _means(average: JSON) -> Iterator[tuple[Cell, str, str, w.Write]]:
-    """Yield the rows of the headline that average over tasks: label, score, effects, and how it is written."""
+    """Yield the headline's rows that average over tasks: label, score, effects, and how the score is written."""
     name = "accuracy" if average["metric"] == "acc" else "score"
     if average["counts"]["bits_per_byte"]:
         yield _partly("bits per byte, mean", "", average, "bits_per_byte"), "bits_per_byte", "bits_per_byte", w.bits
@@ -110,13 +110,13 @@ def _means(average: JSON) -> Iterator[tuple[Cell, str, str, w.Write]]:
 
 
 def _partly(label: str, remark: str, average: JSON, key: str) -> Cell:
-    """Say over how many tasks a mean is, where that is not all of them."""
+    """Return the label, with the number of tasks that a mean is over where that is not all of them."""
     having, all_of_them = average["counts"][key], average["counts"]["acc"]
     return (label, remark if having == all_of_them else f"{having} of {all_of_them} tasks")
 
 
 def _score_table(report: JSON, key: str, write: w.Write) -> Table:
-    """One row a task that has the score, then their mean."""
+    """Return one row for each task that has the score, then the row of their mean."""
     models, entries = _models(report), _with_mean(report, key)
     shares = {"retained": "retained", "recovered": "recovered share"}
     if key == "bits_per_byte":
@@ -138,7 +138,7 @@ def _models(report: JSON) -> list[str]:
 
 
 def _with_mean(report: JSON, key: str) -> list[tuple[str, JSON]]:
-    """Return (label, entry) of the tasks that have a score, and of their mean where they are several."""
+    """Return (label, entry) of the tasks that have a score and, where there are several, of their mean."""
     first = _models(report)[0]
     entries = [(entry["label"], entry) for entry in report["tasks"].values() if entry[first][key] is not None]
     return [*entries, (f"mean of {len(entries)}", report["mean"])] if len(entries) > 1 else entries
@@ -173,7 +173,7 @@ def _difference_table(report: JSON, key: str, write: w.Write) -> Table:
 
 
 def _unparsed(report: JSON) -> Iterator[Block]:
-    """Yield the share of generated answers that no pattern read."""
+    """Yield the share of generated answers that no pattern could read."""
     models, entries = _models(report), _with_mean(report, "acc")
     if any(entry[models[0]]["unparsed"] is None for _, entry in entries):
         return

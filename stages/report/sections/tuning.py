@@ -1,4 +1,4 @@
-"""The section on how the learning rate was found: the rate all adapters share, and the tuned one, side by side."""
+"""The section on the search for a learning rate: the rate that all adapters share, and the tuned one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLUMNS = ("learning rate", "", "validation loss", "test loss", "test perplexity
 
 
 def tuning(report: JSON) -> Iterator[Block]:
-    """Yield the trials of a recovery whose rate was tuned; nothing for any other."""
+    """Yield the trials of a recovery whose rate was tuned; nothing for any other recovery."""
     found = report["training"].get("tuning")
     if not found:
         return
