@@ -164,6 +164,7 @@ class Store:
         """Hold the artifact's lock. `waiting` is called once where another process holds it."""
         directory = self.root / ".locks"
         directory.mkdir(parents=True, exist_ok=True)
+        # The system releases a file lock with its process, so a killed run blocks nobody.
         lock = FileLock(directory / f"{stage}-{key[:SHORT]}.lock")
         try:
             lock.acquire(timeout=0)
@@ -210,6 +211,7 @@ class Store:
             "payload": payload,
             "inputs": {name: upstream.name for name, upstream in sorted(inputs.items())},
             "input_digests": input_digests(inputs),
+            # Of names and contents alone: a rebuild with equal files leaves valid what was built from it.
             "digest": keys.digest({name: file["sha256"] for name, file in files.items()}),
             "files": files,
             "summary": summary,

@@ -304,6 +304,7 @@ def cut_config(dense: PreTrainedConfig, shape: DecoderShape) -> tuple[PreTrained
     same to the bit. Where there is none, it is the family's class in `.modeling_pruned`.
     """
     fields = {name: value for name, value in dense.to_dict().items() if name not in NOT_COPIED}
+    # head_dim is written out, because configs derive it from the hidden size and the number of heads, which change.
     fields |= {"head_dim": shape.head_dim, "hidden_size": shape.hidden, "num_hidden_layers": len(shape.layers)}
     needs = _beyond_stock(shape)
     if not needs:

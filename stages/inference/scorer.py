@@ -125,6 +125,7 @@ class Scorer:
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """Return the logits of hidden states, [C, V], in float32."""
+        # A subclass of Linear, such as an adapter's, must run its own forward pass.
         plain = type(self.head) is nn.Linear
         given_CV: Tensor = (product(self.head, hidden_CH) if plain else self.head(hidden_CH)).float()
         return self.from_head(given_CV)
@@ -150,6 +151,7 @@ class Scorer:
 
     def _precision(self) -> torch.dtype:
         device = self.model.device.type
+        # Under autocast, passes round as autocast's type does, whatever type the weights have.
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
 
     def _plain_loglikelihood(self, ids: list[int]) -> float:

@@ -107,6 +107,7 @@ def tokenised(
     decides = {
         "format": FORMAT,
         "rows": _digest(path),
+        # A mixture's shares decide the order of its rows, and the rows' digest does not hold them.
         "parts": [[part.name, part.weight, part.rows] for part in parts_of(path, 0)],
         "tokenizer": _tokenizer_digest(tokenizer),
         "length": length,
