@@ -133,6 +133,7 @@ class Store:
         if not others:
             return None
         found = [(artifact, keys.differences(payload, artifact.manifest["payload"])) for artifact in others]
+        # The name breaks ties, so that the answer does not depend on the file system's order.
         return min(found, key=lambda pair: (len(pair[1]), pair[0].name))
 
     def check(

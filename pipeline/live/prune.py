@@ -80,9 +80,11 @@ def _config(method: str, ratio: float, options: dict[str, Any], device: str) -> 
         raise UserError(f"method={method!r} prunes nothing.")
     check_names(options, plain, f"prune_model(method={method!r})", without=("method", "ratio", "offload"))
     config = configured(choice, {"ratio": ratio, "prune": options})
+    # The seed that the command line's prune stage would have.
     seed = keys.derive_seed(config.prune.seed, "prune")
     pruning = planned(config.prune, ratio=config.ratio, device=device, seed=seed)
     assert pruning is not None, "a method that prunes"
+    # No data set is named, because the text is the caller's.
     calibration = dataclasses.replace(pruning.config.calibration, data=None)
     return dataclasses.replace(pruning.config, calibration=calibration)
 

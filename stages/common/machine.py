@@ -99,6 +99,7 @@ def reset_peak_memory() -> None:
 
     Memory that earlier work freed and the C library still holds is given back first: it is not part of this peak.
     """
+    # Objects in reference cycles hold their memory until the collector runs.
     gc.collect()
     return_freed_memory()
     try:

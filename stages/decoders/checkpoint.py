@@ -240,6 +240,7 @@ def save_cut_model(
     config, architecture = _cut_to(model, shape, dtype)
     with _beside(directory) as beside:
         copy_companions(like, beside)
+        # Beside another architecture, transformers may read the tokenizer's files by another class.
         if config.model_type != model.config.model_type and _has_tokenizer(like):
             _write_tokenizer(load_tokenizer(like), beside)
         _write_weights(model, beside, dtype=dtype, tied=shape.tied, resident=resident)

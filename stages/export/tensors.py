@@ -155,6 +155,7 @@ def _stored(directory: Path) -> Iterator[Weight]:
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
+                # The header says shape and precision. The weight itself is read when it is written.
                 header = file.get_slice(name)
                 dtype = STORED.get(header.get_dtype())
                 if name.endswith(COMPUTED):

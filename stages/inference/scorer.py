@@ -100,6 +100,7 @@ class Scorer:
         bites = self.window is not None and row.is_chain and len(row) > self.window
         if self.flat is not None and not bites:
             return self.flat(tokens_T, depths_T, segment_attention(batch, device))
+        # Causal attention is right for a chain, and is what the model does without a mask.
         own = {} if row.is_chain else {"attention_mask": mask(row, device)[None, None]}
         inputs = {"input_ids": tokens_T[None], "position_ids": depths_T[None]}
         hidden_1TH: Tensor = self.model.get_decoder()(**inputs, **own, use_cache=False).last_hidden_state

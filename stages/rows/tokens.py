@@ -118,6 +118,7 @@ def tokenised(
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     final = cache / "tokens" / key
     final.parent.mkdir(parents=True, exist_ok=True)
+    # Another process may be writing the same documents.
     with FileLock(final.with_suffix(".lock")):
         if not _is_whole(final):
             encode = partial(encode_whole, tokenizer=tokenizer, length=length, label_prompts=label_prompts)
