@@ -85,6 +85,7 @@ def ours(task: Task) -> tuple[Marks, list[float]]:
             losses.append(point["loss"])
 
     with tempfile.TemporaryDirectory() as output:
+        # No checkpoints: the stock way writes none either.
         context = Context(output=Path(output), device=task.device, checkpoint_seconds=1e9, cache=Path(output), log=log)
         train(stage_config(task), {"model": task.model, "data": task.data}, context)
     return marks[:-1], losses
@@ -155,6 +156,7 @@ def stock(task: Task) -> tuple[Marks, list[float]]:
         def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
             marks.append((drawn[state.global_step * 2 * ROWS - 1], time.perf_counter()))
 
+    # Both ways train on the same rows in the same order.
     class InOrder(Trainer):  # type: ignore[misc]
         def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler[int]:
             return torch.utils.data.SequentialSampler(rows)

@@ -51,6 +51,7 @@ def run(*overrides: str, config: Config | None = None, directory: Path | str | N
     """
     settings = dataclasses.replace(_config(overrides, config), action=Action.run)
     _show_progress()
+    # Microseconds, so that runs begun in one second have directories of their own.
     own = Path("outputs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}" if directory is None else Path(directory)
     done = execution.run(settings, own.expanduser().resolve(), shlex.join(["python", "-m", "pipeline", *overrides]))
     assert done is not None, "an action=run runs"

@@ -19,6 +19,7 @@ from stages.registry import STAGES
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.inspect", description="What is in the artifact store.")
+    # The same default as conf/runtime/auto.yaml has.
     default = os.environ.get("PRUNE_RECOVER_ARTIFACTS", "artifacts")
     parser.add_argument("--root", default=default, help=f"the store (runtime.artifact_root; here {default})")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -177,6 +177,7 @@ class WandbTracker(Tracker):
         if self._run is None:
             self._run = self._init(wandb, "offline")
         self._run.define_metric(TOKENS, hidden=True)
+        # Curves run over tokens, not over W&B's own step.
         self._run.define_metric("recover/*", step_metric=TOKENS)
         return self._run
 
@@ -205,6 +206,7 @@ class WandbTracker(Tracker):
             id=self.id,
             # The id is the recovery's, so a recovery that is built or replayed again goes on in its own run.
             resume="allow",
+            # A sweep follows several recoveries in one process, each in a run of its own.
             reinit="create_new",
             dir=str(self.directory),
             mode=mode,

@@ -36,6 +36,7 @@ def show(command: str, arguments: Sequence[str] | None, output: str, work: Calla
         output: the file written where none is named.
         work: gets the store and the file, prints and writes. Its user and disk errors end the process with one line.
     """
+    # The same default as conf/runtime/auto.yaml has.
     options = {"artifact_root": os.environ.get("PRUNE_RECOVER_ARTIFACTS", "artifacts"), "output": output}
     usage = f"python -m {command} [artifact_root=DIR] [output=FILE{Path(output).suffix}]"
     try:

@@ -26,6 +26,7 @@ def plan_table(graph: Graph, engine: Engine) -> str:
         why = status.why
         if status.state == "build" and why == MISSING:
             why = f"{why}{nearest_difference(engine, node)}"
+        # One artifact may play several roles, such as dense and pruned where nothing is pruned.
         roles = ", ".join(role for role, other in graph.roles.items() if other.key == node.key)
         rows.append((roles, node.name, node.key[:DIGITS], status.state, why))
     return table(rows)

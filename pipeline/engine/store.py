@@ -133,6 +133,7 @@ class Store:
         if not others:
             return None
         found = [(artifact, keys.differences(payload, artifact.manifest["payload"])) for artifact in others]
+        # The name breaks ties, so that the answer does not depend on the file system's order.
         return min(found, key=lambda pair: (len(pair[1]), pair[0].name))
 
     def check(
@@ -164,6 +165,7 @@ class Store:
         """Hold the artifact's lock. `waiting` is called once where another process holds it."""
         directory = self.root / ".locks"
         directory.mkdir(parents=True, exist_ok=True)
+        # The system releases a file lock with its process, so a killed run blocks nobody.
         lock = FileLock(directory / f"{stage}-{key[:SHORT]}.lock")
         try:
             lock.acquire(timeout=0)
@@ -210,6 +212,7 @@ class Store:
             "payload": payload,
             "inputs": {name: upstream.name for name, upstream in sorted(inputs.items())},
             "input_digests": input_digests(inputs),
+            # Of names and contents alone: a rebuild with equal files leaves valid what was built from it.
             "digest": keys.digest({name: file["sha256"] for name, file in files.items()}),
             "files": files,
             "summary": summary,
@@ -286,7 +289,7 @@ def missing_or_resized(artifact: Artifact) -> str:
         if status.st_size != recorded["bytes"]:
             return f"its file {name} has {status.st_size} bytes and was written with {recorded['bytes']}"
         if recorded.get("modified_ns", status.st_mtime_ns) != status.st_mtime_ns:
-            return f"what its link {name} points to was written again"
+            return f"the file that its link {name} points to was written again"
     return ""
 
 

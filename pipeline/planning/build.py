@@ -109,12 +109,14 @@ class _Plan:
 
     def _prune(self, pruning: Pruning, model: Node) -> None:
         """Fill the role of the prune stage, and the roles of the text and the scores that it reads."""
+        # A local directory may hold a model that was pruned before.
         if "model" in model.locations:
             check_uncut(model.locations["model"], pruning.config)
         inputs = {"model": model}
         if pruning.reads_text:
             inputs["data"] = text = self._calibration()
             self._add("calibration", text)
+        # Scores do not depend on the ratio, so the prunings of a sweep share one artifact of them.
         if pruning.scored is not None:
             read = {"data": inputs["data"]} if pruning.scores_read_text else {}
             label = f"{pruning.config.method}-{model.label}"

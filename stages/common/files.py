@@ -99,6 +99,7 @@ def remembered_sha256(path: Path, cache: Path) -> str:
     if stat.st_size < REMEMBERED_FROM:
         return sha256_of(real)
     identity: dict[str, Any] = {"path": str(real), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    # The path is hashed, because a file's name can't hold every path.
     memory = cache / "digests" / f"{hashlib.sha256(str(real).encode()).hexdigest()}.json"
     if memory.is_file():
         remembered = read_json(memory)

@@ -32,6 +32,7 @@ def processor() -> str:
 def hardware() -> dict[str, str | int | float]:
     """Return what a reader needs to judge timings: processor, cores, memory in GiB, system."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    # The cores that this process may run on, which can be fewer than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "processor": processor(),
@@ -98,6 +99,7 @@ def reset_peak_memory() -> None:
 
     Memory that earlier work freed and the C library still holds is given back first: it is not part of this peak.
     """
+    # Objects in reference cycles hold their memory until the collector runs.
     gc.collect()
     return_freed_memory()
     try:

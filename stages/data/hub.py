@@ -105,6 +105,7 @@ def _asked(config: HubConfig) -> list[dict[str, Any]]:
 
     repo = str(config.repo)
     names = _names(config)
+    # A format that can't be read is found before anything is downloaded.
     for name in names:
         format_of(Path(name))
     with explain_hub_errors(repo, config.revision, "dataset"):

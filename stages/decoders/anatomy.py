@@ -150,6 +150,7 @@ def _layer(index: int, layer: Any, family: Family, head_dim: int) -> LayerAnatom
     # A sub-layer that pruning removed has no maps.
     if hasattr(layer.self_attn, names.output):
         attention = _attention(layer.self_attn, names)
+        # The rows of q and k say how many heads this layer has, whatever the config says.
         heads, kv_heads = (len(attention[map_].weight) // head_dim for map_ in (0, 1))
     if hasattr(layer.mlp, names.down):
         feed_forward = _mlp(layer.mlp, names)

@@ -240,6 +240,7 @@ def save_cut_model(
     config, architecture = _cut_to(model, shape, dtype)
     with _beside(directory) as beside:
         copy_companions(like, beside)
+        # Beside another architecture, transformers may read the tokenizer's files by another class.
         if config.model_type != model.config.model_type and _has_tokenizer(like):
             _write_tokenizer(load_tokenizer(like), beside)
         _write_weights(model, beside, dtype=dtype, tied=shape.tied, resident=resident)
@@ -304,6 +305,7 @@ def cut_config(dense: PreTrainedConfig, shape: DecoderShape) -> tuple[PreTrained
     same to the bit. Where there is none, it is the family's class in `.modeling_pruned`.
     """
     fields = {name: value for name, value in dense.to_dict().items() if name not in NOT_COPIED}
+    # head_dim is written out, because configs derive it from the hidden size and the number of heads, which change.
     fields |= {"head_dim": shape.head_dim, "hidden_size": shape.hidden, "num_hidden_layers": len(shape.layers)}
     needs = _beyond_stock(shape)
     if not needs:

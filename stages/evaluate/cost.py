@@ -93,6 +93,7 @@ def measure(models: Mapping[str, Source], config: CostConfig, device: str) -> tu
             for name, model in loaded.items():
                 latency = [_latency(name, batch, times[batch]) for batch in turns]
                 measured[name] = _size(models[name], model, config) | {"latency": latency}
+            # A model that is timed alone must be gone before the next one is loaded.
             del loaded, model
     return measured, "" if together else ONE_BY_ONE
 

@@ -151,6 +151,7 @@ def _scores(task: ConfigurableTask, number: int, document: Document, answers: li
         Instance(kind, document.doc, request, place, metadata=about, resps=[answer])
         for place, (request, answer) in enumerate(zip(document.requests, answers, strict=True))
     ]
+    # lm-eval's filters work on the instances that the task holds.
     task._instances = instances
     task.apply_filters()
     first = next(iter(instances[0].filtered_resps))

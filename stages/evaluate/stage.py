@@ -75,6 +75,7 @@ def judged(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -
     results |= {"dtype": config.dtype, "rows": read_json(artifact / "tasks.json")}
     results["versions"] = {name: version(name) for name in ("lm-eval", "transformers", "torch")}
     held_out = output / "perplexity.json"
+    # A killed run that this one resumes may have written the file already.
     if not held_out.is_file():
         passages = select(read_jsonl(artifact / "passages.jsonl"), config.passages)
         found = totals(passage_rows(model().scorer, passages) if passages else [])

@@ -30,6 +30,7 @@ def timed_passes(model: PreTrainedModel, *, prompt_tokens: int, new_tokens: int,
     cache = None
     for _ in range(1 + new_tokens):
         started = _now(model)
+        # Logits of the last position only, as generation takes them.
         output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         ids = output.logits.argmax(-1)
         cache = output.past_key_values

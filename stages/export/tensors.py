@@ -140,6 +140,7 @@ def _weights(directory: Path, shape: DecoderShape, target: Target) -> Iterator[W
     stored = {weight.name: weight for weight in _stored(directory)}
     if shape.tied:
         stored.pop("lm_head.weight", None)
+    # Some architectures of llama.cpp want an output matrix in the file, so the embeddings are written a second time.
     if shape.tied and not target.rules.tied_head:
         stored["lm_head.weight"] = replace(stored["model.embed_tokens.weight"], name="lm_head.weight")
     for weight in stored.values():
@@ -154,6 +155,7 @@ def _stored(directory: Path) -> Iterator[Weight]:
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
+                # The header says shape and precision. The weight itself is read when it is written.
                 header = file.get_slice(name)
                 dtype = STORED.get(header.get_dtype())
                 if name.endswith(COMPUTED):
@@ -223,6 +225,7 @@ def _stand_ins(
 ) -> Iterator[Weight]:
     """Yield a sub-layer that computes zero, where the layer has none and the architecture needs one."""
     if written.heads and not layer.heads:
+        # The norm's weight does not matter before projections of zeros.
         yield _constant(f"{prefix}.input_layernorm.weight", (shape.hidden,), dtype, 1.0)
         for name in ("q_proj", "k_proj", "v_proj"):
             yield _constant(f"{prefix}.self_attn.{name}.weight", (shape.head_dim, shape.hidden), dtype, 0.0)

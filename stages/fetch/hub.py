@@ -38,6 +38,7 @@ def resolve_revision(repo: str, revision: str, repo_type: str = "model") -> str:
         return revision
     from huggingface_hub import HfApi
 
+    # The hub's cache keeps the commit that it last saw for a branch under refs/.
     reference = cache_folder(repo, repo_type) / "refs" / revision
     with explain_hub_errors(repo, revision, repo_type):
         try:
@@ -105,6 +106,7 @@ def _continue_download(folder: Path, url: str, location: str, etag: str, size: i
         arrived = partial.stat().st_size if partial.exists() else 0
         if arrived:
             log.info("continuing %s from %.0f MB", url, arrived / 1e6)
+        # A longer file is no beginning of this one.
         if arrived > size:
             partial.unlink()
             arrived = 0

@@ -126,6 +126,7 @@ def _download(wheel: Wheel, target: Path) -> None:
         scratch.mkdir(parents=True)
         # pip takes hashes only from a requirements file.
         requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
+        # Wheels only: pip would run the build code of a source distribution.
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
         command += ["--no-input", "--progress-bar=off", "--dest", str(landing), "-r", str(requirements)]
         status, output = _watch(command, wheel, scratch)

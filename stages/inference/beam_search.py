@@ -42,6 +42,7 @@ def beam_search(
     contexts = scorer.encoder.prompts(prompts, room=new_tokens)
     ends = end_tokens(scorer)
     found = [""] * len(contexts)
+    # Every beam is a row of its own in the batch.
     for batch in batches([len(ids) + new_tokens for ids in contexts], tokens=scorer.batch_tokens // beams):
         rows = [contexts[index] for index in batch]
         written_BW = generated(scorer.model, rows, ends=ends, new_tokens=new_tokens, beams=beams)

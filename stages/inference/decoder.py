@@ -80,6 +80,7 @@ class _Layer:
 
     def __call__(self, index: int, hidden_TH: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, attend: Attend) -> Tensor:
         heads_TND = torch.unflatten(product(self.qkv, self.before_attention(hidden_TH)), -1, (-1, self.head_dim))
+        # q and k lie side by side, so one rotation serves both.
         qk_TND, v_TKD = torch.split(heads_TND, [self.heads + self.key_heads, self.key_heads], dim=1)
         if self.head_norms:
             parts = torch.split(qk_TND, [self.heads, self.key_heads], dim=1)
@@ -87,6 +88,7 @@ class _Layer:
         rotated_TND = _rotated(qk_TND, cos_T1D, sin_T1D)
         q_TQD, k_TKD = torch.split(rotated_TND, [self.heads, self.key_heads], dim=1)
         attended_TI = attend(index, q_TQD, k_TKD, v_TKD, self.scaling).flatten(1)
+        # In place: without gradients, nothing needs the stream as it was.
         hidden_TH.add_(product(self.output, attended_TI), alpha=self.residual)
         normed_TH = self.before_mlp(hidden_TH)
         gated_TE = self.activation(product(self.gate, normed_TH)).mul_(product(self.up, normed_TH))

@@ -100,6 +100,7 @@ class Scorer:
         bites = self.window is not None and row.is_chain and len(row) > self.window
         if self.flat is not None and not bites:
             return self.flat(tokens_T, depths_T, segment_attention(batch, device))
+        # Causal attention is right for a chain, and is what the model does without a mask.
         own = {} if row.is_chain else {"attention_mask": mask(row, device)[None, None]}
         inputs = {"input_ids": tokens_T[None], "position_ids": depths_T[None]}
         hidden_1TH: Tensor = self.model.get_decoder()(**inputs, **own, use_cache=False).last_hidden_state
@@ -125,6 +126,7 @@ class Scorer:
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """Return the logits of hidden states, [C, V], in float32."""
+        # A subclass of Linear, such as an adapter's, must run its own forward pass.
         plain = type(self.head) is nn.Linear
         given_CV: Tensor = (product(self.head, hidden_CH) if plain else self.head(hidden_CH)).float()
         return self.from_head(given_CV)
@@ -150,6 +152,7 @@ class Scorer:
 
     def _precision(self) -> torch.dtype:
         device = self.model.device.type
+        # Under autocast, passes round as autocast's type does, whatever type the weights have.
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
 
     def _plain_loglikelihood(self, ids: list[int]) -> float:

@@ -43,6 +43,7 @@ def planned(entry: ModelEntry, cache: Path) -> Planned:
             raise UserError("model=local needs model.path=DIR, a directory with config.json and safetensors.")
         locations["model"] = Path(entry.path).expanduser().resolve()
         source.digest = directory_digest(locations["model"], cache)
+    # The name becomes part of a directory's name.
     label = re.sub(r"[^\w.+-]", "-", entry.name) or "model"
     return Planned(label=label, config=source, locations=locations)
 

@@ -82,6 +82,7 @@ def place(source: Path, target: Path) -> None:
             # Read only to refuse a truncated file, which the link would hide until the weights are needed.
             read_header(source / name)
             (target / name).unlink(missing_ok=True)
+            # A snapshot of the hub is itself links into blobs. The link made here goes to the blob.
             (target / name).symlink_to((source / name).resolve())
         elif not name.startswith("pytorch_model"):
             shutil.copyfile(source / name, target / name)

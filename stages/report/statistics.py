@@ -82,6 +82,7 @@ def paired(models: Sequence[str], totals_MN: Array, weights_N: Array, *, resampl
         draws_MB[:, start:stop] = np.einsum("mn,bn->mb", totals_MN, times_BN) / np.einsum(
             "n,bn->b", weights_N, times_BN
         )
+    # Of units that are right or wrong with equal weights, the score is a plain share, for which Wilson's interval is.
     accuracy = (weights_N == 1).all() and np.isin(totals_MN, (0, 1)).all()
     ends_M2 = _wilson(score_M, count) if accuracy else np.array([interval(draws_B, count) for draws_B in draws_MB])
     return Paired(tuple(models), score_M, error_M, ends_M2, draws_MB, count)

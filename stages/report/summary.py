@@ -112,9 +112,9 @@ def caution(report: JSON) -> str | None:
     trained = f"The recovery trained on the train splits of judged tasks ({listing(fitted)})"
     if report["reference"] == "dense_recovered":
         return (
-            f"{trained}, which lifts scores by itself. The reference had the same training, so retained compares like "
-            "with like; the recovered share still counts the fitting on both sides, in what came back and in what was "
-            f"to be reached.{held_out}"
+            f"{trained}, which lifts scores by itself. The reference had the same training, so the retained share "
+            "compares two models that were trained alike. The recovered share still counts the fitting to the tasks, "
+            f"both in what came back and in what there was to reach.{held_out}"
         )
     return (
         f"{trained}. Their scores mix recovery of what pruning lost with fitting to the tasks, which lifts scores by "

@@ -232,6 +232,7 @@ def collate(documents: Sequence[Document], device: str = "cpu", *, share: bool =
 
 
 def _sharing(contexts: Sequence[int], lengths: Sequence[int], sources_S: torch.Tensor) -> Shared:
+    # An own token sees the whole context and the own tokens up to itself.
     masks = (
         sources_S.new_ones(length, context + length, dtype=torch.bool).tril(context) if context else None
         for context, length in zip(contexts, lengths, strict=True)

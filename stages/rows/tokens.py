@@ -107,6 +107,7 @@ def tokenised(
     decides = {
         "format": FORMAT,
         "rows": _digest(path),
+        # A mixture's shares decide the order of its rows, and the rows' digest does not hold them.
         "parts": [[part.name, part.weight, part.rows] for part in parts_of(path, 0)],
         "tokenizer": _tokenizer_digest(tokenizer),
         "length": length,
@@ -117,6 +118,7 @@ def tokenised(
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     final = cache / "tokens" / key
     final.parent.mkdir(parents=True, exist_ok=True)
+    # Another process may be writing the same documents.
     with FileLock(final.with_suffix(".lock")):
         if not _is_whole(final):
             encode = partial(encode_whole, tokenizer=tokenizer, length=length, label_prompts=label_prompts)

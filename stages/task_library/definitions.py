@@ -124,11 +124,13 @@ def _build(leaf: str, definition: Definition, splits: Mapping[str, Sequence[Row]
     if not carries_examples(definition) and fewshot_split(definition) not in splits:
         # Without this, lm-eval wants a train split and processes it.
         config |= {"fewshot_split": None, "fewshot_config": {"samples": []}}
+    # lm-eval takes `metadata` apart as a mapping.
     if not isinstance(config.get("metadata", {}), dict):
         config.pop("metadata")
     config["task"] = leaf
     with _quiet(), _explained(leaf):
         data = DatasetDict({split: Dataset.from_list(list(rows)) for split, rows in splits.items()})
+        # With `custom_dataset`, lm-eval takes these rows and does not fetch the data set from the hub.
         return ConfigurableTask(config={**config, "custom_dataset": lambda **_: data})
 
 

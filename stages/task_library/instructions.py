@@ -70,6 +70,7 @@ def respond(answer: str) -> str:
 
 def _boolq(document: Document) -> Question:
     question = f"Please answer the following question with true or false, question: {document['question']}?"
+    # Label 1 means true, which is the first answer.
     return Question(f"{question}\n\nAnswer format: true/false", ("true", "false"), 1 - document["label"])
 
 

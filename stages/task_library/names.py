@@ -124,6 +124,7 @@ def _member(group: str, member: Any, inherited: Mapping[str, Any], cache: Path) 
     if "group" in own:
         name = own["group"]
         if not _is_known(name, cache):
+            # A task that is defined within its group gets lm-eval's own name for it.
             return expand(f"{group}::{name}", own, cache, inherited)
         own.pop("group")
     elif "task" in own:

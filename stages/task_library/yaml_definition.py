@@ -38,11 +38,13 @@ class Function:
         return self.folder / f"{self.name.rpartition('.')[0].replace('.', '/')}.py"
 
 
+# libyaml's loader and dumper, where they are installed, are much faster than PyYAML's own.
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     folder: Path
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    # A value that occurs twice is written twice, without YAML's anchors.
     def ignore_aliases(self, data: Any) -> bool:
         return True
 

@@ -57,6 +57,7 @@ def planned(
     own = _own_files([task for task in tasks if is_path(task)], [*TASKS, *SUITES], "task")
     texts = _own_files([name for name in corpora if _is_text(name)], [*CORPORA, *own], "text")
     names = resolve([task for task in tasks if not is_path(task)], cache)
+    # Tasks stand in one order, whatever order they were asked for in, so that equal sets have equal keys.
     known = [name for name in names if name in TASKS]
     config = TasksSource(
         kind=source,
