@@ -42,8 +42,8 @@ def prune_model(
 
     The new model has the given model's precision and device. Its class is the stock architecture where one takes its
     shape, else a class of `stages.decoders.modeling_pruned`. `save_pretrained` writes a directory that loads again.
-    The attribute `pruning` holds what `pruning.json` holds: the kept indices, sizes and losses. While pruning runs,
-    one copy of the given model is in memory beside it.
+    The attribute `pruning` holds what `pruning.json` holds: the kept indices, sizes and losses. `save_pretrained` does
+    not write it. While pruning runs, one copy of the given model is in memory beside it.
 
     Args:
         model: a causal language model of a known family.

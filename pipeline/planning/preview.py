@@ -10,7 +10,7 @@ from stages.decoders.shapes import DecoderShape
 from stages.export.plan import check_export
 from stages.model.plan import config_fields
 from stages.prune import plan as prune_plan
-from stages.prune.allocation.plan import PrunePlan
+from stages.prune.allocation.outcome import PrunePlan
 from stages.recover.plan import check_fits
 
 

@@ -2,7 +2,7 @@
 
 In the order of a run:
 
-config criteria/          the options; the scores of groups, one file a criterion
+config plan criteria/     the options and their meaning before a run; the scores of groups, one file a criterion
 stage scores record       the two stages, scores and prune, and the files that record a pruning
 calibration groups        the calibration text; the groups of weights, and the selection that stays
 statistics/               activations layer by layer, gradients that are never stored, the loss that a removal costs

@@ -16,7 +16,8 @@ from stages.common.machine import precision
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.prune.allocation.allocate import check_options, decided_by_shapes, for_scores, foreseen, reads_text, ruled
-from stages.prune.allocation.plan import PrunePlan, budget_of
+from stages.prune.allocation.budget import budget_of
+from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.config import PruneConfig
 from stages.prune.criteria.registry import CRITERIA
 from stages.prune.registry import METHODS

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from stages.decoders.shapes import DecoderShape
-from stages.prune.allocation.plan import CONTEXT, PrunePlan
+from stages.prune.allocation.budget import CONTEXT
+from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.config import PruneConfig
 from stages.prune.groups import Kept, Scores, Selection
 

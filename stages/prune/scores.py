@@ -18,7 +18,7 @@ from stages.decoders import checkpoint
 from stages.decoders.anatomy import decoder_layers
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.allocate import check_uncut
-from stages.prune.allocation.plan import parse_layers
+from stages.prune.allocation.budget import parse_layers
 from stages.prune.calibration import calibration_ids, calibration_text
 from stages.prune.config import PruneConfig
 from stages.prune.criteria.registry import CRITERIA

@@ -42,7 +42,8 @@ from stages.prune.allocation.allocate import (
     reads_text,
     ruled,
 )
-from stages.prune.allocation.plan import Budget, PrunePlan, budget_of, parse_layers
+from stages.prune.allocation.budget import Budget, budget_of, parse_layers
+from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.allocation.search import searched
 from stages.prune.calibration import Read, calibration_ids, calibration_text
 from stages.prune.compensation import compensate

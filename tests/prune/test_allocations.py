@@ -11,7 +11,7 @@ import torch
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.allocation.allocate import check_options, foreseen, plan_shapes
-from stages.prune.allocation.plan import budget_of
+from stages.prune.allocation.budget import budget_of
 from stages.prune.config import DEPTH, Search
 from stages.prune.criteria.magnitude import MagnitudeConfig
 from stages.prune.criteria.registry import CRITERIA

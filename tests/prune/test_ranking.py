@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from stages.decoders.shapes import DecoderShape, LayerShape
+from stages.prune.allocation.budget import Budget
 from stages.prune.allocation.limits import without
-from stages.prune.allocation.plan import Budget, planned, shape_left
+from stages.prune.allocation.outcome import planned, shape_left
 from stages.prune.allocation.ranking import Ladder, allocate, predicted_loss
 
 # An MLP channel and a key/value head with its one query head weigh 12 and 16 parameters, a fraction of the tolerance.

@@ -10,7 +10,7 @@ from helpers.shapes import LLAMA_7B, SMOLLM2
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.allocation.allocate import plan_shapes
-from stages.prune.allocation.plan import TOLERANCE, parse_layers
+from stages.prune.allocation.budget import TOLERANCE, parse_layers
 from stages.prune.criteria.magnitude import MagnitudeConfig
 
 SMALL, LARGE = DecoderShape.from_config(SMOLLM2), DecoderShape.from_config(LLAMA_7B)

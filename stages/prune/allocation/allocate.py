@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from stages.common.choices import lookup
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
+from stages.prune.allocation.budget import Budget, budget_of, parse_layers
 from stages.prune.allocation.limits import check_reachable
-from stages.prune.allocation.plan import Budget, PrunePlan, budget_of, parse_layers
+from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.allocation.ranking import ladders_of, ranked_plan
 from stages.prune.allocation.uniform import alike, by_channel_ratio
 from stages.prune.config import ALLOCATIONS, BUDGETS, COMPENSATIONS, DEPTH, OFFLOADS, SCOPES, PruneConfig

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
-from stages.prune.allocation.plan import TOLERANCE, Budget, parse_layers, shape_left
+from stages.prune.allocation.budget import TOLERANCE, Budget, parse_layers
+from stages.prune.allocation.outcome import shape_left
 from stages.prune.config import DEPTH, PruneConfig
 
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from stages.decoders.shapes import DecoderShape, LayerShape
+from stages.prune.allocation.budget import TOLERANCE, Budget, parse_layers
 from stages.prune.allocation.limits import most_gone, without, without_sublayer
-from stages.prune.allocation.plan import TOLERANCE, Budget, PrunePlan, parse_layers, planned
+from stages.prune.allocation.outcome import PrunePlan, planned
 from stages.prune.config import DEPTH, PruneConfig
 
 

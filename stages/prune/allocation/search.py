@@ -25,7 +25,8 @@ from torch import Tensor
 from stages.common.progress import progress
 from stages.decoders.anatomy import LayerAnatomy, decoder_layers
 from stages.decoders.shapes import DecoderShape
-from stages.prune.allocation.plan import Budget, PrunePlan, planned, shape_left
+from stages.prune.allocation.budget import Budget
+from stages.prune.allocation.outcome import PrunePlan, planned, shape_left
 from stages.prune.allocation.ranking import allocate, ladders_of, predicted_loss
 from stages.prune.allocation.uniform import shared_plans
 from stages.prune.compensation import fitted_weights

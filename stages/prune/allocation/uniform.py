@@ -24,17 +24,9 @@ from itertools import product
 
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
+from stages.prune.allocation.budget import TOLERANCE, Budget, check_share, parse_layers
 from stages.prune.allocation.limits import without, without_sublayer
-from stages.prune.allocation.plan import (
-    TOLERANCE,
-    Budget,
-    Layers,
-    PrunePlan,
-    check_share,
-    parse_layers,
-    planned,
-    shape_left,
-)
+from stages.prune.allocation.outcome import Layers, PrunePlan, planned, shape_left
 from stages.prune.config import DEPTH, PruneConfig
 
 ELASTIC = {"channels": "MLP", "hidden": "hidden"}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stages.common.choices import nearest
 from stages.errors import UserError
-from stages.prune.allocation.plan import parse_layers
+from stages.prune.allocation.budget import parse_layers
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.magnitude import mask_smallest
 from stages.prune.sparse.recipe import TOLERANCE, Masking, check_share, maskings

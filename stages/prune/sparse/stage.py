@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from stages.common.files import read_json
 from stages.decoders import checkpoint
 from stages.decoders.shapes import DecoderShape
-from stages.prune.allocation.plan import CONTEXT
+from stages.prune.allocation.budget import CONTEXT
 from stages.prune.calibration import Read, calibration_ids
 from stages.prune.groups import keep_all
 from stages.prune.sparse.config import SparseMLConfig
