@@ -14,7 +14,10 @@ from helpers.pages import blocks
 from helpers.world import ROOT, make_world
 
 PAGE = "docs/extending.md"
-PLACE = re.compile(r"# (?P<file>\S+?)(?:, (?:in (?P<name>\w+)|(?P<end>at the end)|(?P<imports>among the imports)))?\n")
+PLACE = re.compile(
+    r"# (?P<file>\S+?)(?:, (?:in (?P<name>\w+)|(?P<end>at the end)|(?P<imports>among the imports)"
+    r"|in the row of `(?P<row>\w+)`|in the table of `(?P<table>\w+=)`))?\n"
+)
 CODE = ("stages", "pipeline", "conf", "tests", "benchmarks")
 
 
@@ -23,7 +26,7 @@ def add(block: str, project: Path) -> None:
     place = PLACE.match(block)
     assert place, block.partition("\n")[0]
     file, text = project / place["file"], block[place.end() :]
-    if not any(place.group("name", "end", "imports")):
+    if not any(place.group("name", "end", "imports", "row", "table")):
         assert not file.exists(), file
         file.write_text(text)
         return
@@ -31,11 +34,15 @@ def add(block: str, project: Path) -> None:
     if place["end"]:
         file.write_text(f"{before}\n\n{text}")
         return
-    # A line goes to the beginning of a dictionary, or to the end of a class.
+    # A text goes to the beginning of a dictionary, of a table or of a row's second cell, or to the end of a class.
     line = {
         "imports": r"^from __future__ import annotations\n",
         "name": rf"^{place['name']}\b.*\{{\n|^class {place['name']}\b[^\0]*?\n(?=\n\n\S|\Z)",
-    }["name" if place["name"] else "imports"]
+        "row": rf"^\| `{place['row']}` \| ",
+        "table": rf"^\| `{place['table']}` \|.*\n\|[ |:-]+\|\n",
+    }[str(place.lastgroup)]
+    if place["row"]:
+        text = text.replace("\n", " ")
     found = re.findall(line, before, re.MULTILINE)
     assert len(found) == 1, f"{place['file']}: {line}"
     file.write_text(before.replace(found[0], f"{found[0]}{text}"))
@@ -45,8 +52,10 @@ def test_who_follows_the_page_adds_what_it_names(tmp_path_factory: pytest.TempPa
     world = make_world(tmp_path_factory.mktemp("extending"))
     for name in CODE:
         shutil.copytree(ROOT / name, world.root / name, symlinks=True)
-    shutil.copy(ROOT / "pyproject.toml", world.root)
-    for block in blocks(PAGE, "python", "yaml"):
+    shutil.copytree(ROOT / "docs", world.root / "docs")
+    for file in (ROOT / "pyproject.toml", *ROOT.glob("*.md")):
+        shutil.copy(file, world.root)
+    for block in blocks(PAGE, "python", "yaml", "markdown"):
         add(block, world.root)
     copy = shell(world, everything_later=True)
     done = copy.run("\n".join(blocks(PAGE, "bash")))

@@ -13,15 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from helpers.commands import Shell, here, noted, shell
 from helpers.pages import PAGES, blocks, headings, links
 from helpers.world import ROOT, environment, make_world
 from pipeline.schema.overrides import groups
 from stages.adapters.registry import ADAPTERS
+from stages.decoders.shapes import DecoderShape
+from stages.model.config import ModelConfig
 from stages.prune.registry import METHODS
 
 EXTENDING = "docs/extending.md"
+MODELS = "docs/artifacts_and_models.md"
 LONGEST = 180
 """Lines of the README: what a stranger reads before deciding."""
 
@@ -76,7 +80,16 @@ def test_the_pages_have_the_commands_a_reader_looks_for() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_a_page_is_of_a_kind_that_is_run(page: str) -> None:
     languages = set(re.findall(r"^```(.*)$", (ROOT / page).read_text(), re.MULTILINE)) - {""}
-    assert languages <= {"bash", "python", "text"} | ({"yaml"} if page == EXTENDING else set())
+    more = {EXTENDING: {"yaml", "markdown"}, MODELS: {"yaml"}}
+    assert languages <= {"bash", "python", "text"} | more.get(page, set())
+
+
+def test_the_model_file_of_a_page_has_the_fields_of_a_model_and_a_shape_that_can_be_planned() -> None:
+    (block,) = blocks(MODELS, "yaml")
+    model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.create(block)))
+    assert isinstance(model, ModelConfig)
+    assert model.shape is not None
+    assert DecoderShape.from_config(model.shape).parameters() == 6_738_415_616  # of Llama-2-7B
 
 
 @pytest.mark.parametrize("page", PAGES)
