@@ -22,7 +22,6 @@ from pipeline.schema.config import Action
 
 SERVED = {
     "princeton-nlp/Sheared-LLaMA-1.3B": "a4b76938edbf571ea7d7d9904861cbdca08809b4",
-    "HuggingFaceTB/SmolLM2-135M": "93efa2f097d58c2a74874c7e644dbc9b0cee75a2",
 }
 """Models of the hub that pages name, by their commit; each is the tiny one here."""
 OURS = ("ARGS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL")
