@@ -91,7 +91,7 @@ def _cut_mlp(layer: LayerAnatomy, keep: Kept, model: PreTrainedModel) -> None:
 
 
 def _drop_layers(model: PreTrainedModel, kept: list[int]) -> None:
-    """Keep some layers, numbered anew; each keeps its own kind of attention (sliding or full)."""
+    """Keep some layers, numbered anew; each keeps what is its own, such as its kind of attention (sliding or full)."""
     decoder: Any = model.get_decoder()
     decoder.layers = nn.ModuleList(decoder.layers[index] for index in kept)
     # `layer_idx` is a layer's place in the cache of keys and values, which has one entry a layer that is left.
@@ -99,9 +99,12 @@ def _drop_layers(model: PreTrainedModel, kept: list[int]) -> None:
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index
+    # Whatever the config says layer by layer (layer_types, no_rope_layers, …): the layers that are left keep theirs.
+    count = model.config.num_hidden_layers
+    for name, value in model.config.to_dict().items():
+        if "layer" in name and isinstance(value, list) and len(value) == count:
+            setattr(model.config, name, [value[index] for index in kept])
     model.config.num_hidden_layers = len(kept)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[index] for index in kept]
 
 
 def _cut_hidden(model: PreTrainedModel, anatomy: DecoderAnatomy, kept: list[int], resident: Resident) -> None:

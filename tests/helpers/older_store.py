@@ -1,6 +1,6 @@
 """A small store as an earlier version of this project left it, and the runs that it answers.
 
-`tests/golden/store` was written by `python -m helpers.older_store` (from the root, with `tests` on the path) at
+`tests/golden/store` was written by `python -m helpers.older_store renew` (from the root, with `tests` on the path) at
 commit 70d96bc, before the stages moved to their shelves. A change that gives artifacts other keys on purpose says so
 and writes it anew with the same command.
 """
@@ -108,6 +108,8 @@ def write(root: Path) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] != ["renew"]:
+        sys.exit(f"This writes {HERE} anew, for changes that give artifacts other keys on purpose. Say so: renew")
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))

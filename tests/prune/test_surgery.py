@@ -56,3 +56,12 @@ def test_keeping_everything_changes_no_bit() -> None:
         before = model(ids).logits
         cut(model, Selection([keep_all(LayerShape(6, 3, 40))] * 3))
         assert torch.equal(model(ids).logits, before)
+
+
+def test_what_the_config_says_layer_by_layer_stays_with_the_layers_that_are_left() -> None:
+    model = decoder()
+    model.config.no_rope_layers, model.config.layer_types = [1, 0, 1], ["full", "sliding", "full"]
+    model.config.eos_token_id = [2, 3, 4]
+    cut(model, Selection([keep_all(LayerShape(6, 3, 40)), None, keep_all(LayerShape(6, 3, 40))]))
+    assert (model.config.no_rope_layers, model.config.layer_types) == ([1, 1], ["full", "full"])
+    assert model.config.eos_token_id == [2, 3, 4], "a list of another kind, which happens to be as long"
