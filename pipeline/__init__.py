@@ -23,17 +23,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import Plan, Run, compose, plan, run
+    from pipeline.api import Plan, Run, UserError, compose, plan, run
     from pipeline.live.evaluate import evaluate_model
     from pipeline.live.prune import prune_model
     from pipeline.live.recover import recover_model
     from pipeline.live.rows import load_rows
 
-__all__ = ["Plan", "Run", "compose", "evaluate_model", "load_rows", "plan", "prune_model", "recover_model", "run"]
+__all__ = [
+    "Plan",
+    "Run",
+    "UserError",
+    "compose",
+    "evaluate_model",
+    "load_rows",
+    "plan",
+    "prune_model",
+    "recover_model",
+    "run",
+]
 
 HOMES = {
     "Plan": "api",
     "Run": "api",
+    "UserError": "api",
     "compose": "api",
     "plan": "api",
     "run": "api",

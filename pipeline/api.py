@@ -10,7 +10,6 @@ Example:
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import shlex
 import sys
@@ -21,8 +20,9 @@ from pipeline import execution
 from pipeline.execution import Plan, Run
 from pipeline.schema.compose import compose
 from pipeline.schema.config import Action, Config
+from stages.errors import UserError
 
-__all__ = ["Plan", "Run", "compose", "plan", "run"]
+__all__ = ["Plan", "Run", "UserError", "compose", "plan", "run"]
 
 
 def plan(*overrides: str, config: Config | None = None) -> Plan:
@@ -49,7 +49,9 @@ def run(*overrides: str, config: Config | None = None, directory: Path | str | N
     Raises:
         UserError: something the user can mend.
     """
-    settings = dataclasses.replace(_config(overrides, config), action=Action.run)
+    settings = _config(overrides, config)
+    if settings.action is not Action.run:
+        raise UserError("pipeline.run runs. What a run would do is pipeline.plan's to say: leave action=plan out.")
     _show_progress()
     # Microseconds, so that runs begun in one second have directories of their own.
     own = Path("outputs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}" if directory is None else Path(directory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.live.models import base_of, check_model, check_tokenizer, precision_of, record_of
 from pipeline.live.options import configured
@@ -104,7 +104,16 @@ def _recovered(
     if adapter.merge is not None and gives_model(config):
         return adapter.merge(base, folder, masked).requires_grad_(True).eval()  # type: ignore[no-any-return]
     adapter.load(base, folder, masked)
+    # transformers would write the adapter's parameters under names that no stock model reads, without a word.
+    base.save_pretrained = _refuse_to_save
     return base.eval()  # type: ignore[no-any-return]
+
+
+def _refuse_to_save(*arguments: Any, **options: Any) -> NoReturn:
+    raise UserError(
+        "this model has its adapter attached, and save_pretrained would write what loads as another model. Recover "
+        "with an adapter that is merged (adapter='rora'), or by pipeline.run, which keeps both as artifacts."
+    )
 
 
 def _config(

@@ -343,7 +343,10 @@ def test_a_pruned_model_is_cut_further_only_when_asked(cache: Path) -> None:
     assert twice.num_parameters() < pruned.num_parameters()
 
 
-def test_a_model_with_an_adapter_attached_is_told_to_merge_it(cache: Path) -> None:
+def test_a_model_with_an_adapter_attached_is_told_to_merge_it(cache: Path, tmp_path: Path) -> None:
     attached = recover_model(model(), byte_tokenizer(), ROWS, merge=False, **SHORT)
     with pytest.raises(UserError, match="merge"):
         prune_model(attached, method="magnitude")
+    with pytest.raises(UserError, match="loads as another model"):
+        attached.save_pretrained(tmp_path / "attached")
+    assert not (tmp_path / "attached").exists()

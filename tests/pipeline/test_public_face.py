@@ -73,6 +73,11 @@ def test_a_mistaken_override_is_an_error_and_not_an_exit(overrides: list[str], m
         pipeline.compose(*overrides)
 
 
+def test_a_run_that_should_only_plan_is_refused(world: World) -> None:
+    with pytest.raises(UserError, match="pipeline.plan"):
+        pipeline.run(*world.arguments("action=plan"))
+
+
 def test_overrides_and_a_config_are_one_too_many() -> None:
     with pytest.raises(TypeError, match="overrides or a config"):
         pipeline.plan("ratio=0.2", config=Config())
