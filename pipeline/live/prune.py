@@ -73,9 +73,9 @@ def prune_model(
 
 def _config(method: str, ratio: float, options: dict[str, Any], device: str) -> PruneConfig:
     """Return the options as the prune stage takes them."""
-    asked = configured(f"prune={method}", prune=options).prune
+    asked = configured(f"prune={method}", prune=options | {"ratio": ratio}).prune
     asked.calibration.data = None  # it names where the command line has its text from
-    pruning = planned(asked, ratio=ratio, device=device, seed=derive_seed(asked.seed, "prune"))
+    pruning = planned(asked, ratio=asked.ratio or 0.0, device=device, seed=derive_seed(asked.seed, "prune"))
     if pruning is None:
         raise UserError(f"method={method!r} prunes nothing.")
     return pruning.config

@@ -123,7 +123,9 @@ def _config(
     own = {"name": adapter} if isinstance(adapter, str) else dict(adapter)
     name = own.pop("name", None)
     if name in (None, "none"):
-        raise UserError("adapter names none that recovers: adapter='rora', or with options {'name': 'rora', …}.")
+        raise UserError(
+            "adapter needs the name of one that recovers: adapter='rora', or with options {'name': 'rora', …}."
+        )
     options = {"objective": "cross_entropy" if teacher is None else "distillation", **options}
     config = configured(f"adapter={name}", adapter=own, recover=options)
     seed = derive_seed(config.recover.seed, "recover")
