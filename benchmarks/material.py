@@ -13,8 +13,9 @@ import yaml
 import pipeline
 from pipeline.engine.engine import Engine
 from pipeline.engine.store import Store
-from pipeline.planning.build import build_graph, cache_directory
+from pipeline.planning.build import build_graph
 from pipeline.planning.graph import Graph
+from pipeline.planning.settled import cache_directory
 from pipeline.schema.config import Config
 from pipeline.schema.overrides import check_arguments
 from stages.common.files import read_json, read_jsonl

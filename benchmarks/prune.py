@@ -34,7 +34,7 @@ from dataclasses import replace
 from benchmarks.taylor import SIZES, Groups, Task, estimated, measure
 from benchmarks.workers import apart
 from stages.common.machine import hardware
-from stages.decoders.checkpoint import DTYPES
+from stages.decoders.architecture import DTYPES
 from stages.prune.statistics.taylor import EXPANSIONS
 from stages.stage import JSON
 

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stages.common.machine import resident_bytes, return_freed_memory
 from stages.decoders.anatomy import Projection, decoder_layers
-from stages.decoders.checkpoint import DTYPES
+from stages.decoders.architecture import DTYPES
 from stages.decoders.shapes import DecoderShape
 from stages.prune.groups import slice_sums
 from stages.prune.memory.estimate import Work, estimate

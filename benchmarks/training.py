@@ -21,7 +21,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from stages.adapters.registry import ADAPTERS
 from stages.common.machine import resident_bytes
-from stages.decoders.checkpoint import DTYPES, load_model, load_tokenizer
+from stages.decoders.architecture import DTYPES
+from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.recover.stage import train
 from stages.rows.packing import Document, take

@@ -15,10 +15,11 @@ from pipeline.console.tables import plan_table
 from pipeline.engine.engine import Engine, Observe
 from pipeline.engine.provenance import commit, versions
 from pipeline.engine.store import Store, explain_disk_error
-from pipeline.planning.build import TRIAL, build_graph, cache_directory
+from pipeline.planning.build import TRIAL, build_graph
 from pipeline.planning.graph import Graph
 from pipeline.planning.preview import preview
 from pipeline.planning.runtime import resolve_workers
+from pipeline.planning.settled import cache_directory
 from pipeline.schema.config import Action, Config
 from pipeline.tracking import Tracker, open_tracker
 from stages.common.files import read_jsonl

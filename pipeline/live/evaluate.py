@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.live.models import check_model, check_tokenizer, precision_of
 from pipeline.live.options import configured
-from pipeline.planning.build import cache_directory
+from pipeline.planning.settled import cache_directory, rows_of
 from stages.evaluate import plan as evaluate_plan
 from stages.evaluate.lm import FastLM
 from stages.evaluate.stage import judged
 from stages.inference.scorer import Scorer
 from stages.stage import JSON, Context
-from stages.tasks import plan as tasks_plan
 from stages.tasks.stage import run as write_tasks
 
 if TYPE_CHECKING:
@@ -56,14 +55,7 @@ def evaluate_model(
     config = configured("evaluate=likelihood", evaluate=asked | options)
     judging, downloads, reader = config.evaluate, cache_directory(config), check_tokenizer(tokenizer)
     judging.dtype = precision_of(model)
-    rows = tasks_plan.planned(
-        judging.tasks,
-        judging.corpora,
-        source=judging.source,
-        wheel=judging.wheel,
-        num_fewshot=judging.num_fewshot,
-        cache=downloads,
-    )
+    rows = rows_of(config)
     evaluate = evaluate_plan.planned(judging, rows.config.tasks, rows.config.corpora, model.device.type)
 
     @cache

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from stages.decoders.checkpoint import DTYPES
+from stages.decoders.architecture import DTYPES
 from stages.errors import UserError
 from stages.stage import JSON
 

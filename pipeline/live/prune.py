@@ -12,14 +12,14 @@ from torch import Tensor
 from pipeline.live.models import base_of, check_model, check_tokenizer, precision_of, record_of
 from pipeline.live.options import configured
 from pipeline.live.rows import as_rows
-from pipeline.planning.keys import derive_seed
-from stages.decoders.checkpoint import copy_of, count_parameters, cut_copy
+from pipeline.planning.settled import pruning_of
+from stages.decoders.checkpoint import count_parameters
+from stages.decoders.copies import copy_of, cut_copy
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.prune.calibration import given_ids, sequences_of
 from stages.prune.config import PruneConfig
 from stages.prune.memory.weights import Weights
-from stages.prune.plan import planned
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.stage import masked_model
 from stages.prune.stage import cut_model
@@ -73,9 +73,9 @@ def prune_model(
 
 def _config(method: str, ratio: float, options: dict[str, Any], device: str) -> PruneConfig:
     """Return the options as the prune stage takes them."""
-    asked = configured(f"prune={method}", prune=options | {"ratio": ratio}).prune
-    asked.calibration.data = None  # it names where the command line has its text from
-    pruning = planned(asked, ratio=asked.ratio or 0.0, device=device, seed=derive_seed(asked.seed, "prune"))
+    config = configured(f"prune={method}", prune=options | {"ratio": ratio})
+    config.prune.calibration.data = None  # it names where the command line has its text from
+    pruning = pruning_of(config, device)
     if pruning is None:
         raise UserError(f"method={method!r} prunes nothing.")
     return pruning.config

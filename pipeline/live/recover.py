@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pipeline.live.models import base_of, check_model, check_tokenizer, precision_of, record_of
 from pipeline.live.options import configured
 from pipeline.live.rows import as_rows, set_aside
-from pipeline.planning.build import cache_directory
 from pipeline.planning.keys import derive_seed
+from pipeline.planning.settled import cache_directory, recovery_of
 from stages.common.files import write_jsonl
-from stages.decoders.checkpoint import copy_of
+from stages.decoders.copies import copy_of
 from stages.errors import UserError
 from stages.recover import memory
 from stages.recover.config import RecoverStageConfig
 from stages.recover.objectives.teacher import check_sizes
-from stages.recover.plan import adapter_of, gives_model, planned, taught
+from stages.recover.plan import adapter_of, gives_model, taught
 from stages.recover.stage import Material, trained
 from stages.stage import Context
 
@@ -128,8 +128,8 @@ def _config(
         )
     options = {"objective": "cross_entropy" if teacher is None else "distillation", **options}
     config = configured(f"adapter={name}", adapter=own, recover=options)
-    seed = derive_seed(config.recover.seed, "recover")
-    recovery = planned(config.recover, config.adapter, device=device, seed=seed)
+    recovery = recovery_of(config, device)
+    assert recovery is not None, "an adapter that recovers"
     if taught(recovery) and teacher is None:
         raise UserError(f"objective={config.recover.objective!r} needs a teacher: give the dense model as teacher=.")
     return recovery, cache_directory(config)

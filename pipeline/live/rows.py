@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.live.options import configured
-from pipeline.planning.build import cache_directory
 from pipeline.planning.data import data_node
 from pipeline.planning.graph import Node
+from pipeline.planning.settled import cache_directory
 from stages.common.files import read_jsonl
 from stages.data.division import Aside
 from stages.data.rows import Row

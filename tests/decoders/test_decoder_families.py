@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from helpers.decoders import KINDS
-from stages.decoders.checkpoint import PRUNED_MODELS
+from stages.decoders.architecture import PRUNED_MODELS
 from stages.decoders.registry import FAMILIES, PRUNED_PREFIX
 
 

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.decoders import KINDS, decoder, token_ids
 from helpers.shapes import LLAMA_7B, SMOLLM2
-from stages.decoders.checkpoint import count_parameters, cut_config
+from stages.decoders.architecture import cut_config
+from stages.decoders.checkpoint import count_parameters
 from stages.decoders.modeling_pruned import PrunedLlamaForCausalLM
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError

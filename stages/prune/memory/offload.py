@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from stages.common.machine import return_freed_memory
 from stages.decoders import checkpoint
+from stages.decoders.architecture import DTYPES
 from stages.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Offloaded:
         Raises:
             UserError: a weight is missing, or has another shape than the config describes.
         """
-        self.dtype, self.device, self.scratch = checkpoint.DTYPES[dtype], device, scratch
+        self.dtype, self.device, self.scratch = DTYPES[dtype], device, scratch
         self.model = _without_layers(directory, dtype, device)
         self.held: set[nn.Module] = set()
         self.written = 0
@@ -119,7 +120,7 @@ def _without_layers(directory: Path, dtype: str, device: str) -> PreTrainedModel
         for name, child in part.named_children():
             if child is not outside.get_decoder() and name != "layers":
                 setattr(whole, name, child)
-    model.config.dtype = checkpoint.DTYPES[dtype]
+    model.config.dtype = DTYPES[dtype]
     return model.eval()
 
 

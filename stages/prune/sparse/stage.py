@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.common.files import read_json
 from stages.decoders import checkpoint
+from stages.decoders.architecture import DTYPES
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.budget import CONTEXT
 from stages.prune.calibration import Read, calibration_ids
@@ -79,7 +80,7 @@ def masked_model(
     model = load(dtype=stored if config.dtype == stored else "float32")
     ids_BT = ids_BT.to(model.device)
     nonzeros, loss = checkpoint.count_nonzeros(model), calibration_loss(model, ids_BT)
-    masked = mask(model, ids_BT, config, checkpoint.DTYPES[stored])
+    masked = mask(model, ids_BT, config, DTYPES[stored])
     record = _record(config, shape, ids_BT) | masked
     record["ratio"] = {key: masked["sparsity"][key] for key in ("requested", "achieved")}
     record["nonzeros"] = {"dense": nonzeros, "pruned": checkpoint.count_nonzeros(model)}

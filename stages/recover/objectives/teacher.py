@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from stages.common.files import sha256_of
-from stages.decoders.checkpoint import copy_of, load_config, load_model, load_tokenizer
+from stages.decoders.checkpoint import load_config, load_model, load_tokenizer
+from stages.decoders.copies import copy_of
 from stages.decoders.logits import Logits
 from stages.decoders.packed_attention import hidden_states, use_packed_attention
 from stages.errors import UserError
