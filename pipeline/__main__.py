@@ -16,8 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.execution import run
-from pipeline.schema.config import Config, register
+from pipeline.execution import plan, run
+from pipeline.schema.config import Action, Config, register
 from pipeline.schema.overrides import check_arguments
 from stages.errors import UserError
 
@@ -42,7 +42,11 @@ def job(composed: DictConfig) -> None:
         BEGUN.add(once)
         config = OmegaConf.to_object(composed)
         assert isinstance(config, Config)
-        run(config, Path(HydraConfig.get().runtime.output_dir), shlex.join(["python", "-m", "pipeline", *sys.argv[1:]]))
+        if config.action is Action.plan:
+            log.info("%s", plan(config))
+        else:
+            command = shlex.join(["python", "-m", "pipeline", *sys.argv[1:]])
+            run(config, Path(HydraConfig.get().runtime.output_dir), command)
     except (UserError, OmegaConfBaseException) as error:
         # Hydra 1.3 leaves the log of a failing sweep job empty, so the error is logged here.
         log.error("error: %s", error)

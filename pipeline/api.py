@@ -55,9 +55,7 @@ def run(*overrides: str, config: Config | None = None, directory: Path | str | N
     _show_progress()
     # Microseconds, so that runs begun in one second have directories of their own.
     own = Path("outputs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}" if directory is None else Path(directory)
-    done = execution.run(settings, own.expanduser().resolve(), shlex.join(["python", "-m", "pipeline", *overrides]))
-    assert done is not None, "an action=run runs"
-    return done
+    return execution.run(settings, own.expanduser().resolve(), shlex.join(["python", "-m", "pipeline", *overrides]))
 
 
 def _config(overrides: tuple[str, ...], config: Config | None) -> Config:

@@ -20,7 +20,7 @@ from pipeline.planning.graph import Graph
 from pipeline.planning.preview import preview
 from pipeline.planning.runtime import resolve_workers
 from pipeline.planning.settled import cache_directory
-from pipeline.schema.config import Action, Config
+from pipeline.schema.config import Config
 from pipeline.tracking import Tracker, open_tracker
 from stages.common.files import read_jsonl
 from stages.common.machine import hardware
@@ -109,8 +109,8 @@ def plan(config: Config, observe: Observe = lambda node: lambda point: None) -> 
     return Plan(config, graph, engine, _describe(config, graph, engine))
 
 
-def run(config: Config, directory: Path, command: str) -> Run | None:
-    """Run `config` and return what the run left. Return None where only a plan is asked for.
+def run(config: Config, directory: Path, command: str) -> Run:
+    """Run `config`, whatever its action, and return what the run left.
 
     `directory` is the run's own, where its report is written. `command` is the command line that the report names.
 
@@ -123,8 +123,6 @@ def run(config: Config, directory: Path, command: str) -> Run | None:
     planned = plan(config, lambda node: tracker_of[node.key].log if node.key in tracker_of else lambda point: None)
     graph, engine = planned.graph, planned.engine
     log.info("%s", planned.text)
-    if config.action is Action.plan:
-        return None
     engine.store.prepare()
     try:
         with _tracker(config, graph) as tracker:

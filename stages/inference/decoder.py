@@ -112,7 +112,9 @@ class FlatDecoder:
 
     def __call__(self, tokens_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
         """Return the last hidden states, [T, H], after the final norm."""
-        hidden_TH = self.embed(tokens_T).mul_(self.embedding)
+        hidden_TH = self.embed(tokens_T)
+        if self.embedding != 1:
+            hidden_TH.mul_(self.embedding)
         cos_1TD, sin_1TD = self.rotary(hidden_TH, position_ids=positions_T[None])
         cos_T1D, sin_T1D = cos_1TD[0, :, None], sin_1TD[0, :, None]
         for index, layer in enumerate(self.layers):

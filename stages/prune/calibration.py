@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from random import Random
@@ -43,6 +44,12 @@ def calibration_ids(config: PruneConfig, *, model: Path, data: Path | None, voca
             "prune.calibration_ids=FILE.json."
         )
     return _from_file(config, model, data / "train.jsonl")
+
+
+def reading(config: PruneConfig, inputs: Mapping[str, Path], vocabulary: int) -> Read:
+    """Return what reads the calibration tokens of a stage with these `inputs`, once it is called."""
+    model, data = inputs["model"] / "model", inputs.get("data")
+    return partial(calibration_ids, config, model=model, data=data, vocabulary=vocabulary)
 
 
 def calibration_text(

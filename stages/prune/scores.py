@@ -7,7 +7,6 @@ each layer and kind of group ("12.channels"), and "hidden" where hidden channels
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from stages.decoders.anatomy import decoder_layers
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.allocate import check_uncut
 from stages.prune.allocation.budget import parse_layers
-from stages.prune.calibration import calibration_ids, calibration_text
+from stages.prune.calibration import calibration_text, reading
 from stages.prune.config import PruneConfig
 from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Scores, check_finite
@@ -42,7 +41,7 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
     source, criterion = inputs["model"] / "model", CRITERIA[config.method]
     check_uncut(source, config)
     shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)
-    read = partial(calibration_ids, config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
+    read = reading(config, inputs, shape.vocabulary)
     needs = {"reads": criterion.reads_text, "gradients": criterion.needs_gradients}
     ids_BT = calibration_text(read, config, shape, stored=stored, device=context.device, **needs)
     with opened(source, shape, config, context, config.dtype) as held:

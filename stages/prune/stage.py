@@ -45,7 +45,7 @@ from stages.prune.allocation.allocate import (
 from stages.prune.allocation.budget import Budget, budget_of, parse_layers
 from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.allocation.search import searched
-from stages.prune.calibration import Read, calibration_ids, calibration_text
+from stages.prune.calibration import Read, calibration_text, reading
 from stages.prune.compensation import compensate
 from stages.prune.config import PruneConfig
 from stages.prune.criteria.registry import CRITERIA
@@ -92,7 +92,7 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
     check_uncut(source, config)
     shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)
     weights = partial(opened, source, shape, config, context)
-    read = partial(calibration_ids, config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
+    read = reading(config, inputs, shape.vocabulary)
     scores = load_scores(inputs["scores"] / SCORES) if "scores" in inputs else None
     with cut_model(weights, read, config, shape, stored=stored, device=context.device, scores=scores) as made:
         resident = None if config.offload == "none" else made.held.resident

@@ -24,7 +24,7 @@ from stages.recover.loop import Training
 from stages.recover.objectives.objective import Objective
 from stages.recover.objectives.registry import objective_of
 from stages.recover.objectives.teacher import check_vocabulary
-from stages.recover.plan import adapter_of, gives_model
+from stages.recover.plan import adapter_of, gives_model, taught
 from stages.recover.seeds import seeded
 from stages.recover.workers import SINGLE, Workers
 from stages.rows.tokens import Tokenised, tokenised
@@ -99,7 +99,7 @@ class Trained(NamedTuple):
 def train_together(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context, workers: Workers) -> JSON:
     """Do the part of `train` that each of `workers` does; only the leader writes files."""
     adapter, base = adapter_of(config), inputs["model"] / "model"
-    teacher = inputs["teacher"] / "model" if objective_of(config.recover)[0].taught else None
+    teacher = inputs["teacher"] / "model" if taught(config) else None
     if teacher is not None:
         check_vocabulary(teacher, base)
     material = Material(
@@ -211,9 +211,9 @@ def _fingerprints(*directories: Path | None) -> list[str]:
 
 def _minimised(objective: Objective, options: Any, material: Material) -> JSON:
     """Return the objective's facts, its teacher where it has one, and its sentences for card and report."""
-    taught = material.teacher is not None
-    sentences = objective.sentences(options, described(material.taught_by) if taught else "")
-    teacher = {"teacher": material.taught_by} if taught else {}
+    learns = material.teacher is not None
+    sentences = objective.sentences(options, described(material.taught_by) if learns else "")
+    teacher = {"teacher": material.taught_by} if learns else {}
     return objective.facts(options) | teacher | {"sentences": list(sentences)}
 
 

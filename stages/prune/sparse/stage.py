@@ -29,7 +29,7 @@ from stages.decoders import checkpoint
 from stages.decoders.architecture import DTYPES
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.budget import CONTEXT
-from stages.prune.calibration import Read, calibration_ids
+from stages.prune.calibration import Read, reading
 from stages.prune.groups import keep_all
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.mask import mask
@@ -51,7 +51,7 @@ def run(config: SparseMLConfig, inputs: Mapping[str, Path], context: Context) ->
     """
     source = inputs["model"] / "model"
     shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)
-    read = partial(calibration_ids, config, model=source, data=inputs.get("data"), vocabulary=shape.vocabulary)
+    read = reading(config, inputs, shape.vocabulary)
     load = partial(checkpoint.load_model, source, device=context.device)
     model, record = masked_model(load, read, config, shape, stored=stored)
     checkpoint.save_cut_model(model, shape, context.output / "model", like=source, dtype=stored, record=record)
@@ -90,7 +90,7 @@ def masked_model(
 
 def _record(config: SparseMLConfig, shape: DecoderShape, ids_BT: Tensor) -> dict[str, Any]:
     """Return the part of pruning.json that does not depend on the outcome."""
-    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "calibration_ids"}
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "reading"}
     parameters, macs = shape.parameters(), shape.multiply_accumulates(CONTEXT)
     return {
         "method": config.method,
