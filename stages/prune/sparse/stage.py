@@ -90,7 +90,7 @@ def masked_model(
 
 def _record(config: SparseMLConfig, shape: DecoderShape, ids_BT: Tensor) -> dict[str, Any]:
     """Return the part of pruning.json that does not depend on the outcome."""
-    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "reading"}
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "calibration_ids"}
     parameters, macs = shape.parameters(), shape.multiply_accumulates(CONTEXT)
     return {
         "method": config.method,
