@@ -33,14 +33,14 @@ def check_model(model: Any, name: str = "model") -> None:
     precision_of(model, name)
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
-    """Return `tokenizer`.
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, otherwise: str = "") -> PreTrainedTokenizerBase:
+    """Return `tokenizer`. `otherwise` says what a caller can give instead.
 
     Raises:
         UserError: `tokenizer` is None.
     """
     if tokenizer is None:
-        raise UserError("text is read, and there is no tokenizer. Give the model's, or token ids: text=[[1, 2, …], …].")
+        raise UserError(f"text is read, and there is no tokenizer. Give the model's{otherwise}.")
     return tokenizer
 
 

@@ -116,4 +116,6 @@ def _ids(text: Any, tokenizer: PreTrainedTokenizerBase | None, config: PruneConf
         return given_ids(ids, vocabulary)
     rows = as_rows(ids, "text")
     parts = [Part("", 1.0, 0, len(rows))]
-    return sequences_of(rows.__getitem__, parts, check_tokenizer(tokenizer), config, where="text")
+    return sequences_of(
+        rows.__getitem__, parts, check_tokenizer(tokenizer, ", or token ids: text=[[1, 2, …], …]"), config, where="text"
+    )
