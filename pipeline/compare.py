@@ -28,6 +28,7 @@ SCORES = (
     ("accuracy", "accuracy/recovered", w.percent),
     ("bits per byte", "bits_per_byte/recovered", w.bits),
     ("perplexity", "perplexity/recovered", w.perplexity),
+    ("repeated 4-grams", "repeated/recovered", w.percent),
 )
 """Scores of the recovered model: the column, the figure of the report, and how the figure is written."""
 SHARES = (
@@ -83,9 +84,9 @@ def page(found: Sequence[Sequence[Recovery]], root: Path) -> Page:
         blocks += [Heading(heading(group), 3), table(group)]
     blocks.append(
         Paragraph(
-            "Accuracy, bits per byte and perplexity are the recovered model's. Retained and recovered are measured "
-            "against the reference in their row, with 95 % intervals over documents; where the loss is within noise "
-            "there is no recovered share. Runs of different tables were judged differently and can't be compared.",
+            "Accuracy, bits per byte, perplexity and repetition are the recovered model's. Retained and recovered are "
+            "measured against the reference in their row, with 95 % intervals over documents; where the loss is within "
+            "noise there is no recovered share. Runs of different tables were judged differently: don't compare them.",
             "note",
         )
     )

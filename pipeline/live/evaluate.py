@@ -46,6 +46,7 @@ def evaluate_model(
     Returns:
         "tasks": by name {acc, acc_stderr, acc_norm, bits_per_byte, chance, n, …}. "mean": their means. "perplexity" and
         "bits_per_byte": those of the passages, None without any. "corpora": the perplexity by text and window.
+        "generation": {repeated, loop, ended, length, …} of greedy continuations, means over the prompts; None without.
 
     Raises:
         UserError: a task or an option is unknown, the rows can't be fetched, or a likelihood is not finite.
@@ -77,6 +78,7 @@ def evaluate_model(
             name: {length: found["perplexity"] for length, found in lengths.items()}
             for name, lengths in held_out["corpora"].items()
         },
+        "generation": results["generation"],
     }
 
 

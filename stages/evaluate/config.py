@@ -34,6 +34,10 @@ class EvaluateConfig:
     """Tokens of a window: LLM-Pruner takes 128, the sparsity papers 2048. There is one perplexity for each."""
     corpus_windows: int | None = None
     """Windows of each corpus and length, the first ones; null takes all."""
+    generation_prompts: int = 16
+    """Beginnings of held-out passages that the model continues greedily, under either protocol; 0 leaves it out."""
+    generation_tokens: int = 64
+    """The most tokens of such a continuation. Repetition shows in longer ones; each token is one pass of the model."""
     dtype: str = "float32"
     """Precision of the forward passes, "float32" or "bfloat16". The plan resolves "auto"."""
     batch_tokens: int = 4096

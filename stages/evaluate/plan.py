@@ -50,16 +50,19 @@ def check_evaluation(config: EvaluateConfig) -> None:
     Raises:
         UserError: an option is outside its range, a task has no form under the protocol, or nothing is asked.
     """
-    for name in ("limit", "corpus_windows", "new_tokens", "beams", "batch_tokens"):
+    for name in ("limit", "corpus_windows", "new_tokens", "beams", "batch_tokens", "generation_tokens"):
         _require_at_least(1, name, getattr(config, name))
-    for name in ("num_fewshot", "passages"):
+    for name in ("num_fewshot", "passages", "generation_prompts"):
         _require_at_least(0, name, getattr(config, name))
     for length in config.corpus_lengths:
         _require_at_least(2, "corpus_lengths", length)
     if config.corpora and not config.corpus_lengths:
         raise UserError("evaluate.corpora names texts, and evaluate.corpus_lengths is empty: give tokens a window.")
-    if not (config.tasks or config.passages or config.corpora):
-        raise UserError("nothing to evaluate: no evaluate.tasks, passages or corpora. To skip it: evaluate=none.")
+    if not (config.tasks or config.passages or config.corpora or config.generation_prompts):
+        raise UserError(
+            "nothing to evaluate: no evaluate.tasks, passages, corpora or generation_prompts. To skip it: "
+            "evaluate=none."
+        )
     if config.protocol == "generation":
         _check_generation(config)
 
@@ -68,6 +71,7 @@ def settled(config: EvaluateConfig) -> EvaluateConfig:
     """Return `config` with options that its protocol does not read at their defaults, so that they change no key."""
     unread = ["num_fewshot"] if config.protocol == "generation" else ["new_tokens", "beams"]
     unread += [] if config.corpora else ["corpus_lengths", "corpus_windows"]
+    unread += [] if config.generation_prompts else ["generation_tokens"]
     default = EvaluateConfig()
     return dataclasses.replace(config, **{name: getattr(default, name) for name in unread})
 

@@ -23,6 +23,7 @@ from stages.common.files import read_json, read_jsonl, write_json
 from stages.common.progress import progress
 from stages.decoders.checkpoint import load_tokenizer
 from stages.evaluate.config import EvaluateConfig
+from stages.evaluate.continuations import written_continuations
 from stages.evaluate.journal import Journal
 from stages.evaluate.judge import PROTOCOLS, Model, Paper
 from stages.evaluate.lm import FastLM
@@ -44,8 +45,8 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) ->
     """Evaluate the model of artifact `inputs["model"]` on the rows of artifact `inputs["tasks"]`.
 
     Where the model is an adapter alone, `inputs["base"]` is the model that it was trained on.
-    The stage writes `documents/TASK.jsonl` (one line a document; `judge` and `generation` describe it), `results.json`
-    and `perplexity.json`. It returns the means and the perplexity.
+    The stage writes `documents/TASK.jsonl` (one line a document; `judge` and `generation` describe it), `results.json`,
+    `perplexity.json` and `continuations.jsonl`. It returns the means and the perplexity.
 
     Raises:
         UserError: an option is out of range, a task can't be asked, or a likelihood is not finite.
@@ -81,6 +82,7 @@ def judged(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -
         found = totals(passage_rows(model().scorer, passages) if passages else [])
         found["corpora"] = corpora(model().scorer, artifact, config) if config.corpora else {}
         write_json(held_out, found)
+    results["generation"] = written_continuations(config, artifact, output, model)
     write_json(output / "results.json", results)
     return results, read_json(held_out)
 

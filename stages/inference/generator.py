@@ -11,7 +11,7 @@ key/value heads, G = Q / K, D head size, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,13 @@ KEEP = 0.75
 """Share of a batch still being written at which those rows move together. Moving costs about as much as a step."""
 
 
+class Written(NamedTuple):
+    """What was written after a prompt: its tokens, and the end token that followed, None where none did."""
+
+    tokens: Ids
+    end: int | None
+
+
 class Generator:
     """Greedy decoding with the model of a `Scorer`."""
 
@@ -44,7 +51,6 @@ class Generator:
         self.tokenizer = scorer.encoder.tokenizer
         self.ends = end_tokens(scorer)
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[str],
@@ -61,7 +67,24 @@ class Generator:
         `advance` is told how many more are done.
         """
         contexts = self.scorer.encoder.prompts(prompts, room=new_tokens)
-        written: list[str] = [""] * len(prompts)
+        found = self.continuations(contexts, new_tokens=new_tokens, stop=stop, ends=ends, advance=advance)
+        return [_text(self.tokenizer, written.tokens) for written in found]
+
+    @torch.inference_mode()
+    def continuations(
+        self,
+        contexts: Sequence[Ids],
+        *,
+        new_tokens: int,
+        stop: Stop | None = None,
+        ends: frozenset[int] = frozenset(),
+        advance: Callable[[int], object] = int,
+    ) -> list[Written]:
+        """Return what the model writes after each of `contexts`, token ids that leave room for `new_tokens` more.
+
+        The other arguments are those of `generate`.
+        """
+        found: list[Written] = [Written([], None)] * len(contexts)
         rows = ROWS.get(self.scorer.model.device.type, 256)
         for group in batches([len(ids) + new_tokens for ids in contexts], tokens=CACHE_TOKENS, rows=rows):
             chosen = [contexts[index] for index in group]
@@ -71,9 +94,9 @@ class Generator:
                 self._write(chosen, writing, self.scorer.flat)
             else:
                 self._write_by_transformers(chosen, writing)
-            for index, text in zip(group, writing.texts, strict=True):
-                written[index] = text
-        return written
+            for index, written in zip(group, writing.found, strict=True):
+                found[index] = written
+        return found
 
     def _write(self, contexts: list[Ids], writing: _Writing, flat: FlatDecoder) -> None:
         cache = _Cache(len(flat.layers), [len(ids) for ids in contexts], writing.new_tokens)
@@ -111,7 +134,7 @@ class Generator:
 
 
 class _Writing:
-    """The texts of a batch as they grow, and the rows that are still written."""
+    """The tokens of a batch's rows as they grow, and the rows that are still written."""
 
     def __init__(
         self,
@@ -124,13 +147,14 @@ class _Writing:
     ) -> None:
         self.tokenizer, self.new_tokens, self.ends, self.stop, self.advance = tokenizer, new_tokens, ends, stop, advance
         self.tokens: list[Ids] = [[] for _ in range(count)]
+        self.last: list[int | None] = [None] * count
         self.done = [False] * count
         self.rows = list(range(count))
 
     @property
-    def texts(self) -> list[str]:
-        """The texts written so far."""
-        return [self._text(tokens) for tokens in self.tokens]
+    def found(self) -> list[Written]:
+        """What was written so far."""
+        return list(map(Written, self.tokens, self.last))
 
     def take(self, tokens: Sequence[int]) -> list[int]:
         """Add one token to each row, and return the places of the rows that have not ended."""
@@ -147,14 +171,16 @@ class _Writing:
 
     def _ended(self, row: int, token: int) -> bool:
         if token in self.ends:
+            self.last[row] = token
             return True
         self.tokens[row].append(token)
         full = len(self.tokens[row]) >= self.new_tokens
-        return full or (self.stop is not None and self.stop(self._text(self.tokens[row])))
+        return full or (self.stop is not None and self.stop(_text(self.tokenizer, self.tokens[row])))
 
-    def _text(self, tokens: Ids) -> str:
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
+
+def _text(tokenizer: PreTrainedTokenizerBase, tokens: Ids) -> str:
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    return text
 
 
 class _Cache:

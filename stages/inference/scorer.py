@@ -86,6 +86,20 @@ class Scorer:
             advance(len(row.paths))
         return list(zip(total_Q.tolist(), (missed_Q == 0).tolist(), strict=True))
 
+    @torch.inference_mode()
+    def likeliest(self, queries: Sequence[Query]) -> list[list[int]]:
+        """Return, for each query, the likeliest id at each of its targets' places, given the targets before it."""
+        found: list[list[int]] = [[] for _ in queries]
+        for batch in self._passes([query.inputs for query in queries]):
+            row = side_by_side(batch)
+            node_P, _, owner_P = _predictions(row, queries)
+            hidden_PH = self._hidden(batch, row)[node_P.to(self.model.device)]
+            chunks = (hidden_PH[start : start + CHUNK] for start in range(0, len(hidden_PH), CHUNK))
+            ids_P = torch.cat([self.logits(hidden_CH).argmax(-1) for hidden_CH in chunks])
+            for owner, token in zip(owner_P.tolist(), ids_P.tolist(), strict=True):
+                found[owner].append(token)
+        return found
+
     def _passes(self, sequences: list[list[int]]) -> list[list[Tree]]:
         # A mask of ours would lift a sliding window. Where one bites, each sequence runs alone under the model's own.
         if self.window is not None and max(map(len, sequences), default=0) > self.window:

@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
+
+PIPE = re.compile(r"\|")
+MARKS = re.compile(r"[\\`*_~{}\[\]<>#|&$]")
+"""Characters that Markdown reads as more than themselves."""
 
 Cell = str | tuple[str, str]
 """A table cell: text, or (text, a smaller remark such as an interval)."""
@@ -40,6 +45,8 @@ class Table:
     words: Sequence[int] = ()
     last_apart: bool = False
     """Whether a rule separates the last row (a mean)."""
+    prose: bool = False
+    """Whether the cells are running text of any origin, which wraps and means no Markdown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,8 @@ def _markdown_table(table: Table) -> Iterable[str]:
     yield "|" + "|".join(" --- " if _is_text(table, place) else " ---: " for place in range(len(table.columns))) + "|"
     for row in table.rows:
         cells = [cell if isinstance(cell, str) else " ".join(filter(None, cell)) for cell in row]
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        mark = MARKS if table.prose else PIPE
+        yield "| " + " | ".join(mark.sub(r"\\\g<0>", cell) for cell in cells) + " |"
 
 
 def _html(block: Block) -> str:
@@ -126,7 +134,8 @@ def _html(block: Block) -> str:
 
 def _html_table(table: Table) -> Iterable[str]:
     classes = ["words" if _is_text(table, place) else "number" for place in range(len(table.columns))]
-    yield f'<div class="wide"><table{" class=apart" if table.last_apart else ""}>'
+    own = " class=apart" if table.last_apart else " class=prose" if table.prose else ""
+    yield f'<div class="wide"><table{own}>'
     heads = (f'<th class="{kind}">{escape(column)}</th>' for column, kind in zip(table.columns, classes, strict=True))
     yield f"<thead><tr>{''.join(heads)}</tr></thead>"
     yield "<tbody>"

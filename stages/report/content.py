@@ -13,6 +13,7 @@ from stages.decoders.card import adapter_sizes, training_remarks
 from stages.report import wording as w
 from stages.report.blocks import Block, Cell, Heading, Page, Paragraph, Picture, Table
 from stages.report.sections.cost import cost
+from stages.report.sections.generation import generation
 from stages.report.sections.protocol import judging
 from stages.report.sections.protocol import sentence as protocol_sentence
 from stages.report.sections.run import configuration, this_run
@@ -80,6 +81,7 @@ def _blocks(report: JSON, pictures: Mapping[str, str]) -> Iterator[Block]:
     yield from tuning(report)
     yield from by_task(report, pictures)
     yield from corpora(report)
+    yield from generation(report)
     yield from cost(report)
     yield from this_run(report)
     yield from configuration(report)

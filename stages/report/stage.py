@@ -15,6 +15,7 @@ from stages.report.blocks import markdown
 from stages.report.config import ReportConfig
 from stages.report.content import results
 from stages.report.figures import curve_svg, tasks_svg
+from stages.report.generation import generation
 from stages.report.inputs import protocol
 from stages.report.perplexity import corpora, perplexities
 from stages.report.render import SCHEMA, files
@@ -54,6 +55,7 @@ def build(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
         "mean": average,
         "perplexity": perplexities(evaluations, resamples=config.resamples, seed=config.seed),
         "corpora": corpora(evaluations, resamples=config.resamples, seed=config.seed),
+        "generation": generation(evaluations, resamples=config.resamples, seed=config.seed),
         "cost": read_json(inputs["cost"] / "cost.json") if "cost" in inputs else {},
         "curve": list(read_jsonl(inputs["recover"] / "history.jsonl")) if "recover" in inputs else [],
         "training": read_json(inputs["recover"] / "recovery.json") if "recover" in inputs else {},

@@ -99,8 +99,9 @@ def summary(report: JSON) -> str:
     if noise and not clear:
         closing = [f"No difference is clear at 95 %: {listing(noise)}. More documents would narrow them."]
     if not found:
-        closing = [*learned, "Nothing was evaluated, so nothing is said about quality."]
-    return "\n".join([*_opening(report["params"]), *clear, *closing, *harmed])
+        unscored = "No task was judged and no perplexity measured." if report.get("generation") else ""
+        closing = [*learned, unscored or "Nothing was evaluated, so nothing is said about quality."]
+    return "\n".join([*_opening(report["params"]), *clear, *_repetition(report), *closing, *harmed])
 
 
 def caution(report: JSON) -> str | None:
@@ -132,6 +133,8 @@ def main_figures(report: JSON) -> JSON:
         figures[f"bits_per_byte/{model}"] = average.get(model, {}).get("bits_per_byte")
         figures[f"perplexity/{model}"] = held_out.get(model)
         figures[f"parameters/{model}"] = report["params"].get(model)
+        written = (report.get("generation") or {}).get(model, {})  # an earlier version's report has none
+        figures[f"repeated/{model}"], figures[f"agreement/{model}"] = written.get("repeated"), written.get("agreement")
         for corpus in report["corpora"]:
             figures[f"perplexity/{corpus['corpus']}@{corpus['length']}/{model}"] = corpus.get(model)
     figures["retained"] = report["recovery"]["retained"]
@@ -153,6 +156,17 @@ def _held_out_loss(report: JSON) -> tuple[list[str], list[str]]:
         f"The recovery made the model worse: the loss on its own held-out rows rose from {before} to {after} nats a "
         "token. Lower recover.learning_rate, or set recover.keep=best."
     ]
+
+
+def _repetition(report: JSON) -> list[str]:
+    """Return a warning where the last model's text clearly repeats itself more than the dense model's."""
+    found = report.get("generation") or {}
+    last = next((model for model in ("recovered", "pruned") if model in found), "")
+    effect = found.get("repeated", {}).get(f"{last}_minus_dense")
+    if not effect or not effect["clear"] or effect["value"] <= 0:
+        return []
+    own, dense = (percent(found[model]["repeated"], digits=0) for model in (last, "dense"))
+    return [f"The {last} model's greedy text repeats itself: {own} of its 4-grams, against {dense} of the dense one's."]
 
 
 def _opening(params: JSON) -> list[str]:

@@ -238,7 +238,9 @@ def test_results_say_how_they_were_taken(inputs: dict[str, Path], tmp_path: Path
         ({"limit": 0}, "evaluate.limit must be at least 1"),
         ({"passages": -1}, "evaluate.passages must be at least 0"),
         ({"batch_tokens": 0}, "evaluate.batch_tokens must be at least 1"),
-        ({"tasks": [], "passages": 0}, "nothing to evaluate"),
+        ({"generation_prompts": -1}, "evaluate.generation_prompts must be at least 0"),
+        ({"generation_tokens": 0}, "evaluate.generation_tokens must be at least 1"),
+        ({"tasks": [], "passages": 0, "generation_prompts": 0}, "nothing to evaluate"),
     ],
 )
 def test_options_that_make_no_sense_are_errors(

@@ -39,11 +39,12 @@ def evaluation(
     passages: int = 30,
     protocol: str = "likelihood",
     windows: int = 0,
+    repetition: float | None = None,
 ) -> Path:
     """Write an evaluate artifact of a model of the given skill; equal documents are equally hard for every model.
 
     By generation a task has accuracy and answers only, and the harder half of the wrong answers can't be read; with
-    `windows` there is a corpus of so many.
+    `windows` there is a corpus of so many; with `repetition` there are continuations, of which about so much repeats.
     """
     generated = protocol == "generation"
     results: dict[str, Any] = {}
@@ -81,7 +82,9 @@ def evaluation(
         }
     judged = {"protocol": protocol, "num_fewshot": 0, "limit": 200, "dtype": "float32", "rows": _provenance()}
     judged |= {"beams": 1, "new_tokens": 32} if generated else {}
-    write_json(directory / "results.json", judged | {"versions": {"lm-eval": "0.4.13"}, "tasks": results})
+    written = None if repetition is None else _continuations(directory, repetition)
+    about = {"versions": {"lm-eval": "0.4.13"}, "tasks": results, "generation": written}
+    write_json(directory / "results.json", judged | about)
     _perplexity(directory, nll, passages, windows)
     return directory
 
@@ -122,6 +125,33 @@ def _perplexity(directory: Path, nll: float, passages: int, windows: int) -> Non
     }
     corpora = {"wikitext2": {"1024": _corpus(nll - 0.5, windows, 1024)}} if windows else {}
     write_json(directory / "perplexity.json", overall | total | {"passages": rows, "corpora": corpora})
+
+
+def _continuations(directory: Path, repetition: float, prompts: int = 16, length: int = 20) -> dict[str, Any]:
+    """Write continuations that begin alike in every model, and go wrong the sooner the more they repeat."""
+    random = np.random.default_rng(97)
+    rows: list[dict[str, Any]] = []
+    for place in range(prompts):
+        right = random.integers(1000, 2000, length).tolist()
+        wrong = round(length * (1 - repetition))
+        rows.append(
+            {
+                "title": f"Passage {place}",
+                "prompt": f"Beginning {place}",
+                "output": f"one *text* | <b>{repetition}</b>\nand more",
+                "tokens": right[:wrong] + [7] * (length - wrong),
+                "ended": False,
+                "repeated": min(1.0, repetition + float(random.normal(0, 0.02))),
+                "loop": repetition > 0.5,
+                "following": right,
+                "likeliest": right[:wrong] + [7] * (length - wrong),
+            }
+        )
+    write_jsonl(directory / "continuations.jsonl", rows)
+    repeated = float(np.mean([row["repeated"] for row in rows]))
+    loop = float(repetition > 0.5)
+    means = {"repeated": repeated, "loop": loop, "ended": 0.0, "length": float(length)}
+    return {"prompts": prompts, "new_tokens": length} | means
 
 
 def _corpus(nll: float, windows: int, length: int) -> dict[str, Any]:

@@ -136,6 +136,8 @@ def make_world(root: Path) -> World:
         "recover.validation_tokens=512",
         "evaluate.limit=6",
         "evaluate.passages=4",
+        "evaluate.generation_prompts=2",
+        "evaluate.generation_tokens=8",
         "evaluate.cost.repeats=2",
         "tracker=none",
         "runtime=cpu",

