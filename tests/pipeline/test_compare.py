@@ -12,6 +12,7 @@ from helpers.synthetic import FAIR, SKILL, add, evaluation, everything, store
 from pipeline.compare import main
 from pipeline.recoveries import recoveries
 from stages.errors import UserError
+from stages.report import wording as w
 
 ROOT = Path(__file__).parents[2]
 
