@@ -20,6 +20,7 @@ from stages.prune.groups import Scores, with_sublayers
 SHAPE = DecoderShape(
     family="llama", hidden=64, head_dim=8, vocabulary=96, tied=True, layers=(LayerShape(8, 4, 160),) * 6
 )
+BLOCKS = ["heads", "channels", "attention", "mlp"]
 GRANULARITIES = [
     ["channels"],
     ["heads", "channels"],
@@ -195,7 +196,8 @@ def test_a_plan_says_when_loading_takes_the_modelling_file_and_what_avoids_it() 
 
     assert "layers differ in shape: the model loads with trust_remote_code=True" in said("llmpruner")
     assert "prune.allocation=uniform in all layers avoids that" in said("llmpruner")
-    assert "and prune.granularity=[heads,channels] avoids that" in said("2ssp", ratio=0.5)
+    assert "in all layers and prune.granularity=[heads,channels] avoids that" in said("surgeon", granularity=BLOCKS)
+    assert "in all layers and prune.granularity=[channels] avoids that" in said("2ssp", ratio=0.5)
     assert "loads anywhere; llmpruner's own allocation is prune.allocation=paper" in said(
         "llmpruner", allocation="uniform"
     )

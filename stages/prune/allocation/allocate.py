@@ -196,9 +196,13 @@ def notes(config: PruneConfig, plan: PrunePlan) -> list[str]:
     """Return the lines that a plan ends with: on the classes that load the pruned model, and on the price of those."""
     needs, criterion = plan.pruned.beyond_stock, CRITERIA[config.method]
     if needs and not plan.dense.beyond_stock:
+        kinds = [kind for kind in ("heads", "channels") if kind in criterion.granularities]
         remedy = "prune.compensate=none" if "bias" in needs else "prune.allocation=uniform in all layers"
-        remedy += " and prune.granularity=[heads,channels]" if {"attention", "mlp"} & set(config.granularity) else ""
-        return [f"{needs}: the model loads with trust_remote_code=True ({remedy} avoids that)"]
+        if {"attention", "mlp"} & set(config.granularity):
+            remedy = f"{remedy} and prune.granularity=[{','.join(kinds)}]" if kinds else ""
+        return [
+            f"{needs}: the model loads with trust_remote_code=True" + (f" ({remedy} avoids that)" if remedy else "")
+        ]
     if not needs and allocation(config) == "uniform" and (any(criterion.protected) or criterion.paper == "global"):
         return [
             f"every layer ends alike, so the model loads anywhere; {config.method}'s own allocation is "

@@ -52,7 +52,7 @@ def check_reachable(budget: Budget, before: DecoderShape, config: PruneConfig, s
     stays += f", protected layers {protected:.1%}" if protected else ""
     stays += "" if set(config.granularity) <= set(DEPTH) else ", and one group of each kind stays in each layer"
     remedies = ["ask for less"]
-    remedies += ["protect fewer layers with prune.layers= (all: none)"] if protected else []
+    remedies += ["protect fewer layers with prune.layers= (prune.layers=all protects none)"] if protected else []
     remedies += ["raise prune.max_per_layer"] if share < 1 else []
     remedies += ["let more kinds go with prune.granularity="]
     raise UserError(
