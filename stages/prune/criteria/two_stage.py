@@ -111,22 +111,25 @@ def plan(budget: Budget, before: DecoderShape, config: TwoStageConfig, gone: Seq
     Raises:
         UserError: nothing would go.
     """
-    with_attention = [index for index in layers_of(config, len(before.layers)) if before.layers[index].heads]
-    if gone is not None:
-        layers = _cut(budget, before, config, gone)
-        return planned(budget, before, layers, remarks=_remarks(len(gone), chosen=True))
+    chosen = gone is not None
+    gone = _last_layers(budget, before, config) if gone is None else gone
+    remark = f"{len(gone)} attentions go" + ("" if chosen else ", chosen on the model by perplexity")
+    return planned(budget, before, _cut(budget, before, config, gone), remarks=[remark] if gone else [])
+
+
+def _last_layers(budget: Budget, before: DecoderShape, config: TwoStageConfig) -> list[int]:
+    """Return the last layers with an attention, as many as equation 5 says and the budget allows."""
+    if "attention" not in config.granularity:
+        return []
+    there = [index for index in layers_of(config, len(before.layers)) if before.layers[index].heads]
     went = sum(bool(old.heads and not now.heads) for old, now in zip(budget.dense.layers, before.layers, strict=True))
-    asked = attentions(budget, config) - went
-    count = min(max(0, asked), len(with_attention)) if "attention" in config.granularity else 0
-    while count and budget.removed(shape_left(before, _silent(before, with_attention[-count:]))) > budget.ratio:
-        count -= 1
-    most = len(with_attention) if "attention" in config.granularity else count
-    # `[len - count:]`, because `[-0:]` would be all of them.
-    layers = _cut(budget, before, config, with_attention[len(with_attention) - count :])
-    while count < most and _too_large(budget, shape_left(before, layers)):
-        count += 1
-        layers = _cut(budget, before, config, with_attention[len(with_attention) - count :])
-    return planned(budget, before, layers, remarks=_remarks(count, chosen=False))
+    # A start and not a negative index: the last none would be all of them.
+    start = len(there) - min(max(0, attentions(budget, config) - went), len(there))
+    while start < len(there) and budget.removed(shape_left(before, _silent(before, there[start:]))) > budget.ratio:
+        start += 1
+    while start and _too_large(budget, shape_left(before, _cut(budget, before, config, there[start:]))):
+        start -= 1
+    return there[start:]
 
 
 def attentions(budget: Budget, config: TwoStageConfig) -> int:
@@ -231,7 +234,3 @@ def _cut(budget: Budget, before: DecoderShape, config: PruneConfig, gone: Sequen
 
 def _too_large(budget: Budget, left: DecoderShape) -> bool:
     return not budget.near(left) and budget.removed(left) < budget.ratio
-
-
-def _remarks(count: int, *, chosen: bool) -> list[str]:
-    return [f"{count} attentions go" + ("" if chosen else ", chosen on the model by perplexity")] if count else []
