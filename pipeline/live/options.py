@@ -13,6 +13,7 @@ from pipeline.schema.compose import compose
 from pipeline.schema.config import Config
 from stages.common.choices import nearest
 from stages.errors import UserError
+from stages.prune.config import RENAMED
 
 APART: dict[str, tuple[str, ...]] = {
     "prune": ("method", "offload"),
@@ -49,6 +50,8 @@ def _check_names(given: Mapping[str, Any], known: Any, where: str, without: Coll
     """Raise a `UserError` unless `given` has only names of the dataclass `known`, and so on in options of options."""
     names = sorted({field.name for field in dataclasses.fields(known)} - set(without))
     for name, value in given.items():
+        if f"{where}.{name}" in RENAMED:
+            raise UserError(f"{where}.{name} has another name now: {RENAMED[f'{where}.{name}']}.")
         if name not in names:
             raise UserError(f"{where} has no option '{name}'{nearest(name, names) or '.'} Known: {', '.join(names)}.")
         inner = getattr(known, name)

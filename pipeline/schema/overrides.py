@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stages.common.choices import nearest
 from stages.errors import UserError
+from stages.prune.config import RENAMED
 
 
 def groups() -> dict[str, list[str]]:
@@ -93,6 +94,8 @@ def _check_choice(override: Override, options: list[str]) -> None:
 def _check_keys(overrides: list[Override], config: DictConfig, known_groups: dict[str, list[str]]) -> None:
     for override in overrides:
         key = override.key_or_group
+        if key in RENAMED:
+            raise UserError(f"{key} has another name now: {RENAMED[key]}.")
         # A group is a name of its own even where it leaves no key in the configuration, as experiment does.
         top = sorted({str(name) for name in config} | set(known_groups))
         node: Any = config

@@ -55,7 +55,7 @@ def cut_config(dense: PreTrainedConfig, shape: DecoderShape) -> tuple[PreTrained
     fields = {name: value for name, value in dense.to_dict().items() if name not in NOT_COPIED}
     # head_dim is written out, because configs derive it from the hidden size and the number of heads, which change.
     fields |= {"head_dim": shape.head_dim, "hidden_size": shape.hidden, "num_hidden_layers": len(shape.layers)}
-    needs = _beyond_stock(shape)
+    needs = shape.beyond_stock
     if not needs:
         layer = shape.layers[0]
         fields_of_layer = {"num_attention_heads": layer.heads, "num_key_value_heads": layer.kv_heads}
@@ -71,17 +71,6 @@ def cut_config(dense: PreTrainedConfig, shape: DecoderShape) -> tuple[PreTrained
             config = _stock_config(other.family, known | fields_of_layer | dict(other.fixed))
             return config, f"{needs}; {other.called} computes the same"
     return _pruned_config(fields, shape), f"{needs}; loads with trust_remote_code=True"
-
-
-def _beyond_stock(shape: DecoderShape) -> str:
-    """Return what `shape` has that no stock architecture has; empty where there is nothing."""
-    if not shape.uniform:
-        return "layers differ in shape"
-    if not (shape.layers[0].heads and shape.layers[0].mlp):
-        return "layers lack a sub-layer"
-    if shape.output_bias and not (shape.o_bias and shape.mlp_bias):
-        return "the output projections have got a bias"
-    return ""
 
 
 def _stock_config(family: str, fields: dict[str, Any]) -> PreTrainedConfig:

@@ -81,6 +81,17 @@ class DecoderShape:
         """Whether every layer has the same shape."""
         return len(set(self.layers)) == 1
 
+    @property
+    def beyond_stock(self) -> str:
+        """What the shape has that no stock architecture has; empty where there is nothing."""
+        if not self.uniform:
+            return "layers differ in shape"
+        if not (self.layers[0].heads and self.layers[0].mlp):
+            return "layers lack a sub-layer"
+        if self.output_bias and not (self.o_bias and self.mlp_bias):
+            return "the output projections have got a bias"
+        return ""
+
     def with_layers(self, layers: Sequence[LayerShape]) -> DecoderShape:
         """Return this decoder with other layer shapes."""
         return replace(self, layers=tuple(layers))

@@ -10,11 +10,14 @@ GRANULARITIES = ("heads", "queries", "channels", "hidden", "attention", "mlp", "
 DEPTH = ("layers", "attention", "mlp")
 """The kinds of group that are a whole layer or sub-layer."""
 ALLOCATIONS = ("paper", "uniform", "global", "searched")
+SHAPES = ("free", "alike")
 COMPENSATIONS = ("none", "bias", "least_squares")
 BUDGETS = ("parameters", "macs")
 OFFLOADS = ("none", "layer")
 SCOPES = {"layer": "uniform", "global": "global"}
 """The literature's word for the scope of a ranking, and the allocation that it means."""
+RENAMED = {"prune.search.uniform": "prune.shapes=alike (or free)"}
+"""Options that have another name now, for the error that names it."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,8 +40,6 @@ class Search:
     """Number of allocations that are tried on the model itself: those with the lowest predicted loss."""
     sequences: int = 16
     """Calibration sequences that each trial's loss is measured on. A trial is one forward pass over them."""
-    uniform: bool = False
-    """Whether only allocations are tried that give every layer the same shape, which the stock architecture takes."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,13 +58,17 @@ class PruneConfig:
     """LLM-Pruner's own ratio: share of heads and of MLP channels to remove in each pruned layer. Replaces `ratio`."""
     layer_ratios: list[float] | None = None
     """The channel ratio of each layer, one share a layer. Replaces `ratio`."""
-    layers: str = "all"
-    """Layers to prune: "all", or "4-27", "0,2,5-7" (zero-based, inclusive); the others keep their shape."""
+    layers: str | None = None
+    """Layers to prune: "all", or "4-27", "0,2,5-7" (zero-based, inclusive); the others keep their shape. Null: with
+    allocation=paper the layers that the criterion's paper prunes (of llmpruner 4-29 of 32), else all."""
     granularity: list[str] = field(default_factory=lambda: ["heads", "channels"])
     """Kinds of group that may be removed: heads, queries, channels, hidden, attention, mlp, layers."""
-    allocation: str = "uniform"
+    allocation: str = "paper"
     """How the budget is shared out: paper (as the criterion's paper does), uniform (every layer alike), global (groups
     of all layers ranked together), searched (by the calibration loss that each cut costs)."""
+    shapes: str = "free"
+    """The shapes that allocation=searched tries: free (each layer its own), or alike (one shape that all layers share,
+    which the stock architecture takes)."""
     scope: str | None = None
     """Another name for the allocation: layer (uniform) or global."""
     search: Search = field(default_factory=Search)

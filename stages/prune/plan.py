@@ -15,7 +15,15 @@ from stages.common.files import read_json
 from stages.common.machine import precision
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
-from stages.prune.allocation.allocate import check_options, decided_by_shapes, for_scores, foreseen, reads_text, ruled
+from stages.prune.allocation.allocate import (
+    check_options,
+    decided_by_shapes,
+    for_scores,
+    foreseen,
+    notes,
+    reads_text,
+    ruled,
+)
 from stages.prune.allocation.budget import budget_of
 from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.config import PruneConfig
@@ -58,7 +66,7 @@ class Pruning:
             share = "by-layer"
         if config.megabytes is not None:
             share = f"{config.megabytes:g}MB"
-        return share if config.layers == "all" else f"{share}-l{re.sub('[^0-9-]', '_', config.layers)}"
+        return share if config.layers in (None, "all") else f"{share}-l{re.sub('[^0-9-]', '_', config.layers)}"
 
 
 def planned(options: PruneConfig, *, ratio: float, device: str, seed: int) -> Pruning | None:
@@ -127,7 +135,7 @@ def preview(pruning: Pruning, fields: Mapping[str, Any] | None) -> PrunePlan | N
 def outlook(pruning: Pruning, foreseen: PrunePlan | None) -> str:
     """Return the text that is printed of a pruning before it runs; `foreseen` is its preview."""
     if foreseen is not None:
-        return foreseen.totals()
+        return "\n".join([foreseen.totals(), *notes(pruning.config, foreseen)])
     if isinstance(pruning.config, SparseMLConfig):
         return masks_table(pruning.config)
     if not decided_by_shapes(pruning.config):

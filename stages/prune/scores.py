@@ -17,7 +17,7 @@ from stages.decoders import checkpoint
 from stages.decoders.anatomy import decoder_layers
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.allocate import check_uncut
-from stages.prune.allocation.budget import parse_layers
+from stages.prune.allocation.budget import layers_of
 from stages.prune.calibration import calibration_text, reading
 from stages.prune.config import PruneConfig
 from stages.prune.criteria.registry import CRITERIA
@@ -57,7 +57,7 @@ def score_groups(held: Weights, ids_BT: Tensor | None, config: PruneConfig) -> S
         UserError: a score is not finite.
     """
     layers = decoder_layers(held.model)
-    layers = [layers[index] for index in parse_layers(config.layers, len(layers))]
+    layers = [layers[index] for index in layers_of(config, len(layers))]
     scores = CRITERIA[config.method].score(held.model, layers, ids_BT, config, held.resident)
     check_finite(scores, config.method)
     return scores

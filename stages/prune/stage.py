@@ -12,6 +12,7 @@ Output: `model/`, a Hugging Face directory in the precision of the dense model, 
     calibration            {sequences, length, loss: {dense, pruned}}, or null; the loss in nats a token
     scores                 one entry a layer, null where nothing was ranked: by kind of group min, mean, max, the lowest
                            score kept and the highest removed (of the last step)
+    second_stage           of 2ssp, the attentions that went (in the last step): {layer, loss}, the loss after each
     search                 the allocations that were tried: {allocation, predicted, loss}
     architecture           {model_type, reason}: the architecture that it is saved as, and why
     base                   the origin of the dense model, as its origin.json says
@@ -38,11 +39,13 @@ from stages.prune.allocation.allocate import (
     check_uncut,
     foreseen,
     needs_gradients,
+    notes,
     plan_shapes,
     reads_text,
     ruled,
+    settled,
 )
-from stages.prune.allocation.budget import Budget, budget_of, parse_layers
+from stages.prune.allocation.budget import Budget, budget_of, layers_of
 from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.allocation.search import searched
 from stages.prune.calibration import Read, calibration_text, reading
@@ -135,6 +138,7 @@ def cut_model(
     Raises:
         UserError: the budget can't be met, there is too little memory, or loss or scores are not finite.
     """
+    config = settled(config, len(shape.layers))
     budget = None if ruled(config) else budget_of(shape, config, stored)
     preview = foreseen(shape, config, budget)  # a budget that can't be met is an error before the long work
     if preview is not None:
@@ -198,7 +202,7 @@ def _renumbered(config: PruneConfig, kept: Selection) -> PruneConfig:
     there = [index for index, keep in enumerate(kept.layers) if keep is not None]
     if len(there) == len(kept.layers):
         return config
-    wanted = set(parse_layers(config.layers, len(kept.layers)))
+    wanted = set(layers_of(config, len(kept.layers)))
     numbers = [str(number) for number, index in enumerate(there) if index in wanted]
     return dataclasses.replace(config, layers=",".join(numbers))
 
@@ -216,9 +220,14 @@ def _choose(
     if scores is None:
         scores = Scores({}) if idle else score_groups(held, ids_BT, config)
     found: dict[str, Any] = {}
-    if allocation(config) == "searched" and budget is not None and ids_BT is not None and not idle:
+    way, criterion = allocation(config), CRITERIA[config.method]
+    if idle or budget is None or ids_BT is None:
+        way = "by shapes and scores"
+    if way == "own" and criterion.own is not None:
+        plan, kept, found = criterion.own.choose(held.model, scores, ids_BT, config, budget, shape, held.resident)
+    elif way == "searched" and budget is not None and ids_BT is not None:
         # The surgeon's scores are losses after compensation by least squares. Else the search works out its own losses.
-        cumulative = CRITERIA[config.method].cumulative and config.compensate == "least_squares"
+        cumulative = criterion.in_nats and config.compensate == "least_squares"
         plan, kept, trials = searched(held.model, scores, ids_BT, config, budget, shape, cumulative=cumulative)
         found["search"] = trials
     else:
@@ -243,4 +252,5 @@ def _cut(
 
 
 def _announce(config: PruneConfig, plan: PrunePlan) -> None:
-    print(f"prune={config.method}, layers {config.layers}\n{plan.table()}", file=sys.stderr, flush=True)
+    lines = [f"prune={config.method}, layers {config.layers}", plan.table(), *notes(config, plan)]
+    print("\n".join(lines), file=sys.stderr, flush=True)

@@ -46,7 +46,7 @@ JUDGED = ["evaluate=likelihood", "evaluate.tasks=[piqa]", "evaluate.limit=4", "e
 JUDGED += ["evaluate.dtype=float32", "evaluate.cost.repeats=1", "evaluate.cost.dtype=float32"]
 MASKS = ["prune=sparseml", "prune.algorithm=magnitude", "prune.mask_structure=2:4"]
 RUNS: dict[str, list[str]] = {
-    "uniform": ["prune=llmpruner", "adapter=rora", "adapter.rank=2"],
+    "paper": ["prune=llmpruner", "adapter=rora", "adapter.rank=2"],
     "global": ["prune=wanda", "prune.allocation=global", "adapter=dora", "adapter.rank=2", "recover.keep=best"],
     "searched": [
         "prune=best",

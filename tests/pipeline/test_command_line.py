@@ -41,6 +41,10 @@ MISTAKES = {
     "prune.channel_ratio=0.3 prune.steps=2": ["prune.channel_ratio", "prune.steps=2"],
     "prune=best ratio=0.95": ["0.95", "At most", "prune.max_per_layer"],
     "prune.norm=l2": ["norm"],
+    "prune.search.uniform=true": ["prune.search.uniform", "prune.shapes=alike"],
+    "prune=best prune.shapes=alik": ["did you mean 'alike'"],
+    "prune=2ssp prune.alpha=0": ["prune.alpha", "above 0"],
+    "ratio=0.7": ["protected layers", "prune.layers=all protects none"],
     "rank=8": ["adapter.rank"],
     "ratio=1.0": ["ratio", "less than 1"],
     "ratio=-0.1": ["ratio", "at least 0"],
@@ -154,7 +158,7 @@ def test_a_local_model_is_known_by_its_content(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ratio", [0.1, 0.2, 0.3, 0.5, 0.7])
 def test_the_ratio_is_a_share_of_all_parameters(ratio: float) -> None:
-    config = configuration(f"ratio={ratio}")
+    config = configuration(f"ratio={ratio}", "prune.layers=all")
     plan = preview(config, build_graph(config), None)
     assert plan is not None
     assert abs(plan.achieved - ratio) <= 0.005

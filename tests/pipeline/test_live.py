@@ -289,6 +289,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "unknown method": (pruned_with(method="bset", text=ROWS), "did you mean 'best'"),
     "no method": (pruned_with(method="none"), "prunes nothing"),
     "unknown option": (pruned_with(granularty=["heads"]), "did you mean 'granularity'"),
+    "an option that was renamed": (pruned_with(text=ROWS, search={"uniform": True}), "prune.shapes=alike"),
     "unknown inner option": (
         pruned_with(text=ROWS, calibration={"sequence": 4}),
         "prune.calibration has no option 'sequence', did you mean 'sequences'",

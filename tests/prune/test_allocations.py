@@ -10,7 +10,7 @@ import torch
 
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
-from stages.prune.allocation.allocate import check_options, foreseen, plan_shapes
+from stages.prune.allocation.allocate import check_options, for_scores, foreseen, notes, plan_shapes
 from stages.prune.allocation.budget import budget_of
 from stages.prune.config import DEPTH, Search
 from stages.prune.criteria.magnitude import MagnitudeConfig
@@ -20,6 +20,7 @@ from stages.prune.groups import Scores, with_sublayers
 SHAPE = DecoderShape(
     family="llama", hidden=64, head_dim=8, vocabulary=96, tied=True, layers=(LayerShape(8, 4, 160),) * 6
 )
+BLOCKS = ["heads", "channels", "attention", "mlp"]
 GRANULARITIES = [
     ["channels"],
     ["heads", "channels"],
@@ -140,7 +141,10 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
     ({"granularity": ["hidden"], "compensate": "bias"}, "hidden channels go through all layers at once"),
     ({"granularity": ["attention", "mlp"]}, "compete with each other. Use prune.allocation=global"),
     ({"granularity": []}, "prune.granularity is empty"),
-    ({"allocation": "searched", "search": Search(uniform=True), "layers": "1-2"}, "prune.search.uniform=true wants"),
+    ({"allocation": "searched", "shapes": "alike", "layers": "1-2"}, "prune.shapes=alike wants every layer"),
+    ({"shapes": "alike"}, "prune.shapes=alike is about what prune.allocation=searched tries"),
+    ({"shapes": "alik"}, "did you mean 'alike'"),
+    ({"scope": "global", "allocation": "uniform"}, "prune.scope=global means prune.allocation=global"),
     ({"allocation": "searched", "search": Search(trials=0)}, "prune.search.trials=0 must be at least 1"),
     ({"max_per_layer": 0.0}, "prune.max_per_layer=0 must be above 0"),
     ({"round_to": 0}, "prune.round_to=0 must be at least 1"),
@@ -158,6 +162,52 @@ def test_two_kinds_of_depth_need_a_ranking_even_where_the_paper_goes_by_depth() 
     config = CRITERIA["block_influence"].config(granularity=["attention", "mlp"], allocation="paper")
     with pytest.raises(UserError, match="compete with each other"):
         check_options(config)
+
+
+def layers_left(name: str, count: int, **options: Any) -> list[int]:
+    """Return the layers that keep their shape when criterion `name` cuts a model of `count` layers."""
+    shape = SHAPE.with_layers(SHAPE.layers[:1] * count)
+    plan = plan_shapes(shape, CRITERIA[name].config(**{"ratio": 0.1} | options), scores(shape))
+    return [index for index, (old, new) in enumerate(zip(shape.layers, plan.layers, strict=True)) if old == new]
+
+
+@pytest.mark.parametrize("name", ["llmpruner", "hywia", "magnitude", "random"])
+def test_llmpruners_recipe_leaves_four_first_and_two_last_layers_of_32_in_proportion(name: str) -> None:
+    first_and_last = {32: (4, 2), 30: (4, 2), 40: (5, 3), 24: (3, 2), 16: (2, 1), 6: (1, 0), 3: (0, 0)}
+    for count, (first, last) in first_and_last.items():
+        assert layers_left(name, count) == [*range(first), *range(count - last, count)], count
+
+
+def test_layers_that_are_named_win_over_the_papers_and_other_allocations_take_all() -> None:
+    assert layers_left("llmpruner", 32, layers="all") == []
+    assert layers_left("llmpruner", 32, layers="1-30") == [0, 31]
+    assert layers_left("llmpruner", 32, allocation="uniform") == []
+    assert layers_left("llmpruner", 32, scope="layer") == []
+    assert layers_left("wanda", 32) == []
+    plan = plan_shapes(SHAPE, CRITERIA["llmpruner"].config(ratio=0.2, granularity=["hidden"]), scores())
+    assert plan.hidden < SHAPE.hidden, "a recipe for heads and channels protects no layer of the hidden channels"
+    assert len(layers_left("llmpruner", 32, layer_ratios=[0.5] * 32)) == 0
+
+
+def test_a_plan_says_when_loading_takes_the_modelling_file_and_what_avoids_it() -> None:
+    def said(name: str, **options: Any) -> str:
+        config = CRITERIA[name].config(**{"ratio": 0.2} | options)
+        return "\n".join(notes(config, plan_shapes(SHAPE, config, scores())))
+
+    assert "layers differ in shape: the model loads with trust_remote_code=True" in said("llmpruner")
+    assert "prune.allocation=uniform in all layers avoids that" in said("llmpruner")
+    assert "in all layers and prune.granularity=[heads,channels] avoids that" in said("surgeon", granularity=BLOCKS)
+    assert "in all layers and prune.granularity=[channels] avoids that" in said("2ssp", ratio=0.5)
+    assert "loads anywhere; llmpruner's own allocation is prune.allocation=paper" in said(
+        "llmpruner", allocation="uniform"
+    )
+    assert said("wanda") == "", "a stock shape, as its paper has it"
+
+
+def test_all_layers_are_scored_whatever_the_paper_protects_so_that_allocations_share_the_scores() -> None:
+    configs = [CRITERIA["llmpruner"].config(ratio=0.2, allocation=way) for way in ("paper", "uniform", "global")]
+    assert len({repr(for_scores(config)) for config in configs}) == 1
+    assert for_scores(configs[0]).layers == "all"
 
 
 @pytest.mark.parametrize(("name", "allocation"), product(CRITERIA, ["uniform", "paper", "global", "searched"]))

@@ -34,12 +34,18 @@ def scored(name: str, model: PreTrainedModel, layers: slice = slice(None), resid
     return criterion.score(model, decoder_layers(model)[layers], ids, config, resident)
 
 
+def offered(name: str) -> set[str]:
+    """Return the kinds of group that criterion `name` has scores for."""
+    own = CRITERIA[name].own
+    return set(CRITERIA[name].granularities) - set(() if own is None else own.kinds)
+
+
 @pytest.mark.parametrize("family", KINDS)
 @pytest.mark.parametrize("name", CRITERIA)
 def test_a_criterion_scores_every_kind_of_group_that_it_offers_in_every_family(name: str, family: str) -> None:
     scores = scored(name, decoder(family), slice(1, None))
     assert list(scores.layers) == [1, 2]
-    asked = set(CRITERIA[name].granularities) - {"hidden"}
+    asked = offered(name) - {"hidden"}
     for found in scores.layers.values():
         assert asked <= set(found)
         assert {kind: len(values) for kind, values in found.items()} == {kind: SIZES[kind] for kind in found}
@@ -64,7 +70,7 @@ def test_a_model_that_was_cut_is_scored_by_what_it_still_has(name: str) -> None:
         {"layers": 1},
         {"heads": 1, "queries": 2, "channels": 9, "attention": 1, "mlp": 1, "layers": 1},
     ]
-    asked = set(CRITERIA[name].granularities)
+    asked = offered(name)
     for index, size in enumerate(sizes):
         found = {kind: len(values) for kind, values in scores.layers[index].items()}
         assert {kind: count for kind, count in found.items() if kind in asked} == {
@@ -134,7 +140,9 @@ def test_a_criterions_options_are_a_prune_config_that_names_it_and_asks_for_what
     config = CRITERIA[name].config()
     assert isinstance(config, PruneConfig)
     assert config.method == name
-    assert CRITERIA[name].paper in ("uniform", "equal", "global", "depth")
+    assert config.allocation == "paper"
+    assert CRITERIA[name].paper in ("uniform", "equal", "global", "depth", "own")
+    assert (CRITERIA[name].own is not None) == (CRITERIA[name].paper == "own")
     CRITERIA[name].check(config)
 
 

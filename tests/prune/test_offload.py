@@ -97,6 +97,8 @@ def test_what_is_cut_and_saved_is_that_of_a_model_in_memory_to_the_bit(family: s
         {"method": "flap", "compensate": "bias"},
         {"method": "wanda", "compensate": "least_squares", "dtype": "bfloat16"},
         {"method": "block_influence", "granularity": ["layers"], "ratio": 0.2},
+        {"method": "2ssp", "attention_sequences": 2},
+        {"method": "ziplm", "compensate": "least_squares"},
     ],
 )
 def test_the_stage_writes_the_same_weights(options: dict[str, Any], tmp_path: Path) -> None:

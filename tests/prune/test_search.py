@@ -26,7 +26,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "wanda": ("qwen3", {"method": "wanda", "granularity": BLOCKS}),
     "magnitude": ("llama", {"method": "magnitude", "granularity": ["queries", "channels"], "budget": "macs"}),
     "block_influence": ("llama", {"method": "block_influence", "granularity": ["attention", "mlp"]}),
-    "uniform": ("llama", {"search": Search(trials=9, sequences=4, uniform=True), "granularity": BLOCKS}),
+    "alike": ("llama", {"search": Search(trials=9, sequences=4), "shapes": "alike", "granularity": BLOCKS}),
+    "ziplm": ("llama", {"method": "ziplm", "granularity": BLOCKS, "compensate": "least_squares"}),
 }
 
 
@@ -52,8 +53,8 @@ def test_the_chosen_trial_has_the_lowest_loss_and_it_is_that_of_the_saved_model(
         assert near or any("between two steps" in remark for remark in record["remarks"])
 
 
-def test_a_uniform_search_gives_the_stock_architecture_and_tries_every_shape(tmp_path: Path) -> None:
-    _, record = prune(configured(SETTINGS["uniform"][1]), saved(decoder(), tmp_path / "dense"), tmp_path / "pruned")
+def test_a_search_for_shapes_alike_gives_the_stock_architecture_and_tries_every_shape(tmp_path: Path) -> None:
+    _, record = prune(configured(SETTINGS["alike"][1]), saved(decoder(), tmp_path / "dense"), tmp_path / "pruned")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned" / "model")
     assert type(model).__module__.startswith("transformers.models.")
     assert len({trial["allocation"] for trial in record["search"]}) == len(record["search"]) > 1

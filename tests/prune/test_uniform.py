@@ -11,6 +11,7 @@ from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.allocation.allocate import plan_shapes
 from stages.prune.allocation.budget import TOLERANCE, parse_layers
+from stages.prune.criteria.llmpruner import LLMPrunerConfig
 from stages.prune.criteria.magnitude import MagnitudeConfig
 
 SMALL, LARGE = DecoderShape.from_config(SMOLLM2), DecoderShape.from_config(LLAMA_7B)
@@ -19,7 +20,7 @@ SMALL, LARGE = DecoderShape.from_config(SMOLLM2), DecoderShape.from_config(LLAMA
 @given(ratio=st.floats(0, 0.72), large=st.booleans())
 @settings(deadline=None, max_examples=40)
 def test_any_reachable_ratio_is_hit_with_one_shape_for_every_layer(ratio: float, large: bool) -> None:
-    plan = plan_shapes(LARGE if large else SMALL, MagnitudeConfig(ratio=ratio))
+    plan = plan_shapes(LARGE if large else SMALL, MagnitudeConfig(ratio=ratio, allocation="uniform"))
     assert abs(plan.achieved - ratio) <= TOLERANCE
     assert plan.pruned.uniform
     layer = plan.pruned.layers[0]
@@ -28,7 +29,7 @@ def test_any_reachable_ratio_is_hit_with_one_shape_for_every_layer(ratio: float,
 
 @pytest.mark.parametrize(("ratio", "heads"), [(0.1, 9), (0.2, 9), (0.3, 6), (0.5, 6), (0.65, 3)])
 def test_heads_go_in_whole_groups_rounded_down_from_the_share_of_the_channels(ratio: float, heads: int) -> None:
-    plan = plan_shapes(SMALL, MagnitudeConfig(ratio=ratio))
+    plan = plan_shapes(SMALL, MagnitudeConfig(ratio=ratio, allocation="uniform"))
     assert plan.pruned.layers[0].heads == heads
     assert plan.pruned.layers[0].kv_heads == heads // 3
     assert any("heads go in steps" in remark for remark in plan.remarks)
@@ -43,7 +44,7 @@ def test_on_a_tie_fewer_heads_go() -> None:
 
 
 def test_llm_pruners_own_ratio_gives_its_published_size() -> None:
-    plan = plan_shapes(LARGE, MagnitudeConfig(channel_ratio=0.25, layers="4-29"))
+    plan = plan_shapes(LARGE, LLMPrunerConfig(channel_ratio=0.25))
     assert plan.parameters_after == 5_422_977_024
     assert plan.pruned.layers[3] == plan.pruned.layers[30] == LayerShape(32, 32, 11008)
     assert set(plan.pruned.layers[4:30]) == {LayerShape(24, 24, 8256)}
@@ -79,9 +80,11 @@ def test_a_ratio_outside_its_range_is_refused(ratio: float) -> None:
 
 def test_a_ratio_beyond_what_may_go_says_what_stays_and_what_can_be_asked() -> None:
     with pytest.raises(UserError, match=r"embeddings are 21\.0%.*At most 0\.7231"):
-        plan_shapes(SMALL, MagnitudeConfig(ratio=0.9))
+        plan_shapes(SMALL, MagnitudeConfig(ratio=0.9, layers="all"))
     with pytest.raises(UserError, match=r"protected layers 34\.2%.*At most 0\.4098.*prune\.layers"):
         plan_shapes(SMALL, MagnitudeConfig(ratio=0.6, layers="4-20"))
+    with pytest.raises(UserError, match=r"protected layers 15\.8%.*prune\.layers=all protects none"):
+        plan_shapes(SMALL, MagnitudeConfig(ratio=0.6))
 
 
 def test_a_ratio_between_two_steps_gives_the_nearest_and_says_so() -> None:
@@ -93,7 +96,7 @@ def test_a_ratio_between_two_steps_gives_the_nearest_and_says_so() -> None:
 
 
 def test_a_channel_ratio_that_rounds_to_no_group_says_so() -> None:
-    plan = plan_shapes(SMALL, MagnitudeConfig(channel_ratio=0.2))
+    plan = plan_shapes(SMALL, MagnitudeConfig(channel_ratio=0.2, layers="all"))
     assert plan.pruned.layers[0] == LayerShape(9, 3, 1228)
     assert any("rounds to none of 3" in remark for remark in plan.remarks)
 

@@ -26,7 +26,13 @@ class Stopped(Exception):
 
 @pytest.fixture(scope="module")
 def inputs(real_store: Path) -> dict[str, Path]:
-    overrides = ["prune=llmpruner", "ratio=0.3", "tracker=none", f"runtime.artifact_root={real_store}"]
+    overrides = [
+        "prune=llmpruner",
+        "prune.allocation=uniform",
+        "ratio=0.3",
+        "tracker=none",
+        f"runtime.artifact_root={real_store}",
+    ]
     paths = built(overrides, ["prune", "data"]).paths
     return {"model": paths["prune"], "data": paths["data"]}
 

@@ -1,6 +1,7 @@
 """The shape of every layer, by the allocation that `prune.allocation` names. No torch here.
 
-paper     the allocation of the criterion's own paper: one of those below, or `equal`, LLM-Pruner's nearest shares
+paper     the allocation of the criterion's own paper: one of those below, `equal`, which has LLM-Pruner's nearest
+          shares, or `own`, which the criterion brings itself
 uniform   every layer loses the same shares
 global    the groups of all layers and kinds compete by their scores
 searched  the groups compete by the loss that each cut costs (`stages.prune.allocation.search`)
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING
 from stages.common.choices import lookup
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
-from stages.prune.allocation.budget import Budget, budget_of, parse_layers
+from stages.prune.allocation.budget import Budget, budget_of, layers_of
 from stages.prune.allocation.limits import check_reachable
 from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.allocation.ranking import ladders_of, ranked_plan
 from stages.prune.allocation.uniform import alike, by_channel_ratio
-from stages.prune.config import ALLOCATIONS, BUDGETS, COMPENSATIONS, DEPTH, OFFLOADS, SCOPES, PruneConfig
+from stages.prune.config import ALLOCATIONS, BUDGETS, COMPENSATIONS, DEPTH, OFFLOADS, SCOPES, SHAPES, PruneConfig
 from stages.prune.criteria.registry import CRITERIA
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 def check_options(config: PruneConfig) -> None:
     """Raise a `UserError` where an option common to all criteria is out of its range, or two exclude each other."""
     lookup("prune.allocation", config.allocation, dict.fromkeys(ALLOCATIONS))
+    lookup("prune.shapes", config.shapes, dict.fromkeys(SHAPES))
     lookup("prune.compensate", config.compensate, dict.fromkeys(COMPENSATIONS))
     lookup("prune.budget", config.budget, dict.fromkeys(BUDGETS))
     lookup("prune.offload", config.offload, dict.fromkeys(OFFLOADS))
@@ -62,7 +64,7 @@ def _check_scope(config: PruneConfig) -> None:
     if config.scope is None:
         return
     meant = lookup("prune.scope", config.scope, SCOPES)
-    if config.allocation not in ("uniform", meant):
+    if config.allocation not in ("paper", meant):
         raise UserError(
             f"prune.scope={config.scope} means prune.allocation={meant}, and prune.allocation={config.allocation} says "
             "otherwise: give one of the two."
@@ -78,10 +80,12 @@ def _check_fixed(config: PruneConfig) -> None:
         return
     idle = {
         f"prune.steps={config.steps}": config.steps > 1,
-        f"prune.allocation={allocation(config)}": allocation(config) in ("global", "searched"),
+        # The default, `paper`, may stand for one of these and decides nothing here.
+        f"prune.allocation={allocation(config)}": allocation(config) in ("global", "searched")
+        and (config.allocation != "paper" or config.scope is not None),
         f"prune.budget={config.budget}": config.budget != "parameters",
         f"prune.round_to={config.round_to}": config.round_to > 1,
-        f"prune.layers={config.layers}": config.layer_ratios is not None and config.layers != "all",
+        f"prune.layers={config.layers}": config.layer_ratios is not None and config.layers not in (None, "all"),
     }
     if any(idle.values()):
         option = next(option for option, wrong in idle.items() if wrong)
@@ -110,9 +114,21 @@ def _check_kinds(config: PruneConfig) -> None:
             f"prune.granularity={config.granularity}: layers and sub-layers of several kinds compete with each other. "
             "Use prune.allocation=global, or name one of the kinds."
         )
-    if way == "searched" and config.search.uniform and (not kinds - set(DEPTH) or config.layers != "all"):
+    if config.shapes == "alike":
+        _check_alike(config)
+
+
+def _check_alike(config: PruneConfig) -> None:
+    """Raise a `UserError` where layers can't all end with one shape, or where no allocation is searched."""
+    way = allocation(config)
+    if way not in ("searched", "uniform"):
         raise UserError(
-            "prune.search.uniform=true wants every layer to end alike, so heads, queries or channels must be in "
+            "prune.shapes=alike is about what prune.allocation=searched tries. Without a search, "
+            "prune.allocation=uniform gives all layers one shape."
+        )
+    if not set(config.granularity) - set(DEPTH) or config.layers not in (None, "all"):
+        raise UserError(
+            "prune.shapes=alike wants every layer to end alike, so heads, queries or channels must be in "
             f"prune.granularity={config.granularity}, and prune.layers={config.layers} be all."
         )
 
@@ -137,16 +153,19 @@ def needs_gradients(config: PruneConfig) -> bool:
 
 
 def for_scores(config: PruneConfig) -> PruneConfig:
-    """Return `config` for the scores stage: options that do not affect the dense model's scores have their defaults."""
-    plain = PruneConfig()
+    """Return `config` for the scores stage: options that do not affect the dense model's scores have their defaults.
+
+    All layers are scored unless the options name some, so every allocation shares the scores.
+    """
+    plain, layers = PruneConfig(), "all" if config.layers is None else config.layers
     budget = ("budget", "megabytes", "channel_ratio", "layer_ratios")
-    way = ("allocation", "scope", "search", "round_to", "max_per_layer", "steps", "compensate")
-    return replace(config, ratio=0.0, **{name: getattr(plain, name) for name in (*budget, *way)})
+    way = ("allocation", "scope", "search", "shapes", "round_to", "max_per_layer", "steps", "compensate")
+    return replace(config, ratio=0.0, layers=layers, **{name: getattr(plain, name) for name in (*budget, *way)})
 
 
 def allocation(config: PruneConfig) -> str:
-    """Return the allocation that is in force: uniform, equal, global, depth or searched."""
-    if config.scope is not None and config.allocation == "uniform":
+    """Return the allocation that is in force: uniform, equal, global, depth, own or searched."""
+    if config.scope is not None and config.allocation == "paper":
         return SCOPES[config.scope]
     return CRITERIA[config.method].paper if config.allocation == "paper" else config.allocation
 
@@ -156,9 +175,45 @@ def ruled(config: PruneConfig) -> bool:
     return config.channel_ratio is not None or config.layer_ratios is not None
 
 
+def settled(config: PruneConfig, count: int) -> PruneConfig:
+    """Return `config` with `layers` written out for a dense model of `count` layers.
+
+    Where no layers are named, `allocation=paper` leaves the criterion's first and last layers as they are: so many of
+    32, in proportion for another depth and rounded (of LLM-Pruner 4 and 2, which prunes 4-29 of 32 and 4-27 of 30).
+    They are of a recipe for heads and channels: where only whole layers or hidden channels go, none is protected.
+    """
+    if config.layers is not None:
+        return config
+    first, last = (0, 0)
+    by_paper = config.allocation == "paper" and config.scope is None and config.layer_ratios is None
+    if by_paper and {"heads", "queries", "channels"} & set(config.granularity):
+        # In integers, so that halves are rounded up on every machine.
+        first, last = ((of_32 * count + 16) // 32 for of_32 in CRITERIA[config.method].protected)
+    return replace(config, layers=f"{first}-{count - 1 - last}" if first + last else "all")
+
+
+def notes(config: PruneConfig, plan: PrunePlan) -> list[str]:
+    """Return the lines that a plan ends with: on the classes that load the pruned model, and on the price of those."""
+    needs, criterion = plan.pruned.beyond_stock, CRITERIA[config.method]
+    if needs and not plan.dense.beyond_stock:
+        kinds = [kind for kind in ("heads", "channels") if kind in criterion.granularities]
+        remedy = "prune.compensate=none" if "bias" in needs else "prune.allocation=uniform in all layers"
+        if {"attention", "mlp"} & set(config.granularity):
+            remedy = f"{remedy} and prune.granularity=[{','.join(kinds)}]" if kinds else ""
+        return [
+            f"{needs}: the model loads with trust_remote_code=True" + (f" ({remedy} avoids that)" if remedy else "")
+        ]
+    if not needs and allocation(config) == "uniform" and (any(criterion.protected) or criterion.paper == "global"):
+        return [
+            f"every layer ends alike, so the model loads anywhere; {config.method}'s own allocation is "
+            "prune.allocation=paper (Allocation in docs/pruning.md has the perplexity of both)"
+        ]
+    return []
+
+
 def decided_by_shapes(config: PruneConfig) -> bool:
     """Return whether every layer's shape is known before anything is scored."""
-    return ruled(config) or allocation(config) in ("uniform", "equal", "depth")
+    return ruled(config) or allocation(config) in ("uniform", "equal", "depth", "own")
 
 
 def foreseen(shape: DecoderShape, config: PruneConfig, budget: Budget | None = None) -> PrunePlan | None:
@@ -167,6 +222,7 @@ def foreseen(shape: DecoderShape, config: PruneConfig, budget: Budget | None = N
     Raises:
         UserError: the budget can't be met.
     """
+    config = settled(config, len(shape.layers))
     if decided_by_shapes(config):
         return plan_shapes(shape, config, budget=budget)
     check_reachable(budget or budget_of(shape, config), shape, config, config.max_per_layer)
@@ -187,6 +243,7 @@ def plan_shapes(
     Raises:
         UserError: the budget can't be met.
     """
+    config = settled(config, len(shape.layers))
     if ruled(config):
         return by_channel_ratio(shape, config)
     budget = budget or budget_of(shape, config)
@@ -195,6 +252,8 @@ def plan_shapes(
     way, criterion = allocation(config), CRITERIA[config.method]
     if way != "global":
         check_reachable(budget, shape, config)
+        if criterion.own is not None and way == "own":
+            return criterion.own.plan(budget, shape, config)
         gone = _weakest(scores, shape, config) if scores is not None else ()
         return alike(budget, shape, config, nearest=way == "equal", gone=gone)
     if scores is None:
@@ -210,5 +269,5 @@ def _weakest(scores: Scores, shape: DecoderShape, config: PruneConfig) -> Sequen
     kinds = [kind for kind in DEPTH if kind in config.granularity]
     if not kinds:
         return ()
-    layers = [i for i in parse_layers(config.layers, len(shape.layers)) if kinds[0] in scores.layers.get(i, {})]
+    layers = [i for i in layers_of(config, len(shape.layers)) if kinds[0] in scores.layers.get(i, {})]
     return sorted(layers, key=lambda index: float(scores.layers[index][kinds[0]][0]))

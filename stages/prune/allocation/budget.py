@@ -103,6 +103,14 @@ def parse_layers(text: str, count: int) -> list[int]:
     return sorted(chosen)
 
 
+def layers_of(config: PruneConfig, count: int) -> list[int]:
+    """Return the indices of the layers that `config` prunes in a model of `count` layers; all where it names none.
+
+    `stages.prune.allocation.allocate.settled` writes down the layers that a criterion's paper prunes.
+    """
+    return parse_layers("all" if config.layers is None else config.layers, count)
+
+
 def check_share(name: str, value: float) -> None:
     """Raise a `UserError` unless `value` is in [0, 1)."""
     if not 0 <= value < 1:

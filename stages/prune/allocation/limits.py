@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
-from stages.prune.allocation.budget import TOLERANCE, Budget, parse_layers
+from stages.prune.allocation.budget import TOLERANCE, Budget, layers_of
 from stages.prune.allocation.outcome import shape_left
 from stages.prune.config import DEPTH, PruneConfig
 
@@ -41,7 +41,7 @@ def check_reachable(budget: Budget, before: DecoderShape, config: PruneConfig, s
         config: layers, kinds of group and rounding.
         share: the largest share of a layer's heads, and of its channels, that may go.
     """
-    layers = parse_layers(config.layers, len(before.layers))
+    layers = layers_of(config, len(before.layers))
     most = budget.removed(_least(before, layers, config, share))
     if budget.ratio <= most + TOLERANCE:
         return
@@ -52,7 +52,7 @@ def check_reachable(budget: Budget, before: DecoderShape, config: PruneConfig, s
     stays += f", protected layers {protected:.1%}" if protected else ""
     stays += "" if set(config.granularity) <= set(DEPTH) else ", and one group of each kind stays in each layer"
     remedies = ["ask for less"]
-    remedies += ["protect fewer layers with prune.layers="] if protected else []
+    remedies += ["protect fewer layers with prune.layers= (prune.layers=all protects none)"] if protected else []
     remedies += ["raise prune.max_per_layer"] if share < 1 else []
     remedies += ["let more kinds go with prune.granularity="]
     raise UserError(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from stages.decoders.shapes import DecoderShape, LayerShape
-from stages.prune.allocation.budget import TOLERANCE, Budget, parse_layers
+from stages.prune.allocation.budget import TOLERANCE, Budget, layers_of
 from stages.prune.allocation.limits import most_gone, without, without_sublayer
 from stages.prune.allocation.outcome import PrunePlan, planned
 from stages.prune.config import DEPTH, PruneConfig
@@ -214,7 +214,7 @@ def ladders_of(
         limit: whether ladders stop where a layer keeps one group, and at `max_per_layer`.
     """
     found = []
-    for index in parse_layers(config.layers, len(before.layers)):
+    for index in layers_of(config, len(before.layers)):
         if index in scores:
             ladders = _layer_ladders(index, before.layers[index], scores[index], config, cumulative)
             found += [_limited(ladder, before.layers[index], config) for ladder in ladders] if limit else ladders

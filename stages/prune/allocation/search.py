@@ -6,7 +6,7 @@ Three steps, all on the calibration text:
    them (`stages.prune.statistics.curvature`: one forward and backward pass for all of them). The surgeon's scores are
    these losses already.
 2. The cheapest allocations that meet the budget, for several sets of kinds (`stages.prune.allocation.ranking`). With
-   `search.uniform` they are the shapes that all layers can share.
+   `shapes=alike` they are the shapes that all layers can share.
 3. The trials: the `search.trials` allocations of lowest predicted loss are tried. The model computes as if it were so
    cut (and compensated, where that is asked for). Its own loss on `search.sequences` sequences decides.
 """
@@ -81,7 +81,9 @@ def searched(
     """
     losses = scores.numbers() if cumulative else group_losses(model, scores, ids_BT, config)
     plans = (
-        _uniform_plans(budget, before, config) if config.search.uniform else _free_plans(budget, before, config, losses)
+        _alike_plans(budget, before, config)
+        if config.shapes == "alike"
+        else _free_plans(budget, before, config, losses)
     )
     # Ladders of all kinds and without limits, because a plan may have emptied what `ladders_of` would leave in place.
     ladders = ladders_of(losses, before, replace(config, granularity=_all_kinds(losses)), cumulative=True, limit=False)
@@ -174,7 +176,7 @@ def _free_plans(
             yield f"{', '.join(kinds)} in competition", planned(budget, before, layers)
 
 
-def _uniform_plans(budget: Budget, before: DecoderShape, config: PruneConfig) -> Iterator[tuple[str, PrunePlan]]:
+def _alike_plans(budget: Budget, before: DecoderShape, config: PruneConfig) -> Iterator[tuple[str, PrunePlan]]:
     """Yield every shape that all layers can share within the budget."""
     for plan in shared_plans(budget, before, config):
         layer = plan.pruned.layers[0]

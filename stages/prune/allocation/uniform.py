@@ -19,12 +19,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
-from stages.prune.allocation.budget import TOLERANCE, Budget, check_share, parse_layers
+from stages.prune.allocation.budget import TOLERANCE, Budget, check_share, layers_of
 from stages.prune.allocation.limits import without, without_sublayer
 from stages.prune.allocation.outcome import Layers, PrunePlan, planned, shape_left
 from stages.prune.config import DEPTH, PruneConfig
@@ -92,7 +92,7 @@ def _channel_ratios(shape: DecoderShape, config: PruneConfig) -> list[float]:
         return list(config.layer_ratios)
     ratio = config.channel_ratio or 0.0
     check_share("prune.channel_ratio", ratio)
-    chosen = set(parse_layers(config.layers, len(shape.layers)))
+    chosen = set(layers_of(config, len(shape.layers)))
     return [ratio if index in chosen else 0.0 for index in range(len(shape.layers))]
 
 
@@ -142,6 +142,21 @@ def shared_plans(budget: Budget, before: DecoderShape, config: PruneConfig) -> l
     return [planned(budget, before, step.layers, step.hidden) for step in steps]
 
 
+def with_fewer_channels(
+    budget: Budget, before: DecoderShape, targets: Layers, config: PruneConfig
+) -> Sequence[LayerShape | None]:
+    """Return `targets` where each pruned layer has lost the same share of its channels, nearest to the budget.
+
+    Args:
+        budget: the budget.
+        before: the shape that is cut.
+        targets: the layers of `before`, from which whole sub-layers may have gone.
+        config: layers and rounding.
+    """
+    (step,) = _candidates(budget, before, targets, replace(config, granularity=["channels"]))
+    return step.layers
+
+
 def _near(steps: Sequence[_Step], budget: Budget) -> list[_Step]:
     """Return the candidates within the budget; where there are none, the nearest one."""
     # Rounded, so that of candidates equally far away the one with fewer heads gone wins, whatever the last bits say.
@@ -161,7 +176,7 @@ def _without_depth(
     if not kinds:
         return targets, []
     kind, count = kinds[0], 0
-    order = list(gone) or parse_layers(config.layers, len(before.layers))[::-1]
+    order = list(gone) or layers_of(config, len(before.layers))[::-1]
     fills = bool(set(config.granularity) - set(DEPTH))
     for index in order[: len(before.layers) - 1 if kind == "layers" else None]:
         after = list(targets)
@@ -180,7 +195,7 @@ def _candidates(budget: Budget, before: DecoderShape, targets: Layers, config: P
 
     Each candidate removes the number of channels that brings it nearest to the budget.
     """
-    kinds, layers = set(config.granularity), parse_layers(config.layers, len(before.layers))
+    kinds, layers = set(config.granularity), layers_of(config, len(before.layers))
     cut = [layer for index in layers if (layer := targets[index]) is not None]
     most_groups = max((layer.kv_heads for layer in cut), default=0)
     most_each = max((layer.heads // layer.kv_heads for layer in cut if layer.kv_heads), default=0)

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from stages.decoders.anatomy import LayerAnatomy
     from stages.prune.groups import Scores
 
+PROTECTED = (4, 2)
+"""Of 32 layers, the first and the last that the paper's recipe leaves as they are: it prunes layers 4-29."""
 TAYLOR = ("vectorize", "param_first", "param_second", "param_mix")
 
 

@@ -20,7 +20,19 @@ from typing import TYPE_CHECKING, Any
 from stages.common.choices import lookup
 from stages.errors import UserError
 from stages.prune.config import DEPTH, GRANULARITIES, PruneConfig
-from stages.prune.criteria import block_influence, flap, hywia, llmpruner, magnitude, perplexity, random, surgeon, wanda
+from stages.prune.criteria import (
+    block_influence,
+    flap,
+    hywia,
+    llmpruner,
+    magnitude,
+    perplexity,
+    random,
+    surgeon,
+    two_stage,
+    wanda,
+    ziplm,
+)
 from stages.prune.memory.resident import Resident
 
 if TYPE_CHECKING:
@@ -28,10 +40,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from stages.decoders.anatomy import LayerAnatomy
-    from stages.prune.groups import Scores
+    from stages.decoders.shapes import DecoderShape
+    from stages.prune.allocation.budget import Budget
+    from stages.prune.allocation.outcome import PrunePlan
+    from stages.prune.groups import Scores, Selection
 
 Score = Callable[["PreTrainedModel", "Sequence[LayerAnatomy]", "Tensor | None", Any, Resident], "Scores"]
 BLOCKS = ("heads", "queries", "channels", "attention", "mlp", "layers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnAllocation:
+    """An allocation that a criterion's paper has for itself, and that looks at the model while it chooses."""
+
+    kinds: tuple[str, ...]
+    """The kinds of group that it chooses on the model, without a score."""
+    plan: Callable[[Budget, DecoderShape, Any], PrunePlan]
+    """Gives the plan from shapes alone: how much of each kind goes, before it is known which."""
+    choose: Callable[..., tuple[PrunePlan, Selection, dict[str, Any]]]
+    """choose(model, scores, ids, config, budget, before, resident) gives the plan, the groups that stay, and what the
+    record says of the choice. It leaves the model as it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +74,23 @@ class Criterion:
     needs_gradients: bool = False
     """Whether it runs backward, for which the whole model has to be in memory."""
     granularities: tuple[str, ...] = (*BLOCKS, "hidden")
-    """The kinds of group that it can score."""
+    """The kinds of group that it can score, or choose in an allocation of its own."""
     paper: str = "equal"
     """The meaning of `allocation=paper` for it:
     uniform  every layer ends with the same shape
     equal    the same share of the heads and of the channels of each layer that is touched, as LLM-Pruner does
     global   the groups of all layers and kinds in one ranking by score, the lowest go (FLAP)
     depth    whole layers (or sub-layers), the lowest go
+    own      an allocation of the criterion's own, in the field `own`
     """
+    own: OwnAllocation | None = None
+    protected: tuple[int, int] = (0, 0)
+    """Of 32 layers, the first and the last that `allocation=paper` leaves as they are, unless `prune.layers` says
+    otherwise; in proportion for other depths."""
     cumulative: bool = False
     """Whether a score is the loss of all groups up to and with this one, and not of this one alone."""
+    in_nats: bool = False
+    """Whether a cumulative score is the model's loss in nats a token, after compensation by least squares."""
     check_options: Callable[[Any], None] = lambda config: None
     """Raises a `UserError` where an option of its own is outside its range."""
 
@@ -77,10 +112,16 @@ CRITERIA: dict[str, Criterion] = {
         score=llmpruner.score,
         reads_text=True,
         needs_gradients=True,
+        protected=llmpruner.PROTECTED,
         check_options=llmpruner.check,
     ),
     "hywia": Criterion(
-        config=hywia.HyWIAConfig, score=hywia.score, reads_text=True, needs_gradients=True, check_options=hywia.check
+        config=hywia.HyWIAConfig,
+        score=hywia.score,
+        reads_text=True,
+        needs_gradients=True,
+        protected=llmpruner.PROTECTED,
+        check_options=hywia.check,
     ),
     "wanda": Criterion(config=wanda.WandaConfig, score=wanda.score, reads_text=True, granularities=BLOCKS),
     "flap": Criterion(
@@ -113,11 +154,36 @@ CRITERIA: dict[str, Criterion] = {
         granularities=BLOCKS,
         paper="global",
         cumulative=True,
+        in_nats=True,
     ),
+    "ziplm": Criterion(
+        config=ziplm.ZipLMConfig,
+        score=ziplm.score,
+        reads_text=True,
+        granularities=BLOCKS,
+        paper="global",
+        cumulative=True,
+    ),
+    "2ssp": Criterion(
+        config=two_stage.TwoStageConfig,
+        score=two_stage.score,
+        reads_text=True,
+        granularities=("channels", "attention"),
+        paper="own",
+        own=OwnAllocation(kinds=("attention",), plan=two_stage.plan, choose=two_stage.choose),
+        check_options=two_stage.check,
+    ),
+    # As LLM-Pruner's paper has them for comparison: its recipe with other scores.
     "magnitude": Criterion(
-        config=magnitude.MagnitudeConfig, score=magnitude.score, reads_text=False, check_options=magnitude.check
+        config=magnitude.MagnitudeConfig,
+        score=magnitude.score,
+        reads_text=False,
+        protected=llmpruner.PROTECTED,
+        check_options=magnitude.check,
     ),
-    "random": Criterion(config=random.RandomConfig, score=random.score, reads_text=False),
+    "random": Criterion(
+        config=random.RandomConfig, score=random.score, reads_text=False, protected=llmpruner.PROTECTED
+    ),
 }
 
 

@@ -18,7 +18,7 @@ Shape legend: K key/value heads, Q query heads, D rows of one head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -63,25 +63,46 @@ def score(
     sweep = moments(model, [part[-1].linear for _, part in parts], ids_BT, seed=config.seed)
     with torch.no_grad():
         for (layer, part), own in zip(parts, sweep, strict=True):
-            found[layer.index] |= _attention(layer, own, config) if part is layer.attention else _mlp(layer, own)
-    for kinds in found.values():
-        whole = [kinds[name] for name in ("attention", "mlp") if name in kinds]
-        kinds["layers"] = torch.stack(whole).sum(0) if whole else torch.zeros(1, dtype=torch.float64)
-    return Scores(found)
+            found[layer.index] |= sublayer_losses(
+                layer, own, attention=part is layer.attention, kinds=config.granularity
+            )
+    return Scores({index: with_layer(kinds) for index, kinds in found.items()})
 
 
-def _attention(layer: LayerAnatomy, own: SecondMoments, config: SurgeonConfig) -> dict[str, Tensor]:
+def sublayer_losses(
+    layer: LayerAnatomy, own: SecondMoments, *, attention: bool, kinds: Collection[str]
+) -> dict[str, Tensor]:
+    """Return by kind of group the loss in an attention or an MLP once each group is gone, and that of the sub-layer.
+
+    Args:
+        layer: the layer.
+        own: the second moments of the sub-layer's output projection.
+        attention: whether the sub-layer is the attention, and not the MLP.
+        kinds: the kinds of group that are asked for; single query heads are scored only where these name them.
+    """
+    return _attention(layer, own, kinds) if attention else _mlp(layer, own)
+
+
+def with_layer(kinds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return one layer's scores, completed by that of the whole layer: the sum over its sub-layers."""
+    import torch
+
+    whole = [kinds[name] for name in ("attention", "mlp") if name in kinds]
+    return {**kinds, "layers": torch.stack(whole).sum(0) if whole else torch.zeros(1, dtype=torch.float64)}
+
+
+def _attention(layer: LayerAnatomy, own: SecondMoments, kinds: Collection[str]) -> dict[str, Tensor]:
     from stages.prune.statistics.curvature import block_losses
 
     weight, shape = layer.attention[-1].weight, layer.shape
     each = shape.heads // shape.kv_heads
     heads_K = block_losses(weight, own, [range(shape.kv_heads)], each * layer.head_dim)
     # The head that goes last has the loss of all heads, which is the attention's.
-    kinds = {"heads": heads_K, "attention": heads_K.max().view(1)}
-    if "queries" in config.granularity:
+    losses = {"heads": heads_K, "attention": heads_K.max().view(1)}
+    if "queries" in kinds:
         groups = [range(first, first + each) for first in range(0, shape.heads, each)]
-        kinds["queries"] = block_losses(weight, own, groups, layer.head_dim)
-    return kinds
+        losses["queries"] = block_losses(weight, own, groups, layer.head_dim)
+    return losses
 
 
 def _mlp(layer: LayerAnatomy, own: SecondMoments) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ def plan(model: PreTrainedModel, config: SparseMLConfig) -> Work:
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     found = {f"{prefix}.{name}": module for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
-    layers = set(parse_layers(config.layers, model.config.num_hidden_layers))
+    layers = set(parse_layers(config.layers or "all", model.config.num_hidden_layers))
     linears = {name: module for name, module in found.items() if _layer(name) in layers}
     work = [(masking, _matching(linears, masking)) for masking in maskings(config)]
     names = [name for _, matched in work for name in matched]

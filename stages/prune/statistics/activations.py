@@ -65,6 +65,53 @@ class Moments:
         self.tokens = both
 
 
+@dataclass(slots=True)
+class InputProducts:
+    """The sum over tokens of the products of a linear map's inputs; float32.
+
+    Attributes:
+        tokens: the number of tokens that went through.
+        products_CC: the sum of x xᵀ.
+    """
+
+    tokens: int = 0
+    products_CC: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    @property
+    def mean_CC(self) -> Tensor:
+        """The second moments E[x xᵀ] of the inputs."""
+        return self.products_CC / max(1, self.tokens)
+
+    def add(self, values: Tensor) -> None:
+        """Add the inputs [..., C] of more tokens."""
+        given = values.detach().flatten(0, -2).float()
+        self.tokens += len(given)
+        self.products_CC = self.products_CC.to(given.device) + given.T @ given
+
+
+@dataclass(slots=True)
+class SequenceNorms:
+    """The norm of each input feature of a linear map over the tokens of a sequence, summed over sequences; float64.
+
+    Attributes:
+        sequences: the number of sequences that went through.
+        sum_F: the sum of their norms.
+    """
+
+    sequences: int = 0
+    sum_F: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    @property
+    def mean_F(self) -> Tensor:
+        """The mean norm of each feature."""
+        return self.sum_F / max(1, self.sequences)
+
+    def add(self, values: Tensor) -> None:
+        """Add the features [B, T, F] of more sequences."""
+        self.sequences += len(values)
+        self.sum_F = self.sum_F + values.detach().float().norm(dim=1).double().sum(0).cpu()
+
+
 def calibrated(model: PreTrainedModel, ids_BT: Tensor | None, resident: Resident) -> Layerwise:
     """Return a run of `model` on the calibration tokens, layer by layer."""
     if ids_BT is None:
@@ -150,6 +197,21 @@ def silenced(projections: Sequence[Projection]) -> Iterator[None]:
             if projection.axis == 1:
                 stack.callback(projection.linear.register_forward_hook(zeros).remove)
         yield
+
+
+@contextmanager
+def without_inputs(projection: Projection, gone: Sequence[int]) -> Iterator[None]:
+    """Let a linear map have zeros for its inputs `gone` within the block, as if these columns were not there."""
+    columns = torch.tensor(list(gone), dtype=torch.long)
+
+    def zeros(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].index_fill(-1, columns.to(inputs[0].device), 0.0), *inputs[1:])
+
+    handle = projection.linear.register_forward_pre_hook(zeros)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def cosine_distance(one_BTH: Tensor, other_BTH: Tensor) -> float:
