@@ -1,17 +1,22 @@
-"""Greedy continuations of many prompts at once: what transformers' `generate` writes, without its padding and waiting.
+"""Continuations of many prompts at once: what transformers' `generate` writes, without its padding and waiting.
+
+Greedy unless a `Sampling` is given. A sampled token is drawn by inverting the sums of the probabilities at a number
+from the prompt's own stream. So what is drawn for a prompt does not depend on the prompts beside it, beyond rounding.
 
 A beginning that prompts have in common (an instruction's template, examples) is read once for a whole batch. Keys and
 values are written in place into one allocation. A sequence that has ended leaves the batch, and the caller may end it
 as soon as it has read enough.
 
 Shapes: B sequences of a batch, S places of its cache, T nodes of a pass, N of them that are kept, Q query and K
-key/value heads, G = Q / K, D head size, H hidden size.
+key/value heads, G = Q / K, D head size, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,15 +41,34 @@ KEEP = 0.75
 """Share of a batch still being written at which those rows move together. Moving costs about as much as a step."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: the number above 0 that logits are divided by.
+        seeds: one for each prompt; equal seeds draw the same numbers.
+    """
+
+    temperature: float
+    seeds: Sequence[str]
+
+
+class Written(NamedTuple):
+    """What was written after a prompt: its tokens, and the end token that followed, None where none did."""
+
+    tokens: Ids
+    end: int | None
+
+
 class Generator:
-    """Greedy decoding with the model of a `Scorer`."""
+    """Continuations by the model of a `Scorer`."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self.tokenizer = scorer.encoder.tokenizer
         self.ends = end_tokens(scorer)
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[str],
@@ -61,25 +85,44 @@ class Generator:
         `advance` is told how many more are done.
         """
         contexts = self.scorer.encoder.prompts(prompts, room=new_tokens)
-        written: list[str] = [""] * len(prompts)
+        found = self.continuations(contexts, new_tokens=new_tokens, stop=stop, ends=ends, advance=advance)
+        return [_text(self.tokenizer, written.tokens) for written in found]
+
+    @torch.inference_mode()
+    def continuations(
+        self,
+        contexts: Sequence[Ids],
+        *,
+        new_tokens: int,
+        sampling: Sampling | None = None,
+        stop: Stop | None = None,
+        ends: frozenset[int] = frozenset(),
+        advance: Callable[[int], object] = int,
+    ) -> list[Written]:
+        """Return what the model writes after each of `contexts`, token ids that leave room for `new_tokens` more.
+
+        The other arguments are those of `generate`.
+        """
+        found: list[Written] = [Written([], None)] * len(contexts)
         rows = ROWS.get(self.scorer.model.device.type, 256)
         for group in batches([len(ids) + new_tokens for ids in contexts], tokens=CACHE_TOKENS, rows=rows):
             chosen = [contexts[index] for index in group]
+            choice = _Choice(sampling, group)
             writing = _Writing(self.tokenizer, len(group), new_tokens, self.ends | ends, stop, advance)
             # Attention over the cache sees every token before, so it can't serve a sliding window.
             if self.scorer.flat is not None and self.scorer.window is None:
-                self._write(chosen, writing, self.scorer.flat)
+                self._write(chosen, writing, choice, self.scorer.flat)
             else:
-                self._write_by_transformers(chosen, writing)
-            for index, text in zip(group, writing.texts, strict=True):
-                written[index] = text
-        return written
+                self._write_by_transformers(chosen, writing, choice)
+            for index, written in zip(group, writing.found, strict=True):
+                found[index] = written
+        return found
 
-    def _write(self, contexts: list[Ids], writing: _Writing, flat: FlatDecoder) -> None:
+    def _write(self, contexts: list[Ids], writing: _Writing, choice: _Choice, flat: FlatDecoder) -> None:
         cache = _Cache(len(flat.layers), [len(ids) for ids in contexts], writing.new_tokens)
         last_BH = self._read(contexts, cache, flat)
         while True:
-            token_B = self.scorer.logits(last_BH).argmax(-1)
+            token_B = choice(self.scorer.logits(last_BH), writing.rows)
             live = writing.take(token_B.tolist())
             if not live:
                 return
@@ -102,16 +145,42 @@ class Generator:
             last |= {index: hidden_TH[path[-1]] for index, path in row.paths.items()}
         return torch.stack([last[index] for index in range(len(contexts))])
 
-    def _write_by_transformers(self, contexts: list[Ids], writing: _Writing) -> None:
+    def _write_by_transformers(self, contexts: list[Ids], writing: _Writing, choice: _Choice) -> None:
         """Let the model's own `generate` write all tokens, and take the wanted ones from them."""
         ends, new_tokens = writing.ends, writing.new_tokens
-        for token_B in generated(self.scorer.model, contexts, ends=ends, new_tokens=new_tokens).T.tolist():
+        # Greedy needs no choice of ours: `generate` takes the likeliest token itself.
+        choose = None if choice.greedy else lambda logits_BV: choice(logits_BV, writing.rows)
+        written_BW = generated(self.scorer.model, contexts, ends=ends, new_tokens=new_tokens, choose=choose)
+        for token_B in written_BW.T.tolist():
             if not writing.take(token_B):
                 return
 
 
+class _Choice:
+    """The next tokens of a batch's rows: the likeliest, or drawn ones."""
+
+    def __init__(self, sampling: Sampling | None, group: Sequence[int]) -> None:
+        self.greedy = sampling is None
+        if sampling is not None:
+            self.temperature = sampling.temperature
+            # A string seeds alike in every process.
+            self.streams = [random.Random(sampling.seeds[index]) for index in group]
+
+    def __call__(self, logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return a token for each of `rows`, [B]. Each row's stream gives one number for each of its tokens."""
+        if self.greedy:
+            return logits_BV.argmax(-1)
+        drawn = [self.streams[row].random() for row in rows]
+        # In float64, because the sums over a vocabulary would round small probabilities away.
+        sums_BV = (logits_BV / self.temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
+        drawn_B1 = torch.tensor(drawn, dtype=torch.float64, device=logits_BV.device)[:, None]
+        token_B1 = torch.searchsorted(sums_BV, drawn_B1 * sums_BV[:, -1:], right=True)
+        # The product of a number below 1 may round up to the last sum, behind which there is no token.
+        return token_B1[:, 0].clamp_max(logits_BV.shape[-1] - 1)
+
+
 class _Writing:
-    """The texts of a batch as they grow, and the rows that are still written."""
+    """The tokens of a batch's rows as they grow, and the rows that are still written."""
 
     def __init__(
         self,
@@ -124,13 +193,14 @@ class _Writing:
     ) -> None:
         self.tokenizer, self.new_tokens, self.ends, self.stop, self.advance = tokenizer, new_tokens, ends, stop, advance
         self.tokens: list[Ids] = [[] for _ in range(count)]
+        self.last: list[int | None] = [None] * count
         self.done = [False] * count
         self.rows = list(range(count))
 
     @property
-    def texts(self) -> list[str]:
-        """The texts written so far."""
-        return [self._text(tokens) for tokens in self.tokens]
+    def found(self) -> list[Written]:
+        """What was written so far."""
+        return list(map(Written, self.tokens, self.last))
 
     def take(self, tokens: Sequence[int]) -> list[int]:
         """Add one token to each row, and return the places of the rows that have not ended."""
@@ -147,14 +217,16 @@ class _Writing:
 
     def _ended(self, row: int, token: int) -> bool:
         if token in self.ends:
+            self.last[row] = token
             return True
         self.tokens[row].append(token)
         full = len(self.tokens[row]) >= self.new_tokens
-        return full or (self.stop is not None and self.stop(self._text(self.tokens[row])))
+        return full or (self.stop is not None and self.stop(_text(self.tokenizer, self.tokens[row])))
 
-    def _text(self, tokens: Ids) -> str:
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
+
+def _text(tokenizer: PreTrainedTokenizerBase, tokens: Ids) -> str:
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    return text
 
 
 class _Cache:
