@@ -253,7 +253,7 @@ class _Cache:
         places_N = torch.tensor([place for path in row.paths.values() for place in range(len(path))])
 
         def keep(layer: int, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, scaling: float) -> Tensor:
-            for kept_BSKD, x_TKD in zip(self._pair(layer, k_TKD), (k_TKD, v_TKD), strict=True):
+            for kept_BSKD, x_TKD in zip(self._pair(layer, k_TKD, v_TKD), (k_TKD, v_TKD), strict=True):
                 kept_BSKD[rows_N, places_N] = x_TKD[nodes_N]
             return attend(layer, q_TQD, k_TKD, v_TKD, scaling)
 
@@ -270,7 +270,7 @@ class _Cache:
     def attend(self, layer: int, q_BQD: Tensor, k_BKD: Tensor, v_BKD: Tensor, scaling: float) -> Tensor:
         """Keep the key and value of one token a sequence, and return what attention gives the token, [B, Q, D]."""
         stop = self.start + self.steps
-        keys_BSKD, values_BSKD = self._pair(layer, k_BKD)
+        keys_BSKD, values_BSKD = self._pair(layer, k_BKD, v_BKD)
         keys_BSKD[:, stop - 1], values_BSKD[:, stop - 1] = k_BKD, v_BKD
         # The query heads of a group take the place of queries, so keys and values are read once for all of them.
         out_BKGD = F.scaled_dot_product_attention(
@@ -288,10 +288,11 @@ class _Cache:
         self.sees_BS = self.sees_BS[rows.cpu()]
         self.pairs = [pair and (pair[0][rows], pair[1][rows]) for pair in self.pairs]
 
-    def _pair(self, layer: int, like_TKD: Tensor) -> tuple[Tensor, Tensor]:
+    def _pair(self, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor]:
         pair = self.pairs[layer]
         if pair is None:
-            shape = (len(self.lengths), self.size, *like_TKD.shape[1:])
-            # Zeros, not empty memory: a masked place's value is multiplied by a weight of 0, and 0 × NaN is NaN.
-            pair = self.pairs[layer] = (like_TKD.new_zeros(shape), like_TKD.new_zeros(shape))
+            shape = (len(self.lengths), self.size, *k_TKD.shape[1:])
+            # Zeros, not empty memory: a masked place's value is multiplied by a weight of 0, and 0 × NaN is NaN. Under
+            # autocast rotated keys are float32, and values are not.
+            pair = self.pairs[layer] = (k_TKD.new_zeros(shape), v_TKD.new_zeros(shape))
         return pair

@@ -132,8 +132,7 @@ def rewrites(
     from stages.recover.asking import asking
 
     with asking(model, dtype):
-        # Not with joined weights, because these change.
-        generator = Generator(Scorer(model, tokenizer, flat=False))
+        generator = Generator(Scorer(model, tokenizer, joined=False))
     room = generator.scorer.encoder.max_length - options.new_tokens
     require(
         room >= 1,
