@@ -204,6 +204,15 @@ def test_steps_on_rows_are_those_of_distillation(taught: Path, tmp_path: Path) -
     assert summary["objective"]["share"] == 0.25
 
 
+def test_two_workers_write_and_learn_what_one_does(taught: Path, tmp_path: Path) -> None:
+    recover(taught, tmp_path / "one", settings(share=1.0))
+    recover(taught, tmp_path / "two", settings(share=1.0), engine="ddp", workers=2)
+    one, two = steps(tmp_path / "one"), steps(tmp_path / "two")
+    assert [point["on_policy_divergence"] for point in two] == pytest.approx(
+        [point["on_policy_divergence"] for point in one], rel=1e-3
+    )
+
+
 class Stopped(Exception):
     """Raised where the process would have been killed."""
 
