@@ -34,7 +34,7 @@ def load_rows(data: str = "commonsense", **options: Any) -> tuple[list[JSON], li
         options: options of the command line by their names without "data.", such as validation_rows=64.
 
     Raises:
-        UserError: the data set or an option is unknown, or the rows can't be fetched.
+        UserError: the data set or an option is unknown, the rows can't be fetched, or a model would have to write them.
     """
     config = configured(f"data={data}", data=options)
     cache = cache_directory(config)

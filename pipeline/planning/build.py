@@ -7,6 +7,7 @@
 Each group of options gets its meaning from its stage, in `stages/NAME/plan.py`; this module joins the stages.
 
 - With a taught objective, recover has the dense model as one more input: the teacher.
+- With `data=selfwritten`, the dense model is an input of the data: it writes the rows.
 - With `recover.tune=lr`, trials precede recover, one for each rate.
 - With `reference=dense_recovered`, the dense model takes the same recovery in one more branch, which is evaluated too.
 
@@ -23,6 +24,7 @@ from pipeline.planning.runtime import check_runtime, resolve_device
 from pipeline.planning.settled import cache_directory, pruning_of, recovery_of, rows_of
 from pipeline.schema.config import Config, Reference
 from stages.data import plan as data_plan
+from stages.data.config import DataConfig
 from stages.errors import UserError
 from stages.evaluate import plan as evaluate_plan
 from stages.export import plan as export_plan
@@ -70,7 +72,7 @@ class _Plan:
         """Return the whole graph."""
         model = self.roles["model"] = self._model(self.config.model)
         if self.recovery is not None:
-            self.roles |= data_roles("data", data_node(self.config.data, self.cache))
+            self.roles |= data_roles("data", self._data(self.config.data))
         if self.pruning is not None:
             self._prune(self.pruning, model)
         pruned = self.roles.get("prune", model)
@@ -116,7 +118,16 @@ class _Plan:
             data = named(name, {}, data.seed, "prune.calibration.data")
         elif "data" in self.roles:
             return self.roles["data"]
-        return data_node(data, self.cache)
+        return self._data(data)
+
+    def _data(self, data: DataConfig) -> Node:
+        return data_node(data, self.cache, self._writer)
+
+    def _writer(self) -> Node:
+        """Return the model that writes rows, the dense one, which gets a role unless it has one."""
+        writer = self._uncut(self.roles["model"], "to write rows", "take rows that no model writes: data=commonsense.")
+        self._add("writer", writer)
+        return writer
 
     def _add(self, role: str, added: Node) -> None:
         """Give a node its role, and the parts of a mixture theirs, unless the node already plays one."""

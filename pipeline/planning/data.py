@@ -1,9 +1,9 @@
-"""The data stages of a plan: a named data set as its YAML defines it, pinned, with a mixture's parts as its inputs."""
+"""The data stages of a plan: a named data set as its YAML defines it, pinned, with those it takes rows from."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,28 +17,36 @@ from pipeline.planning.graph import Node
 from stages.common.choices import lookup, nearest
 from stages.data import plan as data_plan
 from stages.data.config import DataConfig
-from stages.data.mixture import parts_of
 from stages.data.registry import DATASETS
 from stages.errors import UserError
 from stages.registry import STAGES
 
 
-def data_node(data: DataConfig, cache: Path) -> Node:
-    """Return the node of the rows that `data` describes. A mixture's parts are its inputs.
+def data_node(data: DataConfig, cache: Path, writer: Callable[[], Node] | None = None) -> Node:
+    """Return the node of the rows that `data` describes. The data sets whose rows it takes are its inputs.
 
     Args:
         data: the options, as the command line has them.
         cache: the directory in which downloads are kept.
+        writer: returns the node of the dense model, for rows that it writes.
 
     Raises:
-        UserError: the data set is unknown, an option is outside its range, or a file or name it gives can't be found.
+        UserError: the data set is unknown, an option is outside its range, a file or name it gives can't be found, or
+            there is no model to write rows.
     """
     planned = data_plan.planned(data, cache, seed=keys.derive_seed(data.seed, "data"))
-    parts = {}
-    for name, part in parts_of(data).items():
+    inputs = {}
+    for name, part in data_plan.parts(data).items():
         options = {"validation_rows": data.validation_rows, **part.options}
-        parts[name] = data_node(named(part.data, options, data.seed, f"data.parts.{name}"), cache)
-    return Node(STAGES["data"], planned.label, planned.config, parts, planned.locations)
+        inputs[name] = data_node(named(part.data, options, data.seed, part.where), cache, writer)
+    if data_plan.asks_model(data):
+        if writer is None:
+            raise UserError(
+                f"data={data.name}: only a run has a model that writes these rows. Run it (pipeline.run), and read "
+                "train.jsonl in its data artifact."
+            )
+        inputs["model"] = writer()
+    return Node(STAGES["data"], planned.label, planned.config, inputs, planned.locations)
 
 
 def named(name: str, options: Mapping[str, Any], seed: int, where: str) -> DataConfig:
@@ -72,11 +80,19 @@ def named(name: str, options: Mapping[str, Any], seed: int, where: str) -> DataC
 
 
 def data_roles(role: str, node: Node) -> dict[str, Node]:
-    """Return `node` under its role, preceded by its parts under theirs."""
-    return {f"{role}-{name}": part for name, part in node.inputs.items()} | {role: node}
+    """Return `node` under its role, preceded by the data sets whose rows it takes under theirs."""
+    before: dict[str, Node] = {}
+    for name, part in _parts(node):
+        before |= data_roles(f"{role}-{name}", part)
+    return before | {role: node}
 
 
 def tasks_in(node: Node) -> list[str]:
     """Return the judged tasks whose train splits are among the rows of `node`."""
     own = data_plan.tasks(node.config)
-    return list(dict.fromkeys([*own, *(task for part in node.inputs.values() for task in tasks_in(part))]))
+    return list(dict.fromkeys([*own, *(task for _, part in _parts(node) for task in tasks_in(part))]))
+
+
+def _parts(node: Node) -> Iterator[tuple[str, Node]]:
+    """Yield the inputs of `node` that are rows, by name. A model may be among the inputs too."""
+    return ((name, part) for name, part in node.inputs.items() if part.stage is STAGES["data"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from stages.fetch.wheels import Wheel
 
@@ -25,3 +27,20 @@ class WheelDataConfig(DataConfig):
 
     wheel: Wheel | None = None
     """The wheel that holds the rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Another data set whose rows a data set takes. It is a stage of its own, and an input.
+
+    Attributes:
+        data: the other data set's name.
+        options: its options, where they are not the default.
+        where: the command line's key that asks for it, for the errors.
+        weight: what a mixture has of it, in proportion to the others.
+    """
+
+    data: str
+    options: Mapping[str, Any]
+    where: str
+    weight: float = 1.0

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.files import read_jsonl
-from stages.data.config import DataConfig
-from stages.data.rows import Built, Row
+from stages.data.config import DataConfig, Part
+from stages.data.rows import Built, Row, row_of
 from stages.errors import UserError
 from stages.rows.interleave import interleave
 from stages.stage import Context
@@ -35,23 +35,12 @@ class MixtureConfig(DataConfig):
     share}, with shares that sum to 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The options of one part of a mixture."""
-
-    data: str
-    weight: float
-    options: Mapping[str, Any]
-
-
-def parts_of(config: DataConfig) -> dict[str, Part]:
-    """Return the parts of a mixture by name, sorted; empty for any other data set.
+def parts_of(config: MixtureConfig) -> dict[str, Part]:
+    """Return the parts of a mixture by name, sorted.
 
     Raises:
         UserError: there are none, or a weight is missing or not positive.
     """
-    if not isinstance(config, MixtureConfig):
-        return {}
     if not isinstance(config.parts, Mapping) or not config.parts:
         raise UserError(
             f"data.parts={config.parts}: a mixture has parts with weights, "
@@ -68,7 +57,7 @@ def _part(name: str, said: Any) -> Part:
         raise UserError(f"data.parts.{name}: the weight must be a number above 0, and is {weight!r}.")
     if data == "mixture":
         raise UserError(f"data.parts.{name}: a mixture can't be a part of a mixture. Name its parts here.")
-    return Part(str(data), float(weight), options)
+    return Part(data=str(data), options=options, where=f"data.parts.{name}", weight=float(weight))
 
 
 def pin(config: MixtureConfig, cache: Path) -> tuple[MixtureConfig, dict[str, Path]]:
@@ -90,7 +79,7 @@ def build(config: MixtureConfig, inputs: Mapping[str, Path], context: Context) -
     Raises:
         UserError: the parts set too few rows aside, or a part has none left.
     """
-    validation = {name: [_row(line) for line in read_jsonl(inputs[name] / "validation.jsonl")] for name in inputs}
+    validation = {name: [row_of(line) for line in read_jsonl(inputs[name] / "validation.jsonl")] for name in inputs}
     held = interleave(
         {name: iter(rows) for name, rows in sorted(validation.items())},
         config.parts,
@@ -112,13 +101,9 @@ def _rows(config: MixtureConfig, inputs: Mapping[str, Path], held: set[str], sou
     for name, share in sorted(config.parts.items()):
         count = 0
         for line in read_jsonl(inputs[name] / "train.jsonl"):
-            if (row := _row(line)).text not in held:
+            if (row := row_of(line)).text not in held:
                 count += 1
                 yield row
         if not count:
             raise UserError(f"the part '{name}' has no row that another part does not hold out. Leave it out.")
         source["parts"].append({"name": name, "weight": share, "rows": count})
-
-
-def _row(line: dict[str, Any]) -> Row:
-    return Row(**line | {"choices": tuple(line.get("choices", ()))})

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from stages.common.checks import require
 from stages.common.choices import lookup
-from stages.data.config import DataConfig
+from stages.data.config import DataConfig, Part
 from stages.data.registry import DATASETS
 from stages.stage import Planned
 
 
 def planned(data: DataConfig, cache: Path, *, seed: int) -> Planned:
-    """Return the data stage's config. A mixture's parts are data stages of their own (`mixture.parts_of`).
+    """Return the data stage's config. Other data sets whose rows it takes are data stages of their own (`parts`).
 
     Args:
         data: the options.
@@ -33,11 +33,25 @@ def planned(data: DataConfig, cache: Path, *, seed: int) -> Planned:
     return Planned(label=label, config=dataclasses.replace(pinned, seed=seed), locations=locations)
 
 
+def parts(data: DataConfig) -> dict[str, Part]:
+    """Return the other data sets whose rows `data` takes, by the names of the inputs that they are.
+
+    Raises:
+        UserError: an option that names them is not as it should be.
+    """
+    return DATASETS[data.name].parts(data)
+
+
+def asks_model(data: DataConfig) -> bool:
+    """Return whether the dense model is an input of the stage."""
+    return DATASETS[data.name].asks_model
+
+
 def label(config: DataConfig) -> str:
     """Return the rows' name in reports."""
     return DATASETS[config.name].label(config)
 
 
 def tasks(config: DataConfig) -> tuple[str, ...]:
-    """Return the judged tasks whose train splits are among the rows. A mixture's parts are not looked into."""
+    """Return the judged tasks whose train splits are among the rows. Parts are not looked into."""
     return DATASETS[config.name].tasks

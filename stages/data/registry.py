@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.data import commonsense, file, hub, mixture, passages, text
-from stages.data.config import DataConfig, WheelDataConfig
+from stages.data import commonsense, file, hub, mixture, passages, selfwritten, text
+from stages.data.config import DataConfig, Part, WheelDataConfig
 from stages.data.rows import Built
 from stages.stage import Context
 from stages.task_library.instructions import FORMATS
@@ -35,6 +35,8 @@ class DataSet:
         pin: given the options and the directory of downloads, returns the options as they enter a key (branches become
             commits, paths digests), and the places on this machine (`Context.locations`).
         label: returns the rows' name in directories and reports.
+        parts: returns the other data sets whose rows it takes, by the names of the inputs that they are.
+        asks_model: whether the dense model is an input too, named "model".
         tasks: lm-eval's names of those tasks. Their scores mix recovery with task fitting, and the report says so.
     """
 
@@ -42,6 +44,8 @@ class DataSet:
     config: type[DataConfig] = WheelDataConfig
     pin: Callable[[Any, Path], Pinned] = as_it_is
     label: Callable[[Any], str] = lambda config: str(config.name)
+    parts: Callable[[Any], dict[str, Part]] = lambda config: {}
+    asks_model: bool = False
     tasks: tuple[str, ...] = ()
 
 
@@ -52,5 +56,19 @@ DATASETS: dict[str, DataSet] = {
     "hub": DataSet(build=hub.build, config=hub.HubConfig, pin=hub.pin, label=hub.label),
     "file": DataSet(build=file.build, config=file.FileConfig, pin=file.pin, label=file.label),
     "text": DataSet(build=text.build, config=text.TextConfig, pin=text.pin, label=text.label),
-    "mixture": DataSet(build=mixture.build, config=mixture.MixtureConfig, pin=mixture.pin, label=mixture.label),
+    "selfwritten": DataSet(
+        build=selfwritten.build,
+        config=selfwritten.SelfWrittenConfig,
+        pin=selfwritten.pin,
+        label=selfwritten.label,
+        parts=selfwritten.parts_of,
+        asks_model=True,
+    ),
+    "mixture": DataSet(
+        build=mixture.build,
+        config=mixture.MixtureConfig,
+        pin=mixture.pin,
+        label=mixture.label,
+        parts=mixture.parts_of,
+    ),
 }

@@ -29,6 +29,11 @@ class Row(NamedTuple):
         return self.prompt + self.response
 
 
+def row_of(line: dict[str, Any]) -> Row:
+    """Return the row that a line of another data stage's files holds."""
+    return Row(**line | {"choices": tuple(line.get("choices", ()))})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
     """The rows of a data set in a deterministic order, with their provenance.

@@ -23,7 +23,7 @@ def run(config: DataConfig, inputs: Mapping[str, Path], context: Context) -> JSO
     """Write `train.jsonl`, `validation.jsonl` and `data.json`, and return the counts of rows.
 
     A line has prompt, response and task. A held-out line has its choices too, where the data set gives them. `inputs`
-    are the artifacts of a mixture's parts, by their names.
+    are the artifacts of the data sets whose rows are taken, by their names, and the model's where one is asked.
 
     Raises:
         UserError: the data set is unknown, its source can't be fetched, or it has too few rows to set so many aside.
@@ -74,7 +74,9 @@ def _counted(rows: Iterable[Row], counts: Counter[str], name: str) -> Iterator[R
 
 
 def _tasks(inputs: Mapping[str, Path]) -> list[str]:
-    return [task for part in sorted(inputs) for task in read_json(inputs[part] / "data.json")["tasks"]]
+    records = (inputs[name] / "data.json" for name in sorted(inputs))
+    # A model's artifact has no such record.
+    return [task for record in records if record.is_file() for task in read_json(record)["tasks"]]
 
 
 def _line(row: Row, *, choices: bool) -> JSON:

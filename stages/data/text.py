@@ -78,15 +78,15 @@ def cut(blocks: Iterable[str], longest: int) -> Iterator[str]:
         held += block
         start = 0
         while len(held) - start > longest or (not block and start < len(held)):
-            stop = start + _end(held[start : start + longest], whole=len(held) - start <= longest)
+            stop = start + place_to_end(held[start : start + longest], whole=len(held) - start <= longest)
             if row := held[start:stop].strip():
                 yield row
             start = stop
         held = held[start:]
 
 
-def _end(window: str, *, whole: bool) -> int:
-    """Return where the row that begins `window` ends: at the best end in its second half; with `whole`, at its end."""
+def place_to_end(window: str, *, whole: bool = False) -> int:
+    """Return where a row that begins `window` ends: at the best end in its second half; with `whole`, at its end."""
     if whole:
         return len(window)
     for end in ENDS:

@@ -20,11 +20,11 @@ from typing import Any
 from stages.adapters.loading import Source
 from stages.common.choices import lookup
 from stages.common.files import read_json, read_jsonl, write_json
+from stages.common.journal import Journal
 from stages.common.progress import progress
 from stages.decoders.checkpoint import load_tokenizer
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.continuations import written_continuations
-from stages.evaluate.journal import Journal
 from stages.evaluate.judge import PROTOCOLS, Model, Paper
 from stages.evaluate.lm import FastLM
 from stages.evaluate.metrics import average, summarise

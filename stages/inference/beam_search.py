@@ -1,7 +1,7 @@
 """Continuations by transformers' own `generate`: beam search, and decoders that `generator` does not know.
 
 This module owns batching and what ends a text, and keeps a checkpoint's own generation settings out of the search.
-Greedy continuations are the work of `generator`, which is several times faster.
+Continuations without a search are the work of `generator`, which is several times faster.
 """
 
 from __future__ import annotations
@@ -53,10 +53,24 @@ def beam_search(
 
 
 def generated(
-    model: PreTrainedModel, rows: Sequence[Ids], *, ends: frozenset[int], new_tokens: int, beams: int = 1
+    model: PreTrainedModel,
+    rows: Sequence[Ids],
+    *,
+    ends: frozenset[int],
+    new_tokens: int,
+    beams: int = 1,
+    choose: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Return the ids that `generate` writes after each of `rows`, [B, W]. Ids after a row's first end mean nothing."""
-    from transformers import GenerationConfig
+    """Return the ids that `generate` writes after each of `rows`, [B, W]. Ids after a row's first end mean nothing.
+
+    `choose` maps the logits of the next tokens [B, V] to the tokens to write [B]; without it the likeliest are written.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    def alone(ids_BL: Tensor, logits_BV: Tensor) -> Tensor:
+        """Return logits of which the chosen token's is the only finite one, so that it is the likeliest."""
+        assert choose is not None
+        return torch.full_like(logits_BV, -torch.inf).scatter_(1, choose(logits_BV)[:, None], 0.0)
 
     length = max(map(len, rows))
     pad = min(ends, default=0)  # any id would do: it is masked before a prompt and not read after an end
@@ -72,7 +86,12 @@ def generated(
         pad_token_id=pad,
     )
     with _without_settings(model):
-        written_BL: Tensor = model.generate(ids_BL, attention_mask=seen_BL, generation_config=settings)
+        written_BL: Tensor = model.generate(
+            ids_BL,
+            attention_mask=seen_BL,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([alone] if choose else []),
+        )
     return written_BL[:, length:]
 
 

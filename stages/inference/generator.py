@@ -1,16 +1,21 @@
-"""Greedy continuations of many prompts at once: what transformers' `generate` writes, without its padding and waiting.
+"""Continuations of many prompts at once: what transformers' `generate` writes, without its padding and waiting.
+
+Greedy unless a `Sampling` is given. A sampled token is drawn by inverting the sums of the probabilities at a number
+from the prompt's own stream. So what is drawn for a prompt does not depend on the prompts beside it, beyond rounding.
 
 A beginning that prompts have in common (an instruction's template, examples) is read once for a whole batch. Keys and
 values are written in place into one allocation. A sequence that has ended leaves the batch, and the caller may end it
 as soon as it has read enough.
 
 Shapes: B sequences of a batch, S places of its cache, T nodes of a pass, N of them that are kept, Q query and K
-key/value heads, G = Q / K, D head size, H hidden size.
+key/value heads, G = Q / K, D head size, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -36,6 +41,19 @@ KEEP = 0.75
 """Share of a batch still being written at which those rows move together. Moving costs about as much as a step."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: the number above 0 that logits are divided by.
+        seeds: one for each prompt; equal seeds draw the same numbers.
+    """
+
+    temperature: float
+    seeds: Sequence[str]
+
+
 class Written(NamedTuple):
     """What was written after a prompt: its tokens, and the end token that followed, None where none did."""
 
@@ -44,7 +62,7 @@ class Written(NamedTuple):
 
 
 class Generator:
-    """Greedy decoding with the model of a `Scorer`."""
+    """Continuations by the model of a `Scorer`."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
@@ -76,6 +94,7 @@ class Generator:
         contexts: Sequence[Ids],
         *,
         new_tokens: int,
+        sampling: Sampling | None = None,
         stop: Stop | None = None,
         ends: frozenset[int] = frozenset(),
         advance: Callable[[int], object] = int,
@@ -88,21 +107,22 @@ class Generator:
         rows = ROWS.get(self.scorer.model.device.type, 256)
         for group in batches([len(ids) + new_tokens for ids in contexts], tokens=CACHE_TOKENS, rows=rows):
             chosen = [contexts[index] for index in group]
+            choice = _Choice(sampling, group)
             writing = _Writing(self.tokenizer, len(group), new_tokens, self.ends | ends, stop, advance)
             # Attention over the cache sees every token before, so it can't serve a sliding window.
             if self.scorer.flat is not None and self.scorer.window is None:
-                self._write(chosen, writing, self.scorer.flat)
+                self._write(chosen, writing, choice, self.scorer.flat)
             else:
-                self._write_by_transformers(chosen, writing)
+                self._write_by_transformers(chosen, writing, choice)
             for index, written in zip(group, writing.found, strict=True):
                 found[index] = written
         return found
 
-    def _write(self, contexts: list[Ids], writing: _Writing, flat: FlatDecoder) -> None:
+    def _write(self, contexts: list[Ids], writing: _Writing, choice: _Choice, flat: FlatDecoder) -> None:
         cache = _Cache(len(flat.layers), [len(ids) for ids in contexts], writing.new_tokens)
         last_BH = self._read(contexts, cache, flat)
         while True:
-            token_B = self.scorer.logits(last_BH).argmax(-1)
+            token_B = choice(self.scorer.logits(last_BH), writing.rows)
             live = writing.take(token_B.tolist())
             if not live:
                 return
@@ -125,12 +145,38 @@ class Generator:
             last |= {index: hidden_TH[path[-1]] for index, path in row.paths.items()}
         return torch.stack([last[index] for index in range(len(contexts))])
 
-    def _write_by_transformers(self, contexts: list[Ids], writing: _Writing) -> None:
+    def _write_by_transformers(self, contexts: list[Ids], writing: _Writing, choice: _Choice) -> None:
         """Let the model's own `generate` write all tokens, and take the wanted ones from them."""
         ends, new_tokens = writing.ends, writing.new_tokens
-        for token_B in generated(self.scorer.model, contexts, ends=ends, new_tokens=new_tokens).T.tolist():
+        # Greedy needs no choice of ours: `generate` takes the likeliest token itself.
+        choose = None if choice.greedy else lambda logits_BV: choice(logits_BV, writing.rows)
+        written_BW = generated(self.scorer.model, contexts, ends=ends, new_tokens=new_tokens, choose=choose)
+        for token_B in written_BW.T.tolist():
             if not writing.take(token_B):
                 return
+
+
+class _Choice:
+    """The next tokens of a batch's rows: the likeliest, or drawn ones."""
+
+    def __init__(self, sampling: Sampling | None, group: Sequence[int]) -> None:
+        self.greedy = sampling is None
+        if sampling is not None:
+            self.temperature = sampling.temperature
+            # A string seeds alike in every process.
+            self.streams = [random.Random(sampling.seeds[index]) for index in group]
+
+    def __call__(self, logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return a token for each of `rows`, [B]. Each row's stream gives one number for each of its tokens."""
+        if self.greedy:
+            return logits_BV.argmax(-1)
+        drawn = [self.streams[row].random() for row in rows]
+        # In float64, because the sums over a vocabulary would round small probabilities away.
+        sums_BV = (logits_BV / self.temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
+        drawn_B1 = torch.tensor(drawn, dtype=torch.float64, device=logits_BV.device)[:, None]
+        token_B1 = torch.searchsorted(sums_BV, drawn_B1 * sums_BV[:, -1:], right=True)
+        # The product of a number below 1 may round up to the last sum, behind which there is no token.
+        return token_B1[:, 0].clamp_max(logits_BV.shape[-1] - 1)
 
 
 class _Writing:
@@ -207,7 +253,7 @@ class _Cache:
         places_N = torch.tensor([place for path in row.paths.values() for place in range(len(path))])
 
         def keep(layer: int, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, scaling: float) -> Tensor:
-            for kept_BSKD, x_TKD in zip(self._pair(layer, k_TKD), (k_TKD, v_TKD), strict=True):
+            for kept_BSKD, x_TKD in zip(self._pair(layer, k_TKD, v_TKD), (k_TKD, v_TKD), strict=True):
                 kept_BSKD[rows_N, places_N] = x_TKD[nodes_N]
             return attend(layer, q_TQD, k_TKD, v_TKD, scaling)
 
@@ -224,7 +270,7 @@ class _Cache:
     def attend(self, layer: int, q_BQD: Tensor, k_BKD: Tensor, v_BKD: Tensor, scaling: float) -> Tensor:
         """Keep the key and value of one token a sequence, and return what attention gives the token, [B, Q, D]."""
         stop = self.start + self.steps
-        keys_BSKD, values_BSKD = self._pair(layer, k_BKD)
+        keys_BSKD, values_BSKD = self._pair(layer, k_BKD, v_BKD)
         keys_BSKD[:, stop - 1], values_BSKD[:, stop - 1] = k_BKD, v_BKD
         # The query heads of a group take the place of queries, so keys and values are read once for all of them.
         out_BKGD = F.scaled_dot_product_attention(
@@ -242,10 +288,11 @@ class _Cache:
         self.sees_BS = self.sees_BS[rows.cpu()]
         self.pairs = [pair and (pair[0][rows], pair[1][rows]) for pair in self.pairs]
 
-    def _pair(self, layer: int, like_TKD: Tensor) -> tuple[Tensor, Tensor]:
+    def _pair(self, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor]:
         pair = self.pairs[layer]
         if pair is None:
-            shape = (len(self.lengths), self.size, *like_TKD.shape[1:])
-            # Zeros, not empty memory: a masked place's value is multiplied by a weight of 0, and 0 × NaN is NaN.
-            pair = self.pairs[layer] = (like_TKD.new_zeros(shape), like_TKD.new_zeros(shape))
+            shape = (len(self.lengths), self.size, *k_TKD.shape[1:])
+            # Zeros, not empty memory: a masked place's value is multiplied by a weight of 0, and 0 × NaN is NaN. Under
+            # autocast rotated keys are float32, and values are not.
+            pair = self.pairs[layer] = (k_TKD.new_zeros(shape), v_TKD.new_zeros(shape))
         return pair

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.decoders.logits import Logits
 from stages.errors import UserError
@@ -42,9 +42,10 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 class Scorer:
     """A causal language model asked for log-likelihoods, in nats.
 
-    A model built as llama is runs through `FlatDecoder`. Any other (one that carries an adapter, say) runs through its
-    own forward pass, if that takes a four-dimensional attention mask. On construction, the chosen way is compared with
-    the model's plain forward pass. `flat` must be False where weights will change, because `FlatDecoder` joins some.
+    A model built as llama is runs through `FlatDecoder`. Any other runs through its own forward pass, if that takes a
+    four-dimensional attention mask. On construction, the chosen way is compared with the model's plain forward pass.
+    Where weights will change or carry an adapter, `joined` must be False, because `FlatDecoder` joins some weights;
+    with `flat` False it is not used at all.
 
     Raises:
         UserError: the two differ (an architecture whose attention or output layer is unknown here), or the model's
@@ -52,7 +53,13 @@ class Scorer:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_tokens: int = 4096, flat: bool = True
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_tokens: int = 4096,
+        flat: bool = True,
+        joined: bool = True,
     ) -> None:
         self.model = model
         self.head = model.get_output_embeddings()
@@ -61,7 +68,7 @@ class Scorer:
         self.limit(batch_tokens)
         self.segment = SEGMENT.get(model.device.type, 512)
         self.encoder = Encoder(tokenizer, max_length=context_length(model, tokenizer))
-        self.flat = self._checked_decoder(fast=flat)
+        self.flat = self._checked_decoder(fast=flat, joined=joined)
 
     def limit(self, batch_tokens: int) -> None:
         """Run about `batch_tokens` tokens at a time from now on."""
@@ -140,20 +147,17 @@ class Scorer:
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """Return the logits of hidden states, [C, V], in float32."""
-        # A subclass of Linear, such as an adapter's, must run its own forward pass.
-        plain = type(self.head) is nn.Linear
-        given_CV: Tensor = (product(self.head, hidden_CH) if plain else self.head(hidden_CH)).float()
-        return self.from_head(given_CV)
+        return self.from_head(product(self.head, hidden_CH).float())
 
     @torch.inference_mode()
-    def _checked_decoder(self, *, fast: bool) -> FlatDecoder | None:
+    def _checked_decoder(self, *, fast: bool, joined: bool) -> FlatDecoder | None:
         """Return the fast decoder if it computes what the model does, else None: the model's own way is needed."""
         probes = _probes(self.model.config.get_text_config().vocab_size)
         wanted = [self._plain_loglikelihood(probe) for probe in probes]
         if not all(map(isfinite, wanted)):
             raise UserError("the model's outputs are not finite. Check the weights, or evaluate in float32.")
         # The fast way first, then the model's own forward pass under our masks. The first that agrees is used.
-        for decoder in (_flat_decoder(self.model) if fast else None, None):
+        for decoder in (_flat_decoder(self.model, joined=joined) if fast else None, None):
             self.flat = decoder
             found = self.score([Query(inputs=probe[:-1], targets=probe[1:], truncated=False) for probe in probes])
             differences = [abs(one[0] - other) for one, other in zip(found, wanted, strict=True)]
@@ -208,9 +212,9 @@ def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return int(resolve_max_length(model.config, tokenizer, default=2048))
 
 
-def _flat_decoder(model: PreTrainedModel) -> FlatDecoder | None:
+def _flat_decoder(model: PreTrainedModel, *, joined: bool) -> FlatDecoder | None:
     try:
-        return FlatDecoder(model)
+        return FlatDecoder(model, joined=joined)
     except UnknownDecoder:
         return None
 

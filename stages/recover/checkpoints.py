@@ -46,6 +46,8 @@ class Progress:
     """Tokens that the loss was taken on."""
     documents: int = 0
     """Documents drawn: the position in the stream."""
+    written: int = 0
+    """Tokens among them that the model had written itself."""
     cut: int = 0
     """Documents that were cut to the sequence length."""
     tasks: dict[str, int] = field(default_factory=dict)

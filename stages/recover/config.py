@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from stages.adapters.config import AdapterConfig
 from stages.recover.objectives.distillation import DistillationConfig
+from stages.recover.objectives.on_policy import OnPolicyConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,8 +42,10 @@ class RecoverConfig:
     """The tokens that the loss is taken on: "all", or the "response" alone. On short answers, training on the response
     alone makes the model forget the language."""
     objective: str = "cross_entropy"
-    """The loss: "cross_entropy" of the labelled tokens, or "distillation" from the dense model."""
+    """The loss: "cross_entropy" of the labelled tokens, "distillation" from the dense model, or "on_policy", which
+    also distils on text that the pruned model writes itself."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
     keep: str = "last"
     """The parameters that are saved: the "last", or the "best" by validation loss among the points of the curve,
     including the point before training."""

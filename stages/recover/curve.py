@@ -11,19 +11,16 @@ weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
-import torch
-
-from stages.decoders.packed_attention import stock_attention
 from stages.errors import UserError
 from stages.inference.encoding import Query
 from stages.inference.scorer import Scorer
+from stages.recover.asking import asking
 from stages.recover.config import RecoverConfig
 from stages.rows.packing import Document, encode, take
 from stages.stage import JSON
@@ -84,9 +81,9 @@ class Curve:
         self.labels = sum(document.labels for document in self.documents)
         self._queries = [_query(document) for document in self.documents if document.labels]
         self._asked = [*self._queries, *(query for question in self.questions for query in question.queries)]
-        self._model, self._bfloat16 = model, dtype == "bfloat16"
+        self._model, self._dtype = model, dtype
         self._batch_tokens = config.micro_batch_tokens
-        with self._scoring():
+        with asking(model, dtype):
             # Not the scorer's fast decoder, which keeps copies of weights: these may change under it.
             self._scorer = Scorer(model, tokenizer, batch_tokens=config.micro_batch_tokens, flat=False)
 
@@ -99,7 +96,7 @@ class Curve:
         of all responses divided by their bytes in UTF-8. Both are left out where no row has choices.
         """
         self._scorer.limit(batch_tokens or self._batch_tokens)
-        with self._scoring():
+        with asking(self._model, self._dtype):
             nats = iter([nats for nats, _ in self._scorer.score(self._asked)])
         loss = -math.fsum(islice(nats, len(self._queries))) / max(self.labels, 1)
         # exp(709.8) is the largest float; a loss that has exploded must still give a number.
@@ -108,17 +105,6 @@ class Curve:
             return point
         answered = [(question, list(islice(nats, len(question.choices)))) for question in self.questions]
         return point | {"curve_accuracy": _accuracy(answered), "curve_bits_per_byte": _bits_per_byte(answered)}
-
-    @contextmanager
-    def _scoring(self) -> Iterator[None]:
-        """Score with dropout off, with the attention that the scorer's masks are made for, and without compilation.
-
-        The precision is that of the training.
-        """
-        self._model.eval()
-        autocast = torch.autocast(self._model.device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
-        with stock_attention(self._model), autocast, torch.compiler.set_stance("force_eager"):
-            yield
 
 
 Answered = Sequence[tuple[Question, list[float]]]

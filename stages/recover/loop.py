@@ -45,7 +45,7 @@ from stages.stage import JSON, Context
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from stages.recover.objectives.objective import Summed
+    from stages.recover.objectives.objective import Rewrite, Summed
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class Training:
         seed: the seed of dropout.
         context: device, output directory, log and time between checkpoints.
         identity: a run resumes only from a checkpoint with an equal identity.
+        rewrite: returns the documents to train a step on, from those that were drawn for it; None: those themselves.
         rates: the factor on the learning rate of each parameter that has its own factor, by name.
         workers: the processes that share the work; all of them run the same `Training`.
     """
@@ -88,6 +89,7 @@ class Training:
     seed: int
     context: Context
     identity: JSON
+    rewrite: Rewrite | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
     workers: Workers = SINGLE
     parameters: dict[str, torch.nn.Parameter] = field(init=False)
@@ -148,15 +150,23 @@ class Training:
             documents = self.stream.documents(self.progress.documents)
             while self.progress.tokens < self.config.tokens and signalled() is None:
                 drawn = take(documents, self._share() - self.progress.tokens)
-                losses = self._fitting(partial(self._accumulate, drawn, signalled))
+                trained = self._rewritten(drawn)
+                losses = self._fitting(partial(self._accumulate, trained, signalled))
                 if losses is not None:
-                    self._finish_step(drawn, losses, bar)
+                    self._finish_step(drawn, trained, losses, bar)
             if (number := signalled()) is not None:
                 self._checkpoint()
                 leave(number)
         for name, tensor in self.best.items():
             self.parameters[name].data.copy_(self.workers.placed(tensor, self.parameters[name]))
         return self.progress
+
+    def _rewritten(self, drawn: list[Document]) -> list[Document]:
+        """Return the documents that the coming step is trained on."""
+        if self.rewrite is None:
+            return drawn
+        # The leader's, because rounding could let other workers write others.
+        return self.workers.on_each(partial(self.rewrite, drawn, self.progress.step))[0]
 
     def _share(self) -> int:
         """Return the tokens that the run should have reached after the coming step."""
@@ -210,18 +220,21 @@ class Training:
             (turn.weight * summed["loss"] / (labels / self.workers.count)).backward()  # type: ignore[no-untyped-call]
             return {name: turn.weight * value.item() for name, value in summed.items()}
 
-    def _finish_step(self, documents: list[Document], losses: Mapping[str, float], bar: Any) -> None:
+    def _finish_step(
+        self, drawn: list[Document], trained: list[Document], losses: Mapping[str, float], bar: Any
+    ) -> None:
         """Clip, update the adapter, and record what the step did."""
-        # Prompts and labels alike are tokens of the budget; the last step may go beyond it.
-        before, tokens = self.progress.tokens, sum(len(document.ids) for document in documents)
+        # Prompts and labels alike are tokens of the budget; the last step may go beyond it. The budget counts rows, so
+        # that the steps and their rates are the same whatever an objective makes of the rows.
+        before, tokens = self.progress.tokens, sum(len(document.ids) for document in drawn)
         rate = learning_rate(self.config, (before + tokens) / self.config.tokens)
         # Without clipping the norm is still needed: it tells whether all gradients are finite.
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clip or math.inf)
-        self._require_finite(self.workers.whole(norm).item(), "gradient", documents)
+        self._require_finite(self.workers.whole(norm).item(), "gradient", trained)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.step()
-        self._count(documents, tokens)
+        self._count(drawn, trained, tokens)
         point = {"step": self.progress.step, "tokens": self.progress.tokens, **losses, "learning_rate": rate}
         finished = self.progress.tokens >= self.config.tokens
         if finished or before // self.config.curve_every < self.progress.tokens // self.config.curve_every:
@@ -234,13 +247,15 @@ class Training:
         bar.set_postfix(loss=f"{losses['loss']:.3f}", refresh=False)
         bar.update(tokens)
 
-    def _count(self, documents: list[Document], tokens: int) -> None:
+    def _count(self, drawn: list[Document], trained: list[Document], tokens: int) -> None:
         progress = self.progress
         progress.step += 1
         progress.tokens += tokens
-        progress.documents += len(documents)
-        for document in documents:
+        progress.documents += len(drawn)
+        for document in trained:
             progress.labelled += document.labels
+            progress.written += document.labels * document.written
+        for document in drawn:
             progress.cut += document.cut
             progress.tasks[document.task] = progress.tasks.get(document.task, 0) + 1
 

@@ -146,6 +146,7 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
     with seeded(config.seed, "adapter"):
         adapted = adapter.attach(model, config.adapter, material.masked)
     curve = Curve(model, material.tokenizer, material.held_out, config=config.recover, dtype=config.dtype)
+    rewrites = objective.rewrites
     training = Training(
         model=model,
         objective=objective.build(model, options, material.teacher, config.dtype, context),
@@ -157,6 +158,7 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
         context=context,
         identity={"config": asdict(config), "models": list(material.fingerprints), "rows": len(stream)},
         rates=adapter.rates(model, config.adapter),
+        rewrite=rewrites and rewrites(model, material.tokenizer, options, config.dtype, config.seed),
         workers=workers,
     )
     progress = training.run()
@@ -231,7 +233,11 @@ def _training_facts(progress: Progress, stream: Tokenised) -> JSON:
         "rows_cut": progress.cut,
         "rows_by_task": dict(sorted(progress.tasks.items())),
         "epochs": stream.drawn(progress.documents) / len(stream),
-    } | ({} if progress.micro_batch_tokens is None else {"micro_batch_tokens": progress.micro_batch_tokens})
+    } | {
+        name: value
+        for name, value in (("written_tokens", progress.written), ("micro_batch_tokens", progress.micro_batch_tokens))
+        if value
+    }
 
 
 def _test_facts(

@@ -62,7 +62,7 @@ class Workers:
         return (Turn(index, part, 1.0, part) for index, part in enumerate(parts))
 
     def on_each(self, work: Callable[[], Done]) -> list[Done]:
-        """Return on every worker the results of `work` on all of them, the leader's first; only numbers and JSON.
+        """Return on every worker the results of `work` on all of them, the leader's first; numbers, JSON, documents.
 
         Raises:
             OutOfMemory: on all workers, the error of the first worker on which `work` did not fit.

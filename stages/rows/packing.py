@@ -40,6 +40,10 @@ class Document:
     """Whether the row was longer than the sequence length."""
     row: int = 0
     """Line of the file that the document was read from, counted from 1; 0 where it comes from no file."""
+    prompt: int = 0
+    """Number of tokens before the row's response; 0 for plain text."""
+    written: bool = False
+    """Whether the labelled tokens were written by the model that is trained, and are no row's."""
 
     @property
     def labels(self) -> int:
@@ -80,6 +84,8 @@ class Batch:
     """Positions in the sequence from which a label is predicted."""
     labels_N: torch.Tensor
     """The token that follows each of these positions in its document."""
+    written: bool = False
+    """Whether the labels were written by the model that is trained (`Document.written`)."""
 
     def predicting(self, states_TX: torch.Tensor) -> torch.Tensor:
         """Return the states that labels are predicted from, [N, X].
@@ -151,8 +157,9 @@ def _cut(
     # The sequence still begins with the start token, which the cut would have removed.
     if dropped and ids[0] == tokenizer.bos_token_id:
         kept[0] = ids[0]
+    prompt = min(response - dropped, len(kept)) if row["prompt"] else 0
     first_label = 0 if label_prompts else response - dropped
-    return Document(kept, first_label, str(row.get("task", "")), cut=excess > 0)
+    return Document(kept, first_label, str(row.get("task", "")), cut=excess > 0, prompt=prompt)
 
 
 def _pieces(row: JSON, ids: list[int], length: int) -> list[Document]:
@@ -228,6 +235,7 @@ def collate(documents: Sequence[Document], device: str = "cpu", *, share: bool =
         layout=Layout(lengths, shared),
         predictors_N=torch.tensor(predictors, dtype=torch.long, device=device),
         labels_N=torch.tensor(labels, dtype=torch.long, device=device),
+        written=any(document.written for document in documents),
     )
 
 

@@ -34,11 +34,12 @@ from stages.rows.stream import Stream, parts_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 """Raised by one when the same rows and options would give other documents."""
 IDS, TABLE, FACTS = "ids.u32", "documents.i64", "facts.json"
-FIELDS = 6
-"""Numbers of a document in the table: the token it ends before, first label, task, cut, line of the file, row drawn."""
+FIELDS = 7
+"""Numbers of a document in the table: the token it ends before, first label, task, cut, line of the file, prompt, row
+drawn."""
 
 
 class Tokenised:
@@ -74,8 +75,8 @@ class Tokenised:
         """
         begin = int(self._table_DF[start - 1][0]) if start else 0
         for fields in self._table_DF[start:]:
-            end, first_label, task, cut, row, _ = fields.tolist()
-            yield Document(self._ids_T[begin:end].tolist(), first_label, self._tasks[task], bool(cut), row)
+            end, first_label, task, cut, row, prompt, _ = fields.tolist()
+            yield Document(self._ids_T[begin:end].tolist(), first_label, self._tasks[task], bool(cut), row, prompt)
             begin = end
         raise IndexError(f"{self.directory} holds the documents of a smaller budget than is drawn from it")
 
@@ -140,7 +141,7 @@ def _write(stream: Stream, tokens: int, final: Path) -> None:
                 total, documents = total + len(document.ids), documents + 1
                 array("I", document.ids).tofile(ids)
                 task = tasks.setdefault(document.task, len(tasks))
-                fields = (total, document.first_label, task, document.cut, document.row, number)
+                fields = (total, document.first_label, task, document.cut, document.row, document.prompt, number)
                 array("q", fields).tofile(table)
                 bar.update(len(document.ids))
         write_json(beside / FACTS, {"rows": len(stream), "tasks": list(tasks), "tokens": total, "documents": documents})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from helpers.models import MODELS
 from helpers.questions import reader
 from helpers.tiny_tokenizer import byte_tokenizer
 from stages.errors import UserError
-from stages.inference.generator import ROWS, Generator
+from stages.inference.generator import ROWS, Generator, Sampling, Written
 from stages.inference.scorer import Scorer
 
 TEMPLATE = "Below is an instruction that describes a task.\n\n### Instruction:\n"
@@ -92,3 +93,43 @@ def test_no_room_for_a_prompt_is_an_error() -> None:
 
 def test_nothing_asked_nothing_written() -> None:
     assert written(reader(), []) == []
+
+
+def tokens(model: Any, seeds: list[str], temperature: float, *, flat: bool = True, count: int = 8) -> list[Written]:
+    generator = Generator(Scorer(model, byte_tokenizer(), flat=flat))
+    contexts = [byte_tokenizer()(PROMPTS[2][:20])["input_ids"]] * len(seeds)
+    return generator.continuations(contexts, new_tokens=count, sampling=Sampling(temperature, seeds))
+
+
+def test_sampled_tokens_are_drawn_from_the_models_probabilities() -> None:
+    model = reader()
+    drawn = Counter(
+        written.tokens[0] if written.tokens else written.end
+        for written in tokens(model, list(map(str, range(3000))), 0.7, count=1)
+    )
+    with torch.inference_mode():
+        ids = byte_tokenizer()(PROMPTS[2][:20], return_tensors="pt")["input_ids"]
+        wanted_V = (model(ids).logits[0, -1].float() / 0.7).softmax(-1)
+    found_V = torch.tensor([drawn[token] for token in range(len(wanted_V))]) / 3000
+    # Five standard deviations of each share.
+    assert ((found_V - wanted_V).abs() <= 5 * (wanted_V * (1 - wanted_V) / 3000).sqrt() + 1e-3).all()
+    assert len(drawn) > 10
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_what_is_sampled_for_a_prompt_is_its_seeds_alone(flat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = reader()
+    together = tokens(model, list("abca"), 1.0, flat=flat)
+    assert together[0] == together[3]
+    assert together[0] != together[1]
+    monkeypatch.setitem(ROWS, "cpu", 1)
+    assert tokens(model, list("abca"), 1.0, flat=flat) == together
+    assert tokens(model, list("cab"), 1.0, flat=not flat) == [together[2], together[0], together[1]]
+
+
+def test_at_a_low_temperature_the_likeliest_token_is_drawn() -> None:
+    model = reader()
+    generator = Generator(Scorer(model, byte_tokenizer()))
+    contexts = [byte_tokenizer()(prompt)["input_ids"] for prompt in PROMPTS if prompt]
+    cold = generator.continuations(contexts, new_tokens=12, sampling=Sampling(1e-4, list("abcde")))
+    assert cold == generator.continuations(contexts, new_tokens=12)

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.configurations import configuration
 from helpers.world import World, make_world
+from pipeline import load_rows
+from pipeline.planning.build import build_graph
 from pipeline.planning.graph import Graph
 from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
@@ -102,3 +105,59 @@ def test_a_recovery_on_a_mixture_draws_tokens_in_its_shares(world: World) -> Non
     (data,) = (world.root / "artifacts" / "data").glob("sums-0.25*")
     assert {row["task"] for row in read_jsonl(data / "validation.jsonl")} == {"file", "text"}
     assert len(list((world.root / "cache" / "tokens").glob("*/ids.u32"))) == 1
+
+
+WRITTEN = ("data=selfwritten", "data.rows=20", "data.new_tokens=8")
+
+
+def sums(world: World, **more: str) -> str:
+    said = {"data": "file", "path": f"{world.root}/sums.jsonl"} | more
+    return "{" + ", ".join(f"{name}: {value}" for name, value in said.items()) + "}"
+
+
+def test_the_dense_model_and_the_source_are_inputs_of_what_it_writes(world: World) -> None:
+    graph = plan(world, *WRITTEN, f"data.source={sums(world)}")
+    assert graph.roles["data"].inputs == {"rows": graph.roles["data-rows"], "model": graph.roles["model"]}
+    alone = plan(world, "data=file", f"data.path={world.root}/sums.jsonl").roles["data"]
+    assert graph.roles["data-rows"].key == alone.key
+    assert graph.roles["report"].config.data == "selfwritten file"
+    # Pruning and the recovery leave the rows as they are; how they are asked does not.
+    other = plan(world, *WRITTEN, f"data.source={sums(world)}", "prune=magnitude", "ratio=0.4", "recover.tokens=99")
+    assert other.roles["data"].key == graph.roles["data"].key
+    warm = plan(world, *WRITTEN, f"data.source={sums(world)}", "data.temperature=0.7")
+    assert warm.roles["data"].key != graph.roles["data"].key
+    assert "piqa" in plan(world, *WRITTEN).roles["report"].config.trained_tasks
+
+
+def test_what_a_model_writes_may_be_a_part_of_a_mixture(world: World) -> None:
+    asked = f"mine: {{data: selfwritten, weight: 1, rows: 20, new_tokens: 8, source: {sums(world)}}}"
+    graph = plan(world, "data=mixture", f"data.parts={{{asked}, text: {{path: {world.root}/books, weight: 3}}}}")
+    assert list(graph.roles)[:5] == ["model", "data-mine-rows", "data-mine", "data-text", "data"]
+    alone = plan(world, *WRITTEN, f"data.source={sums(world)}")
+    assert graph.roles["data-mine"].key == alone.roles["data"].key
+
+
+def test_a_model_that_comes_pruned_does_not_write_its_rows_itself(world: World) -> None:
+    graph = build_graph(configuration("model=sheared-llama-1.3b", "reference=none", *WRITTEN))
+    writer = graph.roles["data"].inputs["model"]
+    assert writer is graph.roles["writer"]
+    assert writer.key == build_graph(configuration("model=sheared-llama-1.3b")).roles["dense"].key
+    assert writer.key != graph.roles["model"].key
+
+
+def test_rows_that_no_run_can_write_are_one_error(world: World) -> None:
+    with pytest.raises(UserError, match=r"data\.source\.pth: .*did you mean 'path'"):
+        plan(world, *WRITTEN, f"data.source={sums(world, pth='a')}")
+    with pytest.raises(UserError, match="only a run has a model that writes these rows"):
+        load_rows("selfwritten")
+
+
+def test_a_recovery_on_what_the_dense_model_writes(world: World) -> None:
+    run = [*WRITTEN, f"data.source={sums(world)}", "prune=magnitude", "evaluate=none", "recover.tokens=1500"]
+    report = world.run(*run, "recover.objective=on_policy", "recover.on_policy.new_tokens=6")
+    assert any("on-policy" in sentence for sentence in report["training"]["objective"]["sentences"])
+    data = world.artifact("data", *run)
+    assert len(list(read_jsonl(data / "answers.jsonl"))) == 20
+    held = list(read_jsonl(data / "validation.jsonl"))
+    assert held == list(read_jsonl(world.artifact("data-rows", *run) / "validation.jsonl"))
+    assert world.foreseen(*run)["data"] == "hit"

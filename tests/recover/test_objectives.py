@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from stages.prune.groups import Kept, Selection
 from stages.prune.surgery import cut
 from stages.recover.config import RecoverStageConfig
 from stages.recover.objectives import divergence
-from stages.recover.objectives.distillation import DistillationConfig
-from stages.recover.objectives.divergence import Exact, TopK, summed_mixture
+from stages.recover.objectives.distillation import DIVERGENCES, DistillationConfig
+from stages.recover.objectives.divergence import Exact, TopK, divergence_of, summed_mixture
 from stages.recover.objectives.teacher import Teacher
 from stages.recover.stage import run
 from stages.rows.packing import Document, collate
@@ -84,9 +85,62 @@ def test_loss_and_gradients_are_those_of_the_plain_formula(temperature: float, s
     torch.testing.assert_close(torch.autograd.grad(parts[0] * 0.5, trained), gradients)
 
 
+def plain_divergence(name: str, beta: float, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Return the divergence of distributions [N, V], summed over N, as the papers write it."""
+    m = {"forward": q, "reverse": p, "jensen": beta * p + (1 - beta) * q}[name]
+    of_teacher, of_student = ((x * (x / m).log()).sum() for x in (p, q))
+    return {"forward": of_teacher, "reverse": of_student, "jensen": beta * of_teacher + (1 - beta) * of_student}[name]
+
+
+KINDS = [("reverse", 0.5), ("jensen", 0.5), ("jensen", 0.1)]
+
+
+@pytest.mark.parametrize("logits", [PLAIN, Logits(3.0, 0.5)])
+@pytest.mark.parametrize("share", [1.0, 0.3])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize(("name", "beta"), KINDS)
+def test_other_divergences_and_their_gradients_are_those_of_the_plain_formula(
+    name: str, beta: float, temperature: float, share: float, logits: Logits
+) -> None:
+    hidden, head, taught, teacher, labels = heads(bias=True)
+    student_logits, teacher_logits = (logits(z) for z in (linear(hidden, head.weight, head.bias), teacher(taught)))
+    p, q = (torch.softmax(z / temperature, 1) for z in (teacher_logits.detach(), student_logits))
+    divergence = temperature**2 * plain_divergence(name, beta, p, q)
+    expected = (1 - share) * cross_entropy(student_logits, labels, reduction="sum") + share * divergence
+    trained = (hidden, head.weight, head.bias)
+    gradients = torch.autograd.grad(expected * 0.5, trained)
+
+    exact = Exact(taught, teacher, logits, temperature)
+    kind = divergence_of(name, beta)
+    parts = summed_mixture(
+        hidden, head, labels, exact, temperature=temperature, share=share, logits=logits, diverging=kind
+    )
+
+    torch.testing.assert_close((parts[0], parts[2]), (expected, divergence))
+    torch.testing.assert_close(torch.autograd.grad(parts[0] * 0.5, trained), gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_jensen_over_its_beta_tends_to_forward_and_to_reverse() -> None:
+    hidden, head, taught, teacher, labels = heads()
+    # At a temperature at which no ratio of probabilities is as large as 1 / β.
+    exact = Exact(taught, teacher, PLAIN, 4.0)
+
+    def found(name: str, beta: float = 0.5) -> torch.Tensor:
+        kind = divergence_of(name, beta)
+        loss = summed_mixture(hidden, head, labels, exact, temperature=4.0, diverging=kind)[0]
+        return torch.autograd.grad(loss, hidden)[0]
+
+    for name, beta in (("forward", 1e-3), ("reverse", 1 - 1e-3)):
+        wanted = found(name)
+        assert (found("jensen", beta) / 1e-3 - wanted).norm() < 0.02 * wanted.norm(), name
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("count", [1, 5, VOCAB])
-def test_a_top_k_teacher_is_a_distribution_of_k_tokens_and_the_rest(count: int, temperature: float) -> None:
+@pytest.mark.parametrize(("name", "beta"), [("forward", 0.5), *KINDS])
+def test_a_top_k_teacher_is_a_distribution_of_k_tokens_and_the_rest(
+    name: str, beta: float, count: int, temperature: float
+) -> None:
     hidden, head, taught, teacher, labels = heads()
     p = torch.softmax(teacher(taught).detach() / temperature, 1)
     q = torch.softmax(head(hidden) / temperature, 1)
@@ -95,11 +149,12 @@ def test_a_top_k_teacher_is_a_distribution_of_k_tokens_and_the_rest(count: int, 
         torch.cat([x.gather(1, named), 1 - x.gather(1, named).sum(1, keepdim=True)], 1)[:, : min(count + 1, VOCAB)]
         for x in (p, q)
     ]
-    expected = temperature**2 * (coarse[0] * (coarse[0] / coarse[1]).log()).sum()
+    expected = temperature**2 * plain_divergence(name, beta, *coarse)
     gradient = torch.autograd.grad(expected, hidden)[0]
 
     targets = TopK.of(Exact(taught, teacher, PLAIN, temperature), count)
-    loss = summed_mixture(hidden, head, labels, targets, temperature=temperature)[0]
+    kind = divergence_of(name, beta)
+    loss = summed_mixture(hidden, head, labels, targets, temperature=temperature, diverging=kind)[0]
 
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(torch.autograd.grad(loss, hidden)[0], gradient, rtol=1e-3, atol=1e-4)
@@ -121,8 +176,9 @@ def test_all_of_the_vocabulary_as_top_k_is_the_exact_teacher() -> None:
 def test_a_model_that_is_its_own_teacher_has_nothing_to_learn() -> None:
     hidden, head, _, _, labels = heads()
     exact = Exact(hidden.detach(), head, PLAIN, 3.0)
-    for targets in (exact, TopK.of(exact, 4)):
-        loss = summed_mixture(hidden, head, labels, targets, temperature=3.0)[0]
+    for targets, name in product((exact, TopK.of(exact, 4)), DIVERGENCES):
+        kind = divergence_of(name, 0.5)
+        loss = summed_mixture(hidden, head, labels, targets, temperature=3.0, diverging=kind)[0]
         assert abs(loss.item()) < 1e-4
         assert torch.autograd.grad(loss, hidden)[0].abs().max() < 1e-4
 
@@ -221,6 +277,7 @@ def test_the_parts_of_the_loss_are_recorded_beside_it(taught: Path, tmp_path: Pa
         "name": "distillation",
         "temperature": 2.0,
         "weight": 0.25,
+        "divergence": "forward",
         "teacher_top_k": None,
         "teacher": {},
         "sentences": [sentence],
@@ -273,6 +330,8 @@ def test_a_teacher_of_another_vocabulary_is_refused(taught: Path, tmp_path: Path
     ("options", "message"),
     [
         ({"temperature": 0.0}, "recover.distillation.temperature must be above 0"),
+        ({"divergence": "revers"}, "did you mean 'reverse'"),
+        ({"beta": 1.0}, r"recover.distillation.beta must be in \(0, 1\)"),
         ({"weight": 0.0}, r"recover.distillation.weight must be in \(0, 1\]"),
         ({"teacher_top_k": 0}, "recover.distillation.teacher_top_k must be at least 1 token"),
         ({"cache_teacher": True}, "recover.distillation.teacher_top_k=64"),

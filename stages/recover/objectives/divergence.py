@@ -2,11 +2,20 @@
 
 With student logits z, labels y, temperature T and weight w, a token's loss is (arXiv 1503.02531, section 2)
 
-    (1 - w) CE(z, y) + w T² KL(p ‖ q),    q = softmax(z / T),    p the teacher's at the same temperature
+    (1 - w) CE(z, y) + w T² D(p, q),    q = softmax(z / T),    p the teacher's at the same temperature
 
 where T² keeps the gradient's size as T grows. Its gradient with respect to z is
 
-    (1 - w) (softmax(z) - onehot(y)) + w T (q - p)
+    (1 - w) (softmax(z) - onehot(y)) + w T g
+
+D is one of `DIVERGENCES`, with g the gradient of D with respect to z / T:
+
+    forward    KL(p ‖ q)                                               g = q - p
+    reverse    KL(q ‖ p)                                               g = q (r - Σ q r),    r = log q / p
+    jensen     β KL(p ‖ m) + (1 - β) KL(q ‖ m),  m = β p + (1 - β) q     g = (1 - β) q (r - Σ q r),    r = log q / m
+
+Reverse is MiniLLM's (arXiv 2306.08543), jensen the generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649,
+section 2). Jensen divided by β tends to forward as β goes to 0, and divided by 1 - β to reverse as β goes to 1.
 
 The gradient is taken chunk by chunk in the forward pass, so that logits never pile up.
 
@@ -15,7 +24,10 @@ Shapes: N labelled tokens, E hidden size, V vocabulary, C tokens of a chunk, K t
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -59,7 +71,7 @@ class TopK:
     in all these events. Renormalising the K probabilities instead would teach that no other token is possible: a biased
     teacher (arXiv 2503.16870).
 
-    The sum is spread over the other tokens in the student's own proportions. With that p, the formulas of the exact
+    The sum is spread over the other tokens in the student's own proportions. With that p, the formulas of every exact
     divergence give the divergence of K + 1 events, and its gradient.
     """
 
@@ -88,6 +100,40 @@ class TopK:
         return rest_CV.add_(scale_C1).scatter_(1, indices_CK, self.log_probabilities_NK[chunk])
 
 
+Divergence = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Maps log p and log q [C, V] to D summed over the tokens, and to g [C, V]. log p is overwritten, log q is not."""
+
+
+def forward(log_p_CV: Tensor, log_q_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return KL(p ‖ q) summed over tokens, and its gradient."""
+    # p is kept for the gradient. log p is not, so the difference is taken in its memory.
+    p_CV = log_p_CV.exp()
+    total = torch.linalg.vecdot(p_CV, log_p_CV.sub_(log_q_CV)).sum()
+    return total, log_q_CV.exp().sub_(p_CV)
+
+
+def reverse(log_p_CV: Tensor, log_q_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return KL(q ‖ p) summed over tokens, and its gradient."""
+    q_CV, ratio_CV = log_q_CV.exp(), log_p_CV.neg_().add_(log_q_CV)
+    each_C1 = torch.linalg.vecdot(q_CV, ratio_CV)[:, None]
+    return each_C1.sum(), ratio_CV.sub_(each_C1).mul_(q_CV)
+
+
+def jensen(log_p_CV: Tensor, log_q_CV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Return β KL(p ‖ m) + (1 - β) KL(q ‖ m) summed over tokens, and its gradient; m = β p + (1 - β) q."""
+    log_m_CV = torch.logaddexp(log_p_CV + math.log(beta), log_q_CV + math.log1p(-beta))
+    q_CV, ratio_CV = log_q_CV.exp(), log_q_CV - log_m_CV
+    of_teacher = torch.linalg.vecdot(log_p_CV.exp(), log_p_CV.sub_(log_m_CV)).sum()
+    of_student_C1 = torch.linalg.vecdot(q_CV, ratio_CV)[:, None]
+    slope_CV = ratio_CV.sub_(of_student_C1).mul_(q_CV).mul_(1 - beta)
+    return beta * of_teacher + (1 - beta) * of_student_C1.sum(), slope_CV
+
+
+def divergence_of(name: str, beta: float) -> Divergence:
+    """Return the divergence of this name; `beta` is jensen's and means nothing to the others."""
+    return partial(jensen, beta=beta) if name == "jensen" else {"forward": forward, "reverse": reverse}[name]
+
+
 class _Mixture(torch.autograd.Function):
     """The mixture summed over tokens, and its two parts, which carry no gradient."""
 
@@ -102,6 +148,7 @@ class _Mixture(torch.autograd.Function):
         temperature: float,
         share: float,
         logits: Logits,
+        diverging: Divergence,
     ) -> tuple[Tensor, Tensor, Tensor]:
         gradients = [
             torch.zeros_like(tensor, dtype=torch.float32) if needed and tensor is not None else None
@@ -119,12 +166,11 @@ class _Mixture(torch.autograd.Function):
             # Cross-entropy is of the plain logits, the divergence of those at temperature T.
             log_q_CV = said_CV if temperature == 1 else torch.log_softmax(logits_CV / temperature, 1)
             log_p_CV = targets.log_probabilities(chunk, log_q_CV)
-            # p is kept for the gradient. log p is not, so the difference is taken in its memory.
-            p_CV = log_p_CV.exp()
-            divergence += temperature**2 * torch.linalg.vecdot(p_CV, log_p_CV.sub_(log_q_CV)).sum()
+            of_chunk, slope_CV = diverging(log_p_CV, log_q_CV)
+            divergence += temperature**2 * of_chunk
             if gradients == [None, None, None]:
                 continue
-            slope_CV = log_q_CV.exp().sub_(p_CV).mul_(share * temperature)
+            slope_CV.mul_(share * temperature)
             # The part of cross-entropy, (1 - w) (softmax(z) - onehot(y)), in the memory of log softmax(z).
             if share < 1:
                 slope_CV.add_(said_CV.exp_(), alpha=1 - share)
@@ -142,7 +188,7 @@ class _Mixture(torch.autograd.Function):
             None if gradient is None else (gradient * upstream[0]).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None
 
 
 def _add_gradients(
@@ -167,6 +213,7 @@ def summed_mixture(
     temperature: float = 1.0,
     share: float = 1.0,
     logits: Logits = PLAIN,
+    diverging: Divergence = forward,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mixture, its cross-entropy and its divergence (times T²), summed over tokens, as float32 scalars.
 
@@ -176,6 +223,6 @@ def summed_mixture(
     if not head.weight.requires_grad:  # a trained head is float32, whatever the computation's precision
         hidden_NE = hidden_NE.to(head.weight.dtype)
     parts: tuple[Tensor, Tensor, Tensor] = _Mixture.apply(  # type: ignore[no-untyped-call]
-        hidden_NE, head.weight, head.bias, labels_N, targets, temperature, share, logits
+        hidden_NE, head.weight, head.bias, labels_N, targets, temperature, share, logits, diverging
     )
     return parts

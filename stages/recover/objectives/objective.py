@@ -11,14 +11,19 @@ from stages.stage import JSON, Context
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from stages.rows.packing import Batch
+    from stages.rows.packing import Batch, Document
 
     Summed = Callable[[Tensor, Batch], Mapping[str, Tensor]]
     """Returns scalars for (last hidden states of a packed batch [T, E], the batch), summed over its labels, in nats.
 
     "loss" is minimised; the other entries are recorded beside it.
+    """
+    Rewrite = Callable[[list[Document], int], list[Document]]
+    """Maps (the documents drawn for a step, the number of steps taken before it) to the documents to train on.
+
+    The answer follows from these, the model's parameters and the seed alone, so that a resumed run trains on the same.
     """
 
 
@@ -36,6 +41,8 @@ class Objective:
             teacher).
         build: returns the loss of the trained model, whose adapter is attached, given the options, the teacher and the
             computation's precision. The teacher is a model directory, a live model, which is left as it is, or None.
+        rewrites: returns what gives a step other documents than its rows, from the trained model, its tokenizer, the
+            options, the computation's precision and the seed. None where every step is trained on its rows.
     """
 
     config: type[Any] | None = None
@@ -44,3 +51,4 @@ class Objective:
     facts: Callable[[Any], JSON] = lambda options: {}
     sentences: Callable[[Any, str], Sequence[str]] = lambda options, teacher: ()
     build: Callable[[PreTrainedModel, Any, Path | PreTrainedModel | None, str, Context], Summed]
+    rewrites: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Any, str, int], Rewrite] | None = None

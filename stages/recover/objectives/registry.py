@@ -11,12 +11,13 @@ from typing import Any
 
 from stages.common.choices import lookup
 from stages.recover.config import RecoverConfig
-from stages.recover.objectives import cross_entropy, distillation
+from stages.recover.objectives import cross_entropy, distillation, on_policy
 from stages.recover.objectives.objective import Objective
 
 OBJECTIVES: dict[str, Objective] = {
     "cross_entropy": cross_entropy.CROSS_ENTROPY,
     "distillation": distillation.DISTILLATION,
+    "on_policy": on_policy.ON_POLICY,
 }
 
 

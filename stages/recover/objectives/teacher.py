@@ -68,21 +68,22 @@ class Teacher:
         """Return the teacher's probabilities at the labelled tokens of `batch`."""
         count = self._top_k
         if count is None:
-            return self._exact(batch)
+            return self.exact(batch)
         if self._cache is None:
-            return TopK.of(self._exact(batch), count)
+            return TopK.of(self.exact(batch), count)
         path = self._cache / f"{_digest(batch)}.safetensors"
         found = _read(path, self._device)
         if found is None:
-            found = TopK.of(self._exact(batch), count)
+            found = TopK.of(self.exact(batch), count)
             _write(found, path)
         return found
 
     @torch.no_grad()
-    def _exact(self, batch: Batch) -> Exact:
+    def exact(self, batch: Batch, temperature: float | None = None) -> Exact:
+        """Return all of the teacher's probabilities at the labelled tokens, at its own temperature or another."""
         model = self._model()
         hidden_NE = batch.predicting(hidden_states(model, batch))
-        return Exact(hidden_NE, model.get_output_embeddings(), Logits.of(model), self._temperature)
+        return Exact(hidden_NE, model.get_output_embeddings(), Logits.of(model), temperature or self._temperature)
 
     def _model(self) -> PreTrainedModel:
         if self._loaded is None:

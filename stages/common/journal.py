@@ -1,6 +1,6 @@
-"""Rows that outlive a killed evaluation. They are appended as they are judged, and end as one file.
+"""Rows that outlive a killed stage. They are appended as they are made, and end as one file.
 
-This module owns `documents/NAME.jsonl` and, until the last document is judged, `documents/NAME.jsonl.unfinished`.
+This module owns the file's place until the last row is there: `NAME.jsonl.unfinished`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stages.stage import JSON
 
 
 class Journal:
-    """The rows of one task of an evaluation, `count` in the end. Rows of a killed run are there from the start."""
+    """The rows of one file, `count` in the end. Rows of a killed run are there from the start."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count = path, count
@@ -29,7 +29,7 @@ class Journal:
 
     @property
     def complete(self) -> bool:
-        """Whether every document has its row."""
+        """Whether every row is there."""
         return len(self.rows) == self.count
 
     def extend(self, rows: Sequence[JSON]) -> None:
@@ -37,8 +37,13 @@ class Journal:
         with self.unfinished.open("a", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
             lines.flush()
-            # Without it a killed machine, unlike a killed process, could lose rows that were reported as judged.
+            # Without it a killed machine, unlike a killed process, could lose rows that were reported as made.
             os.fsync(lines.fileno())
         self.rows += rows
         if self.complete:
+            self.close()
+
+    def close(self) -> None:
+        """Give the file its final name. The last row does that by itself; before it, no further rows are wanted."""
+        if self.unfinished.exists():
             os.replace(self.unfinished, self.path)
