@@ -174,10 +174,14 @@ def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
 
 def save_lora(adapted: Module, directory: Path) -> None:
     """Write adapter_model.safetensors and adapter_config.json in PEFT's format, with no path of this machine."""
+    write_lora(lora_tensors(adapted), adapted.peft_config[ADAPTER].to_dict(), directory)  # type: ignore[union-attr, index]
+
+
+def lora_tensors(adapted: Module) -> dict[str, Tensor]:
+    """Return what is trained by the names of PEFT's saved adapters."""
     from peft import get_peft_model_state_dict
 
-    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    write_lora(tensors, adapted.peft_config[ADAPTER].to_dict(), directory)  # type: ignore[union-attr, index]
+    return dict(get_peft_model_state_dict(adapted, save_embedding_layers=False))
 
 
 def write_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any], directory: Path) -> None:

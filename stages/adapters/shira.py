@@ -69,8 +69,8 @@ def chosen(places: str) -> Callable[..., Tensor]:
         kept = int(weight_OI.count_nonzero())
         if kept < count:
             raise UserError(
-                f"adapter=shira: rank {rank} trains {count:,} entries of each weight of "
-                f"{weight_OI.shape[0]} x {weight_OI.shape[1]}, and one has {kept:,} that are not zero. Lower adapter.rank."
+                f"adapter=shira: rank {rank} trains {count:,} entries of each weight of {weight_OI.shape[0]} x "
+                f"{weight_OI.shape[1]}, and one has {kept:,} that are not zero. Lower adapter.rank."
             )
         # Drawn on the processor, so that a GPU trains the same places.
         worth_OI = weight_OI.float().abs().cpu()
@@ -92,7 +92,7 @@ def prepare() -> None:
     """Tell torch that the indices of S need no check; without a word it warns that it does not check them."""
     import torch
 
-    torch.sparse.check_sparse_tensor_invariants.disable()
+    torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]
 
 
 SHIRA = replace(through_peft(configured, ShiraConfig, largest=largest, prepare=prepare), check=check)

@@ -1,9 +1,9 @@
 """The training loop: micro-batches, steps and the curve.
 
 This file owns the order of events. Other files own their parts: the shape of a batch (`stages.rows.packing`), the loss
-(`.objectives`), the learning rate (`.schedules`), the trained parameters (`stages.adapters`), the measurements of a point of the curve (`.curve`), the
-storage of a checkpoint (`.checkpoints`), the work of each process (`.workers`), and the messages about too little
-memory (`.memory`) and about numbers that are not finite (`.divergence`).
+(`.objectives`), the learning rate (`.schedules`), the trained parameters (`stages.adapters`), the measurements of a
+point of the curve (`.curve`), the storage of a checkpoint (`.checkpoints`), the work of each process (`.workers`), and
+the messages about too little memory (`.memory`) and about numbers that are not finite (`.divergence`).
 
 Notable:
 

@@ -6,8 +6,8 @@ With d the share of the way behind the warm-up that is done, f = `final` and δ 
     linear   f + (1 - f) (1 - d)
     wsd      1 up to the last δ of the budget, then f + (1 - f) (1 - √e)         e: the done share of the decay
 
-All are factors of the peak rate. "wsd" is warm-up, stable, decay (MiniCPM, arXiv 2404.06395), with the 1 - √e decay that
-Hägele et al. (arXiv 2405.18392) found better than a linear one. A rate depends on the tokens behind it alone, so a
+All are factors of the peak rate. "wsd" is warm-up, stable, decay (MiniCPM, arXiv 2404.06395), with the 1 - √e decay
+that Hägele et al. (arXiv 2405.18392) found better than a linear one. A rate depends on the tokens behind it alone, so a
 resumed recovery goes on exactly.
 """
 
