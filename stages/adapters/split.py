@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.adapters.adapter import ADAPTER
-from stages.adapters.low_rank import lora_layers, lora_tensors, write_lora
+from stages.adapters.low_rank import lora_fields, lora_layers, lora_tensors, write_lora
 from stages.decoders.masks import with_mask
 
 if TYPE_CHECKING:
@@ -66,4 +66,4 @@ def save(adapted: Module, directory: Path) -> None:
     doubled = {name: 2 * rank for name, rank in config.rank_pattern.items()}
     alpha = config.lora_alpha * (sqrt(2) if config.use_rslora else 2)
     fields = {"r": 2 * config.r, "lora_alpha": alpha, "rank_pattern": doubled}
-    write_lora(tensors, config.to_dict() | fields, directory)
+    write_lora(tensors, lora_fields(adapted) | fields, directory)

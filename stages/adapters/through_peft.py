@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.adapters.adapter import Adapter, no_rates
+from stages.adapters.also import train_also
 from stages.adapters.config import AdapterConfig
 from stages.adapters.low_rank import check_targets, check_wrapping, save_lora
 from stages.adapters.ranks import PROJECTIONS, Layer, layers_of
@@ -46,6 +47,8 @@ class PeftAdapterConfig(AdapterConfig):
     """Rank r, which decides the number of trained parameters; at least 1."""
     targets: list[str] = field(default_factory=lambda: list(PROJECTIONS))
     """Names of the linear layers that get an adapter."""
+    also: list[str] = field(default_factory=list)
+    """Weights of the model that are trained beside the adapter, at its rate: norms (PEFT saves no biases here)."""
 
 
 def through_peft(
@@ -71,6 +74,7 @@ def through_peft(
         prepare()
         adapted: Module = get_peft_model(model, configured(settings, model, shared))
         keep_masks(model, masked)
+        train_also(model, settings.also)
         return adapted
 
     def load(base: PreTrainedModel, directory: Path, masked: Collection[str] = ()) -> None:
@@ -91,7 +95,7 @@ def through_peft(
     return Adapter(
         config=config,
         check=check,
-        label=lambda settings: f"r{settings.rank}",
+        label=lambda settings: "-".join([f"r{settings.rank}", *settings.also]),
         sizes=lambda settings: {"rank": settings.rank},
         facts=lambda settings: {},
         attach=attach,
@@ -107,6 +111,7 @@ def check(config: Any) -> None:
     """Raise a `UserError` for an option outside its range."""
     require(config.rank >= 1, "adapter.rank", "at least 1", config.rank)
     check_wrapping(getattr(config, "dropout", 0.0), config.targets)
+    require(set(config.also) <= {"norms"}, "adapter.also", f"[norms] or empty with adapter={config.name}", config.also)
 
 
 def merge_peft(base: PreTrainedModel, directory: Path, masked: Collection[str] = ()) -> PreTrainedModel:
