@@ -186,7 +186,7 @@ def lora_tensors(adapted: Module) -> dict[str, Tensor]:
     """Return what is trained by the names of PEFT's saved adapters."""
     from peft import get_peft_model_state_dict
 
-    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     return tensors | {name: parameter.detach() for name, parameter in saved_also(adapted)[0].items()}
 
 
