@@ -39,6 +39,9 @@ class Adapter:
             an adapter that can't be merged: `facts` then has the reason, as "unmergeable".
         trained: returns the trained model in the dtype named last; masks stay. Only for adapters that train the model's
             own weights. They have nothing else to keep, so save, load and merge are None. None for every other adapter.
+        start: sets the parameters that `attach` made from what the model's layers are given, in place. The last
+            argument runs the model on the first rows of the training, up to a number of tokens. None where `attach`
+            does everything.
         fits: raises a `UserError` where a model of this shape can't have the adapter. A plan calls it with the shape of
             the pruned model.
     """
@@ -54,6 +57,7 @@ class Adapter:
     load: Callable[[PreTrainedModel, Path, Collection[str]], None] | None = None
     merge: Callable[[PreTrainedModel, Path, Collection[str]], PreTrainedModel] | None = None
     trained: Callable[[Module, str], PreTrainedModel] | None = None
+    start: Callable[[Module, Any, Collection[str], Callable[[int], None]], None] | None = None
     fits: Callable[[Any, DecoderShape], None] = lambda config, shape: None
 
 

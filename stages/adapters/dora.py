@@ -10,5 +10,6 @@ from __future__ import annotations
 
 from stages.adapters.lora import scaling
 from stages.adapters.low_rank import low_rank
+from stages.adapters.started import StartedConfig, started
 
-DORA = low_rank(scaling, use_dora=True)
+DORA = started(low_rank(scaling, config=StartedConfig, use_dora=True))

@@ -10,5 +10,6 @@ from __future__ import annotations
 
 from stages.adapters.low_rank import low_rank
 from stages.adapters.rora import scaling
+from stages.adapters.started import StartedConfig, started
 
-DORA_RS = low_rank(scaling, use_dora=True, use_rslora=True)
+DORA_RS = started(low_rank(scaling, config=StartedConfig, use_dora=True, use_rslora=True))

@@ -55,9 +55,9 @@ class FusedLora(LoraLinear):  # type: ignore[misc]
             self.active_adapters == [ADAPTER]
             and not self.disable_adapters
             and not self.merged
-            # Not a subclass, which could compute something else; and W gets no gradient from the backward pass below.
+            # Not a subclass, which could compute something else; and it gets no gradient from the backward pass below.
             and type(self.base_layer) is nn.Linear
-            and not self.base_layer.weight.requires_grad
+            and not any(parameter.requires_grad for parameter in self.base_layer.parameters())
             and self.lora_A[ADAPTER].weight.dtype == torch.float32
             # Under dropout PEFT's DoRA drops the base's inputs too, but only in what the factor changes.
             and (variant is None or (isinstance(variant, DoraLinearVariant) and not self._drops()))

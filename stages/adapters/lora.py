@@ -8,6 +8,7 @@ No deviations. It is attached to all seven projections by default, where the pap
 from __future__ import annotations
 
 from stages.adapters.low_rank import LowRankConfig, low_rank
+from stages.adapters.started import StartedConfig, started
 
 
 def scaling(config: LowRankConfig) -> float:
@@ -15,4 +16,4 @@ def scaling(config: LowRankConfig) -> float:
     return config.alpha / config.rank
 
 
-LORA = low_rank(scaling)
+LORA = started(low_rank(scaling, config=StartedConfig))

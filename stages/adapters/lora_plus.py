@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stages.adapters.lora import LORA, scaling
-from stages.adapters.low_rank import LowRankConfig, check_low_rank
+from stages.adapters.started import StartedConfig
 from stages.common.checks import require
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True, slots=True)
-class LoraPlusConfig(LowRankConfig):
+class LoraPlusConfig(StartedConfig):
     """LoRA's options, and the ratio of the two learning rates."""
 
     ratio: float = 16.0
@@ -33,7 +33,7 @@ class LoraPlusConfig(LowRankConfig):
 
 def check(config: LoraPlusConfig) -> None:
     """Raise a `UserError` for an option outside its range."""
-    check_low_rank(config)
+    LORA.check(config)
     require(config.ratio >= 1, "adapter.ratio", "at least 1", config.ratio)
 
 

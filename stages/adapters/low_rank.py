@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.adapters.adapter import ADAPTER, Adapter, no_rates
+from stages.adapters.also import check_also, saved_also, train_also
 from stages.adapters.config import AdapterConfig
 from stages.adapters.ranks import PROJECTIONS, layers_of, ranks_of
 from stages.common.checks import require
@@ -44,6 +45,8 @@ class LowRankConfig(AdapterConfig):
     """Probability of dropping an input of the adapter while training."""
     targets: list[str] = field(default_factory=lambda: list(PROJECTIONS))
     """Names of the linear layers that get an adapter."""
+    also: list[str] = field(default_factory=list)
+    """Weights of the model that are trained beside the adapter, at its rate: norms, biases."""
 
 
 def low_rank(
@@ -57,7 +60,7 @@ def low_rank(
     return Adapter(
         config=config,
         check=check_low_rank,
-        label=lambda settings: f"r{settings.rank}" + ("-mixed" if settings.ranks else ""),
+        label=lambda settings: "-".join([f"r{settings.rank}", *(["mixed"] if settings.ranks else []), *settings.also]),
         sizes=lambda settings: {"rank": settings.rank, "alpha": settings.alpha, "scaling": scaling(settings)},
         facts=lambda settings: {"scaling": scaling(settings)},
         attach=attach,
@@ -76,6 +79,7 @@ def check_low_rank(config: LowRankConfig) -> None:
         require(rank >= 1, f"adapter.ranks: {name}", "at least 1", rank)
     require(config.alpha > 0, "adapter.alpha", "above 0", config.alpha)
     check_wrapping(config.dropout, config.targets)
+    check_also(config.also)
 
 
 def check_wrapping(dropout: float, targets: list[str]) -> None:
@@ -124,6 +128,7 @@ def attach_lora(model: PreTrainedModel, config: LowRankConfig, masked: Collectio
         layer.cast_input_dtype_enabled = False
         _set_magnitudes(layer)
     _keep_masks(model, masked)
+    train_also(model, config.also)
     return adapted
 
 
@@ -174,10 +179,21 @@ def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
 
 def save_lora(adapted: Module, directory: Path) -> None:
     """Write adapter_model.safetensors and adapter_config.json in PEFT's format, with no path of this machine."""
+    write_lora(lora_tensors(adapted), lora_fields(adapted), directory)
+
+
+def lora_tensors(adapted: Module) -> dict[str, Tensor]:
+    """Return what is trained by the names of PEFT's saved adapters."""
     from peft import get_peft_model_state_dict
 
-    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    write_lora(tensors, adapted.peft_config[ADAPTER].to_dict(), directory)  # type: ignore[union-attr, index]
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return tensors | {name: parameter.detach() for name, parameter in saved_also(adapted)[0].items()}
+
+
+def lora_fields(adapted: Module) -> dict[str, Any]:
+    """Return PEFT's configuration of the adapter and of what was trained beside it."""
+    config: Any = adapted.peft_config[ADAPTER]  # type: ignore[union-attr, index]
+    return {**config.to_dict(), **saved_also(adapted)[1]}
 
 
 def write_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any], directory: Path) -> None:

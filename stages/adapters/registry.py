@@ -6,14 +6,17 @@ from stages.adapters import (
     dora,
     dora_rs,
     full,
+    hira,
     lora,
     lora_plus,
+    miss,
     olora,
     parallel,
     pissa,
     prefix,
     rora,
     series,
+    shira,
 )
 from stages.adapters.adapter import Adapter
 
@@ -25,6 +28,9 @@ ADAPTERS: dict[str, Adapter] = {
     "lora_plus": lora_plus.LORA_PLUS,
     "pissa": pissa.PISSA,
     "olora": olora.OLORA,
+    "miss": miss.MISS,
+    "shira": shira.SHIRA,
+    "hira": hira.HIRA,
     "full": full.FULL,
     "prefix": prefix.PREFIX,
     "series": series.SERIES,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from math import sqrt
 
 from stages.adapters.low_rank import LowRankConfig, low_rank
+from stages.adapters.started import StartedConfig, started
 
 
 def scaling(config: LowRankConfig) -> float:
@@ -21,4 +22,4 @@ def scaling(config: LowRankConfig) -> float:
     return config.alpha / sqrt(config.rank)
 
 
-RORA = low_rank(scaling, use_rslora=True)
+RORA = started(low_rank(scaling, config=StartedConfig, use_rslora=True))

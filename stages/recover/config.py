@@ -18,7 +18,12 @@ class RecoverConfig:
     learning_rate: float = 3e-3
     """Peak of the schedule."""
     warmup: float = 0.05
-    """Fraction of the budget over which the rate rises linearly; the rate then falls along a cosine to `final`."""
+    """Fraction of the budget over which the rate rises linearly; the rate then follows `schedule`."""
+    schedule: str = "cosine"
+    """The way from the peak rate to `final`: "cosine", "linear", or "wsd", which keeps the peak rate up to the last
+    `decay` of the budget."""
+    decay: float = 0.2
+    """Fraction of the budget over which schedule=wsd lets the rate fall; the other schedules do not use it."""
     final: float = 0.1
     """Rate at the last step, as a fraction of the peak rate."""
     weight_decay: float = 0.0

@@ -1,9 +1,9 @@
-"""The training loop: micro-batches, steps, schedule and the curve.
+"""The training loop: micro-batches, steps and the curve.
 
 This file owns the order of events. Other files own their parts: the shape of a batch (`stages.rows.packing`), the loss
-(`.objectives`), the trained parameters (`stages.adapters`), the measurements of a point of the curve (`.curve`), the
-storage of a checkpoint (`.checkpoints`), the work of each process (`.workers`), and the messages about too little
-memory (`.memory`) and about numbers that are not finite (`.divergence`).
+(`.objectives`), the learning rate (`.schedules`), the trained parameters (`stages.adapters`), the measurements of a
+point of the curve (`.curve`), the storage of a checkpoint (`.checkpoints`), the work of each process (`.workers`), and
+the messages about too little memory (`.memory`) and about numbers that are not finite (`.divergence`).
 
 Notable:
 
@@ -36,6 +36,7 @@ from stages.recover.compiled import compile_layers
 from stages.recover.config import RecoverConfig
 from stages.recover.divergence import diverged
 from stages.recover.interruption import Signalled, leave
+from stages.recover.schedules import learning_rate
 from stages.recover.seeds import seeded
 from stages.recover.workers import SINGLE, Turn, Workers
 from stages.rows.packing import Document, collate, split, take
@@ -50,14 +51,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Done = TypeVar("Done")
-
-
-def learning_rate(config: RecoverConfig, fraction: float) -> float:
-    """Return the learning rate of the step that ends at `fraction` of the budget: linear warm-up, then a cosine."""
-    if fraction < config.warmup:
-        return config.learning_rate * fraction / config.warmup
-    descent = (min(fraction, 1.0) - config.warmup) / (1.0 - config.warmup)
-    return config.learning_rate * (config.final + (1.0 - config.final) * 0.5 * (1.0 + math.cos(math.pi * descent)))
 
 
 @dataclass(kw_only=True)

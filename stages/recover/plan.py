@@ -22,6 +22,7 @@ from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.recover.config import RecoverConfig, RecoverOptions, RecoverStageConfig, TuneStageConfig
 from stages.recover.objectives.registry import decisive, objective_of
+from stages.recover.schedules import SCHEDULES
 
 DTYPES = ("float32", "bfloat16")
 LOSSES = ("response", "all")
@@ -102,6 +103,9 @@ def check_recover(config: RecoverConfig) -> None:
     require(config.learning_rate > 0, "recover.learning_rate", "above 0", config.learning_rate)
     require(0 <= config.warmup < 1, "recover.warmup", "in [0, 1), a fraction of the budget", config.warmup)
     require(0 <= config.final <= 1, "recover.final", "in [0, 1], a fraction of the peak rate", config.final)
+    lookup("schedule (recover.schedule)", config.schedule, SCHEDULES)
+    within = config.schedule != "wsd" or 0 < config.decay <= 1 - config.warmup
+    require(within, "recover.decay", f"above 0, and with recover.warmup={config.warmup:g} at most 1", config.decay)
     require(config.weight_decay >= 0, "recover.weight_decay", "at least 0", config.weight_decay)
     require(config.gradient_clip >= 0, "recover.gradient_clip", "at least 0", config.gradient_clip)
     require(config.loss in LOSSES, "recover.loss", f"one of {', '.join(LOSSES)}", config.loss)

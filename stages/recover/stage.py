@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from stages.adapters.adapter import Adapter
 from stages.common.files import read_jsonl, write_json, write_jsonl, write_text
@@ -14,7 +17,7 @@ from stages.decoders.card import CARD, adapter_card
 from stages.decoders.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
 from stages.decoders.lineage import base_of, described, lineage
 from stages.decoders.masks import masked_modules
-from stages.decoders.packed_attention import use_packed_attention
+from stages.decoders.packed_attention import hidden_states, use_packed_attention
 from stages.recover import checkpoints, memory
 from stages.recover.checkpoints import Progress
 from stages.recover.config import RecoverStageConfig
@@ -27,6 +30,7 @@ from stages.recover.objectives.teacher import check_vocabulary
 from stages.recover.plan import adapter_of, gives_model, taught
 from stages.recover.seeds import seeded
 from stages.recover.workers import SINGLE, Workers
+from stages.rows.packing import collate, take
 from stages.rows.tokens import Tokenised, tokenised
 from stages.stage import JSON, Context
 
@@ -145,6 +149,8 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
     # A seed of its own, so that the start of the adapter does not depend on what was drawn before.
     with seeded(config.seed, "adapter"):
         adapted = adapter.attach(model, config.adapter, material.masked)
+        if adapter.start is not None:
+            adapter.start(adapted, config.adapter, material.masked, partial(_run_on, model, stream, config))
     curve = Curve(model, material.tokenizer, material.held_out, config=config.recover, dtype=config.dtype)
     rewrites = objective.rewrites
     training = Training(
@@ -178,6 +184,13 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
     # Last, because a sharded model whose parameters are whole can't run any more.
     workers.gather(model, frozen=adapter.trained is not None)
     return Trained(adapted, summary, progress.history)
+
+
+def _run_on(model: PreTrainedModel, stream: Tokenised, config: RecoverStageConfig, tokens: int) -> None:
+    """Run the decoder on the first `tokens` tokens to train on, or on all where the budget has fewer, in one pass."""
+    documents = take(stream.documents(), min(tokens, config.recover.tokens))
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=config.dtype == "bfloat16"):
+        hidden_states(model, collate(documents, str(model.device)))
 
 
 def _save(adapter: Adapter, adapted: Module, base: Path, output: Path, recovery: JSON) -> None:

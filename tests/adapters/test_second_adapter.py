@@ -10,8 +10,8 @@ import pytest
 from helpers.synthetic import add, everything
 from helpers.toy import config, recovered
 from pipeline.compare import main
-from stages.adapters.low_rank import LowRankConfig
 from stages.adapters.registry import ADAPTERS
+from stages.adapters.started import StartedConfig
 from stages.common.files import read_json
 from stages.decoders.card import adapter_sizes
 
@@ -19,7 +19,7 @@ OLDER = Path(__file__).resolve().parents[1] / "golden" / "store" / "artifacts" /
 
 
 @dataclass(kw_only=True, slots=True)
-class WovenConfig(LowRankConfig):
+class WovenConfig(StartedConfig):
     """Options of the toy: LoRA's, and a size of its own."""
 
     threads: int = 3

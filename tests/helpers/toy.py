@@ -13,6 +13,7 @@ from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from stages.adapters.config import AdapterConfig
 from stages.adapters.low_rank import LowRankConfig
 from stages.adapters.registry import ADAPTERS
+from stages.adapters.through_peft import PeftAdapterConfig
 from stages.common.files import write_jsonl
 from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.recover.stage import run
@@ -51,6 +52,8 @@ def adapter_config(name: str = "rora", **options: Any) -> AdapterConfig:
     """Return the options of a small adapter."""
     kind = ADAPTERS[name].config if name in ADAPTERS else LowRankConfig
     small = {"rank": 4, "alpha": 8.0} if issubclass(kind, LowRankConfig) else {}
+    if issubclass(kind, PeftAdapterConfig):
+        small = {"rank": 4}
     return kind(name=name, **small | options)
 
 

@@ -14,10 +14,12 @@ from helpers.tiny_tokenizer import byte_tokenizer
 from helpers.toy import config, recovered
 from stages.adapters.registry import ADAPTERS
 from stages.recover.config import RecoverConfig
-from stages.recover.loop import learning_rate
+from stages.recover.schedules import learning_rate
 from stages.recover.seeds import seeded
+from stages.recover.stage import run
 from stages.rows.packing import encode_whole
 from stages.rows.stream import Stream
+from stages.stage import JSON, Context
 
 SCHEDULE = RecoverConfig(learning_rate=2.0, warmup=0.1, final=0.1)
 
@@ -28,6 +30,49 @@ SCHEDULE = RecoverConfig(learning_rate=2.0, warmup=0.1, final=0.1)
 def test_the_rate_rises_linearly_and_falls_along_a_cosine(fraction: float, rate: float) -> None:
     assert learning_rate(SCHEDULE, fraction) == pytest.approx(rate)
     assert learning_rate(replace(SCHEDULE, warmup=0.0), 0.0) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "fraction", "rate"),
+    [
+        ("linear", 0.05, 1.0),
+        ("linear", 0.1, 2.0),
+        ("linear", 0.4, 2 * (1 - 0.9 / 3)),
+        ("linear", 1.01, 0.2),
+        ("wsd", 0.05, 1.0),
+        ("wsd", 0.1, 2.0),
+        ("wsd", 0.6, 2.0),
+        ("wsd", 0.7, 2 * (0.1 + 0.9 * (1 - 0.25**0.5))),
+        ("wsd", 1.0, 0.2),
+        ("wsd", 1.01, 0.2),
+    ],
+)
+def test_a_linear_rate_falls_steadily_and_wsd_stays_at_the_peak_up_to_its_decay(
+    schedule: str, fraction: float, rate: float
+) -> None:
+    assert learning_rate(replace(SCHEDULE, schedule=schedule, decay=0.4), fraction) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "wsd"])
+def test_a_resumed_recovery_goes_on_in_its_schedule(tmp_path: Path, schedule: str) -> None:
+    settings = config(tokens=1300, schedule=schedule, decay=0.5)
+    output, _ = recovered(tmp_path, settings)
+
+    def interrupt(point: JSON) -> None:
+        if point["step"] == 3:
+            raise InterruptedError
+
+    inputs = {"model": tmp_path / "base", "data": tmp_path / "data"}
+    with pytest.raises(InterruptedError):
+        run(settings, inputs, Context(output=tmp_path / "resumed", checkpoint_seconds=0, log=interrupt))
+    run(settings, inputs, Context(output=tmp_path / "resumed", checkpoint_seconds=0))
+
+    for file in ("history.jsonl", "adapter/adapter_model.safetensors"):
+        assert (output / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes(), file
+    points = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()][1:]
+    assert [point["learning_rate"] for point in points] == [
+        learning_rate(settings.recover, point["tokens"] / 1300) for point in points
+    ]
 
 
 def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from helpers.toy import config, recovered
 from stages.common.files import read_jsonl
 from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.recover.config import RecoverStageConfig
-from stages.recover.loop import learning_rate
+from stages.recover.schedules import learning_rate
 from stages.recover.seeds import seeded
 from stages.rows.packing import encode_whole, take
 from stages.rows.stream import Stream
