@@ -27,7 +27,8 @@ JUDGED = ("protocol", "tasks", "shots", "reference")
 SCORES = (
     ("accuracy", "accuracy/recovered", w.percent),
     ("bits per byte", "bits_per_byte/recovered", w.bits),
-    ("perplexity", "perplexity/recovered", w.perplexity),
+    ("perplexity", "perplexity/mean/recovered", w.perplexity),
+    ("of Wikipedia", "perplexity/recovered", w.perplexity),
     ("repeated 4-grams", "repeated/recovered", w.percent),
 )
 """Scores of the recovered model: the column, the figure of the report, and how the figure is written."""
@@ -35,7 +36,7 @@ SHARES = (
     ("retained: accuracy", "retained", "accuracy", "retained"),
     ("recovered: accuracy", "recovered", "accuracy", "recovered"),
     ("recovered: bits per byte", "recovered/bits_per_byte", "bits_per_byte", "recovered"),
-    ("recovered: perplexity", "recovered/perplexity", "perplexity", "recovered"),
+    ("recovered: perplexity", "recovered/perplexity/mean", "texts", "recovered"),
 )
 """Shares of the reference: the column, the figure of the report, and the measure and effect that hold its interval."""
 COLUMNS = ("run", *SETTING, "tokens", "reference", *(name for name, *_ in (*SCORES, *SHARES)), "parameters")
@@ -84,9 +85,11 @@ def page(found: Sequence[Sequence[Recovery]], root: Path) -> Page:
         blocks += [Heading(heading(group), 3), table(group)]
     blocks.append(
         Paragraph(
-            "Accuracy, bits per byte, perplexity and repetition are the recovered model's. Retained and recovered are "
-            "measured against the reference in their row, with 95 % intervals over documents; where the loss is within "
-            "noise there is no recovered share. Runs of different tables were judged differently: don't compare them.",
+            "Accuracy, bits per byte, perplexity and repetition are the recovered model's. Perplexity is the mean over "
+            "the kinds of text that nothing was fitted to; that of Wikipedia's passages stands beside it. Retained and "
+            "recovered are measured against the reference in their row, with 95 % intervals over documents; where the "
+            "loss is within noise there is no recovered share. Runs of different tables were judged differently: don't "
+            "compare them.",
             "note",
         )
     )
@@ -132,7 +135,7 @@ def _row(one: Recovery) -> list[Cell]:
     parameters = w.millions(report["params"]["recovered"] or report["params"]["pruned"])
     tokens = w.count(report["curve"][-1]["tokens"] if report["curve"] else None)
     scores: list[Cell] = [write(figures[figure]) for _, figure, write in SCORES]
-    effects = {"perplexity": (report["perplexity"] or {}).get("log"), **(report["mean"] or {})}
+    effects = {"texts": ((report["texts"] or {}).get("mean") or {}).get("log"), **(report["mean"] or {})}
     shares = [_share((effects.get(measure) or {}).get(effect)) for _, _, measure, effect in SHARES]
     return [str(one.number), *_setting(report), tokens, _reference(report), *scores, *shares, parameters]
 

@@ -50,7 +50,10 @@ def recoveries(root: Path) -> list[list[Recovery]]:
 
 
 def judged(report: JSON) -> Hashable:
-    """Return what two reports must share for their scores to be comparable: protocol, examples, tasks and rows."""
+    """Return what two reports must share for their scores to be comparable: protocol, examples, tasks, rows and texts.
+
+    Of the texts these are the kinds that the mean is over, with their number of documents.
+    """
     protocol = report["protocol"]
     if not protocol:
         return ()
@@ -59,7 +62,10 @@ def judged(report: JSON) -> Hashable:
         for name, task in report["tasks"].items()
     ]
     digests = [leaf["sha256"] for task in (protocol["rows"] or {}).values() for leaf in task["leaves"].values()]
-    return (protocol["name"], str(protocol["num_fewshot"]), *sizes, *digests)
+    texts = report["texts"] or {"mean": None}
+    kinds = [texts["kinds"][kind] for kind in texts["mean"]["over"]] if texts["mean"] else []
+    read = [(found["sha256"], found["documents"]) for found in kinds]
+    return (protocol["name"], str(protocol["num_fewshot"]), *sizes, *digests, *read)
 
 
 def seeds_apart(group: Sequence[Recovery]) -> list[list[Recovery]]:

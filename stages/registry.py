@@ -19,9 +19,9 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="tasks",
-            version=2,
+            version=3,
             function="stages.tasks.stage:run",
-            outputs=("tasks.json", "passages.jsonl", "corpora.json"),
+            outputs=("tasks.json", "texts.json", "corpora.json"),
         ),
         Stage(
             name="data",
@@ -67,7 +67,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="evaluate",
-            version=2,
+            version=3,
             function="stages.evaluate.stage:run",
             outputs=("results.json", "perplexity.json"),
         ),
@@ -80,7 +80,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="report",
-            version=4,
+            version=5,
             function="stages.report.stage:run",
             outputs=("report.json", "report.md", "report.html", "results.md"),
         ),

@@ -41,7 +41,7 @@ def test_the_notebook_overlays_the_curves_of_a_store(tmp_path: Path, monkeypatch
     assert any("image/png" in output.get("data", {}) for output in outputs)
     table = next(output["data"]["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {}))
     assert "tiny-llama llmpruner −50%, rora r16" in table
-    assert "23.9 → 159.9 → 48.2 | 63% [63%, 63%]" in table
+    assert "21.3 → 142.6 → 43.0 | 63% [63%, 63%]" in table
 
 
 def test_the_notebook_says_what_to_do_with_an_empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def evaluate_model(
     limit: int | None = 200,
     **options: Any,
 ) -> JSON:
-    """Return the model's scores on `tasks` and its perplexity on held-out passages, as `evaluate=` measures them.
+    """Return the model's scores on `tasks` and its perplexity on held-out texts, as `evaluate=` measures them.
 
     The model is judged in its own precision. Rows come from the package index and are kept in the cache.
 
@@ -44,8 +44,9 @@ def evaluate_model(
             protocol="generation".
 
     Returns:
-        "tasks": by name {acc, acc_stderr, acc_norm, bits_per_byte, chance, n, …}. "mean": their means. "perplexity" and
-        "bits_per_byte": those of the passages, None without any. "corpora": the perplexity by text and window.
+        "tasks": by name {acc, acc_stderr, acc_norm, bits_per_byte, chance, n, …}. "mean": their means. "texts": by kind
+        {perplexity, bits_per_byte}. "perplexity" and "bits_per_byte": the mean over the kinds that nothing here is
+        fitted to, None without any. "corpora": the perplexity by text and window.
         "generation": {repeated, loop, ended, length, …} of greedy continuations, means over the prompts; None without.
 
     Raises:
@@ -57,7 +58,8 @@ def evaluate_model(
     judging, downloads, reader = config.evaluate, cache_directory(config), check_tokenizer(tokenizer)
     judging.dtype = precision_of(model)
     rows = rows_of(config)
-    evaluate = evaluate_plan.planned(judging, rows.config.tasks, rows.config.corpora, model.device.type)
+    asked_for = (rows.config.tasks, rows.config.texts, rows.config.corpora)
+    evaluate = evaluate_plan.planned(judging, *asked_for, model.device.type)
 
     @cache
     def judge() -> FastLM:
@@ -72,8 +74,11 @@ def evaluate_model(
     return {
         "tasks": results["tasks"],
         "mean": results["mean"],
-        "perplexity": held_out["perplexity"],
-        "bits_per_byte": held_out["bits_per_byte"],
+        "texts": {
+            kind: {name: found[name] for name in ("perplexity", "bits_per_byte")}
+            for kind, found in held_out["texts"].items()
+        },
+        **{name: (held_out["mean"] or {}).get(name) for name in ("perplexity", "bits_per_byte")},
         "corpora": {
             name: {length: found["perplexity"] for length, found in lengths.items()}
             for name, lengths in held_out["corpora"].items()

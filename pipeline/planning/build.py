@@ -16,9 +16,9 @@ Two roles with the same key are one artifact: a sweep evaluates the dense model 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from pipeline.planning.data import data_node, data_roles, named, tasks_in
+from pipeline.planning.data import data_node, data_roles, kinds_in, named, tasks_in
 from pipeline.planning.graph import Graph, Node
 from pipeline.planning.runtime import check_runtime, resolve_device
 from pipeline.planning.settled import cache_directory, pruning_of, recovery_of, rows_of
@@ -190,7 +190,8 @@ class _Plan:
         """Fill the roles of each model's evaluation, and the role of the running cost."""
         options = self.config.evaluate
         tasks = self.roles["tasks"] = _node("tasks", rows_of(self.config))
-        evaluate = evaluate_plan.planned(options, tasks.config.tasks, tasks.config.corpora, self.device)
+        rows = tasks.config
+        evaluate = evaluate_plan.planned(options, rows.tasks, rows.texts, rows.corpora, self.device)
         for name, model in models.items():
             inputs = self._loaded(model) | {"tasks": tasks}
             self.roles[f"evaluate-{name}"] = Node(STAGES["evaluate"], model.label, evaluate, inputs)
@@ -213,10 +214,18 @@ class _Plan:
             ratio=0.0 if self.pruning is None else self.pruning.ratio,
             channel_ratio=config.prune.channel_ratio,
             trained_tasks=[] if data is None else tasks_in(data),
+            resembles={use: kinds_in(node) for use, node in self._texts_read()},
             # Trials are left out: they are the recovery at other rates.
             configuration={role: node.payload["config"] for role, node in roles.items() if node.stage is not TRIAL},
         )
         return Node(STAGES["report"], self._last().label, report, report_plan.read(roles) or {"model": roles["model"]})
+
+    def _texts_read(self) -> Iterator[tuple[str, Node]]:
+        """Yield the rows that the pruning is calibrated on and those that the recovery trains on."""
+        calibrated = [self.roles[role].inputs.get("data") for role in ("scores", "prune") if role in self.roles]
+        yield from (("calibration", node) for node in calibrated if node is not None)
+        if "data" in self.roles:
+            yield "recovery", self.roles["data"]
 
     def _last(self) -> Node:
         """Return the last model of the graph."""

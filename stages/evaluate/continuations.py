@@ -26,6 +26,7 @@ from stages.evaluate.judge import Model
 from stages.evaluate.lm import FastLM
 from stages.inference.encoding import Query
 from stages.stage import JSON
+from stages.text_library.kinds import CONTINUED
 
 if TYPE_CHECKING:
     from stages.inference.encoding import Encoder
@@ -78,7 +79,7 @@ def written_continuations(config: EvaluateConfig, artifact: Path, output: Path, 
     path = output / "continuations.jsonl"
     # A killed run that this one resumes may have written the file already.
     if not path.is_file():
-        prompts = beginnings(read_jsonl(artifact / "passages.jsonl"), config.generation_prompts)
+        prompts = beginnings(read_jsonl(artifact / "texts" / f"{CONTINUED}.jsonl"), config.generation_prompts)
         write_jsonl(path, continuation_rows(model(), prompts, new_tokens=config.generation_tokens))
     return totals(list(read_jsonl(path)), new_tokens=config.generation_tokens)
 

@@ -1,18 +1,23 @@
-"""Perplexity of held-out passages, each read alone, and of long texts in windows, joined as in the pruning papers."""
+"""Perplexity of held-out texts of several kinds, each document read alone, and of corpora in windows.
+
+The windows of a corpus are joined and cut as in the pruning papers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from math import exp, fsum, isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.common.files import read_json, read_jsonl
 from stages.common.progress import progress
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
 from stages.inference.encoding import Query
 from stages.stage import JSON
+from stages.text_library.kinds import TEXTS, Use
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,53 +28,88 @@ LARGEST = 700.0
 """Nats a token above which a perplexity is no longer a float."""
 
 
-def select(passages: Iterable[JSON], count: int) -> list[JSON]:
-    """Return `count` of the passages, or all if there are fewer. They are always the same ones, whatever their order.
+def texts(scorer: Scorer, artifact: Path, config: EvaluateConfig) -> JSON:
+    """Return {kind: its `totals`} of `config.texts`, from `texts/KIND.jsonl` in `artifact`.
+
+    The entry that the kind has in `texts.json` there is repeated as "rows".
+
+    Kinds are scored one after the other, so the figures of one do not depend on which others are asked for.
 
     Raises:
-        UserError: passages are wanted and there is none.
+        UserError: a kind has no documents, or a likelihood is not finite.
     """
-    if not count:
-        return []
+    return {
+        name: totals(document_rows(scorer, select(name, _documents(artifact, name), config.passages), name))
+        | {"rows": read_json(artifact / "texts.json")[name]}
+        for name in (config.texts if config.passages else ())
+    }
+
+
+def judged_mean(found: Mapping[str, JSON]) -> JSON | None:
+    """Return the mean over the kinds that nothing here is fitted to: {"kinds", "perplexity", "bits_per_byte"}.
+
+    The perplexity is a geometric mean: the mean is over the logarithms, each kind counting once. None without such a
+    kind.
+    """
+    kinds = [name for name in found if TEXTS[name].use is Use.judged]
+    if not kinds:
+        return None
+    nats = fsum(found[name]["nll"] / found[name]["tokens"] for name in kinds) / len(kinds)
+    bits = fsum(found[name]["bits_per_byte"] for name in kinds) / len(kinds)
+    return {"kinds": kinds, "perplexity": exp(min(nats, LARGEST)), "bits_per_byte": bits}
+
+
+def select(kind: str, documents: Iterable[JSON], count: int) -> list[JSON]:
+    """Return `count` of the documents, or all if there are fewer. They are always the same ones, whatever their order.
+
+    Raises:
+        UserError: there is no document.
+    """
     # Ordered by hash, they are a fixed sample that does not depend on the order of the file.
-    chosen = sorted(passages, key=lambda passage: sha256(passage["text"].encode()).digest())[:count]
+    chosen = sorted(documents, key=lambda document: sha256(document["text"].encode()).digest())[:count]
     if not chosen:
-        raise UserError("there are no held-out passages. Rebuild the tasks artifact, or set evaluate.passages=0.")
+        raise UserError(
+            f"there are no held-out texts of the kind '{kind}'. Rebuild the tasks artifact, or leave the kind out of "
+            "evaluate.texts."
+        )
     return chosen
 
 
-def passage_rows(scorer: Scorer, passages: Sequence[JSON]) -> list[JSON]:
-    """Return {title, nll, tokens, bytes} of each passage. nll is in nats, summed over all tokens of the passage.
+def document_rows(scorer: Scorer, documents: Sequence[JSON], kind: str) -> list[JSON]:
+    """Return {title, nll, tokens, bytes} of each document. nll is in nats, summed over all tokens of the document.
 
     The first token is predicted from the beginning-of-text token (the end-of-text token where there is none). A
-    passage longer than the model reads at once is read in lm-eval's rolling windows, so nothing is left out.
+    document longer than the model reads at once is read in lm-eval's rolling windows, so nothing is left out.
 
     Raises:
         UserError: a likelihood is not finite.
     """
-    queries = [scorer.encoder.passage(passage["text"]) for passage in passages]
-    with progress("perplexity", total=sum(map(len, queries)), unit="passage") as bar:
+    queries = [scorer.encoder.passage(document["text"]) for document in documents]
+    with progress(f"perplexity of {kind}", total=sum(map(len, queries)), unit="passage") as bar:
         answers = iter(scorer.score([query for windows in queries for query in windows], bar.update))
     rows = []
-    for passage, windows in zip(passages, queries, strict=True):
+    for document, windows in zip(documents, queries, strict=True):
         nll = -fsum(next(answers)[0] for _ in windows)
         if not isfinite(nll):
-            raise UserError(f"the likelihood of passage '{passage['title']}' is not finite. Check the weights.")
+            raise UserError(
+                f"the likelihood of '{document['title']}' ({kind}) is not finite. "
+                "Check the weights, or evaluate with evaluate.dtype=float32."
+            )
         tokens = sum(len(query.targets) for query in windows)
-        rows.append({"title": passage["title"], "nll": nll, "tokens": tokens, "bytes": len(passage["text"].encode())})
+        rows.append({"title": document["title"], "nll": nll, "tokens": tokens, "bytes": len(document["text"].encode())})
     return rows
 
 
 def totals(rows: Sequence[JSON]) -> JSON:
-    """Return perplexity = exp(nll / tokens) and bits per byte over all passages, and the passages; null without any."""
+    """Return perplexity = exp(nll / tokens) and bits per byte over all documents of `rows`, and the documents."""
     nll = fsum(row["nll"] for row in rows)
     tokens, size = (sum(row[key] for row in rows) for key in ("tokens", "bytes"))
     return {
-        "perplexity": exp(min(nll / tokens, LARGEST)) if tokens else None,
-        "bits_per_byte": nll / log(2) / size if size else None,
+        "perplexity": exp(min(nll / tokens, LARGEST)),
+        "bits_per_byte": nll / log(2) / size,
         "nll": nll,
         "tokens": tokens,
-        "passages": list(rows),
+        "documents": list(rows),
     }
 
 
@@ -141,6 +181,15 @@ def corpus_perplexity(scorer: Scorer, windows: Sequence[Query], advance: Callabl
         raise UserError("the likelihood of a window of text is not finite. Check the weights.")
     nll, tokens = fsum(nlls), sum(len(window.targets) for window in windows)
     return {"perplexity": exp(min(nll / tokens, LARGEST)), "nll": nll, "tokens": tokens, "windows": nlls}
+
+
+def _documents(artifact: Path, kind: str) -> list[JSON]:
+    path = artifact / "texts" / f"{kind}.jsonl"
+    if not path.is_file():
+        raise UserError(
+            f"{artifact} has no texts of the kind '{kind}'. Add it to evaluate.texts, so that it is fetched."
+        )
+    return list(read_jsonl(path))
 
 
 def _corpus(artifact: Path, name: str) -> str:

@@ -10,6 +10,7 @@ from stages.common.machine import precision, processor
 from stages.errors import UserError
 from stages.evaluate.config import PROTOCOLS, CostConfig, EvaluateConfig, EvaluateOptions
 from stages.task_library.instructions import FORMATS
+from stages.text_library.kinds import kind_of_text
 
 
 def check_options(options: EvaluateOptions) -> bool:
@@ -23,10 +24,12 @@ def check_options(options: EvaluateOptions) -> bool:
     return options.protocol != "none"
 
 
-def planned(options: EvaluateOptions, tasks: Sequence[str], corpora: Sequence[str], device: str) -> EvaluateConfig:
+def planned(
+    options: EvaluateOptions, tasks: Sequence[str], texts: Sequence[str], corpora: Sequence[str], device: str
+) -> EvaluateConfig:
     """Return the evaluate stage's config, by which every evaluation of a run is keyed.
 
-    `tasks` and `corpora` are the names that the options' names stand for.
+    `tasks`, `texts` and `corpora` are the names that the options' names stand for.
 
     Raises:
         UserError: an option is outside its range, a task has no form under the protocol, or nothing is asked.
@@ -34,6 +37,8 @@ def planned(options: EvaluateOptions, tasks: Sequence[str], corpora: Sequence[st
     config = narrowed(EvaluateConfig, options)
     config.dtype = precision("evaluate.dtype", options.dtype, device)
     config.tasks, config.corpora = list(tasks), list(corpora)
+    # Of the texts that are fetched, some may only be continued.
+    config.texts = [name for name in texts if name in options.texts]
     check_evaluation(config)
     return settled(config)
 
@@ -58,10 +63,11 @@ def check_evaluation(config: EvaluateConfig) -> None:
         _require_at_least(2, "corpus_lengths", length)
     if config.corpora and not config.corpus_lengths:
         raise UserError("evaluate.corpora names texts, and evaluate.corpus_lengths is empty: give tokens a window.")
-    if not (config.tasks or config.passages or config.corpora or config.generation_prompts):
+    for text in config.texts:
+        kind_of_text(text)
+    if not (config.tasks or (config.texts and config.passages) or config.corpora or config.generation_prompts):
         raise UserError(
-            "nothing to evaluate: no evaluate.tasks, passages, corpora or generation_prompts. To skip it: "
-            "evaluate=none."
+            "nothing to evaluate: no evaluate.tasks, texts, corpora or generation_prompts. To skip it: evaluate=none."
         )
     if config.protocol == "generation":
         _check_generation(config)
@@ -72,6 +78,7 @@ def settled(config: EvaluateConfig) -> EvaluateConfig:
     unread = ["num_fewshot"] if config.protocol == "generation" else ["new_tokens", "beams"]
     unread += [] if config.corpora else ["corpus_lengths", "corpus_windows"]
     unread += [] if config.generation_prompts else ["generation_tokens"]
+    unread += [] if config.texts else ["passages"]
     default = EvaluateConfig()
     return dataclasses.replace(config, **{name: getattr(default, name) for name in unread})
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from stages.adapters.loading import Source
 from stages.common.choices import lookup
-from stages.common.files import read_json, read_jsonl, write_json
+from stages.common.files import read_json, write_json
 from stages.common.journal import Journal
 from stages.common.progress import progress
 from stages.decoders.checkpoint import load_tokenizer
@@ -28,7 +28,7 @@ from stages.evaluate.continuations import written_continuations
 from stages.evaluate.judge import PROTOCOLS, Model, Paper
 from stages.evaluate.lm import FastLM
 from stages.evaluate.metrics import average, summarise
-from stages.evaluate.perplexity import corpora, passage_rows, select, totals
+from stages.evaluate.perplexity import corpora, judged_mean, texts
 from stages.evaluate.plan import check_evaluation
 from stages.inference.scorer import Scorer
 from stages.stage import JSON, Context
@@ -46,7 +46,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) ->
 
     Where the model is an adapter alone, `inputs["base"]` is the model that it was trained on.
     The stage writes `documents/TASK.jsonl` (one line a document; `judge` and `generation` describe it), `results.json`,
-    `perplexity.json` and `continuations.jsonl`. It returns the means and the perplexity.
+    `perplexity.json` and `continuations.jsonl`. It returns the means and the perplexity of each kind of text.
 
     Raises:
         UserError: an option is out of range, a task can't be asked, or a likelihood is not finite.
@@ -60,7 +60,8 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) ->
         return FastLM(Scorer(loaded, load_tokenizer(source.model), batch_tokens=config.batch_tokens))
 
     results, held_out = judged(config, inputs["tasks"], context.output, model)
-    return {"mean": results["mean"], "perplexity": held_out["perplexity"]}
+    perplexity = {name: found["perplexity"] for name, found in held_out["texts"].items()}
+    return {"mean": results["mean"], "perplexity": perplexity}
 
 
 def judged(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -> tuple[JSON, JSON]:
@@ -78,10 +79,9 @@ def judged(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -
     held_out = output / "perplexity.json"
     # A killed run that this one resumes may have written the file already.
     if not held_out.is_file():
-        passages = select(read_jsonl(artifact / "passages.jsonl"), config.passages)
-        found = totals(passage_rows(model().scorer, passages) if passages else [])
-        found["corpora"] = corpora(model().scorer, artifact, config) if config.corpora else {}
-        write_json(held_out, found)
+        found = texts(model().scorer, artifact, config) if config.texts and config.passages else {}
+        windows = corpora(model().scorer, artifact, config) if config.corpora else {}
+        write_json(held_out, {"texts": found, "mean": judged_mean(found), "corpora": windows})
     results["generation"] = written_continuations(config, artifact, output, model)
     write_json(output / "results.json", results)
     return results, read_json(held_out)

@@ -22,6 +22,9 @@ class ReportConfig:
     channel_ratio: float | None
     trained_tasks: list[str] = field(default_factory=list)
     """Judged tasks whose train splits are in the recovery data. Their scores mix recovery with task fitting."""
+    resembles: dict[str, list[str]] = field(default_factory=dict)
+    """Kinds of held-out text whose like is read, by what reads it: "calibration" and "recovery". The perplexity of
+    these kinds flatters the model, so they are left out of the mean."""
     configuration: dict[str, Any] = field(default_factory=dict)
     """Configs of the stages that the report is on, as they entered their keys."""
     resamples: int = 2000

@@ -18,6 +18,7 @@ from stages.report.sections.protocol import judging
 from stages.report.sections.protocol import sentence as protocol_sentence
 from stages.report.sections.run import configuration, this_run
 from stages.report.sections.scores import by_task, corpora, headline
+from stages.report.sections.texts import by_kind
 from stages.report.sections.tuning import tuning
 from stages.report.summary import REFERENCES
 from stages.stage import JSON
@@ -79,6 +80,7 @@ def _blocks(report: JSON, pictures: Mapping[str, str]) -> Iterator[Block]:
         yield Picture("curve.svg", pictures["curve"], CAPTION)
         yield from _training(report["training"], report["configuration"].get("recover", {}).get("recover", {}))
     yield from tuning(report)
+    yield from by_kind(report)
     yield from by_task(report, pictures)
     yield from corpora(report)
     yield from generation(report)

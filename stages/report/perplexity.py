@@ -1,46 +1,90 @@
-"""Perplexities of held-out passages and of corpora, and the shares of their logarithm that were lost and came back."""
+"""Perplexities of kinds of text and of corpora, and the shares of their logarithm that were lost and came back."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from stages.common.files import read_json
 from stages.report.effects import effects
-from stages.report.inputs import column, common
-from stages.report.statistics import Paired, paired, score_intervals
+from stages.report.inputs import common
+from stages.report.statistics import Paired, mean, paired, score_intervals
 from stages.stage import JSON
 
 LARGEST = 700.0
 """Nats above which a perplexity is no longer a float."""
 
 
-def perplexities(evaluations: Mapping[str, Path], *, resamples: int, seed: int) -> JSON | None:
-    """Return the report's `perplexity`: each model's, its intervals, and the paired effects on log perplexity.
+def texts(
+    evaluations: Mapping[str, Path], resembles: Mapping[str, Sequence[str]], *, resamples: int, seed: int
+) -> JSON | None:
+    """Return the report's `texts`: {"kinds": {kind: figures}, "mean": figures over kinds, or None}.
 
-    Passages are resampled. Where the models' tokenizers count tokens differently, the effects are per byte
-    (`per: "byte"`), because perplexities per token can't be compared. None where no passage was scored.
+    Figures are each model's perplexity, its intervals, the paired effects on log perplexity ("log") and the bits per
+    byte. Documents are resampled within their kind. The mean is over the logarithms of the kinds that nothing was
+    fitted to ("over"), each counting once, so its perplexity is a geometric mean. `resembles` names the kinds whose
+    like was read by the calibration and the recovery ("read_by"). None where no text was scored.
+
+    Where the models' tokenizers count tokens differently, the effects are per byte (`per: "byte"`), because
+    perplexities per token can't be compared.
+
+    Raises:
+        UserError: the models were not judged on the same texts.
     """
-    files = {model: read_json(path / "perplexity.json") for model, path in evaluations.items()}
-    if not files:
+    files = {model: read_json(path / "perplexity.json").get("texts") or {} for model, path in evaluations.items()}
+    names = common("kinds of text", {model: list(file) for model, file in files.items()}) if files else []
+    if not names:
         return None
-    passages = {model: file.get("passages") or [] for model, file in files.items()}
-    titles = common("held-out passages", {model: [row["title"] for row in rows] for model, rows in passages.items()})
-    totals, tokens, sizes = (column(passages, key) for key in ("nll", "tokens", "bytes"))
-    if not titles or totals is None or tokens is None or sizes is None:
-        return None
-    per = "token" if (tokens == tokens[0]).all() else "byte"
-    weights = tokens[0] if per == "token" else sizes[0]
-    logs = paired(tuple(passages), totals, weights, resamples=resamples, seed=(seed, *b"perplexity"))
-    report: JSON = {model: float(files[model]["perplexity"]) for model in logs.models}
+    own = {kind: {model: file[kind] for model, file in files.items()} for kind in names}
+    per = "token" if all(_alike(found) for found in own.values()) else "byte"
+    logs = {kind: _logs(kind, found, per, resamples=resamples, seed=seed) for kind, found in own.items()}
+    kinds: JSON = {}
+    for kind, found in own.items():
+        rows = next(iter(found.values()))["rows"]
+        kinds[kind] = {key: rows.get(key) for key in ("label", "use", "source", "licence", "sha256")}
+        kinds[kind] |= {"documents": logs[kind].units, "read_by": [by for by in resembles if kind in resembles[by]]}
+        kinds[kind] |= _figures(logs[kind], per, {model: entry["perplexity"] for model, entry in found.items()})
+        kinds[kind]["bits_per_byte"] = {model: entry["bits_per_byte"] for model, entry in found.items()}
+    over = [kind for kind in names if kinds[kind]["use"] == "judged" and not kinds[kind]["read_by"]]
+    return {"kinds": kinds, "mean": _mean({kind: kinds[kind] for kind in over}, logs, per) if over else None}
+
+
+def _alike(found: Mapping[str, JSON]) -> bool:
+    """Return whether all models' tokenizers cut the documents into equally many tokens."""
+    counts = [[row["tokens"] for row in entry["documents"]] for entry in found.values()]
+    return all(count == counts[0] for count in counts)
+
+
+def _logs(kind: str, found: Mapping[str, JSON], per: str, *, resamples: int, seed: int) -> Paired:
+    """Return each model's nats a token (or a byte) of a kind of text, resampled over its documents."""
+    rows = {model: entry["documents"] for model, entry in found.items()}
+    common(f"texts ({kind})", {model: [row["title"] for row in own] for model, own in rows.items()})
+    common(f"texts ({kind})", {model: entry["rows"].get("sha256") for model, entry in found.items()})
+    totals_MN = np.array([[row["nll"] for row in own] for own in rows.values()], dtype=np.float64)
+    weights_N = np.array([row[f"{per}s"] for row in next(iter(rows.values()))], dtype=np.float64)
+    return paired(tuple(rows), totals_MN, weights_N, resamples=resamples, seed=(seed, *b"perplexity", *kind.encode()))
+
+
+def _figures(logs: Paired, per: str, perplexity: Mapping[str, float]) -> JSON:
+    report: JSON = {model: float(value) for model, value in perplexity.items()}
     if per == "token":
         report["intervals"] = _exponentiated(logs)
-    report |= {"per": per, "passages": len(titles), "log": effects(logs, higher_is_better=False)}
-    report["bits_per_byte"] = {model: files[model].get("bits_per_byte") for model in logs.models}
-    return report
+    return report | {"per": per, "log": effects(logs, higher_is_better=False)}
+
+
+def _mean(kinds: Mapping[str, JSON], logs: Mapping[str, Paired], per: str) -> JSON:
+    average = mean([logs[kind] for kind in kinds])
+    geometric = {
+        model: math.exp(sum(math.log(entry[model]) for entry in kinds.values()) / len(kinds))
+        for model in average.models
+    }
+    bits = {
+        model: sum(entry["bits_per_byte"][model] for entry in kinds.values()) / len(kinds) for model in average.models
+    }
+    return _figures(average, per, geometric) | {"over": list(kinds), "bits_per_byte": bits}
 
 
 def corpora(evaluations: Mapping[str, Path], *, resamples: int, seed: int) -> list[JSON]:

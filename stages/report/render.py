@@ -15,7 +15,7 @@ from stages.report.blocks import html, markdown
 from stages.report.content import page
 from stages.stage import JSON
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised by one when a field of report.json changes its meaning."""
 
 PICTURES = ("curve", "tasks")

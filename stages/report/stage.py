@@ -17,7 +17,7 @@ from stages.report.content import results
 from stages.report.figures import curve_svg, tasks_svg
 from stages.report.generation import generation
 from stages.report.inputs import protocol
-from stages.report.perplexity import corpora, perplexities
+from stages.report.perplexity import corpora, texts
 from stages.report.render import SCHEMA, files
 from stages.report.scores import task_scores
 from stages.report.summary import accuracy_name, caution, main_figures, summary
@@ -53,7 +53,7 @@ def build(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
         "protocol": judged,
         "tasks": tasks,
         "mean": average,
-        "perplexity": perplexities(evaluations, resamples=config.resamples, seed=config.seed),
+        "texts": texts(evaluations, config.resembles, resamples=config.resamples, seed=config.seed),
         "corpora": corpora(evaluations, resamples=config.resamples, seed=config.seed),
         "generation": generation(evaluations, resamples=config.resamples, seed=config.seed),
         "cost": read_json(inputs["cost"] / "cost.json") if "cost" in inputs else {},
@@ -62,6 +62,8 @@ def build(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
         "trained_tasks": [name for name in config.trained_tasks if name in tasks],
         "configuration": config.configuration,
     }
+    # Wikipedia's passages under the name that a report's readers have known them by.
+    report["perplexity"] = ((report["texts"] or {}).get("kinds") or {}).get("wikipedia")
     report["recovery"] = _recovery(report)
     report["summary"] = summary(report)
     report["caution"] = caution(report)

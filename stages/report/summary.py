@@ -1,16 +1,17 @@
 """The sentences that open a report. They claim only what lies outside its 95 % interval.
 
-Clear findings come first, as a rule in the low-variance measures: perplexity, then bits per byte. One closing sentence
-names what is within noise. Where the recovery trained on the judged tasks' own train splits, a better score on them is
-not called recovery.
+The first says whether the model is as good as the dense one (`stages.report.verdict`). Clear findings follow, as a rule
+in the low-variance measures: perplexity, then bits per byte. One closing sentence names what is within noise. Where the
+recovery trained on the judged tasks' own train splits, a better score on them is not called recovery.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stages.report.verdict import verdict
 from stages.report.wording import MODELS, NAMES, bare, bits, listing, millions, percent, perplexity
 from stages.stage import JSON
 
@@ -54,15 +55,17 @@ class Measure:
 def measures(report: JSON) -> list[Measure]:
     """Return the measures over everything judged, those of low variance first."""
     found = []
-    held_out, average = report["perplexity"], report["mean"]
-    fitted = bool(report["trained_tasks"])
-    if held_out and held_out["per"] == "token":
-        values = {model: held_out[model] for model in MODELS if model in held_out}
-        scale = "in log perplexity"
-        found.append(Measure("held-out perplexity", values, held_out["log"], perplexity, fitted=False, scale=scale))
-    elif held_out:
-        values = held_out["bits_per_byte"]
-        found.append(Measure("bits per byte of held-out text", values, held_out["log"], bits, fitted=False))
+    average, fitted = report["mean"], bool(report["trained_tasks"])
+    for figures, text in _texts(report["texts"]) if report["texts"] else ():
+        if figures["per"] == "token":
+            values = {model: figures[model] for model in MODELS if model in figures}
+            scale = "in log perplexity"
+            found.append(
+                Measure(f"perplexity of {text}", values, figures["log"], perplexity, fitted=False, scale=scale)
+            )
+        else:
+            values = figures["bits_per_byte"]
+            found.append(Measure(f"bits per byte of {text}", values, figures["log"], bits, fitted=False))
     if average:
         models = [model for model in MODELS if model in average]
         density = {model: average[model]["bits_per_byte"] for model in models}
@@ -72,6 +75,14 @@ def measures(report: JSON) -> list[Measure]:
             found.append(Measure(name, density, average["bits_per_byte"], bits, fitted))
         found.append(Measure(accuracy_name(report), accuracy, average["accuracy"], percent, fitted))
     return found
+
+
+def _texts(texts: JSON) -> Iterator[tuple[JSON, str]]:
+    """Yield the figures of held-out text that have a sentence: the mean over kinds, and Wikipedia's passages."""
+    if texts["mean"]:
+        yield texts["mean"], "held-out text"
+    if "wikipedia" in texts["kinds"]:
+        yield texts["kinds"]["wikipedia"], "Wikipedia passages"
 
 
 def accuracy_name(report: JSON) -> str:
@@ -101,7 +112,9 @@ def summary(report: JSON) -> str:
     if not found:
         unscored = "No task was judged and no perplexity measured." if report.get("generation") else ""
         closing = [*learned, unscored or "Nothing was evaluated, so nothing is said about quality."]
-    return "\n".join([*_opening(report["params"]), *clear, *_repetition(report), *closing, *harmed])
+    first = verdict(report)
+    opening = [*([first] if first else []), *_opening(report["params"])]
+    return "\n".join([*opening, *clear, *_repetition(report), *closing, *harmed])
 
 
 def caution(report: JSON) -> str | None:
@@ -109,7 +122,7 @@ def caution(report: JSON) -> str | None:
     fitted = [report["tasks"][name]["label"] for name in report["trained_tasks"] if name in report["tasks"]]
     if not fitted or report["adapter"] == "none":
         return None
-    held_out = " Held-out perplexity is of text that no recovery trains on." if report["perplexity"] else ""
+    held_out = " Held-out text is in no training data." if report["texts"] else ""
     trained = f"The recovery trained on the train splits of judged tasks ({listing(fitted)})"
     if report["reference"] == "dense_recovered":
         return (
@@ -126,12 +139,16 @@ def caution(report: JSON) -> str | None:
 
 def main_figures(report: JSON) -> JSON:
     """Return the figures for a manifest, a table of runs or a tracker. A figure that was not measured is None."""
-    average, held_out = report["mean"] or {}, report["perplexity"] or {}
+    average, texts = report["mean"] or {}, report["texts"] or {"kinds": {}, "mean": None}
+    passages, over_kinds = texts["kinds"].get("wikipedia") or {}, texts["mean"] or {}
     figures: JSON = {}
     for model in MODELS:
         figures[f"accuracy/{model}"] = average.get(model, {}).get("acc")
         figures[f"bits_per_byte/{model}"] = average.get(model, {}).get("bits_per_byte")
-        figures[f"perplexity/{model}"] = held_out.get(model)
+        figures[f"perplexity/{model}"] = passages.get(model)
+        figures[f"perplexity/mean/{model}"] = over_kinds.get(model)
+        for kind, found in texts["kinds"].items():
+            figures[f"perplexity/{kind}/{model}"] = found.get(model)
         figures[f"parameters/{model}"] = report["params"].get(model)
         written = (report.get("generation") or {}).get(model, {})  # an earlier version's report has none
         figures[f"repeated/{model}"], figures[f"agreement/{model}"] = written.get("repeated"), written.get("agreement")
@@ -140,7 +157,8 @@ def main_figures(report: JSON) -> JSON:
     figures["retained"] = report["recovery"]["retained"]
     figures["recovered"] = report["recovery"]["recovered"]
     figures["recovered/bits_per_byte"] = _value(average.get("bits_per_byte"), "recovered")
-    figures["recovered/perplexity"] = _value(held_out.get("log"), "recovered")
+    figures["recovered/perplexity"] = _value(passages.get("log"), "recovered")
+    figures["recovered/perplexity/mean"] = _value(over_kinds.get("log"), "recovered")
     return figures
 
 

@@ -23,6 +23,10 @@ class TasksSource:
     """Names of tasks and groups, with suites expanded. A task of the user's own goes by its file's stem."""
     fewshot: bool = False
     """Whether the split that examples are drawn from is fetched too."""
+    texts: list[str] = field(default_factory=list)
+    """Kinds of held-out text, in the order of `stages.text_library.kinds.TEXTS`."""
+    texts_wheel: Wheel | None = None
+    """The wheel of the kinds that need one; None where none of them does."""
     corpora: list[str] = field(default_factory=list)
     """Texts for perplexity, by name. A text of the user's own goes by its file's stem."""
     revisions: dict[str, str] = field(default_factory=dict)

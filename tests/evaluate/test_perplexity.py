@@ -9,11 +9,11 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from helpers.questions import PASSAGES, reader, stock
+from helpers.questions import PASSAGES, TEXTS, reader, stock, write_texts
 from helpers.tiny_tokenizer import byte_tokenizer
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
-from stages.evaluate.perplexity import corpora, joined_ids, passage_rows, select, totals
+from stages.evaluate.perplexity import corpora, document_rows, joined_ids, judged_mean, select, texts, totals
 from stages.inference.scorer import Scorer
 
 
@@ -26,7 +26,7 @@ def test_perplexity_is_that_of_each_passage_read_alone() -> None:
             logprobs = model(ids[None]).logits[0].log_softmax(-1)
         total -= sum(float(logprobs[place, ids[place + 1]]) for place in range(len(ids) - 1))
         count += len(ids) - 1
-    found = totals(passage_rows(Scorer(model, tokenizer), PASSAGES))
+    found = totals(document_rows(Scorer(model, tokenizer), PASSAGES, "wikipedia"))
     assert found["tokens"] == count
     assert found["nll"] == pytest.approx(total, rel=1e-6)
     assert found["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-6)
@@ -40,26 +40,48 @@ def test_a_passage_longer_than_the_model_reads_is_scored_as_lm_eval_rolls_over_i
     model = reader(max_position_embeddings=20)
     requests = [Instance("loglikelihood_rolling", {}, (passage["text"],), 0) for passage in PASSAGES]
     wanted = stock(model).loglikelihood_rolling(requests, disable_tqdm=True)
-    rows = passage_rows(Scorer(model, byte_tokenizer()), PASSAGES)
+    rows = document_rows(Scorer(model, byte_tokenizer()), PASSAGES, "wikipedia")
     assert [-row["nll"] for row in rows] == pytest.approx(wanted, abs=1e-3)
     assert [row["tokens"] for row in rows] == [len(byte_tokenizer().encode(passage["text"])) for passage in PASSAGES]
 
 
-def test_the_same_passages_are_taken_in_whatever_order_they_lie() -> None:
-    chosen = select(PASSAGES, 2)
-    assert chosen == select(reversed(PASSAGES), 2)
-    assert select(PASSAGES, 1) == chosen[:1]
-    assert len(select(PASSAGES, 99)) == len(PASSAGES)
+def test_the_same_documents_are_taken_in_whatever_order_they_lie() -> None:
+    chosen = select("wikipedia", PASSAGES, 2)
+    assert chosen == select("wikipedia", reversed(PASSAGES), 2)
+    assert select("wikipedia", PASSAGES, 1) == chosen[:1]
+    assert len(select("wikipedia", PASSAGES, 99)) == len(PASSAGES)
 
 
-def test_no_passages_have_no_perplexity() -> None:
-    found = totals([])
-    assert (found["perplexity"], found["bits_per_byte"], found["passages"]) == (None, None, [])
+def test_a_kind_without_documents_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no held-out texts of the kind 'news'"):
+        select("news", [], 3)
+    write_texts(tmp_path)
+    with pytest.raises(UserError, match="has no texts of the kind 'papers'"):
+        texts(Scorer(reader(), byte_tokenizer()), tmp_path, EvaluateConfig(texts=["papers"]))
 
 
-def test_passages_that_are_wanted_and_missing_are_an_error() -> None:
-    with pytest.raises(UserError, match="no held-out passages"):
-        select([], 3)
+def test_each_kind_has_the_figures_that_it_has_alone(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    scorer = Scorer(reader(), byte_tokenizer())
+    together = texts(scorer, tmp_path, EvaluateConfig(texts=list(TEXTS), passages=2))
+    assert {kind: len(found["documents"]) for kind, found in together.items()} == {
+        "wikipedia": 2,
+        "narrative": 2,
+        "news": 1,
+    }
+    for kind in TEXTS:
+        assert texts(scorer, tmp_path, EvaluateConfig(texts=[kind], passages=2)) == {kind: together[kind]}
+    assert texts(scorer, tmp_path, EvaluateConfig(texts=list(TEXTS), passages=0)) == {}
+
+
+def test_the_mean_is_over_the_logarithms_of_the_kinds_that_nothing_is_fitted_to() -> None:
+    def found(perplexity: float, bits: float) -> dict[str, float]:
+        return {"nll": 10 * math.log(perplexity), "tokens": 10, "bits_per_byte": bits}
+
+    kinds = {"wikipedia": found(999, 9), "narrative": found(10, 1), "news": found(1000, 3), "code": found(5, 9)}
+    mean = judged_mean({**kinds, "exams": found(7, 7)})
+    assert mean == {"kinds": ["narrative", "news"], "perplexity": pytest.approx(100), "bits_per_byte": 2}
+    assert judged_mean({"wikipedia": kinds["wikipedia"]}) is None
 
 
 def test_a_hopeless_model_still_has_a_finite_perplexity() -> None:

@@ -157,11 +157,21 @@ ROWS: dict[str, list[Row]] = {
 }
 """Choices of differing number, length and alphabet, some equal, some the beginning of another."""
 
-PASSAGES = [
-    {"title": "Kiwi", "text": "The kiwi is a flightless bird of New Zealand. It is about the size of a chicken."},
-    {"title": "Smørrebrød", "text": "Smørrebrød is buttered rye bread with cold cuts — eaten in Denmark."},
-    {"title": "Tea", "text": "Tea is an aromatic drink."},
-]
+TEXTS: dict[str, list[Row]] = {
+    "wikipedia": [
+        {"title": "Kiwi", "text": "The kiwi is a flightless bird of New Zealand. It is about the size of a chicken."},
+        {"title": "Smørrebrød", "text": "Smørrebrød is buttered rye bread with cold cuts — eaten in Denmark."},
+        {"title": "Tea", "text": "Tea is an aromatic drink."},
+    ],
+    "narrative": [
+        {"title": "Ducks", "text": "Once there was a duck.\n\nShe swam home, and no one saw her again."},
+        {"title": "Tom", "text": "Tom had a red kite. The wind took it."},
+    ],
+    "news": [{"title": "Storm", "text": "(CNN) -- A storm has closed the harbour, officials said on Friday."}],
+}
+"""Held-out texts of some kinds."""
+
+PASSAGES = TEXTS["wikipedia"]
 
 
 def tasks_artifact(directory: Path, **changes: list[Row]) -> Path:
@@ -179,8 +189,15 @@ def tasks_artifact(directory: Path, **changes: list[Row]) -> Path:
         leaf = {**splits, "rows": len(rows), "fewshot_rows": len(rows)}
         record[name] = {"label": TASKS[name].label, "kind": "lm-eval", "leaves": {name: leaf}}
     write_json(directory / "tasks.json", record)
-    write_jsonl(directory / "passages.jsonl", PASSAGES)
+    write_texts(directory)
     return directory
+
+
+def write_texts(directory: Path) -> None:
+    """Write `TEXTS` as the tasks stage lays them out."""
+    for kind, documents in TEXTS.items():
+        write_jsonl(directory / "texts" / f"{kind}.jsonl", documents)
+    write_json(directory / "texts.json", {kind: {"rows": len(documents)} for kind, documents in TEXTS.items()})
 
 
 def reader(family: str = "llama", **options: Any) -> PreTrainedModel:

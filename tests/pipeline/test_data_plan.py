@@ -74,6 +74,23 @@ def test_calibration_may_be_on_other_text_and_a_mixture_counts_its_parts_tasks(w
 
 
 @pytest.mark.parametrize(
+    ("overrides", "kinds"),
+    [
+        (["prune=wanda"], {"calibration": [], "recovery": []}),
+        (["prune=wanda", "prune.calibration.data=passages"], {"calibration": ["wikipedia"], "recovery": []}),
+        (["prune=wanda", "data=mixture"], {"calibration": ["wikipedia"], "recovery": ["wikipedia"]}),
+        (["prune=magnitude", "data=passages"], {"recovery": ["wikipedia"]}),
+        (["prune=magnitude", "adapter=none"], {}),
+    ],
+)
+def test_the_report_knows_which_kinds_of_text_were_read(
+    world: World, overrides: list[str], kinds: dict[str, list[str]]
+) -> None:
+    mixed = ["data.parts={commonsense: 1, passages: 1}"] if "data=mixture" in overrides else []
+    assert plan(world, *overrides, *mixed).roles["report"].config.resembles == kinds
+
+
+@pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (["data=file"], r"data=file reads files of yours: data\.path=FILE"),

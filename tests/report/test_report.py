@@ -101,8 +101,14 @@ def test_what_came_back_is_computed_from_the_documents(artifact: Path) -> None:
 
 def test_the_summary_leads_with_what_is_clear_and_names_the_numbers(artifact: Path) -> None:
     lines = read_json(artifact / "report.json")["summary"].splitlines()
-    assert lines[0].startswith("Pruning removed 50.0")
-    assert lines[1].startswith("Pruning raised held-out perplexity from 23.9 to 159.9; recovery lowered it to 48.2, 63")
+    assert lines[0].startswith("The recovered model is not as good as the dense one: ")
+    assert lines[1].startswith("Pruning removed 50.0")
+    of_text = (
+        "Pruning raised perplexity of held-out text from 21.",
+        "Pruning raised perplexity of Wikipedia passages from",
+    )
+    assert lines[2].startswith(of_text[0])
+    assert lines[3].startswith(f"{of_text[1]} 23.9 to 159.9; recovery lowered it to 48.2, 63")
     assert "noise" not in " ".join(lines)
 
 
@@ -119,7 +125,7 @@ def test_masks_are_reported_as_zeros_among_parameters_that_stay_and_no_speed_up_
     judged = {name: path for name, path in inputs.items() if name not in ("cost", "prune")}
     report = report_of(tmp_path / "report", config(), judged | {"prune": tmp_path / "prune"})
 
-    first = report["summary"].splitlines()[0]
+    first = report["summary"].splitlines()[1]
     assert first.startswith("Masking set 50.0")
     assert "of 106.2M weights to zero: all 134.5M parameters stay, 81.4M of them not zero" in first
     assert "nothing here is faster" in first
@@ -130,7 +136,7 @@ def test_the_summary_claims_nothing_that_is_within_noise(tmp_path: Path) -> None
     same = {"accuracy": 0.5, "bits": 1.0, "nll": 3.0}
     inputs = {model: evaluation(tmp_path / model, **same) for model in SKILL}
     report = report_of(tmp_path / "report", config(), inputs)
-    assert report["summary"].startswith("No difference is clear at 95 %")
+    assert report["summary"].splitlines()[1].startswith("No difference is clear at 95 %")
     for verb in ("raised", "lowered", "of the loss"):
         assert verb not in report["summary"]
     assert report["recovery"]["recovered"] is None
@@ -140,7 +146,7 @@ def test_the_summary_claims_nothing_that_is_within_noise(tmp_path: Path) -> None
 def test_an_effect_within_noise_is_named_after_the_clear_ones(tmp_path: Path) -> None:
     skills = {name: skill | {"accuracy": 0.5} for name, skill in SKILL.items()}
     inputs = {model: evaluation(tmp_path / model, **skill) for model, skill in skills.items()}
-    *clear, last = report_of(tmp_path / "report", config(), inputs)["summary"].splitlines()
+    _, *clear, last = report_of(tmp_path / "report", config(), inputs)["summary"].splitlines()
     assert all("accuracy" not in line for line in clear)
     assert last.startswith("Within noise: the effect of pruning on mean accuracy")
 
@@ -149,10 +155,11 @@ def test_training_on_the_judged_tasks_is_never_called_recovery(tmp_path: Path, i
     report = report_of(tmp_path, config(trained_tasks=["piqa", "arc_easy", "not_judged"]), inputs)
     assert "PIQA and ARC-e" in report["caution"]
     assert "the dense model, as it is" in report["caution"]
-    accuracy = next(line for line in report["summary"].splitlines() if "accuracy" in line)
+    _, *after = report["summary"].splitlines()
+    accuracy = next(line for line in after if "accuracy" in line)
     assert "training raised it" in accuracy
     assert "recovery and task fitting mixed" in accuracy
-    perplexity = next(line for line in report["summary"].splitlines() if "perplexity" in line)
+    perplexity = next(line for line in after if "perplexity" in line)
     assert "recovery lowered it" in perplexity
     assert "fitting" not in perplexity
     assert "Caution" in (tmp_path / "report.md").read_text()
@@ -270,11 +277,12 @@ def test_a_recovery_without_a_curve_has_no_picture_of_one(tmp_path: Path, inputs
 def test_models_that_count_tokens_differently_are_compared_per_byte(tmp_path: Path, inputs: dict[str, Path]) -> None:
     other = evaluation(tmp_path / "other", **SKILL["dense"])
     held_out = read_json(other / "perplexity.json")
-    for passage in held_out["passages"]:
-        passage["tokens"] += 1
+    for text in held_out["texts"].values():
+        for passage in text["documents"]:
+            passage["tokens"] += 1
     (other / "perplexity.json").write_text(json.dumps(held_out))
     report = report_of(tmp_path / "report", config(), inputs | {"dense": other})
     assert report["perplexity"]["per"] == "byte"
     assert report["perplexity"]["log"]["recovered"]["value"] == pytest.approx((5.0 - 3.8) / (5.0 - 3.1))
-    line = next(line for line in report["summary"].splitlines() if "held-out" in line)
-    assert line.startswith("Pruning raised bits per byte of held-out text from 1.1")
+    line = next(line for line in report["summary"].splitlines() if "Wikipedia" in line)
+    assert line.startswith("Pruning raised bits per byte of Wikipedia passages from 1.1")

