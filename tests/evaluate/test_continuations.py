@@ -82,7 +82,7 @@ def test_beginnings_are_the_same_whatever_the_order_and_not_those_of_the_perplex
     found = beginnings(LONG, 3)
     assert found == beginnings(reversed(LONG), 3)
     assert found[:2] == beginnings(LONG, 2)
-    assert not {one.title for one in found} & {passage["title"] for passage in select(LONG, 3)}
+    assert not {one.title for one in found} & {passage["title"] for passage in select("wikipedia", LONG, 3)}
 
 
 def test_a_beginning_and_what_follows_are_the_passage() -> None:
@@ -156,7 +156,7 @@ def test_continuations_that_are_there_are_not_written_again(inputs: dict[str, Pa
 
 
 def test_without_prompts_nothing_is_written(inputs: dict[str, Path], tmp_path: Path) -> None:
-    assert evaluated(inputs, tmp_path, passages=2, generation_prompts=0)["generation"] is None
+    assert evaluated(inputs, tmp_path, texts=["wikipedia"], passages=2, generation_prompts=0)["generation"] is None
     assert not (tmp_path / "continuations.jsonl").exists()
     off, other = (EvaluateConfig(generation_prompts=0, generation_tokens=tokens) for tokens in (64, 9))
     assert settled(off) == settled(other)
@@ -164,6 +164,6 @@ def test_without_prompts_nothing_is_written(inputs: dict[str, Path], tmp_path: P
 
 def test_passages_that_are_missing_are_an_error(inputs: dict[str, Path], tmp_path: Path) -> None:
     tasks = tasks_artifact(tmp_path / "tasks")
-    write_jsonl(tasks / "passages.jsonl", [])
+    write_jsonl(tasks / "texts" / "wikipedia.jsonl", [])
     with pytest.raises(UserError, match=r"evaluate\.generation_prompts=0"):
         evaluated(inputs | {"tasks": tasks}, tmp_path / "output", tasks=["boolq"])
