@@ -67,10 +67,15 @@ def built(overrides: Sequence[str], roles: Sequence[str]) -> Built:
     """
     config = pipeline.compose(*overrides)
     graph = build_graph(config)
+    engine = engine_of(config, graph)
+    return Built(config, graph, {role: engine.ensure(graph.roles[role]).path for role in roles})
+
+
+def engine_of(config: Config, graph: Graph) -> Engine:
+    """Return an engine over the configuration's store. `Engine.ensure` builds a node where the store lacks it."""
     store = Store(Path(config.runtime.artifact_root).expanduser().resolve())
     store.prepare()
-    engine = Engine(graph, store, cache=cache_directory(config), force=[])
-    return Built(config, graph, {role: engine.ensure(graph.roles[role]).path for role in roles})
+    return Engine(graph, store, cache=cache_directory(config), force=[])
 
 
 def random_model(name: str, like: Path, directory: Path) -> Path:

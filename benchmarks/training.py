@@ -23,6 +23,7 @@ from stages.adapters.registry import ADAPTERS
 from stages.common.machine import resident_bytes
 from stages.decoders.architecture import DTYPES
 from stages.decoders.checkpoint import load_model, load_tokenizer
+from stages.errors import UserError
 from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.recover.stage import train
 from stages.rows.packing import Document, take
@@ -30,7 +31,9 @@ from stages.rows.tokens import tokenised
 from stages.stage import JSON, Context
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROWS = 4
 """Rows in a micro-batch of the stock way. Two micro-batches make a step."""
@@ -127,7 +130,64 @@ def documents(task: Task) -> list[Document]:
 
 def stock(task: Task) -> tuple[Marks, list[float]]:
     """Train with transformers' Trainer and PEFT, and return its marks and losses."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
+
+    config, rows = stage_config(task), documents(task)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=task.rank,
+        lora_alpha=config.adapter.alpha,  # type: ignore[attr-defined]
+        target_modules=config.adapter.targets,  # type: ignore[attr-defined]
+        **STOCK[task.adapter],  # type: ignore[arg-type]
+    )
+    marks: Marks = []
+    losses = fine_tune(
+        load_model(task.model / "model", dtype=task.dtype, device=task.device),
+        load_tokenizer(task.model / "model"),
+        rows,
+        lora=lora,
+        learning_rate=config.recover.learning_rate,
+        dtype=task.dtype,
+        on_step=lambda step: marks.append((step.tokens, time.perf_counter())),
+    )
+    return marks, losses
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The state of the stock way after an optimizer step.
+
+    Attributes:
+        model: the model, with PEFT's adapter in its layers.
+        tokens: tokens of rows so far, without padding.
+        last: whether no step follows.
+    """
+
+    model: PreTrainedModel
+    tokens: int
+    last: bool
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Document],
+    *,
+    lora: PeftConfig,
+    learning_rate: float,
+    dtype: str,
+    warmup: float = 0.0,
+    on_step: Callable[[Step], object],
+) -> list[float]:
+    """Train PEFT's adapter on `model` with transformers' Trainer, and return the losses of its steps.
+
+    A step takes two micro-batches of `ROWS` rows, in the order given; rows that fill no step are left out. The rate
+    rises over the share `warmup` of the steps and falls along a cosine. `on_step` is called after each step.
+
+    Raises:
+        UserError: the rows fill no step.
+    """
+    from peft import get_peft_model
     from transformers import (
         DataCollatorForSeq2Seq,
         PrinterCallback,
@@ -138,24 +198,15 @@ def stock(task: Task) -> tuple[Marks, list[float]]:
         TrainingArguments,
     )
 
-    tokenizer = load_tokenizer(task.model / "model")
+    if not (steps := len(rows) // (2 * ROWS)):
+        raise UserError(f"a step of the stock way takes {2 * ROWS} rows, and its tokens give {len(rows)}: give more.")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    rows = documents(task)
-    model = load_model(task.model / "model", dtype=task.dtype, device=task.device)
-    config = stage_config(task)
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=task.rank,
-        lora_alpha=config.adapter.alpha,  # type: ignore[attr-defined]
-        target_modules=config.adapter.targets,  # type: ignore[attr-defined]
-        **STOCK[task.adapter],  # type: ignore[arg-type]
-    )
     drawn = list(accumulate(len(row.ids) for row in rows))
-    marks: Marks = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class AfterStep(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-            marks.append((drawn[state.global_step * 2 * ROWS - 1], time.perf_counter()))
+            tokens = drawn[state.global_step * 2 * ROWS - 1]
+            on_step(Step(model, tokens, last=state.global_step == steps))
 
     # Both ways train on the same rows in the same order.
     class InOrder(Trainer):  # type: ignore[misc]
@@ -167,11 +218,12 @@ def stock(task: Task) -> tuple[Marks, list[float]]:
             output_dir=output,
             per_device_train_batch_size=ROWS,
             gradient_accumulation_steps=2,
-            max_steps=len(rows) // (2 * ROWS),
-            learning_rate=config.recover.learning_rate,
+            max_steps=steps,
+            learning_rate=learning_rate,
             lr_scheduler_type="cosine",
-            use_cpu=task.device == "cpu",
-            bf16=task.dtype == "bfloat16",
+            warmup_steps=round(warmup * steps),
+            use_cpu=model.device.type == "cpu",
+            bf16=dtype == "bfloat16",
             logging_steps=1,
             save_strategy="no",
             report_to=[],
@@ -182,11 +234,11 @@ def stock(task: Task) -> tuple[Marks, list[float]]:
             args=arguments,
             train_dataset=[_row(row) for row in rows],  # type: ignore[arg-type]
             data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
-            callbacks=[Clock()],
+            callbacks=[AfterStep()],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return marks, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def _row(row: Document) -> JSON:

@@ -103,11 +103,27 @@ class Trained(NamedTuple):
 def train_together(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context, workers: Workers) -> JSON:
     """Do the part of `train` that each of `workers` does; only the leader writes files."""
     adapter, base = adapter_of(config), inputs["model"] / "model"
+    material = material_of(config, inputs, context.device)
+    adapted, summary, history = trained(config, material, context, workers)
+    if workers.leads:
+        _save(adapter, adapted, base, context.output, summary)
+        write_jsonl(context.output / "history.jsonl", history)
+        write_json(context.output / "recovery.json", summary)
+    return summary
+
+
+def material_of(config: RecoverStageConfig, inputs: Mapping[str, Path], device: str) -> Material:
+    """Return the models and rows of the artifacts in `inputs`. The model to recover is loaded to `device`, on demand.
+
+    Raises:
+        UserError: the teacher has another vocabulary than the model, or the model has no tokenizer.
+    """
+    base = inputs["model"] / "model"
     teacher = inputs["teacher"] / "model" if taught(config) else None
     if teacher is not None:
         check_vocabulary(teacher, base)
-    material = Material(
-        load=lambda dtype: load_model(base, dtype=dtype, device=context.device),
+    return Material(
+        load=lambda dtype: load_model(base, dtype=dtype, device=device),
         tokenizer=load_tokenizer(base),
         train=inputs["data"] / "train.jsonl",
         held_out=list(read_jsonl(inputs["data"] / "validation.jsonl")),
@@ -117,12 +133,6 @@ def train_together(config: RecoverStageConfig, inputs: Mapping[str, Path], conte
         taught_by={} if teacher is None else base_of(teacher),
         fingerprints=_fingerprints(base, teacher),
     )
-    adapted, summary, history = trained(config, material, context, workers)
-    if workers.leads:
-        _save(adapter, adapted, base, context.output, summary)
-        write_jsonl(context.output / "history.jsonl", history)
-        write_json(context.output / "recovery.json", summary)
-    return summary
 
 
 def trained(config: RecoverStageConfig, material: Material, context: Context, workers: Workers = SINGLE) -> Trained:
