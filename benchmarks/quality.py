@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,8 +63,8 @@ from stages.text_library.kinds import DEFAULT
 
 _apart = partial(apart, "benchmarks.roads")
 TIME = (
-    "On two cores it takes about an hour and a quarter for each ratio and round, of which a third measures held-out "
-    "text. --limit, --every and --tokens make it shorter."
+    "On two cores it takes about an hour for each ratio and round (an estimate from short runs), a third of it to "
+    "measure held-out text. --limit, --every and --tokens make it shorter."
 )
 
 
@@ -270,4 +271,6 @@ class Walk:
 
 
 if __name__ == "__main__":
+    # As an exception, so that the part that runs in another process ends too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     main()

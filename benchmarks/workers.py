@@ -22,9 +22,18 @@ if TYPE_CHECKING:
 
 
 def apart(module: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the result of `function` in a process of its own, forked from one that has imported `module`."""
+    """Return the result of `function` in a process of its own, forked from one that has imported `module`.
+
+    If this process is interrupted meanwhile, the other one ends too.
+    """
     with _process(module) as pool:
-        return pool.submit(function, *arguments).result()
+        try:
+            return pool.submit(function, *arguments).result()
+        except (KeyboardInterrupt, SystemExit):
+            # The pool would wait for what runs in it, which nobody waits for any more.
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def _process(module: str) -> ProcessPoolExecutor:

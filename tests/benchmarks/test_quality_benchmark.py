@@ -28,7 +28,8 @@ OPTIONS = [
 ]  # fmt: skip
 ROAD = [
     "prune.calibration.data=null", "prune.calibration.sequences=4", "prune.calibration.length=32",
-    "recover=standard", "recover.learning_rate=1e-2", "recover.objective=distillation", "adapter=rora", "adapter.rank=4", "data=commonsense",
+    "recover=standard", "recover.learning_rate=1e-2", "recover.objective=distillation",
+    "adapter=rora", "adapter.rank=4", "data=commonsense",
 ]  # fmt: skip
 """The recommended road without the wheels that it reads."""
 
@@ -183,7 +184,7 @@ def test_what_needs_the_dense_model_counts_and_the_stock_road_reads_no_row_that_
 def test_what_leaves_nothing_to_compare_is_one_line(
     world: World, capsys: pytest.CaptureFixture[str], given: str, said: str
 ) -> None:
+    words = [word for word in overrides(world) if not word.startswith("adapter")]
     with environment(world.environment), pytest.raises(SystemExit, match=f"error: .*{said}"):
-        words = [word for word in overrides(world) if not word.startswith("adapter")]
         main([*OPTIONS, f"--folder={world.root / 'none'}", *words, given])
     assert capsys.readouterr().out == ""
