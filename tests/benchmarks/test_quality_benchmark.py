@@ -71,6 +71,7 @@ def result(world: World) -> JSON:
     return found
 
 
+@pytest.mark.slow
 def test_the_last_line_has_the_figures_of_both_roads(result: JSON, world: World) -> None:
     figures = result["ratios"]["20"]
     stock, ours, best = figures["stock"], figures["ours"], figures["stock_best"]
