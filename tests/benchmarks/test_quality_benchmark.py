@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import pipeline
+from benchmarks import road_plan
 from benchmarks.courses import Point, after, averaged, best_of, compare, reaching, table
 from benchmarks.parts import Parts
 from benchmarks.quality import main
@@ -162,6 +164,17 @@ def test_a_stopped_run_goes_on_with_the_part_that_was_stopped(tmp_path: Path) ->
     assert calls == ["first", "second", "second"]
     again.close({"all": 3})
     assert Parts(tmp_path).finished() == 0
+
+
+def test_our_road_is_the_recommended_one_and_the_stock_cut_llm_pruners_own() -> None:
+    ours = pipeline.compose(*road_plan.OURS)
+    stock = pipeline.compose(*road_plan.OURS, *road_plan.STOCK)
+    assert (ours.prune.method, ours.prune.compensate) == ("surgeon", "least_squares")
+    assert (ours.data.name, ours.recover.objective) == ("mixture", "distillation")
+    calibration = stock.prune.calibration
+    assert (stock.prune.method, stock.prune.allocation, stock.prune.compensate) == ("llmpruner", "paper", "none")
+    assert (calibration.sequences, calibration.length, calibration.data) == (10, 64, None)
+    assert stock.data == ours.data
 
 
 def test_what_needs_the_dense_model_counts_and_the_stock_road_reads_no_row_that_it_wrote(world: World) -> None:
