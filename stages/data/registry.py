@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.data import commonsense, file, hub, mixture, passages, selfwritten, text
+from stages.data import commonsense, file, howto, hub, mixture, passages, selfwritten, text
 from stages.data.config import DataConfig, Part, WheelDataConfig
 from stages.data.rows import Built
 from stages.stage import Context
@@ -55,6 +55,7 @@ class DataSet:
 DATASETS: dict[str, DataSet] = {
     "commonsense": DataSet(build=commonsense.build, tasks=tuple(FORMATS)),
     "passages": DataSet(build=passages.build, resembles=("wikipedia",)),
+    "howto": DataSet(build=howto.build, tasks=howto.SOURCES),
     "alpaca": DataSet(build=hub.build, config=hub.HubConfig, pin=hub.pin, label=hub.label),
     "hub": DataSet(build=hub.build, config=hub.HubConfig, pin=hub.pin, label=hub.label),
     "file": DataSet(build=file.build, config=file.FileConfig, pin=file.pin, label=file.label),

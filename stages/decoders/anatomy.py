@@ -117,7 +117,7 @@ def decoder_anatomy(model: PreTrainedModel) -> DecoderAnatomy:
         UserError: the model's family is not known.
     """
     family = family_of(model.config.to_dict())
-    head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
+    head_dim = _head_dim(model)
     decoder: Any = model.get_decoder()
     layers = [_layer(index, layer, family, head_dim) for index, layer in enumerate(decoder.layers)]
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
@@ -140,6 +140,16 @@ def decoder_layers(model: PreTrainedModel) -> list[LayerAnatomy]:
         UserError: the model's family is not known.
     """
     return decoder_anatomy(model).layers
+
+
+def layer_anatomy(index: int, module: nn.Module, model: PreTrainedModel) -> LayerAnatomy:
+    """Return the anatomy of `module`, which is layer `index` of `model` or a copy of it."""
+    return _layer(index, module, family_of(model.config.to_dict()), _head_dim(model))
+
+
+def _head_dim(model: PreTrainedModel) -> int:
+    config: Any = model.config
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _layer(index: int, layer: Any, family: Family, head_dim: int) -> LayerAnatomy:

@@ -104,3 +104,8 @@ class Family:
     names: Names = field(default_factory=Names)
     stand_in: StandIn | None = None
     gguf: Gguf | None = None
+
+    @property
+    def plain_outputs(self) -> bool:
+        """Whether outputs of sub-layers are added to the residual stream as they are, without a norm of their own."""
+        return self.attention_norms == ("input_layernorm",) and self.mlp_norms == ("post_attention_layernorm",)

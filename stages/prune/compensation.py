@@ -2,17 +2,16 @@
 
     bias           a new bias takes over the mean of what the removed inputs added (FLAP, arXiv 2312.11983, section 4.3)
     least_squares  the columns that stay are fitted, so that the projection gives nearly what it gave before the cut
+    sequential     every map is fitted on what the already cut layers give it (`stages.prune.sequential`)
 
 Let x be the inputs of a projection W over all calibration tokens, A = E[x xᵀ], and S the inputs that stay. The fit is
 
-    W'_S = (W A_:S + λ W_S) (A_SS + λ)⁻¹,     λ = `DAMPING` · mean of A's diagonal.
+    W'_S = (W A_:S + λ W_S) (A_SS + λ)⁻¹,     λ = `DAMPING` (`stages.prune.statistics.ridge`) · mean of A's diagonal.
 
 λ draws a column that the text leaves undecided towards its old value. The fit is the update of Optimal Brain Surgeon
 for structures (SlimGPT, arXiv 2412.18110; LLM Surgeon, arXiv 2312.17244), taken in one step.
 
-The inputs x are those of the dense model. Fitting each layer on the inputs from the already cut layers was tried and
-was worse: a perplexity of held-out passages of 37.8 against 34.6 (SmolLM2-135M, a fifth of the parameters, 12,288
-tokens). That fit serves the few tokens that carry most of the residual stream's square.
+The inputs x are those of the dense model.
 
 Shape legend: R outputs and C inputs of a map.
 """
@@ -28,17 +27,16 @@ from torch import Tensor, nn
 
 from stages.common.choices import lookup
 from stages.decoders.anatomy import LayerAnatomy, Projection, decoder_layers
+from stages.prune.config import FITTED
 from stages.prune.groups import Kept, Selection
 from stages.prune.memory.resident import Resident, always
+from stages.prune.sequential import correctable, fit_in_sequence
 from stages.prune.statistics.activations import calibrated, gathered, outputs
+from stages.prune.statistics.ridge import ridge_solved
 from stages.prune.surgery import add_output_bias, head_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-DAMPING = 0.01
-"""λ as a share of the mean of A's diagonal."""
-
 
 @dataclass(slots=True)
 class _Inputs:
@@ -57,21 +55,31 @@ class _Inputs:
 
 
 def compensate(
-    model: PreTrainedModel, selection: Selection, ids_BT: Tensor | None, how: str, resident: Resident = always
+    model: PreTrainedModel,
+    selection: Selection,
+    ids_BT: Tensor | None,
+    how: str,
+    resident: Resident = always,
+    *,
+    dtype: str = "float32",
 ) -> None:
-    """Adjust the output projections of `model` in place for a cut to `selection`, which the caller makes afterwards.
+    """Adjust weights of `model` in place for a cut to `selection`, which the caller makes afterwards.
 
     Args:
         model: the model before the cut.
         selection: the groups that stay.
         ids_BT: the calibration tokens.
-        how: "bias", which gives every output projection a bias, or "least_squares".
+        how: "bias", which gives every output projection a bias, "least_squares" or "sequential".
         resident: holds a layer's weights in memory.
+        dtype: precision of the passes of "sequential".
 
     Raises:
         UserError: `how` is unknown.
     """
-    adjust = lookup("prune.compensate", how, {"bias": _add_mean, "least_squares": _fit})
+    adjust = lookup("prune.compensate", how, {"bias": _add_mean, "least_squares": _fit, "sequential": _fit})
+    if how == "sequential" and correctable(model):
+        fit_in_sequence(model, selection, ids_BT, dtype=dtype, resident=resident)
+        return
     if how == "bias":
         add_output_bias(model, resident)
     with torch.no_grad():
@@ -93,14 +101,15 @@ def fitted_weights(
     the uncut model computes what the model cut to that selection would compute. (For olmo2 this holds only nearly,
     because its q and k are normed over all heads.)
 
-    One pass over the calibration text serves all selections. Only least_squares needs the pass: without compensation
-    there is nothing to fit, and a bias is not tried out.
+    One pass over the calibration text serves all selections. Only fits need the pass: without compensation there is
+    nothing to fit, and a bias is not tried out. A selection is tried with the fit of least_squares, also where
+    "sequential" follows. That fit is the same for all selections but for one solution each.
     """
     found: list[dict[Tensor, Tensor]] = [{} for _ in selections]
     layers = decoder_layers(model)
     walked: Iterable[tuple[LayerAnatomy, Sequence[tuple[Projection, _Inputs | None]]]]
     walked = ((layer, [(output, None) for output in outputs(layer)]) for layer in layers)
-    if how == "least_squares":
+    if how in FITTED:
         walked = gathered(calibrated(model, ids_BT, always), layers, _Inputs, "fitting")
     with torch.no_grad():
         for layer, inputs in walked:
@@ -150,13 +159,8 @@ def _fit(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
 def _fitted(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> Tensor:
     """Return the columns that stay, [R, S], fitted to the outputs of all columns."""
     weight_RC, products_CC = _aligned(linear.weight), own.products_CC
-    # Sums stand in for the means of the formula: the number of tokens cancels. `tiny` keeps the matrix positive
-    # definite where every input is zero.
-    ridge = DAMPING * products_CC.diagonal().mean() + torch.finfo(torch.float32).tiny
-    normal_SS = products_CC[stays_S][:, stays_S]
-    normal_SS.diagonal().add_(ridge)
-    right_SR = products_CC[stays_S] @ weight_RC.T + ridge * weight_RC[:, stays_S].T
-    return torch.cholesky_solve(right_SR, torch.linalg.cholesky(normal_SS)).T.to(linear.weight.dtype)
+    fitted_RS = ridge_solved(products_CC[stays_S][:, stays_S], products_CC[stays_S] @ weight_RC.T, weight_RC[:, stays_S])
+    return fitted_RS.to(linear.weight.dtype)
 
 
 def _aligned(weight_RC: Tensor) -> Tensor:

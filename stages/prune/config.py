@@ -11,7 +11,9 @@ DEPTH = ("layers", "attention", "mlp")
 """The kinds of group that are a whole layer or sub-layer."""
 ALLOCATIONS = ("paper", "uniform", "global", "searched")
 SHAPES = ("free", "alike")
-COMPENSATIONS = ("none", "bias", "least_squares")
+COMPENSATIONS = ("none", "bias", "least_squares", "sequential")
+FITTED = ("least_squares", "sequential")
+"""The compensations that fit weights by least squares; losses are then those after a fit."""
 BUDGETS = ("parameters", "macs")
 OFFLOADS = ("none", "layer")
 SCOPES = {"layer": "uniform", "global": "global"}
@@ -30,6 +32,9 @@ class Calibration:
     """Tokens in each sequence (LLM-Pruner: 64)."""
     data: str | None = None
     """Data set that the text comes from (commonsense, passages); null takes the recovery's data."""
+    curvature: int = 64
+    """Number of sequences, the first ones, whose gradients give the Fisher information of the surgeon and of
+    allocation=searched. The inputs of maps are read from all sequences, which costs a third as much."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,8 +84,8 @@ class PruneConfig:
     steps: int = 1
     """Number of equal steps in which the budget is removed; groups are scored again before each step."""
     compensate: str = "none"
-    """How the output projections of attention and MLP make up for the cut, without training: none, bias (FLAP's) or
-    least_squares."""
+    """How the weights that stay make up for the cut, without training: none, bias (FLAP's), least_squares (output
+    projections, on the dense model's inputs) or sequential (all maps, on the already cut layers' inputs)."""
     again: bool = False
     """Whether a model that comes pruned is cut further; otherwise pruning it is an error."""
     offload: str = "none"

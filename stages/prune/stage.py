@@ -50,7 +50,7 @@ from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.allocation.search import searched
 from stages.prune.calibration import Read, calibration_text, reading
 from stages.prune.compensation import compensate
-from stages.prune.config import PruneConfig
+from stages.prune.config import FITTED, PruneConfig
 from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Scores, Selection, composed, keep_all, kept_layer, selection_of
 from stages.prune.memory.weights import Weights, opened
@@ -181,8 +181,8 @@ def _choose_in_steps(
         scores = None  # they are of the dense model, which the next step no longer has
         kept = composed(kept, stays)
         if step < config.steps:
-            if config.compensate == "least_squares":
-                compensate(held.model, stays, ids_BT, config.compensate, held.resident)
+            if config.compensate in FITTED:
+                compensate(held.model, stays, ids_BT, config.compensate, held.resident, dtype=config.dtype)
             cut(held.model, stays, held.resident)
             left = plan.pruned
     layers = tuple(None if keep is None else kept_layer(keep) for keep in kept.layers)
@@ -227,7 +227,7 @@ def _choose(
         plan, kept, found = criterion.own.choose(held.model, scores, ids_BT, config, budget, shape, held.resident)
     elif way == "searched" and budget is not None and ids_BT is not None:
         # The surgeon's scores are losses after compensation by least squares. Else the search works out its own losses.
-        cumulative = criterion.in_nats and config.compensate == "least_squares"
+        cumulative = criterion.in_nats and config.compensate in FITTED
         plan, kept, trials = searched(held.model, scores, ids_BT, config, budget, shape, cumulative=cumulative)
         found["search"] = trials
     else:
@@ -242,7 +242,7 @@ def _cut(
     """Return the dense model that is held, compensated and cut to the groups that stay, with its record."""
     plan, kept, found = chosen
     if config.compensate != "none" and plan.pruned != plan.dense:
-        compensate(held.model, kept, ids_BT, config.compensate, held.resident)
+        compensate(held.model, kept, ids_BT, config.compensate, held.resident, dtype=config.dtype)
     cut(held.model, kept, held.resident)
     calibration = None
     if ids_BT is not None:

@@ -49,12 +49,17 @@ def cut(model: PreTrainedModel, selection: Selection, resident: Resident = alway
     for layer, keep in zip(layers, selection.layers, strict=True):
         if keep is not None:
             with resident(layer.index):
-                _cut_attention(layer, keep, model)
-                _cut_mlp(layer, keep, model)
+                cut_layer(layer, keep, model)
     if None in selection.layers:
         _drop_layers(model, [index for index, keep in enumerate(selection.layers) if keep is not None])
     if selection.hidden is not None and len(selection.hidden) < model.config.hidden_size:
         _cut_hidden(model, decoder_anatomy(model), selection.hidden, resident)
+
+
+def cut_layer(layer: LayerAnatomy, keep: Kept, model: PreTrainedModel) -> None:
+    """Cut one layer of `model`, or a copy of one, in place."""
+    _cut_attention(layer, keep, model)
+    _cut_mlp(layer, keep, model)
 
 
 def add_output_bias(model: PreTrainedModel, resident: Resident = always) -> None:

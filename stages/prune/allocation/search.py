@@ -30,7 +30,7 @@ from stages.prune.allocation.outcome import PrunePlan, planned, shape_left
 from stages.prune.allocation.ranking import allocate, ladders_of, predicted_loss
 from stages.prune.allocation.uniform import shared_plans
 from stages.prune.compensation import fitted_weights
-from stages.prune.config import DEPTH, PruneConfig
+from stages.prune.config import DEPTH, FITTED, PruneConfig
 from stages.prune.groups import Scores, Selection, selection_of
 from stages.prune.statistics.activations import outputs
 from stages.prune.statistics.curvature import TOGETHER, Elimination, Removal, SecondMoments, losses_in_order, moments
@@ -104,7 +104,9 @@ def group_losses(model: PreTrainedModel, scores: Scores, ids_BT: Tensor, config:
     layers = [layer for layer in decoder_layers(model) if layer.index in scores.layers]
     maps = [(layer, output.linear, output in layer.attention) for layer in layers for output in outputs(layer)]
     found: Losses = {layer.index: {} for layer in layers}
-    sweep = moments(model, [linear for _, linear, _ in maps], ids_BT, seed=config.seed)
+    sweep = moments(
+        model, [linear for _, linear, _ in maps], ids_BT, seed=config.seed, curvature=config.calibration.curvature
+    )
     with torch.no_grad():
         for (layer, linear, attention), own in zip(maps, sweep, strict=True):
             kinds = scores.layers[layer.index]
@@ -123,7 +125,7 @@ def _map_losses(
     config: PruneConfig,
 ) -> dict[str, list[float]]:
     """Return the losses of all kinds of group that are inputs of one output projection."""
-    removal = Elimination if config.compensate == "least_squares" else Removal
+    removal = Elimination if config.compensate in FITTED else Removal
     width = weight_RC.shape[1]
     found: dict[str, list[float]] = {}
     # `size` is the number of adjacent inputs that a group has: a key/value head has those of all its query heads.

@@ -60,7 +60,9 @@ def score(
     parts = [(layer, part) for layer in layers for part in (layer.attention, layer.mlp) if part]
     found: dict[int, dict[str, Tensor]] = {layer.index: {} for layer in layers}
     # The last projection of an attention (o) and of an MLP (down) writes into the residual stream.
-    sweep = moments(model, [part[-1].linear for _, part in parts], ids_BT, seed=config.seed)
+    sweep = moments(
+        model, [part[-1].linear for _, part in parts], ids_BT, seed=config.seed, curvature=config.calibration.curvature
+    )
     with torch.no_grad():
         for (layer, part), own in zip(parts, sweep, strict=True):
             found[layer.index] |= sublayer_losses(

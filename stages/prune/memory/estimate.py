@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from stages.common.machine import free_memory_bytes
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
-from stages.prune.config import PruneConfig
+from stages.prune.config import FITTED, PruneConfig
 
 GRAPH = 2**31
 """Bytes of activations that are kept for backward at once; at least those of one layer."""
@@ -102,7 +102,7 @@ def check_memory(
         gradients=gradients,
         output=gradients and "hidden" in config.granularity,
         offload=config.offload == "layer",
-        least_squares=config.compensate == "least_squares",
+        least_squares=config.compensate in FITTED,
     )
     need, free = estimate(work), free_memory_bytes(device)
     if need.total <= free:

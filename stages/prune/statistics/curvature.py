@@ -52,13 +52,23 @@ class SecondMoments:
     gradients_RR: Tensor
 
 
-def moments(model: PreTrainedModel, maps: Sequence[nn.Linear], ids_BT: Tensor, *, seed: int) -> Iterator[SecondMoments]:
+def moments(
+    model: PreTrainedModel, maps: Sequence[nn.Linear], ids_BT: Tensor, *, seed: int, curvature: int | None = None
+) -> Iterator[SecondMoments]:
     """Yield the second moments of each map, in order, in float32; at most `MEMORY` bytes of them are held at once.
 
     Two progress bars take turns: one over the calibration text, and one over the caller's work with each map.
+
+    Args:
+        model: the model.
+        maps: the linear maps.
+        ids_BT: the calibration tokens.
+        seed: the seed of the answers that the model draws.
+        curvature: number of sequences, the first ones, that gradients are taken of; None takes them of all. The inputs
+            are those of all sequences.
     """
     for part in _parts(maps):
-        found = _sweep(model, part, ids_BT, seed)
+        found = _sweep(model, part, ids_BT, seed, len(ids_BT) if curvature is None else curvature)
         with progress("costs of groups", total=len(part), unit="map") as bar:
             while found:
                 yield found.pop(0)  # no longer held here, so its memory is free once the caller is done
@@ -79,14 +89,17 @@ def _parts(maps: Sequence[nn.Linear]) -> Iterator[list[nn.Linear]]:
         yield part
 
 
-def _sweep(model: PreTrainedModel, maps: Sequence[nn.Linear], ids_BT: Tensor, seed: int) -> list[SecondMoments]:
-    """Return the moments of all `maps` from one forward and backward pass over the calibration text."""
+def _sweep(
+    model: PreTrainedModel, maps: Sequence[nn.Linear], ids_BT: Tensor, seed: int, curvature: int
+) -> list[SecondMoments]:
+    """Return the moments of all `maps`: one pass forward over the text, and backward over `curvature` sequences."""
     found = [
         SecondMoments(*(torch.zeros(n, n, device=ids_BT.device) for n in (linear.in_features, linear.out_features)))
         for linear in maps
     ]
     draw = torch.Generator(ids_BT.device).manual_seed(seed % 2**63)
-    batches = torch.split(ids_BT, max(1, BATCH_TOKENS // ids_BT.shape[1]))
+    size = max(1, BATCH_TOKENS // ids_BT.shape[1])
+    with_gradient, without = (torch.split(some, size) for some in (ids_BT[:curvature], ids_BT[curvature:]))
     with (
         ExitStack() as stack,
         frozen(model),
@@ -96,16 +109,20 @@ def _sweep(model: PreTrainedModel, maps: Sequence[nn.Linear], ids_BT: Tensor, se
         stack.callback(model.get_input_embeddings().register_forward_hook(_differentiable).remove)
         for linear, own in zip(maps, found, strict=True):
             stack.callback(linear.register_forward_hook(_gather(own)).remove)
-        for ids in batches:
+        for ids in with_gradient:
             logits = model(ids, use_cache=False).logits.float().flatten(0, 1)
             # Drawn by the model and not read from the text: the module says why.
             answers = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
             # A sum, not a mean: the moments are divided by the number of tokens once, below.
             F.cross_entropy(logits, answers, reduction="sum").backward()  # type: ignore[no-untyped-call]
             bar.update(ids.numel())
+        with torch.no_grad():
+            for ids in without if ids_BT[curvature:].numel() else ():
+                model.get_decoder()(ids, use_cache=False)
+                bar.update(ids.numel())
     for own in found:
         own.inputs_CC /= ids_BT.numel()
-        own.gradients_RR /= ids_BT.numel()
+        own.gradients_RR /= ids_BT[:curvature].numel()
     return found
 
 
@@ -115,11 +132,10 @@ def _differentiable(module: Any, inputs: Any, output: Tensor) -> Tensor:
 
 def _gather(own: SecondMoments) -> Any:
     def forward(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not output.requires_grad:
-            return
         given = inputs[0].detach().flatten(0, -2).float()
         own.inputs_CC.addmm_(given.T, given)
-        output.register_hook(backward)  # type: ignore[no-untyped-call]
+        if output.requires_grad:
+            output.register_hook(backward)  # type: ignore[no-untyped-call]
 
     def backward(gradient: Tensor) -> None:
         flat = gradient.flatten(0, -2).float()

@@ -43,7 +43,11 @@ class Layerwise:
         ids_BT: Tensor,
         *,
         resident: Resident = always,
+        products_in: str = "float32",
     ) -> None:
+        """Take the decoder of `model`. A float32 model multiplies in `products_in` while `run` runs a layer."""
+        lowered = products_in != "float32" and model.dtype == torch.float32
+        self.products_in = getattr(torch, products_in) if lowered else None
         self.model, self.ids_BT, self.resident = model, ids_BT, resident
         self.layers: list[Any] = list(model.get_decoder().layers)
         self.batch = max(1, BATCH_TOKENS // ids_BT.shape[1])
@@ -57,7 +61,8 @@ class Layerwise:
     @torch.no_grad()
     def run(self, index: int, hidden_BTH: Tensor) -> Tensor:
         """Return the output of layer `index` for its input [B, T, H]."""
-        with self.resident(index), FastProducts():
+        device, dtype = hidden_BTH.device.type, self.products_in
+        with self.resident(index), FastProducts(), torch.autocast(device, dtype, enabled=dtype is not None):
             return torch.cat([self.layer(index, part) for part in torch.split(hidden_BTH, self.batch)])
 
     def run_from(self, index: int, hidden_BTH: Tensor) -> Tensor:

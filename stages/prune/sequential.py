@@ -1,0 +1,269 @@
+"""Sequential compensation: every layer is fitted on what the already cut layers give it, without training.
+
+Least squares on the dense model's inputs (`stages.prune.compensation`) mends each output projection by itself. The cut
+model's layers read other inputs, because the errors of the layers before add up. Here the dense and the cut model run
+side by side, one layer at a time. Let h and ĥ be their residual streams in front of a sub-layer, x and x̂ the inputs of
+one of its maps. In this order:
+
+    the maps that read the stream (q, k, v; gate, up)   W' x̂ ≈ W x
+    the output projection (o; down)                     W' x̂ ≈ W x + β (h - ĥ),     β = `CORRECTION`
+
+So an output projection also takes back a share of the error that the stream has gathered. Every fit is least squares
+over the calibration tokens, drawn towards the old weights as in `stages.prune.compensation`. The tokens of an output
+projection weigh 1 / (s + `FLOOR` · median of s), s being the mean square of h. Otherwise the few tokens that carry most
+of the residual stream's square would decide. The norm in front of the next sub-layer takes that size away.
+
+The idea is Týr-the-Pruner's (NeurIPS 2025), which mixes both models' outputs ("expected error accumulation"). The fit
+of the maps that read the stream and the weights of the tokens are ours.
+
+A family that norms an output before it is added to the stream has no linear map to correct it with. There the fit is
+that of `least_squares`.
+
+Shape legend: B sequences, T tokens, H hidden channels, R outputs and C inputs of a map, N tokens of a batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.common.progress import progress
+from stages.decoders.anatomy import LayerAnatomy, Projection, decoder_layers, layer_anatomy
+from stages.decoders.registry import family_of
+from stages.prune.groups import Kept, Selection
+from stages.prune.memory.resident import Resident, always
+from stages.prune.statistics.layerwise import Layerwise
+from stages.prune.statistics.ridge import ridge_solved
+from stages.prune.surgery import cut_layer, head_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CORRECTION = 0.75
+"""β, the share of the stream's error that an output projection is asked to take back."""
+FLOOR = 0.1
+"""Share of the median square of the stream that is added to a token's own, so that no token weighs without bound."""
+
+
+def correctable(model: PreTrainedModel) -> bool:
+    """Return whether `model` adds the outputs of its sub-layers to the residual stream as they are."""
+    return family_of(model.config.to_dict()).plain_outputs
+
+
+@torch.no_grad()
+def fit_in_sequence(
+    model: PreTrainedModel,
+    selection: Selection,
+    ids_BT: Tensor | None,
+    *,
+    dtype: str = "float32",
+    resident: Resident = always,
+) -> None:
+    """Fit the weights of `model` that stay, in place, for a cut to `selection`, which the caller makes afterwards.
+
+    Args:
+        model: the model before the cut; `correctable`.
+        selection: the groups that stay.
+        ids_BT: the calibration tokens.
+        dtype: precision of the passes; "bfloat16" lets a float32 model multiply in it. Fits are always in float32.
+        resident: holds a layer's weights in memory.
+    """
+    if ids_BT is None:
+        raise ValueError("a fit needs calibration tokens")
+    decoder = Layerwise(model, ids_BT, resident=resident, products_in=dtype)
+    layers = decoder_layers(model)
+    dense_BTH = decoder.embedded()
+    cut_BTH = dense_BTH.clone()
+    with progress("compensating (sequential)", total=len(layers), unit="layer") as bar:
+        for layer in layers:
+            with resident(layer.index):
+                dense_BTH, cut_BTH = _fitted_layer(model, decoder, layer, selection, dense_BTH, cut_BTH)
+            bar.update()
+
+
+def _fitted_layer(
+    model: PreTrainedModel,
+    decoder: Layerwise,
+    layer: LayerAnatomy,
+    selection: Selection,
+    dense_BTH: Tensor,
+    cut_BTH: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Fit one layer in place; returns the streams [B, T, H] behind it, of the dense and of the cut model."""
+    seen = _seen(decoder, layer, dense_BTH)
+    keep = selection.layers[layer.index]
+    if keep is None:  # the layer goes whole, so the cut model's stream passes it by
+        return seen.stream_BTH, cut_BTH
+    untouched = all(len(kept) == full for kept, full in _sizes(keep, layer))
+    if untouched and torch.equal(dense_BTH, cut_BTH):
+        return seen.stream_BTH, seen.stream_BTH.clone()
+    own = _cut_copy(model, layer, keep)
+    scale = float(getattr(model.config, "residual_multiplier", 1.0))
+    with _stands_in(decoder, own):
+        streams = (dense_BTH, cut_BTH)
+        if own.attention:
+            _fit_part(decoder, own.attention, layer.index, seen.attention, cut_BTH, streams, scale)
+        if layer.attention:
+            added_BTH = _added(decoder, own, cut_BTH)
+            streams = (dense_BTH + scale * seen.attention.given_BTR, cut_BTH + scale * added_BTH)
+        if own.mlp:
+            _fit_part(decoder, own.mlp, layer.index, seen.mlp, cut_BTH, streams, scale)
+        cut_BTH = decoder.run(layer.index, cut_BTH)
+    _write_back(layer, own, keep)
+    return seen.stream_BTH, cut_BTH
+
+
+@dataclass(slots=True)
+class _Part:
+    """What passes a sub-layer of the dense model: its maps' input [B, T, H], and what its output projection gives."""
+
+    read_BTH: Tensor
+    given_BTR: Tensor
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What passes a layer of the dense model. A sub-layer that is not there has empty tensors."""
+
+    attention: _Part
+    mlp: _Part
+    stream_BTH: Tensor
+
+
+def _seen(decoder: Layerwise, layer: LayerAnatomy, stream_BTH: Tensor) -> _Seen:
+    """Run the dense layer and return what passed."""
+    kept: dict[str, list[Tensor]] = {}
+    handles = []
+    for name, part in (("attention", layer.attention), ("mlp", layer.mlp)):
+        if part:
+            reads, gives = kept.setdefault(f"{name} reads", []), kept.setdefault(f"{name} gives", [])
+            handles.append(part[0].linear.register_forward_pre_hook(lambda _, given, into=reads: into.append(given[0])))
+            handles.append(
+                part[-1].linear.register_forward_hook(lambda _, given, output, into=gives: into.append(output))
+            )
+    try:
+        after_BTH = decoder.run(layer.index, stream_BTH)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    def part_of(name: str) -> _Part:
+        found = (torch.cat(kept.get(f"{name} {what}") or [stream_BTH.new_zeros(0)]) for what in ("reads", "gives"))
+        return _Part(*found)
+
+    return _Seen(part_of("attention"), part_of("mlp"), after_BTH)
+
+
+def _fit_part(
+    decoder: Layerwise,
+    part: Sequence[Projection],
+    index: int,
+    seen: _Part,
+    cut_BTH: Tensor,
+    streams: tuple[Tensor, Tensor],
+    scale: float,
+) -> None:
+    """Fit the maps of one sub-layer of the cut layer, in place: first those that read the stream, then the output."""
+    dense_BTH, own_BTH = streams
+    batches = range(0, len(cut_BTH), decoder.batch)
+    if not torch.equal(dense_BTH, own_BTH):
+        readers = list(dict.fromkeys(projection.linear for projection in part[:-1]))
+        squares_HH = cross_HH = torch.zeros((), device=cut_BTH.device)
+        for start in batches:
+            some = slice(start, start + decoder.batch)
+            x_NH = _input(decoder, index, cut_BTH[some], readers[0]).flatten(0, 1).float()
+            squares_HH = squares_HH + x_NH.T @ x_NH
+            cross_HH = cross_HH + x_NH.T @ seen.read_BTH[some].flatten(0, 1).float()
+        for linear in readers:
+            linear.weight.copy_(ridge_solved(squares_HH, cross_HH @ linear.weight.float().T, linear.weight))
+    output = part[-1].linear
+    square_BT = dense_BTH.float().square().mean(-1)
+    weight_BT = 1 / (square_BT + FLOOR * square_BT.median() + torch.finfo(torch.float32).tiny)
+    products_CC = cross_CR = torch.zeros((), device=cut_BTH.device)
+    for start in batches:
+        some = slice(start, start + decoder.batch)
+        root_N1 = weight_BT[some].flatten().sqrt()[:, None]
+        wanted_BTR = seen.given_BTR[some].float() + CORRECTION / scale * (dense_BTH[some] - own_BTH[some]).float()
+        wanted_BTR = wanted_BTR if output.bias is None else wanted_BTR - output.bias.float()
+        x_NC = _input(decoder, index, cut_BTH[some], output).flatten(0, 1).float() * root_N1
+        products_CC = products_CC + x_NC.T @ x_NC
+        cross_CR = cross_CR + x_NC.T @ (wanted_BTR.flatten(0, 1) * root_N1)
+    output.weight.copy_(ridge_solved(products_CC, cross_CR, output.weight))
+
+
+class _Reached(Exception):
+    """The layer has come to the map whose input is wanted, and need not go on."""
+
+
+def _input(decoder: Layerwise, index: int, stream_BTH: Tensor, linear: nn.Linear) -> Tensor:
+    """Return the input of one linear map of layer `index` for the layer's input [B, T, H]."""
+    found: list[Tensor] = []
+
+    def stop(module: nn.Module, given: tuple[Any, ...]) -> None:
+        found.append(given[0])
+        raise _Reached
+
+    handle = linear.register_forward_pre_hook(stop)
+    try:
+        decoder.run(index, stream_BTH)
+    except _Reached:
+        return found[0]
+    finally:
+        handle.remove()
+    raise ValueError("the layer did not use the map")
+
+
+def _added(decoder: Layerwise, own: LayerAnatomy, cut_BTH: Tensor) -> Tensor:
+    """Return what the cut layer's attention adds to the stream before any factor, [B, T, H]; zero where it is gone."""
+    if not own.attention:
+        return torch.zeros_like(cut_BTH)
+    output = own.attention[-1].linear
+    return torch.cat([
+        output(_input(decoder, own.index, some_BTH, output).to(output.weight.dtype)).to(cut_BTH.dtype)
+        for some_BTH in torch.split(cut_BTH, decoder.batch)
+    ])
+
+
+def _cut_copy(model: PreTrainedModel, layer: LayerAnatomy, keep: Kept) -> LayerAnatomy:
+    """Return a copy of the layer, cut."""
+    module = copy.deepcopy(layer.module)
+    cut_layer(layer_anatomy(layer.index, module, model), keep, model)
+    return layer_anatomy(layer.index, module, model)
+
+
+@contextmanager
+def _stands_in(decoder: Layerwise, own: LayerAnatomy) -> Iterator[None]:
+    """Let the cut copy run in the place of its layer within the block."""
+    dense, decoder.layers[own.index] = decoder.layers[own.index], own.module
+    try:
+        yield
+    finally:
+        decoder.layers[own.index] = dense
+
+
+def _write_back(layer: LayerAnatomy, own: LayerAnatomy, keep: Kept) -> None:
+    """Write the copy's fitted weights to the places in the uncut layer that the cut will leave."""
+    heads, kv_heads = head_rows(keep.heads, layer), head_rows(keep.kv_heads, layer)
+    for whole, fitted in zip(layer.attention, own.attention, strict=bool(own.attention)):
+        _written(whole, fitted, heads if whole.per_query_head else kv_heads)
+    for whole, fitted in zip(layer.mlp, own.mlp, strict=bool(own.mlp)):
+        _written(whole, fitted, torch.tensor(keep.mlp))
+
+
+def _written(whole: Projection, fitted: Projection, stays_S: Tensor) -> None:
+    stays_S = stays_S.to(whole.weight.device)
+    if whole.axis:
+        whole.weight[:, stays_S] = fitted.weight
+    else:
+        whole.weight[stays_S] = fitted.weight
+
+
+def _sizes(keep: Kept, layer: LayerAnatomy) -> list[tuple[list[int], int]]:
+    shape = layer.shape
+    return [(keep.heads, shape.heads), (keep.kv_heads, shape.kv_heads), (keep.mlp, shape.mlp)]
