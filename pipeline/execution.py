@@ -11,20 +11,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.closing import closing
 from pipeline.console.tables import plan_table
 from pipeline.engine.engine import Engine, Observe
+from pipeline.engine.estimates import estimate
 from pipeline.engine.provenance import commit, versions
 from pipeline.engine.store import Store, explain_disk_error
 from pipeline.planning.build import TRIAL, build_graph
-from pipeline.planning.graph import Graph
+from pipeline.planning.graph import Graph, Node
 from pipeline.planning.preview import preview
 from pipeline.planning.runtime import resolve_workers
 from pipeline.planning.settled import cache_directory
+from pipeline.planning.speed import known
+from pipeline.planning.work import model_shapes, works
 from pipeline.schema.config import Config
 from pipeline.tracking import Tracker, open_tracker
 from stages.common.files import read_jsonl
 from stages.common.machine import hardware
 from stages.errors import UserError
+from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.plan import outlook
 from stages.report.render import write_run_report
 
@@ -88,11 +93,16 @@ class Run:
 
 
 def plan(config: Config, observe: Observe = lambda node: lambda point: None) -> Plan:
-    """Return what `config` would do. Nothing is built. `observe` is passed to the engine.
+    """Return what `config` would do. Nothing is built or measured. `observe` is passed to the engine.
 
     Raises:
         UserError: something the user can mend.
     """
+    return _planned(config, observe, measures=False)
+
+
+def _planned(config: Config, observe: Observe, *, measures: bool) -> Plan:
+    """Return the plan of `config`. With `measures` the machine's speed is measured where a long stage needs it."""
     graph = build_graph(config)
     runtime = config.runtime
     engine = Engine(
@@ -106,7 +116,26 @@ def plan(config: Config, observe: Observe = lambda node: lambda point: None) -> 
         workers=resolve_workers(runtime.engine, runtime.workers, graph.device),
         checkpoint_seconds=runtime.checkpoint_seconds,
     )
-    return Plan(config, graph, engine, _describe(config, graph, engine))
+    foreseen = preview(config, graph, _directory(engine, graph.roles["model"]))
+    if graph.device == "cpu":
+        shapes = model_shapes(config, graph, lambda node: _directory(engine, node))
+        engine.works = works(graph, shapes, foreseen)
+    return Plan(config, graph, engine, _describe(graph, engine, foreseen, _seconds(engine, measures=measures)))
+
+
+def _seconds(engine: Engine, *, measures: bool) -> Mapping[str, float]:
+    """Return the expected seconds of the stages to be built, by key, as far as they are known."""
+    due, speed = engine.due(), known(engine.cache, engine.threads)
+    expected = estimate(due, engine.works, engine.store, speed)
+    if measures and expected.unknown:
+        speed = speed.measured(expected.unknown, engine.threads)
+        expected = estimate(due, engine.works, engine.store, speed)
+    return expected.seconds
+
+
+def _directory(engine: Engine, node: Node) -> Path:
+    """Return the directory of a model's node in the store. The model need not be there."""
+    return engine.store.directory("model", node.label, node.key) / "model"
 
 
 def run(config: Config, directory: Path, command: str) -> Run:
@@ -120,7 +149,8 @@ def run(config: Config, directory: Path, command: str) -> Run:
     started = datetime.now(UTC)
     tracker_of: dict[str, Tracker] = {}
     # The engine needs `observe` before the recovery's node is known, so trackers are looked up when a node is built.
-    planned = plan(config, lambda node: tracker_of[node.key].log if node.key in tracker_of else lambda point: None)
+    observe: Observe = lambda node: tracker_of[node.key].log if node.key in tracker_of else lambda point: None  # noqa: E731
+    planned = _planned(config, observe, measures=True)
     graph, engine = planned.graph, planned.engine
     log.info("%s", planned.text)
     engine.store.prepare()
@@ -140,15 +170,15 @@ def run(config: Config, directory: Path, command: str) -> Run:
     log.info("\n%s\n\nreport: %s", report["summary"], directory / "report.html")
     if "export" in graph.roles:
         log.info("export: %s", engine.done[graph.roles["export"].key].path)
+    if line := closing(config, engine.store, report, command):
+        log.info("%s", line)
     found = {role: engine.done[node.key].path for role, node in graph.roles.items() if node.key in engine.done}
     return Run(report, directory, found, engine.store)
 
 
-def _describe(config: Config, graph: Graph, engine: Engine) -> str:
+def _describe(graph: Graph, engine: Engine, foreseen: PrunePlan | None, seconds: Mapping[str, float]) -> str:
     """Return the plan as text: each stage with what will happen to it, then what pruning will cut."""
-    model = engine.store.directory("model", graph.roles["model"].label, graph.roles["model"].key) / "model"
-    foreseen = preview(config, graph, model)
-    table = plan_table(graph, engine)
+    table = plan_table(graph, engine, seconds)
     return table if graph.pruning is None else f"{table}\n\n{outlook(graph.pruning, foreseen)}"
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.engine.engine import MISSING, Engine
+from pipeline.engine.estimates import about
 from pipeline.planning.graph import Graph, Node
 from stages.common.tables import aligned
 
@@ -18,9 +19,12 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(aligned(rows))
 
 
-def plan_table(graph: Graph, engine: Engine) -> str:
-    """Return one line a stage: role, artifact, key, what will happen and why."""
-    rows = [("stage", "artifact", "key", "", "why")]
+def plan_table(graph: Graph, engine: Engine, seconds: Mapping[str, float]) -> str:
+    """Return one line a stage: role, artifact, key, what will happen, how long that takes, and why.
+
+    `seconds` has the expected seconds of stages by key. Without any, the column is left out, else a total follows.
+    """
+    rows = [("stage", "artifact", "key", "", *(["time"] if seconds else []), "why")]
     for node in graph:
         status = engine.status(node)
         why = status.why
@@ -28,8 +32,11 @@ def plan_table(graph: Graph, engine: Engine) -> str:
             why = f"{why}{nearest_difference(engine, node)}"
         # One artifact may play several roles, such as dense and pruned where nothing is pruned.
         roles = ", ".join(role for role, other in graph.roles.items() if other.key == node.key)
-        rows.append((roles, node.name, node.key[:DIGITS], status.state, why))
-    return table(rows)
+        time = [about(seconds[node.key]) if node.key in seconds else ""] if seconds else []
+        rows.append((roles, node.name, node.key[:DIGITS], status.state, *time, why))
+    if not seconds:
+        return table(rows)
+    return f"{table(rows)}\n{about(sum(seconds.values()))} in all on this machine, without what has no time above"
 
 
 def nearest_difference(engine: Engine, node: Node) -> str:

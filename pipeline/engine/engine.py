@@ -17,10 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.engine.estimates import timing
 from pipeline.engine.provenance import drift, provenance
 from pipeline.engine.store import Artifact, Store, begin, discard_if_empty, explain_disk_error, resumable
 from pipeline.planning.graph import Graph, Node
+from pipeline.planning.speed import machine_name
 from stages.common.machine import reset_peak_memory, resident_bytes
+from stages.decoders.work import Work
 from stages.errors import UserError
 from stages.stage import CHECKPOINT_SECONDS, Context
 
@@ -85,6 +88,8 @@ class Engine:
         self.done: dict[str, Artifact] = {}
         self.runs: dict[str, StageRun] = {}
         self.forced = _forced(graph, force)
+        self.works: Mapping[str, Work] = {}
+        """The work of stages by key, as far as it is counted; kept with their time."""
 
     def status(self, node: Node) -> Status:
         """Return what running `node` would do. Nothing is changed."""
@@ -104,6 +109,22 @@ class Engine:
         if self.store.partial(node.stage.name, node.label, node.key).exists():
             return Status("resume", RESUMES)
         return Status("build", MISSING)
+
+    def due(self) -> list[Node]:
+        """Return the nodes that `run` would build now, in their order. Nothing is changed."""
+        statuses = {node.key: self.status(node) for node in self.graph}
+        wanted: set[str] = set()
+
+        def want(node: Node) -> None:
+            if node.key not in wanted and statuses[node.key].state != "hit":
+                wanted.add(node.key)
+                for upstream in node.inputs.values():
+                    want(upstream)
+
+        broken = [node for node in self.graph if statuses[node.key].why not in ("", MISSING, RESUMES)]
+        for node in (*broken, *self.graph.targets):
+            want(node)
+        return [node for node in self.graph if node.key in wanted]
 
     def run(self) -> None:
         """Bring every target into the store. Artifacts that are there but broken are rebuilt on the way."""
@@ -174,6 +195,7 @@ class Engine:
                 inputs=inputs,
                 summary=summary,
                 provenance=provenance(),
+                timing=None if resumed else self._timing(node, time.perf_counter() - started),
             )
         except Exception as error:
             # A directory without any file is nothing to resume, and would be shown as an unfinished build.
@@ -189,6 +211,11 @@ class Engine:
         memory = f", peak {peak / 2**30:.1f} GiB" if peak else ""
         log.info("built  %s in %.1f s%s", artifact.name, seconds, memory)
         return artifact
+
+    def _timing(self, node: Node, seconds: float) -> dict[str, Any] | None:
+        """Return what is kept of a build's time, for later plans; None where its work is not counted."""
+        work = self.works.get(node.key)
+        return None if work is None else timing(work, machine_name(self.threads), seconds)
 
     def _note(self, node: Node) -> None:
         """Record a node that nothing asked for: a hit where its artifact is there, else "not needed"."""

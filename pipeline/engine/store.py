@@ -198,8 +198,12 @@ class Store:
         inputs: Mapping[str, Artifact],
         summary: Mapping[str, Any],
         provenance: Mapping[str, Any],
+        timing: Mapping[str, Any] | None = None,
     ) -> Artifact:
-        """Write the manifest into `partial` and rename `partial` to `final`. An artifact already there is replaced."""
+        """Write the manifest into `partial` and rename `partial` to `final`. An artifact already there is replaced.
+
+        `timing` is the work of the stage and its seconds, for the plans of later runs.
+        """
         # A killed commit may have left a manifest, which must not be counted among the files.
         (partial / MANIFEST).unlink(missing_ok=True)
         clear_leftovers(partial)
@@ -218,6 +222,7 @@ class Store:
             "summary": summary,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "provenance": provenance,
+            **({} if timing is None else {"timing": timing}),
         }
         write_json(partial / MANIFEST, manifest)
         # A directory can't be renamed onto one that holds files, so the old artifact is moved aside first.

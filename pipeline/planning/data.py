@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.planning import keys
 from pipeline.planning.graph import Node
+from pipeline.schema.written import written
 from stages.common.choices import lookup, nearest
 from stages.data import plan as data_plan
 from stages.data.config import DataConfig
@@ -68,10 +67,9 @@ def named(name: str, options: Mapping[str, Any], seed: int, where: str) -> DataC
             raise UserError(
                 f"{where}.{option}: {name} has no such option{nearest(option, known) or '.'} Known: {', '.join(known)}."
             )
-    written = yaml.safe_load((resources.files("conf") / "data" / f"{name}.yaml").read_text(encoding="utf-8"))
-    own = {key: value for key, value in written.items() if key != "defaults"}
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), own | {"seed": seed}, dict(options))
+        own = written("data", name) | {"seed": seed}
+        merged = OmegaConf.merge(OmegaConf.structured(kind), own, dict(options))
         found = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(f"{where}: {str(error).splitlines()[0]}") from None

@@ -17,11 +17,12 @@ def added(arguments: Sequence[str]) -> list[str]:
     """
     given = {name.lower(): value for name, _, value in (argument.partition("=") for argument in arguments)}
     small = os.environ["SMALL"].split()
-    if given.get("data", "commonsense") not in OF_A_WHEEL or given.get("recover") == "best":
+    recommended = given.get("experiment") == "recommended"
+    if given.get("data", "commonsense") not in OF_A_WHEEL or recommended:
         small = [override for override in small if not override.startswith("data.wheel")]
     if "runtime" in given:
         small.remove("runtime=cpu")
-    if given.get("prune") == "best":  # its text would come from the real wheel
+    if given.get("prune") == "best" or recommended:  # its text would come from the real wheel
         small += ["prune.calibration.data=null", "prune.calibration.length=64"]
     return small + ([] if "model" in given else os.environ["MODEL_HERE"].split())
 

@@ -206,3 +206,24 @@ def test_megabytes_are_foreseen_in_the_precision_that_the_weights_have(tmp_path:
     plan = preview(config, build_graph(config), tmp_path)
     assert plan is not None
     assert plan.parameters_after * 2 == pytest.approx(200e6, rel=0.005)
+
+
+def test_the_recommended_experiment_is_the_four_recommended_options() -> None:
+    whole = build_graph(configuration("experiment=recommended"))
+    parts = build_graph(configuration("prune=best", "adapter=best", "data=general", "recover=best"))
+    assert {role: node.key for role, node in whole.roles.items()} == {role: n.key for role, n in parts.roles.items()}
+    other = build_graph(configuration("experiment=recommended", "adapter=lora"))
+    assert other.roles["prune"].key == whole.roles["prune"].key
+    assert other.roles["recover"].config.adapter.name == "lora", "the command line has the last word"
+
+
+def test_the_recommended_recipe_leaves_the_data_alone() -> None:
+    standard, best = (build_graph(configuration(f"recover={name}")) for name in ("standard", "best"))
+    assert best.roles["data"].key == standard.roles["data"].key
+    assert best.roles["recover"].key != standard.roles["recover"].key
+
+
+def test_the_general_data_is_a_mixture_by_shares() -> None:
+    general = build_graph(configuration("data=general"))
+    mixture = build_graph(configuration("data=mixture", "data.parts={passages: 3, commonsense: 1}"))
+    assert general.roles["data"].key == mixture.roles["data"].key

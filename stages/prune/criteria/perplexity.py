@@ -39,6 +39,12 @@ class PerplexityConfig(PruneConfig):
     granularity: list[str] = field(default_factory=lambda: ["layers"])
 
 
+def tried(config: PerplexityConfig, layers: int) -> float:
+    """Return the tokens that pass through the whole model: without each part, half of the layers run again."""
+    tokens = config.calibration.sequences * config.calibration.length
+    return tokens * layers * len(config.granularity) / 2
+
+
 def score(
     model: PreTrainedModel,
     layers: Sequence[LayerAnatomy],

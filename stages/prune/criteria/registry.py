@@ -60,6 +60,9 @@ class OwnAllocation:
     choose: Callable[..., tuple[PrunePlan, Selection, dict[str, Any]]]
     """choose(model, scores, ids, config, budget, before, resident) gives the plan, the groups that stay, and what the
     record says of the choice. It leaves the model as it was."""
+    tried: Callable[[Any, int], float] = lambda config, layers: 0.0
+    """tried(config, layers) gives the tokens that pass through a model of so many layers meanwhile, for a plan's guess
+    of the time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,9 @@ class Criterion:
     """Whether a score is the loss of all groups up to and with this one, and not of this one alone."""
     in_nats: bool = False
     """Whether a cumulative score is the model's loss in nats a token, after compensation by least squares."""
+    tried: Callable[[Any, int], float] = lambda config, layers: 0.0
+    """tried(config, layers) gives the tokens that pass through a model of so many layers beyond one pass over the text,
+    where it tries layers one by one; for a plan's guess of the time."""
     check_options: Callable[[Any], None] = lambda config: None
     """Raises a `UserError` where an option of its own is outside its range."""
 
@@ -145,6 +151,7 @@ CRITERIA: dict[str, Criterion] = {
         reads_text=True,
         granularities=DEPTH,
         paper="depth",
+        tried=perplexity.tried,
     ),
     "surgeon": Criterion(
         config=surgeon.SurgeonConfig,
@@ -170,7 +177,7 @@ CRITERIA: dict[str, Criterion] = {
         reads_text=True,
         granularities=("channels", "attention"),
         paper="own",
-        own=OwnAllocation(kinds=("attention",), plan=two_stage.plan, choose=two_stage.choose),
+        own=OwnAllocation(kinds=("attention",), plan=two_stage.plan, choose=two_stage.choose, tried=two_stage.tried),
         check_options=two_stage.check,
     ),
     # As LLM-Pruner's paper has them for comparison: its recipe with other scores.

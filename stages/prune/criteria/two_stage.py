@@ -78,6 +78,12 @@ def check(config: TwoStageConfig) -> None:
         )
 
 
+def tried(config: TwoStageConfig, layers: int) -> float:
+    """Return the tokens that pass through the model while attentions are chosen, about a share `ratio` of them."""
+    gone = (config.ratio or 0.0) * layers if "attention" in config.granularity else 0.0
+    return gone * layers / 2 * config.attention_sequences * config.calibration.length
+
+
 def score(
     model: PreTrainedModel,
     layers: Sequence[LayerAnatomy],
