@@ -55,7 +55,7 @@ def _part(name: str, said: Any) -> Part:
     number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if not number or not math.isfinite(weight) or weight <= 0:
         raise UserError(f"data.parts.{name}: the weight must be a number above 0, and is {weight!r}.")
-    if data == "mixture":
+    if data in ("mixture", "general"):
         raise UserError(f"data.parts.{name}: a mixture can't be a part of a mixture. Name its parts here.")
     return Part(data=str(data), options=options, where=f"data.parts.{name}", weight=float(weight))
 

@@ -75,4 +75,10 @@ DATASETS: dict[str, DataSet] = {
         label=mixture.label,
         parts=mixture.parts_of,
     ),
+    "general": DataSet(
+        build=mixture.build,
+        config=mixture.MixtureConfig,
+        pin=mixture.pin,
+        parts=mixture.parts_of,
+    ),
 }
