@@ -46,9 +46,11 @@ def cutting(pruning: Pruning, shape: DecoderShape, *, scored: bool) -> Work:
     if way == "searched":
         fits += config.search.trials
         counted = counted.passing(config.search.trials * config.search.sequences * config.calibration.length)
-        counted = counted if criterion.in_nats else counted.over_text(BACKWARD).gathered().cubed(ELIMINATION)
+        counted = counted if criterion.in_nats else counted.curvature().gathered().cubed(ELIMINATION)
     if way == "own" and criterion.own is not None:
         counted = counted.passing(criterion.own.tried(config, len(shape.layers)))
+    if config.compensate == "sequential":
+        counted = counted.over_text(2.0).gathered()  # the dense and the cut layers, with the inputs of all maps
     if config.compensate != "none":
         counted = counted.over_text(1.0).gathered().cubed(FITTING * fits)
     return counted.work()
@@ -67,7 +69,9 @@ class _Counted:
         """Add the scores of every group."""
         criterion = CRITERIA[self.config.method]
         found = self.passing(criterion.tried(self.config, len(self.shape.layers)))
-        if criterion.reads_text:
+        if criterion.in_nats:
+            found = found.curvature()
+        elif criterion.reads_text:
             found = found.over_text(BACKWARD if criterion.needs_gradients else 1.0)
         return found.gathered().cubed(ELIMINATION) if criterion.cumulative else found
 
@@ -78,6 +82,12 @@ class _Counted:
     def over_text(self, passes: float) -> _Counted:
         """Add so many forward passes over the calibration text."""
         return self.passing(passes * self._tokens())
+
+    def curvature(self) -> _Counted:
+        """Add a forward pass over the text, and a backward pass over the sequences whose gradients are taken."""
+        calibration = self.config.calibration
+        tokens = min(calibration.curvature * calibration.length, self._tokens())
+        return self.over_text(1.0).passing((BACKWARD - 1.0) * tokens)
 
     def gathered(self) -> _Counted:
         """Add the second moments of inputs and outputs of every output projection."""
