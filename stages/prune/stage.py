@@ -9,7 +9,8 @@ Output: `model/`, a Hugging Face directory in the precision of the dense model, 
     parameters             {dense, pruned}
     multiply_accumulates   {dense, pruned, context}, a token of a sequence of `context` tokens
     ratio                  {requested, achieved}, of the parameters
-    calibration            {sequences, length, loss: {dense, pruned}}, or null; the loss in nats a token
+    calibration            {sequences, length, loss: {dense, pruned}}, or null; the loss in nats a token of the first
+                           sequences (`stages.prune.memory.weights.LOSS`)
     scores                 one entry a layer, null where nothing was ranked: by kind of group min, mean, max, the lowest
                            score kept and the highest removed (of the last step)
     second_stage           of 2ssp, the attentions that went (in the last step): {layer, loss}, the loss after each

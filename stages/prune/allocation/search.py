@@ -39,6 +39,8 @@ from stages.prune.statistics.gradients import calibration_loss
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+TRIAL_FIT = 64
+"""Largest number of sequences that a trial is fitted on. It shows which allocation is better, and is not kept."""
 Losses = dict[int, dict[str, list[float]]]
 """By layer, by kind of group: the loss once that group and all groups before it are gone, in nats a token."""
 
@@ -187,11 +189,14 @@ def _alike_plans(budget: Budget, before: DecoderShape, config: PruneConfig) -> I
 
 def _tried(model: PreTrainedModel, drafts: Sequence[Trial], ids_BT: Tensor, config: PruneConfig) -> Iterator[Trial]:
     """Yield each trial with the model's loss when the model computes as if it were so cut."""
-    fits = fitted_weights(model, [draft.selection for draft in drafts], ids_BT, config.compensate)
+    judges = ids_BT[: config.search.sequences]
+    # Fitted on text that does not judge, where there is enough of it.
+    fitted_on = ids_BT[len(judges) :][:TRIAL_FIT] if len(ids_BT) >= 2 * len(judges) else ids_BT
+    fits = fitted_weights(model, [draft.selection for draft in drafts], fitted_on, config.compensate)
     with progress("trying allocations", total=len(drafts), unit="trial") as bar:
         for draft, values in zip(drafts, fits, strict=True):
             with _in_place(values):
-                loss = calibration_loss(model, ids_BT[: config.search.sequences])
+                loss = calibration_loss(model, judges)
             bar.update()
             yield replace(draft, loss=loss)
 

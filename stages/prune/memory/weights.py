@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from stages.stage import Context
 
 
+LOSS = 32
+"""Number of calibration sequences, the first ones, whose loss is recorded before and after the cut."""
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """A live model, and the function that holds a layer's weights in memory."""
@@ -32,8 +36,8 @@ class Weights:
     resident: Resident = always
 
     def loss(self, ids_BT: Tensor | None) -> float | None:
-        """Return the mean next-token cross-entropy of the calibration tokens in nats, or None without any."""
-        return None if ids_BT is None else calibration_loss(self.model, ids_BT, self.resident)
+        """Return the mean next-token cross-entropy of the first calibration sequences in nats, or None without any."""
+        return None if ids_BT is None else calibration_loss(self.model, ids_BT[:LOSS], self.resident)
 
 
 @contextmanager
