@@ -149,7 +149,7 @@ def layer_anatomy(index: int, module: nn.Module, model: PreTrainedModel) -> Laye
 
 def _head_dim(model: PreTrainedModel) -> int:
     config: Any = model.config
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _layer(index: int, layer: Any, family: Family, head_dim: int) -> LayerAnatomy:

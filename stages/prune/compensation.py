@@ -38,6 +38,7 @@ from stages.prune.surgery import add_output_bias, head_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
 @dataclass(slots=True)
 class _Inputs:
     """The sum of a linear map's inputs over tokens, and the sum of their products; float32."""
@@ -159,7 +160,8 @@ def _fit(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
 def _fitted(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> Tensor:
     """Return the columns that stay, [R, S], fitted to the outputs of all columns."""
     weight_RC, products_CC = _aligned(linear.weight), own.products_CC
-    fitted_RS = ridge_solved(products_CC[stays_S][:, stays_S], products_CC[stays_S] @ weight_RC.T, weight_RC[:, stays_S])
+    cross_SR = products_CC[stays_S] @ weight_RC.T
+    fitted_RS = ridge_solved(products_CC[stays_S][:, stays_S], cross_SR, weight_RC[:, stays_S])
     return fitted_RS.to(linear.weight.dtype)
 
 

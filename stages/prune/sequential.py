@@ -224,10 +224,12 @@ def _added(decoder: Layerwise, own: LayerAnatomy, cut_BTH: Tensor) -> Tensor:
     if not own.attention:
         return torch.zeros_like(cut_BTH)
     output = own.attention[-1].linear
-    return torch.cat([
-        output(_input(decoder, own.index, some_BTH, output).to(output.weight.dtype)).to(cut_BTH.dtype)
-        for some_BTH in torch.split(cut_BTH, decoder.batch)
-    ])
+    return torch.cat(
+        [
+            output(_input(decoder, own.index, some_BTH, output).to(output.weight.dtype)).to(cut_BTH.dtype)
+            for some_BTH in torch.split(cut_BTH, decoder.batch)
+        ]
+    )
 
 
 def _cut_copy(model: PreTrainedModel, layer: LayerAnatomy, keep: Kept) -> LayerAnatomy:
