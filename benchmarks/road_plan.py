@@ -17,7 +17,7 @@ from stages.errors import UserError
 from stages.registry import STAGES
 from stages.text_library.kinds import DEFAULT, TEXTS, Use
 
-OURS = ("prune=best", "adapter=best", "recover=best")
+OURS: tuple[str, ...] = ()
 """The recommended road: the one place that says which options are compared. Empty is the default of the pipeline."""
 STOCK = ("prune=llmpruner", "prune.allocation=paper")
 """The cut of the stock road, whatever is recommended."""

@@ -26,6 +26,10 @@ from stages.rows.interleave import interleave
 from stages.stage import Context
 
 
+MIXTURES = ("mixture", "general", "best")
+"""The data sets that are mixtures."""
+
+
 @dataclass(kw_only=True, slots=True)
 class MixtureConfig(DataConfig):
     """The data sets of a mixture, and how much of each."""
@@ -55,7 +59,7 @@ def _part(name: str, said: Any) -> Part:
     number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if not number or not math.isfinite(weight) or weight <= 0:
         raise UserError(f"data.parts.{name}: the weight must be a number above 0, and is {weight!r}.")
-    if data in ("mixture", "general"):
+    if data in MIXTURES:
         raise UserError(f"data.parts.{name}: a mixture can't be a part of a mixture. Name its parts here.")
     return Part(data=str(data), options=options, where=f"data.parts.{name}", weight=float(weight))
 

@@ -52,6 +52,9 @@ class DataSet:
     resembles: tuple[str, ...] = ()
 
 
+NAMED_MIXTURE = DataSet(build=mixture.build, config=mixture.MixtureConfig, pin=mixture.pin, parts=mixture.parts_of)
+"""A mixture whose parts its YAML names."""
+
 DATASETS: dict[str, DataSet] = {
     "commonsense": DataSet(build=commonsense.build, tasks=tuple(FORMATS)),
     "passages": DataSet(build=passages.build, resembles=("wikipedia",)),
@@ -75,10 +78,6 @@ DATASETS: dict[str, DataSet] = {
         label=mixture.label,
         parts=mixture.parts_of,
     ),
-    "general": DataSet(
-        build=mixture.build,
-        config=mixture.MixtureConfig,
-        pin=mixture.pin,
-        parts=mixture.parts_of,
-    ),
+    "general": NAMED_MIXTURE,
+    "best": NAMED_MIXTURE,
 }

@@ -29,6 +29,7 @@ from stages.common.files import read_json, read_jsonl
 from stages.common.journal import Journal
 from stages.common.progress import progress
 from stages.data.config import DataConfig, Part
+from stages.data.mixture import MIXTURES
 from stages.data.rows import Built, Row, row_of
 from stages.errors import UserError
 from stages.stage import JSON, Context
@@ -41,7 +42,7 @@ BLOCK = 96
 Which rows share a pass decides the shapes of its matrix products, and with them the rounding. So blocks are cut by the
 row's number, and a block is never asked in part.
 """
-NEEDS_PARTS = ("mixture", "selfwritten")
+NEEDS_PARTS = (*MIXTURES, "selfwritten")
 """Data sets that can't be a source: they are made of others themselves."""
 
 
