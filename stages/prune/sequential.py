@@ -38,7 +38,7 @@ from stages.decoders.anatomy import LayerAnatomy, Projection, decoder_layers, la
 from stages.decoders.registry import family_of
 from stages.prune.groups import Kept, Selection
 from stages.prune.memory.resident import Resident, always
-from stages.prune.statistics.layerwise import Layerwise
+from stages.prune.statistics.layerwise import Gathered, Layerwise
 from stages.prune.statistics.ridge import ridge_solved
 from stages.prune.surgery import cut_layer, head_rows
 
@@ -107,12 +107,15 @@ def _fitted_layer(
     scale = float(getattr(model.config, "residual_multiplier", 1.0))
     with _stands_in(decoder, own):
         streams = (dense_BTH, cut_BTH)
-        if own.attention:
-            _fit_part(decoder, own.attention, layer.index, seen.attention, cut_BTH, streams, scale)
-        if layer.attention:
-            added_BTH = _added(decoder, own, cut_BTH)
-            streams = (dense_BTH + scale * seen.attention.given_BTR, cut_BTH + scale * added_BTH)
-        if own.mlp:
+        if seen.attention:
+            if own.attention:
+                _fit_part(decoder, own.attention, layer.index, seen.attention, cut_BTH, streams, scale)
+            streams = (
+                torch.add(dense_BTH, seen.attention.given_BTR, alpha=scale),
+                torch.add(cut_BTH, _added(decoder, own, cut_BTH), alpha=scale),
+            )
+            seen.attention = None  # as large as two streams, and no longer needed
+        if seen.mlp and own.mlp:
             _fit_part(decoder, own.mlp, layer.index, seen.mlp, cut_BTH, streams, scale)
         cut_BTH = decoder.run(layer.index, cut_BTH)
     _write_back(layer, own, keep)
@@ -129,35 +132,29 @@ class _Part:
 
 @dataclass(slots=True)
 class _Seen:
-    """What passes a layer of the dense model. A sub-layer that is not there has empty tensors."""
+    """What passes a layer of the dense model. A sub-layer that is not there is None."""
 
-    attention: _Part
-    mlp: _Part
+    attention: _Part | None
+    mlp: _Part | None
     stream_BTH: Tensor
 
 
 def _seen(decoder: Layerwise, layer: LayerAnatomy, stream_BTH: Tensor) -> _Seen:
     """Run the dense layer and return what passed."""
-    kept: dict[str, list[Tensor]] = {}
+    kept: dict[str, tuple[Gathered, Gathered]] = {}
     handles = []
     for name, part in (("attention", layer.attention), ("mlp", layer.mlp)):
         if part:
-            reads, gives = kept.setdefault(f"{name} reads", []), kept.setdefault(f"{name} gives", [])
-            handles.append(part[0].linear.register_forward_pre_hook(lambda _, given, into=reads: into.append(given[0])))
-            handles.append(
-                part[-1].linear.register_forward_hook(lambda _, given, output, into=gives: into.append(output))
-            )
+            reads, gives = kept[name] = (Gathered(len(stream_BTH)), Gathered(len(stream_BTH)))
+            handles.append(part[0].linear.register_forward_pre_hook(lambda _, given, into=reads: into.add(given[0])))
+            handles.append(part[-1].linear.register_forward_hook(lambda _, given, output, into=gives: into.add(output)))
     try:
         after_BTH = decoder.run(layer.index, stream_BTH)
     finally:
         for handle in handles:
             handle.remove()
-
-    def part_of(name: str) -> _Part:
-        found = (torch.cat(kept.get(f"{name} {what}") or [stream_BTH.new_zeros(0)]) for what in ("reads", "gives"))
-        return _Part(*found)
-
-    return _Seen(part_of("attention"), part_of("mlp"), after_BTH)
+    found = {name: _Part(reads.whole(), gives.whole()) for name, (reads, gives) in kept.items()}
+    return _Seen(found.get("attention"), found.get("mlp"), after_BTH)
 
 
 def _fit_part(
@@ -224,12 +221,10 @@ def _added(decoder: Layerwise, own: LayerAnatomy, cut_BTH: Tensor) -> Tensor:
     if not own.attention:
         return torch.zeros_like(cut_BTH)
     output = own.attention[-1].linear
-    return torch.cat(
-        [
-            output(_input(decoder, own.index, some_BTH, output).to(output.weight.dtype)).to(cut_BTH.dtype)
-            for some_BTH in torch.split(cut_BTH, decoder.batch)
-        ]
-    )
+    added = Gathered(len(cut_BTH))
+    for some_BTH in torch.split(cut_BTH, decoder.batch):
+        added.add(output(_input(decoder, own.index, some_BTH, output).to(output.weight.dtype)).to(cut_BTH.dtype))
+    return added.whole()
 
 
 def _cut_copy(model: PreTrainedModel, layer: LayerAnatomy, keep: Kept) -> LayerAnatomy:

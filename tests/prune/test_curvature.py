@@ -119,6 +119,20 @@ def test_second_moments_are_those_of_plain_autograd(family: str, memory: int, mo
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(("length", "counted"), [(24, 1), (24, 3), (600, 2)])
+def test_inputs_are_of_all_sequences_and_gradients_of_the_first_ones(length: int, counted: int) -> None:
+    model, ids_BT = decoder(max_position_embeddings=1024), token_ids(length=length)
+    maps = [output.linear for layer in decoder_layers(model) for output in outputs(layer)]
+    found, of_all, of_first = (
+        list(moments(model, maps, ids, seed=7, curvature=count))
+        for ids, count in ((ids_BT, counted), (ids_BT, None), (ids_BT[:counted], None))
+    )
+    for own, every, first in zip(found, of_all, of_first, strict=True):
+        torch.testing.assert_close(own.inputs_CC, every.inputs_CC)
+        torch.testing.assert_close(own.gradients_RR, first.gradients_RR)
+        assert not torch.allclose(own.gradients_RR, every.gradients_RR, rtol=1e-2)
+
+
 def test_a_surgeons_scores_are_what_a_sub_layer_has_lost_and_those_of_a_layer_their_sum() -> None:
     model = decoder()
     layers = decoder_layers(model)

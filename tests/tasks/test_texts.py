@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.configurations import configuration
-from helpers.tiny_wheels import commonsense_files, pip_environment, text_files, write_wheel
+from helpers.tiny_wheels import commonsense_files, howto_files, pip_environment, text_files, write_wheel
 from pipeline.planning.settled import rows_of
 from stages.common.files import read_json, read_jsonl
 from stages.data.config import WheelDataConfig
@@ -31,7 +31,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Wheel, Whee
     """Return the pins of a tiny wheel of rows and a tiny wheel of texts, of six documents each."""
     for name, value in pip_environment(tmp_path / "index").items():
         monkeypatch.setenv(name, value)
-    files = {"tinytasks": commonsense_files(rows=6), "tinytexts": text_files(rows=6)}
+    files = {"tinytasks": commonsense_files(rows=6) | howto_files(rows=6), "tinytexts": text_files(rows=6)}
     rows, texts = (write_wheel(tmp_path / "index", name, files[name]) for name in files)
     return rows, texts
 

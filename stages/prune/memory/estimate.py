@@ -3,7 +3,8 @@
     weights      in the precision of the scores, or as stored where that is more, because the cut is made in it; with
                  `prune.offload=layer` all but the layers, and one layer twice
     activations  with gradients those that backward needs, at most `GRAPH` bytes (`stages.prune.statistics.gradients`
-                 computes the rest again); else those of a batch in one layer; and the text's between two layers
+                 computes the rest again); else those of a batch in one layer; and the text's between two layers. Or
+                 what sequential compensation holds of the text, where that is more (`STREAMS`)
     matrices     logits of a batch, the inputs of a matrix in float32, and the moments of these inputs where
                  compensation solves for the matrix
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from stages.common.machine import free_memory_bytes
+from stages.decoders.registry import FAMILIES
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.config import FITTED, PruneConfig
@@ -25,6 +27,9 @@ BATCH_TOKENS = 2048
 """Tokens that pass a layer together where there is no backward; at least one sequence."""
 LOGITS = 2**22
 """Logits that exist at once (16 MiB in float32); at least those of one sequence."""
+STREAMS = 12
+"""Numbers a token, each as often as there are hidden channels, that sequential compensation holds at once: the streams
+of the dense and the cut model in front of a layer, inside it and behind it, and what its sub-layers read and give."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 2**30
 
@@ -43,6 +48,7 @@ class Work:
         output: whether backward also reaches the output projection, for hidden channels.
         offload: whether one layer is in memory at a time.
         least_squares: whether compensation solves for the output projections.
+        sequential: whether compensation runs the dense and the cut model side by side, with a copy of a layer.
     """
 
     shape: DecoderShape
@@ -54,6 +60,7 @@ class Work:
     output: bool = False
     offload: bool = False
     least_squares: bool = False
+    sequential: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +110,8 @@ def check_memory(
         output=gradients and "hidden" in config.granularity,
         offload=config.offload == "layer",
         least_squares=config.compensate in FITTED,
+        # A family that norms its outputs is fitted as by least_squares.
+        sequential=config.compensate == "sequential" and FAMILIES[shape.family].plain_outputs,
     )
     need, free = estimate(work), free_memory_bytes(device)
     if need.total <= free:
@@ -117,11 +126,13 @@ def check_memory(
 def estimate(work: Work) -> Estimate:
     """Return the memory that pruning will need."""
     shape, each = work.shape, BYTES[work.dtype]
+    weight = max(each, BYTES[work.stored])
     largest = max(shape.layers, key=shape.layer_parameters)
-    held = shape.parameters() * max(each, BYTES[work.stored])
+    held = shape.parameters()
     if work.offload:
         outside = shape.embedding_parameters() + shape.hidden
-        held = (outside + 2 * shape.layer_parameters(largest)) * max(each, BYTES[work.stored])
+        held = outside + 2 * shape.layer_parameters(largest)
+    held += shape.layer_parameters(largest) * work.sequential
     tokens = work.sequences * work.length
     batch = min(tokens, max(work.length, BATCH_TOKENS))
     one_layer = activation_bytes(largest, shape.head_dim, hidden=shape.hidden, each=each)
@@ -130,6 +141,8 @@ def estimate(work: Work) -> Estimate:
         activations += min(tokens * one_layer * len(shape.layers), max(GRAPH, tokens * one_layer))
     else:
         activations += batch * one_layer
+    if work.sequential:  # in the precision of the weights, after the scores have been computed
+        activations = max(activations, STREAMS * tokens * shape.hidden * weight + batch * one_layer)
     inputs = max(largest.mlp, largest.heads * shape.head_dim, shape.hidden)
     matrices = max(LOGITS, work.length * shape.vocabulary) * (each + 12) + 8 * tokens * inputs * work.gradients
     if work.output:
@@ -137,7 +150,7 @@ def estimate(work: Work) -> Estimate:
         matrices += tokens * shape.vocabulary * each
     if work.least_squares:
         matrices += 4 * 8 * inputs**2
-    return Estimate(weights=held, activations=activations, matrices=matrices)
+    return Estimate(weights=held * weight, activations=activations, matrices=matrices)
 
 
 def activation_bytes(layer: LayerShape, head_dim: int, *, hidden: int, each: int) -> int:

@@ -29,6 +29,33 @@ if TYPE_CHECKING:
 NONE: Mapping[str, Tensor] = MappingProxyType({})
 
 
+class Gathered:
+    """Batches of sequences that are put together as they come: the whole is in memory once, and never in pieces."""
+
+    def __init__(self, sequences: int) -> None:
+        """Expect so many sequences in all."""
+        self.sequences, self._filled = sequences, 0
+        self._whole: Tensor | None = None
+
+    def add(self, batch: Tensor) -> None:
+        """Take the next sequences, [b, …]."""
+        if self._whole is None:
+            self._whole = batch.new_empty((self.sequences, *batch.shape[1:]))
+        end = self._filled + len(batch)
+        self._whole[self._filled : end] = batch
+        self._filled = end
+
+    def whole(self) -> Tensor:
+        """Return all sequences, [sequences, …].
+
+        Raises:
+            ValueError: some are missing.
+        """
+        if self._whole is None or self._filled != self.sequences:
+            raise ValueError(f"{self._filled} of {self.sequences} sequences were added")
+        return self._whole
+
+
 class Layerwise:
     """A decoder on calibration sequences `ids_BT`, layer by layer.
 
@@ -63,7 +90,10 @@ class Layerwise:
         """Return the output of layer `index` for its input [B, T, H]."""
         device, dtype = hidden_BTH.device.type, self.products_in
         with self.resident(index), FastProducts(), torch.autocast(device, dtype, enabled=dtype is not None):
-            return torch.cat([self.layer(index, part) for part in torch.split(hidden_BTH, self.batch)])
+            after = Gathered(len(hidden_BTH))
+            for part in torch.split(hidden_BTH, self.batch):
+                after.add(self.layer(index, part))
+            return after.whole()
 
     def run_from(self, index: int, hidden_BTH: Tensor) -> Tensor:
         """Return the last layer's output for the input [B, T, H] of layer `index`."""
