@@ -16,6 +16,7 @@ import pytest
 import pipeline
 from helpers import tiny
 from helpers.hubserver import serve_hub
+from helpers.plain import PLAIN
 from helpers.processes import same_imports
 from helpers.world import World
 from pipeline.schema.config import Action
@@ -98,7 +99,7 @@ def shell(world: World, *, everything_later: bool = False) -> Shell:
     later.write_text(NOTE)
     later.chmod(0o755)
     model = [o for o in world.overrides if o.startswith(("model=", "model.path="))]
-    small = [o for o in world.overrides if o not in model and not o.startswith(("ratio=", "tracker="))]
+    small = [o for o in world.overrides if o not in (*model, *PLAIN) and not o.startswith(("ratio=", "tracker="))]
     variables = world.environment | {
         "PRUNE_RECOVER_ARTIFACTS": str(world.root / "artifacts"),
         "PYTHON": str(later) if everything_later else sys.executable,

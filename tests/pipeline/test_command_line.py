@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import pipeline
 from helpers.configurations import configuration, planned
 from pipeline.planning.build import build_graph
 from pipeline.planning.preview import preview
@@ -208,12 +209,13 @@ def test_megabytes_are_foreseen_in_the_precision_that_the_weights_have(tmp_path:
     assert plan.parameters_after * 2 == pytest.approx(200e6, rel=0.005)
 
 
-def test_the_recommended_experiment_is_the_four_recommended_options() -> None:
-    whole = build_graph(configuration("experiment=recommended"))
-    parts = build_graph(configuration("prune=best", "adapter=best", "data=general", "recover=best"))
-    assert {role: node.key for role, node in whole.roles.items()} == {role: n.key for role, n in parts.roles.items()}
-    other = build_graph(configuration("experiment=recommended", "adapter=lora"))
-    assert other.roles["prune"].key == whole.roles["prune"].key
+def test_the_default_is_the_recommended_road_and_so_is_the_experiment() -> None:
+    parts = build_graph(pipeline.compose("prune=best", "adapter=best", "data=best", "recover=best"))
+    for given in ((), ("experiment=recommended",)):
+        whole = build_graph(pipeline.compose(*given))
+        assert {role: n.key for role, n in whole.roles.items()} == {role: n.key for role, n in parts.roles.items()}
+    other = build_graph(pipeline.compose("experiment=recommended", "adapter=lora"))
+    assert other.roles["prune"].key == parts.roles["prune"].key
     assert other.roles["recover"].config.adapter.name == "lora", "the command line has the last word"
 
 
@@ -223,7 +225,12 @@ def test_the_recommended_recipe_leaves_the_data_alone() -> None:
     assert best.roles["recover"].key != standard.roles["recover"].key
 
 
-def test_the_general_data_is_a_mixture_by_shares() -> None:
-    general = build_graph(configuration("data=general"))
-    mixture = build_graph(configuration("data=mixture", "data.parts={passages: 3, commonsense: 1}"))
-    assert general.roles["data"].key == mixture.roles["data"].key
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("general", "{passages: 2, howto: 1}"), ("best", "{passages: 2, howto: 1, commonsense: 1}")],
+)
+def test_a_named_mixture_has_the_rows_of_its_parts_by_shares(name: str, parts: str) -> None:
+    named = build_graph(configuration(f"data={name}")).roles["data"]
+    mixture = build_graph(configuration("data=mixture", f"data.parts={parts}")).roles["data"]
+    assert named.config.parts == mixture.config.parts
+    assert {role: node.key for role, node in named.inputs.items()} == {r: n.key for r, n in mixture.inputs.items()}
