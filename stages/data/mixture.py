@@ -25,7 +25,6 @@ from stages.errors import UserError
 from stages.rows.interleave import interleave
 from stages.stage import Context
 
-
 MIXTURES = ("mixture", "general", "best")
 """The data sets that are mixtures."""
 
