@@ -1,7 +1,7 @@
 """A small store as an earlier version of this project left it, and the runs that it answers.
 
 `tests/golden/store` was written by `python -m helpers.older_store renew` (from the root, with `tests` on the path) at
-commit 70d96bc, before the stages moved to their shelves. A change that gives artifacts other keys on purpose says so
+the commit that made `prune=best` the default. A change that gives artifacts other keys on purpose says so
 and writes it anew with the same command.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from helpers.decoders import decoder
 from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
-from helpers.tiny_wheels import commonsense_files, pip_environment, write_wheel
+from helpers.tiny_wheels import commonsense_files, pip_environment, text_files, write_wheel
 from helpers.world import ROOT, World
 from stages.common.files import read_json
 
@@ -91,6 +91,8 @@ def write(root: Path) -> None:
     (HERE / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     wheel = write_wheel(root / "wheels", "tinyrows", commonsense_files(rows=6))
     pin = [f"evaluate.wheel.requirement='{wheel.requirement}'", f"evaluate.wheel.sha256={wheel.sha256}"]
+    texts = write_wheel(root / "wheels", "tinytexts", text_files(rows=6))
+    pin += [f"evaluate.texts_wheel.requirement='{texts.requirement}'", f"evaluate.texts_wheel.sha256={texts.sha256}"]
     (HERE / "wheel.json").write_text(json.dumps(pin) + "\n")
     world = older_world(root)
     world.environment = pip_environment(root / "wheels") | {"HF_HUB_OFFLINE": "1"}
