@@ -161,7 +161,8 @@ def _fitted(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> Tensor:
     """Return the columns that stay, [R, S], fitted to the outputs of all columns."""
     weight_RC, products_CC = _aligned(linear.weight), own.products_CC
     cross_SR = products_CC[stays_S] @ weight_RC.T
-    fitted_RS = ridge_solved(products_CC[stays_S][:, stays_S], cross_SR, weight_RC[:, stays_S])
+    normal_SS, cross_SR = products_CC[stays_S][:, stays_S], products_CC[stays_S] @ weight_RC.T
+    fitted_RS = ridge_solved(normal_SS, cross_SR, weight_RC[:, stays_S], products_CC.diagonal().mean())
     return fitted_RS.to(linear.weight.dtype)
 
 

@@ -130,7 +130,7 @@ def test_five_lines_give_what_the_command_gives(world: World, cache: Path, scrat
         "prune.calibration.data=null",
         "prune.calibration.length=32",
         "ratio=0.3",
-        "recover.objective=distillation",
+        "recover=best",
         "recover.tokens=1500",
         "evaluate.dtype=float32",
         "evaluate.cost.repeats=1",

@@ -15,11 +15,12 @@ from helpers.pruning import prune
 from stages.decoders.anatomy import decoder_layers
 from stages.decoders.checkpoint import count_parameters, load_model
 from stages.errors import UserError
-from stages.prune.compensation import DAMPING, compensate, fitted_weights, kept_inputs
+from stages.prune.compensation import compensate, fitted_weights, kept_inputs
 from stages.prune.criteria.magnitude import MagnitudeConfig
 from stages.prune.groups import Kept, Selection, keep_all
 from stages.prune.statistics.activations import outputs
 from stages.prune.statistics.gradients import calibration_loss
+from stages.prune.statistics.ridge import DAMPING
 from stages.prune.surgery import cut
 
 ALL = Kept(list(range(6)), [0, 1, 2], list(range(40)))
