@@ -40,7 +40,7 @@ from stages.errors import UserError
 from stages.stage import JSON
 
 _apart = partial(apart, "benchmarks.training")
-OVERRIDES = ("prune=llmpruner", "prune.allocation=uniform", "ratio=0.3")
+OVERRIDES = ("prune=llmpruner", "prune.allocation=uniform", "ratio=0.3", "data=commonsense", "recover=standard")
 PILOT = 0.5
 """Share of the tokens on which the precisions of the stock way are compared."""
 

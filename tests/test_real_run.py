@@ -31,7 +31,7 @@ def test_the_smoke_experiment_recovers_smollm2_and_says_how_much(tmp_path: Path,
     assert (tmp_path / "wandb").is_dir(), "W&B records offline by default"
 
     recovered = next((real_store / "recover").glob("*/model"))
-    assert json.loads((recovered / "config.json").read_text())["model_type"] == "llama"
+    assert json.loads((recovered / "config.json").read_text())["model_type"] == "pruned_llama"
     assert all(artifact.path.is_dir() for artifact in Store(real_store).artifacts())
 
     started = time.perf_counter()

@@ -30,6 +30,7 @@ OPTIONS = [
 ]  # fmt: skip
 ROAD = [
     "prune.calibration.data=null", "prune.calibration.sequences=4", "prune.calibration.length=32",
+    "prune.compensate=least_squares", "prune.dtype=float32",
     "recover=standard", "recover.learning_rate=1e-2", "recover.objective=distillation",
     "adapter=rora", "adapter.rank=4", "data=commonsense",
 ]  # fmt: skip
@@ -53,7 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def overrides(world: World, *more: str) -> list[str]:
     """Return the overrides of a tiny road: those of the world that no option of the benchmark sets."""
-    own = ("ratio=", "runtime=", "evaluate.limit", "evaluate.passages", "runtime.threads")
+    own = ("prune=", "ratio=", "runtime=", "evaluate.limit", "evaluate.passages", "runtime.threads")
     return [*ROAD, *(given for given in world.arguments(*more) if not given.startswith(own))]
 
 
