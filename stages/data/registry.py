@@ -7,7 +7,7 @@ Options of its own are a dataclass in its file, and `defaults: [schema/NAME@_her
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,7 @@ DATASETS: dict[str, DataSet] = {
         parts=selfwritten.parts_of,
         asks_model=True,
     ),
-    "mixture": DataSet(
-        build=mixture.build,
-        config=mixture.MixtureConfig,
-        pin=mixture.pin,
-        label=mixture.label,
-        parts=mixture.parts_of,
-    ),
+    "mixture": replace(NAMED_MIXTURE, label=mixture.label),
     "general": NAMED_MIXTURE,
     "best": NAMED_MIXTURE,
 }

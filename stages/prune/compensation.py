@@ -18,9 +18,9 @@ Shape legend: R outputs and C inputs of a map.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from stages.prune.config import FITTED
 from stages.prune.groups import Kept, Selection
 from stages.prune.memory.resident import Resident, always
 from stages.prune.sequential import correctable, fit_in_sequence
-from stages.prune.statistics.activations import calibrated, gathered, outputs
+from stages.prune.statistics.activations import InputProducts, calibrated, gathered, outputs
 from stages.prune.statistics.ridge import ridge_solved
 from stages.prune.surgery import add_output_bias, head_rows
 
@@ -40,19 +40,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class _Inputs:
-    """The sum of a linear map's inputs over tokens, and the sum of their products; float32."""
+class _Sum:
+    """The sum of a linear map's inputs over tokens; float32."""
 
     tokens: int = 0
     sum_C: Tensor = field(default_factory=lambda: torch.zeros(()))
-    products_CC: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, values: Tensor) -> None:
         """Add the inputs [..., C] of more tokens."""
         given = values.detach().flatten(0, -2).float()
         self.tokens += len(given)
         self.sum_C = self.sum_C.to(given.device) + given.sum(0)
-        self.products_CC = self.products_CC.to(given.device) + given.T @ given
+
+
+_Way = tuple[Callable[[], Any], Callable[[nn.Linear, Any, Tensor], None]]
+"""The statistic of a projection's inputs that a compensation reads, and what adjusts the projection by it."""
 
 
 def compensate(
@@ -77,7 +79,9 @@ def compensate(
     Raises:
         UserError: `how` is unknown.
     """
-    adjust = lookup("prune.compensate", how, {"bias": _add_mean, "least_squares": _fit, "sequential": _fit})
+    fit: _Way = (InputProducts, _fit)
+    ways: dict[str, _Way] = {"bias": (_Sum, _add_mean), "least_squares": fit, "sequential": fit}
+    statistic, adjust = lookup("prune.compensate", how, ways)
     if how == "sequential" and correctable(model):
         fit_in_sequence(model, selection, ids_BT, dtype=dtype, resident=resident)
         return
@@ -85,9 +89,9 @@ def compensate(
         add_output_bias(model, resident)
     with torch.no_grad():
         decoder, layers = calibrated(model, ids_BT, resident), decoder_layers(model)
-        for layer, inputs in gathered(decoder, layers, _Inputs, f"compensating ({how})"):
+        for layer, inputs in gathered(decoder, layers, statistic, f"compensating ({how})"):
             for output, own in inputs:
-                stays_S = kept_inputs(layer, selection.layers[layer.index], output).to(own.sum_C.device)
+                stays_S = kept_inputs(layer, selection.layers[layer.index], output).to(output.linear.weight.device)
                 # A sub-layer that goes whole takes its projection with it: nothing is left to adjust.
                 if 0 < len(stays_S) < output.linear.in_features:
                     adjust(output.linear, own, stays_S)
@@ -108,10 +112,10 @@ def fitted_weights(
     """
     found: list[dict[Tensor, Tensor]] = [{} for _ in selections]
     layers = decoder_layers(model)
-    walked: Iterable[tuple[LayerAnatomy, Sequence[tuple[Projection, _Inputs | None]]]]
+    walked: Iterable[tuple[LayerAnatomy, Sequence[tuple[Projection, InputProducts | None]]]]
     walked = ((layer, [(output, None) for output in outputs(layer)]) for layer in layers)
     if how in FITTED:
-        walked = gathered(calibrated(model, ids_BT, always), layers, _Inputs, "fitting")
+        walked = gathered(calibrated(model, ids_BT, always), layers, InputProducts, "fitting")
     with torch.no_grad():
         for layer, inputs in walked:
             for output, own in inputs:
@@ -120,7 +124,7 @@ def fitted_weights(
     return found
 
 
-def _cut_values(linear: nn.Linear, own: _Inputs | None, stays_S: Tensor) -> dict[Tensor, Tensor]:
+def _cut_values(linear: nn.Linear, own: InputProducts | None, stays_S: Tensor) -> dict[Tensor, Tensor]:
     """Return the new values of an output projection's parameters, by parameter; empty where all inputs stay.
 
     The columns of removed inputs are zero. The columns that stay are fitted, or keep their values without `own`.
@@ -143,7 +147,7 @@ def kept_inputs(layer: LayerAnatomy, keep: Kept | None, output: Projection) -> T
     return head_rows(keep.heads, layer) if output in layer.attention else torch.tensor(keep.mlp, dtype=torch.long)
 
 
-def _add_mean(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
+def _add_mean(linear: nn.Linear, own: _Sum, stays_S: Tensor) -> None:
     """Add to the bias the mean of what the removed inputs contribute."""
     gone_C = torch.ones_like(own.sum_C)
     gone_C[stays_S] = 0
@@ -152,15 +156,14 @@ def _add_mean(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
     linear.bias.add_((weight_RC @ (gone_C * own.sum_C / own.tokens)).to(linear.bias.dtype))
 
 
-def _fit(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> None:
+def _fit(linear: nn.Linear, own: InputProducts, stays_S: Tensor) -> None:
     """Fit the columns that stay, in place; the other columns keep their values until they are cut."""
     linear.weight[:, stays_S] = _fitted(linear, own, stays_S)
 
 
-def _fitted(linear: nn.Linear, own: _Inputs, stays_S: Tensor) -> Tensor:
+def _fitted(linear: nn.Linear, own: InputProducts, stays_S: Tensor) -> Tensor:
     """Return the columns that stay, [R, S], fitted to the outputs of all columns."""
     weight_RC, products_CC = _aligned(linear.weight), own.products_CC
-    cross_SR = products_CC[stays_S] @ weight_RC.T
     normal_SS, cross_SR = products_CC[stays_S][:, stays_S], products_CC[stays_S] @ weight_RC.T
     fitted_RS = ridge_solved(normal_SS, cross_SR, weight_RC[:, stays_S], products_CC.diagonal().mean())
     return fitted_RS.to(linear.weight.dtype)

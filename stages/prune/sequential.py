@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from stages.common.progress import progress
 from stages.decoders.anatomy import LayerAnatomy, Projection, decoder_layers, layer_anatomy
 from stages.decoders.registry import family_of
-from stages.prune.groups import Kept, Selection
+from stages.prune.groups import Kept, Selection, kept_layer
 from stages.prune.memory.resident import Resident, always
 from stages.prune.statistics.layerwise import Gathered, Layerwise
 from stages.prune.statistics.ridge import ridge_solved
@@ -96,13 +96,13 @@ def _fitted_layer(
     cut_BTH: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Fit one layer in place; returns the streams [B, T, H] behind it, of the dense and of the cut model."""
-    seen = _seen(decoder, layer, dense_BTH)
     keep = selection.layers[layer.index]
     if keep is None:  # the layer goes whole, so the cut model's stream passes it by
-        return seen.stream_BTH, cut_BTH
-    untouched = all(len(kept) == full for kept, full in _sizes(keep, layer))
-    if untouched and torch.equal(dense_BTH, cut_BTH):
-        return seen.stream_BTH, seen.stream_BTH.clone()
+        return decoder.run(layer.index, dense_BTH), cut_BTH
+    if kept_layer(keep) == layer.shape and torch.equal(dense_BTH, cut_BTH):
+        after_BTH = decoder.run(layer.index, dense_BTH)
+        return after_BTH, after_BTH.clone()
+    seen = _seen(decoder, layer, dense_BTH)
     own = _cut_copy(model, layer, keep)
     scale = float(getattr(model.config, "residual_multiplier", 1.0))
     with _stands_in(decoder, own):
@@ -259,8 +259,3 @@ def _written(whole: Projection, fitted: Projection, stays_S: Tensor) -> None:
         whole.weight[:, stays_S] = fitted.weight
     else:
         whole.weight[stays_S] = fitted.weight
-
-
-def _sizes(keep: Kept, layer: LayerAnatomy) -> list[tuple[list[int], int]]:
-    shape = layer.shape
-    return [(keep.heads, shape.heads), (keep.kv_heads, shape.kv_heads), (keep.mlp, shape.mlp)]

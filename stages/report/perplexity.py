@@ -12,10 +12,8 @@ from stages.common.files import read_json
 from stages.report.effects import effects
 from stages.report.inputs import common
 from stages.report.statistics import Paired, mean, paired, score_intervals
+from stages.report.wording import LARGEST
 from stages.stage import JSON
-
-LARGEST = 700.0
-"""Nats above which a perplexity is no longer a float."""
 
 
 def texts(

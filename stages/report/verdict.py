@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stages.report.wording import bare, bits, listing, percent, perplexity, points
+from stages.report.wording import LARGEST, bare, bits, listing, percent, perplexity, points
 from stages.stage import JSON
 
 
@@ -137,7 +137,7 @@ def _of_tasks(report: JSON, last: str) -> Iterator[Finding]:
 
 def _ratio(nats: float | None) -> str:
     """Return how many times as high a perplexity is, from the difference of the logarithms."""
-    return perplexity(None if nats is None else math.exp(min(nats, 700.0)))
+    return perplexity(None if nats is None else math.exp(min(nats, LARGEST)))
 
 
 def _sign(effect: JSON) -> int:

@@ -18,6 +18,8 @@ EFFECTS = {
 }
 """A model's scores on a task, with the keys under which the differences between models are."""
 
+LARGEST = 700.0
+"""Nats above which a perplexity is no longer a float."""
 DASH = "–"
 PERCENT = "\u00a0%"
 """The sign has a no-break space before it, so that a line never starts with the sign."""

@@ -13,14 +13,12 @@ from torch import Tensor
 
 from helpers.decoders import decoder, token_ids
 from helpers.tiny_tokenizer import VOCABULARY
-from helpers.toy import adapter_config, config, recovered
+from helpers.toy import adapter_config, config, recovered, resumed
 from stages.adapters.registry import ADAPTERS
 from stages.common.files import read_json
 from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
 from stages.recover.seeds import seeded
-from stages.recover.stage import run
-from stages.stage import JSON, Context
 
 IDS = token_ids(vocabulary=VOCABULARY)
 FAMILIES = {"llama": ["norms"], "qwen2": ["norms", "biases"], "qwen3": ["norms"], "gemma2": ["norms"]}
@@ -87,16 +85,9 @@ def test_a_recovery_trains_norms_and_resumes_to_the_same_bytes(
     assert summary["parameters"]["trainable"] == alone["parameters"]["trainable"] + norms
     assert summary["validation"]["final_loss"] < 0.97 * summary["validation"]["initial_loss"]
 
-    def interrupt(point: JSON) -> None:
-        if point["step"] == 2:
-            raise InterruptedError
-
-    inputs = {"model": tmp_path / "base", "data": tmp_path / "data"}
-    with pytest.raises(InterruptedError):
-        run(settings, inputs, Context(output=tmp_path / "resumed", checkpoint_seconds=0, log=interrupt))
-    run(settings, inputs, Context(output=tmp_path / "resumed", checkpoint_seconds=0))
+    again = resumed(tmp_path, settings, stopped_at=2)
     for file in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "model/model.safetensors"):
-        assert (output / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes(), file
+        assert (output / file).read_bytes() == (again / file).read_bytes(), file
 
     saved = load_file(output / "adapter" / "adapter_model.safetensors")
     final = saved["base_model.model.model.norm.weight"]

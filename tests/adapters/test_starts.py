@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from helpers.decoders import decoder, token_ids
 from helpers.masked import masked_base, same_zeros, weights
 from helpers.tiny_tokenizer import VOCABULARY
-from helpers.toy import adapter_config, config, recovered
+from helpers.toy import adapter_config, config, recovered, resumed
 from stages.adapters.corda import oriented
 from stages.adapters.eva import directions
 from stages.adapters.low_rank import lora_layers
@@ -24,8 +24,6 @@ from stages.adapters.registry import ADAPTERS
 from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
 from stages.recover.seeds import seeded
-from stages.recover.stage import run
-from stages.stage import JSON, Context
 
 IDS = token_ids(3, 40, VOCABULARY)
 NAMES = ("lora", "rora", "dora", "dora_rs", "lora_plus")
@@ -183,16 +181,9 @@ def test_a_recovery_from_there_learns_resumes_merges_and_loads_in_plain_peft(
     assert summary["validation"]["final_loss"] < 0.97 * summary["validation"]["initial_loss"]
     assert summary["adapter"]["init"] == settings.adapter.init  # type: ignore[attr-defined]
 
-    def interrupt(point: JSON) -> None:
-        if point["step"] == 2:
-            raise InterruptedError
-
-    inputs = {"model": tmp_path / "base", "data": tmp_path / "data"}
-    with pytest.raises(InterruptedError):
-        run(settings, inputs, Context(output=tmp_path / "resumed", checkpoint_seconds=0, log=interrupt))
-    run(settings, inputs, Context(output=tmp_path / "resumed", checkpoint_seconds=0))
+    again = resumed(tmp_path, settings, stopped_at=2)
     for file in ("adapter/adapter_model.safetensors", "model/model.safetensors", "history.jsonl", "recovery.json"):
-        assert (output / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes(), file
+        assert (output / file).read_bytes() == (again / file).read_bytes(), file
 
     base = tmp_path / "base" / "model"
     plain = PeftModel.from_pretrained(load_model(base, dtype="float32"), output / "adapter")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from transformers import PreTrainedModel
 
 from helpers.decoders import decoder
@@ -90,3 +91,17 @@ def recovered(
     output = root / name
     output.mkdir()
     return output, run(settings, inputs, Context(output=output, checkpoint_seconds=0))
+
+
+def resumed(root: Path, settings: RecoverStageConfig, *, stopped_at: int) -> Path:
+    """Run a recovery that `recovered` has run under `root`, stopped at a step and run again; returns its output."""
+    inputs, output = {"model": root / "base", "data": root / "data"}, root / "resumed"
+
+    def interrupt(point: JSON) -> None:
+        if point["step"] == stopped_at:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(settings, inputs, Context(output=output, checkpoint_seconds=0, log=interrupt))
+    run(settings, inputs, Context(output=output, checkpoint_seconds=0))
+    return output

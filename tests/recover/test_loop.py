@@ -11,15 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from helpers.tiny_tokenizer import byte_tokenizer
-from helpers.toy import config, recovered
+from helpers.toy import config, recovered, resumed
 from stages.adapters.registry import ADAPTERS
 from stages.recover.config import RecoverConfig
 from stages.recover.schedules import learning_rate
 from stages.recover.seeds import seeded
-from stages.recover.stage import run
 from stages.rows.packing import encode_whole
 from stages.rows.stream import Stream
-from stages.stage import JSON, Context
 
 SCHEDULE = RecoverConfig(learning_rate=2.0, warmup=0.1, final=0.1)
 
@@ -58,17 +56,9 @@ def test_a_resumed_recovery_goes_on_in_its_schedule(tmp_path: Path, schedule: st
     settings = config(tokens=1300, schedule=schedule, decay=0.5)
     output, _ = recovered(tmp_path, settings)
 
-    def interrupt(point: JSON) -> None:
-        if point["step"] == 3:
-            raise InterruptedError
-
-    inputs = {"model": tmp_path / "base", "data": tmp_path / "data"}
-    with pytest.raises(InterruptedError):
-        run(settings, inputs, Context(output=tmp_path / "resumed", checkpoint_seconds=0, log=interrupt))
-    run(settings, inputs, Context(output=tmp_path / "resumed", checkpoint_seconds=0))
-
+    again = resumed(tmp_path, settings, stopped_at=3)
     for file in ("history.jsonl", "adapter/adapter_model.safetensors"):
-        assert (output / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes(), file
+        assert (output / file).read_bytes() == (again / file).read_bytes(), file
     points = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()][1:]
     assert [point["learning_rate"] for point in points] == [
         learning_rate(settings.recover, point["tokens"] / 1300) for point in points
