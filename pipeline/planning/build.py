@@ -7,7 +7,7 @@
 Each group of options gets its meaning from its stage, in `stages/NAME/plan.py`; this module joins the stages.
 
 - With a taught objective, recover has the dense model as one more input: the teacher.
-- With `data=selfwritten`, the dense model is an input of the data: it writes the rows.
+- With `data=selfwritten` or `data=sampled`, the dense model is an input of the data: it writes the rows.
 - With `recover.tune=lr`, trials precede recover, one for each rate.
 - With `reference=dense_recovered`, the dense model takes the same recovery in one more branch, which is evaluated too.
 

@@ -6,7 +6,8 @@ holds at every point of the training to within a row of each part. Rows are draw
 part is a data stage of its own in the graph, cached by itself and the same artifact as `data=PART` alone.
 
 A part sets aside as many rows as the mixture unless its options say otherwise. The mixture takes the first of these, in
-shares of their bytes. No part's held-out text is trained on, even where another part has it among its rows.
+shares of their bytes. No part's held-out text is trained on, even where another part has it among its rows. Text that
+a model makes up is not held out for the mixture: its held-out rows are those that it has without that part.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from stages.common.files import read_jsonl
+from stages.common.files import read_json, read_jsonl
 from stages.data.config import DataConfig, Part
 from stages.data.rows import Built, Row, row_of
 from stages.errors import UserError
@@ -27,6 +28,8 @@ from stages.stage import Context
 
 MIXTURES = ("mixture", "general", "best")
 """The data sets that are mixtures."""
+MADE_UP = ("sampled",)
+"""The data sets whose text is a model's own from the first token. A validation loss should be about real text."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,8 +86,9 @@ def build(config: MixtureConfig, inputs: Mapping[str, Path], context: Context) -
         UserError: the parts set too few rows aside, or a part has none left.
     """
     validation = {name: [row_of(line) for line in read_jsonl(inputs[name] / "validation.jsonl")] for name in inputs}
+    real = [name for name in sorted(inputs) if read_json(inputs[name] / "data.json")["name"] not in MADE_UP]
     held = interleave(
-        {name: iter(rows) for name, rows in sorted(validation.items())},
+        {name: iter(validation[name]) for name in real or sorted(inputs)},
         config.parts,
         lambda row: len(row.text.encode()),
     )

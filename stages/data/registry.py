@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stages.data import commonsense, file, howto, hub, mixture, passages, selfwritten, text
+from stages.data import commonsense, file, howto, hub, mixture, passages, sampled, selfwritten, text
 from stages.data.config import DataConfig, Part, WheelDataConfig
 from stages.data.rows import Built
 from stages.stage import Context
@@ -71,6 +71,7 @@ DATASETS: dict[str, DataSet] = {
         parts=selfwritten.parts_of,
         asks_model=True,
     ),
+    "sampled": DataSet(build=sampled.build, config=sampled.SampledConfig, pin=sampled.pin, asks_model=True),
     "mixture": replace(NAMED_MIXTURE, label=mixture.label),
     "general": NAMED_MIXTURE,
     "best": NAMED_MIXTURE,

@@ -10,8 +10,8 @@ A row's prompt is asked. Of plain text, the beginning is the prompt, and the mod
 The source's held-out rows are held out as they are, never written by the model. So a validation loss is about text that
 the model did not write, and compares with that of a recovery on the source itself.
 
-The source and the dense model are inputs. This file owns which rows are asked and the journal of their answers;
-`.answers` asks the model. No torch here, because a plan reads the options.
+The source and the dense model are inputs. This file owns which rows are asked; `.blocks` has the journal of their
+answers, `.answers` asks the model. No torch here, because a plan reads the options.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from stages.common.checks import require
 from stages.common.choices import lookup
 from stages.common.files import read_json, read_jsonl
 from stages.common.journal import Journal
-from stages.common.progress import progress
+from stages.data.blocks import DTYPES, Write, write_blocks
 from stages.data.config import DataConfig, Part
 from stages.data.mixture import MIXTURES
 from stages.data.rows import Built, Row, row_of
@@ -35,13 +36,8 @@ from stages.errors import UserError
 from stages.stage import JSON, Context
 
 TEMPLATES = ("plain", "chat")
-DTYPES = ("float32", "bfloat16")
 BLOCK = 96
-"""Rows that are asked together. A kill costs at most these; sorting them by length saves work.
-
-Which rows share a pass decides the shapes of its matrix products, and with them the rounding. So blocks are cut by the
-row's number, and a block is never asked in part.
-"""
+"""Rows that are asked together. A kill costs at most these; sorting them by length saves work."""
 NEEDS_PARTS = (*MIXTURES, "selfwritten")
 """Data sets that can't be a source: they are made of others themselves."""
 
@@ -137,7 +133,8 @@ def _answers(config: SelfWrittenConfig, model: Path, rows: Path, context: Contex
     there = int(read_json(rows / "data.json")["rows"]["train"])
     count = there if config.rows is None else min(config.rows, there)
     journal = Journal(context.output / "answers.jsonl", count)
-    if not _enough(journal, config):
+
+    def begin(first: int) -> Write:
         from stages.data.answers import Writer
 
         writer = Writer(
@@ -149,24 +146,17 @@ def _answers(config: SelfWrittenConfig, model: Path, rows: Path, context: Contex
             chat=config.template == "chat",
             prompt_tokens=config.prompt_tokens,
         )
-        first = len(journal.rows) // BLOCK * BLOCK
         lines = islice(read_jsonl(rows / "train.jsonl"), first, count)
-        with progress("writing answers", total=count, initial=len(journal.rows), unit=" rows") as bar:
-            while not _enough(journal, config) and (block := list(islice(lines, BLOCK))):
-                missing = first + len(block) - len(journal.rows)
-                # By the row's number, so that what is drawn for it does not depend on where a killed run goes on.
-                seeds = [f"{config.seed} {first + place}" for place in range(len(block))]
-                # A block that a kill tore is asked whole, and only the rows that were lacking are kept.
-                journal.extend(writer.answer(block, seeds)[-missing:])
-                first += len(block)
-                bar.update(missing)
-    journal.close()
+        return lambda seeds: writer.answer(list(islice(lines, len(seeds))), seeds)
+
+    enough = partial(_enough, budget=config.tokens)
+    write_blocks(journal, begin, size=BLOCK, seed=config.seed, enough=enough)
     return journal.rows[: _within(journal.rows, config.tokens)]
 
 
-def _enough(journal: Journal, config: SelfWrittenConfig) -> bool:
+def _enough(journal: Journal, budget: int | None) -> bool:
     spent = sum(row["tokens"] for row in journal.rows)
-    return journal.complete or (config.tokens is not None and spent >= config.tokens)
+    return journal.complete or (budget is not None and spent >= budget)
 
 
 def _within(rows: Sequence[JSON], budget: int | None) -> int:

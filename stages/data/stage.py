@@ -46,7 +46,9 @@ def run(config: DataConfig, inputs: Mapping[str, Path], context: Context) -> JSO
     }
     write_json(context.output / "data.json", record)
     if left_out := built.source.get("left_out"):
-        log.warning("%s rows of data=%s have no text to train on and were left out.", f"{left_out:,}", config.name)
+        log.warning(
+            "%s rows of data=%s have too little text to train on and were left out.", f"{left_out:,}", config.name
+        )
     return {"name": config.name, "rows": record["rows"], "tasks": record["tasks"]}
 
 

@@ -42,7 +42,8 @@ class Encoder:
         prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if prefix is None:
             raise UserError(
-                "the tokenizer has neither a bos nor an eos token for likelihoods to start from. Give it one."
+                "the tokenizer has neither a bos nor an eos token for a text to start from. "
+                "Set one in its tokenizer_config.json."
             )
         self.prefix: int = prefix
         self._prefix_text: str = tokenizer.decode([prefix])

@@ -8,7 +8,7 @@ values are written in place into one allocation. A sequence that has ended leave
 as soon as it has read enough.
 
 Shapes: B sequences of a batch, S places of its cache, T nodes of a pass, N of them that are kept, Q query and K
-key/value heads, G = Q / K, D head size, H hidden size, V vocabulary.
+key/value heads, G = Q / K, D head size, H hidden size, V vocabulary, R runs of W tokens in it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stages.inference.prefix_tree import Tree, passes, plant, side_by_side, tens
 from stages.inference.scorer import Scorer, segment_attention
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Ids = list[int]
 Stop = Callable[[str], bool]
@@ -36,7 +36,12 @@ Stop = Callable[[str], bool]
 CACHE_TOKENS = 16_384
 """Places in a batch's cache. 16,384 of SmolLM2-135M are 0.75 GB in float32."""
 ROWS = {"cpu": 48}
-"""Sequences of a batch on a processor. With more, a step's matrix products get no cheaper for each of them."""
+"""Sequences of a batch on a processor. With more, a step's matrix products get no cheaper for each of them in float32.
+
+In bfloat16 they do. A batch there has twice as many sequences and places, in the same memory.
+"""
+RUN = 128
+"""Tokens of the vocabulary whose probabilities are first summed, so that few sums are looked through."""
 KEEP = 0.75
 """Share of a batch still being written at which those rows move together. Moving costs about as much as a step."""
 
@@ -104,8 +109,8 @@ class Generator:
         The other arguments are those of `generate`.
         """
         found: list[Written] = [Written([], None)] * len(contexts)
-        rows = ROWS.get(self.scorer.model.device.type, 256)
-        for group in batches([len(ids) + new_tokens for ids in contexts], tokens=CACHE_TOKENS, rows=rows):
+        rows, places = _limits(self.scorer.model)
+        for group in batches([len(ids) + new_tokens for ids in contexts], tokens=places, rows=rows):
             chosen = [contexts[index] for index in group]
             choice = _Choice(sampling, group)
             writing = _Writing(self.tokenizer, len(group), new_tokens, self.ends | ends, stop, advance)
@@ -171,12 +176,47 @@ class _Choice:
         if self.greedy:
             return logits_BV.argmax(-1)
         drawn = [self.streams[row].random() for row in rows]
-        # In float64, because the sums over a vocabulary would round small probabilities away.
-        sums_BV = (logits_BV / self.temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
-        drawn_B1 = torch.tensor(drawn, dtype=torch.float64, device=logits_BV.device)[:, None]
-        token_B1 = torch.searchsorted(sums_BV, drawn_B1 * sums_BV[:, -1:], right=True)
-        # The product of a number below 1 may round up to the last sum, behind which there is no token.
-        return token_B1[:, 0].clamp_max(logits_BV.shape[-1] - 1)
+        drawn_B = torch.tensor(drawn, dtype=torch.float64, device=logits_BV.device)
+        cooled_BV = logits_BV if self.temperature == 1 else logits_BV / self.temperature
+        return inverted(cooled_BV.softmax(-1), drawn_B)
+
+
+def inverted(weight_BV: Tensor, drawn_B: Tensor) -> Tensor:
+    """Return the token at which each row's sums of `weight_BV` first exceed that share of the row's total, [B].
+
+    Drawn uniformly from [0, 1), a share gives each token with its share of the total: the inverse of the distribution.
+    Sums of runs are looked through first, then the tokens of one run. That is several times cheaper than all sums.
+    """
+    whole = weight_BV.shape[-1] // RUN * RUN
+    runs_BRW = torch.unflatten(weight_BV[:, :whole], 1, (-1, RUN))
+    # In float64, because the sums over a vocabulary would round small probabilities away.
+    rest_B1 = weight_BV[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)
+    sums_BR = torch.cat([runs_BRW.sum(-1, dtype=torch.float64), rest_B1], dim=1).cumsum(-1)
+    wanted_B1 = drawn_B[:, None] * sums_BR[:, -1:]
+    run_B1 = _after(sums_BR, wanted_B1)
+    before_B1 = torch.where(run_B1 > 0, sums_BR.gather(1, (run_B1 - 1).clamp_min(0)), 0.0)
+    token_BW = run_B1 * RUN + torch.arange(RUN, device=weight_BV.device)
+    inside_BW = token_BW < weight_BV.shape[-1]
+    weight_BW = weight_BV.gather(1, token_BW.clamp_max(weight_BV.shape[-1] - 1)).double() * inside_BW
+    place_B1 = _after(weight_BW.cumsum(-1), wanted_B1 - before_B1)
+    # Sums that are no numbers lead behind the last token.
+    return (run_B1 * RUN + place_B1)[:, 0].clamp_max(weight_BV.shape[-1] - 1)
+
+
+def _after(sums_BN: Tensor, wanted_B1: Tensor) -> Tensor:
+    """Return the first place whose sum exceeds the wanted one, [B, 1]; none behind the last that adds to the sums."""
+    # By rounding the wanted sum may be as large as the last one, which is first reached at a place that adds to it.
+    last_B1 = torch.searchsorted(sums_BN, sums_BN[:, -1:].contiguous())
+    return torch.minimum(torch.searchsorted(sums_BN, wanted_B1, right=True), last_B1)
+
+
+def _limits(model: PreTrainedModel) -> tuple[int, int]:
+    """Return how many sequences, and how many places of its cache, a batch of `model` has at most."""
+    rows = ROWS.get(model.device.type)
+    if rows is None:
+        return 256, CACHE_TOKENS
+    times = 2 if model.dtype == torch.bfloat16 else 1
+    return rows * times, CACHE_TOKENS * times
 
 
 class _Writing:
@@ -253,8 +293,8 @@ class _Cache:
         places_N = torch.tensor([place for path in row.paths.values() for place in range(len(path))])
 
         def keep(layer: int, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, scaling: float) -> Tensor:
-            for kept_BSKD, x_TKD in zip(self._pair(layer, k_TKD, v_TKD), (k_TKD, v_TKD), strict=True):
-                kept_BSKD[rows_N, places_N] = x_TKD[nodes_N]
+            for kept_BKSD, x_TKD in zip(self._pair(layer, k_TKD, v_TKD), (k_TKD, v_TKD), strict=True):
+                kept_BKSD[rows_N, :, places_N] = x_TKD[nodes_N]
             return attend(layer, q_TQD, k_TKD, v_TKD, scaling)
 
         return keep
@@ -270,13 +310,13 @@ class _Cache:
     def attend(self, layer: int, q_BQD: Tensor, k_BKD: Tensor, v_BKD: Tensor, scaling: float) -> Tensor:
         """Keep the key and value of one token a sequence, and return what attention gives the token, [B, Q, D]."""
         stop = self.start + self.steps
-        keys_BSKD, values_BSKD = self._pair(layer, k_BKD, v_BKD)
-        keys_BSKD[:, stop - 1], values_BSKD[:, stop - 1] = k_BKD, v_BKD
+        keys_BKSD, values_BKSD = self._pair(layer, k_BKD, v_BKD)
+        keys_BKSD[:, :, stop - 1], values_BKSD[:, :, stop - 1] = k_BKD, v_BKD
         # The query heads of a group take the place of queries, so keys and values are read once for all of them.
         out_BKGD = F.scaled_dot_product_attention(
             torch.unflatten(q_BQD, 1, (k_BKD.shape[1], -1)),
-            keys_BSKD[:, :stop].transpose(1, 2),
-            values_BSKD[:, :stop].transpose(1, 2),
+            keys_BKSD[:, :, :stop],
+            values_BKSD[:, :, :stop],
             attn_mask=self.sees_BS[:, None, None, :stop].to(q_BQD.device),
             scale=scaling,
         )
@@ -291,7 +331,8 @@ class _Cache:
     def _pair(self, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor]:
         pair = self.pairs[layer]
         if pair is None:
-            shape = (len(self.lengths), self.size, *k_TKD.shape[1:])
+            # A head's places lie side by side, because attention reads them one after the other.
+            shape = (len(self.lengths), k_TKD.shape[1], self.size, k_TKD.shape[2])
             # Zeros, not empty memory: a masked place's value is multiplied by a weight of 0, and 0 × NaN is NaN. Under
             # autocast rotated keys are float32, and values are not.
             pair = self.pairs[layer] = (k_TKD.new_zeros(shape), v_TKD.new_zeros(shape))

@@ -32,7 +32,7 @@ def part(directory: Path, task: str, texts: list[str], held: list[str], tasks: t
     for name, chosen in (("train", texts), ("validation", held)):
         rows = [{"prompt": "", "response": text, "task": task} for text in chosen]
         write_jsonl(directory / f"{name}.jsonl", rows)
-    write_json(directory / "data.json", {"tasks": list(tasks)})
+    write_json(directory / "data.json", {"name": task, "tasks": list(tasks)})
     return directory
 
 
@@ -71,6 +71,22 @@ def test_what_any_part_holds_out_is_not_trained_on(tmp_path: Path, parts: dict[s
     ]
     # A long row weighs as much as a dozen short ones: the first is due, then short ones for three times its bytes.
     assert [row["task"] for row in validation] == ["long"] + ["short"] * 8
+
+
+def test_what_a_model_makes_up_changes_no_held_out_rows_of_a_mixture(tmp_path: Path, parts: dict[str, Path]) -> None:
+    without = list(read_jsonl(mixed(tmp_path, parts, validation_rows=9) / "validation.jsonl"))
+    made_up = part(tmp_path / "made", "sampled", ["drawn 1", "drawn 2", "drawn 3"], ["drawn 3", "drawn 4"])
+    shares = {"short": 0.6, "long": 0.2, "made": 0.2}
+    output = tmp_path / "with"
+    config = MixtureConfig(name="mixture", parts=shares, validation_rows=9)
+    run(config, parts | {"made": made_up}, Context(output=output))
+    assert list(read_jsonl(output / "validation.jsonl")) == without
+    drawn = [row["response"] for row in read_jsonl(output / "train.jsonl") if row["task"] == "sampled"]
+    assert drawn == ["drawn 1", "drawn 2"]
+
+    alone = MixtureConfig(name="mixture", parts={"made": 1.0}, validation_rows=2)
+    run(alone, {"made": made_up}, Context(output=tmp_path / "alone"))
+    assert len(list(read_jsonl(tmp_path / "alone" / "validation.jsonl"))) == 2
 
 
 def test_the_parts_shares_are_of_tokens_at_every_point(tmp_path: Path, parts: dict[str, Path]) -> None:

@@ -12,7 +12,7 @@ from helpers.models import MODELS
 from helpers.questions import reader
 from helpers.tiny_tokenizer import byte_tokenizer
 from stages.errors import UserError
-from stages.inference.generator import ROWS, Generator, Sampling, Written
+from stages.inference.generator import ROWS, Generator, Sampling, Written, inverted
 from stages.inference.scorer import Scorer
 
 TEMPLATE = "Below is an instruction that describes a task.\n\n### Instruction:\n"
@@ -114,6 +114,23 @@ def test_sampled_tokens_are_drawn_from_the_models_probabilities() -> None:
     # Five standard deviations of each share.
     assert ((found_V - wanted_V).abs() <= 5 * (wanted_V * (1 - wanted_V) / 3000).sqrt() + 1e-3).all()
     assert len(drawn) > 10
+
+
+@pytest.mark.parametrize("vocabulary", [5, 128, 300, 1024])
+def test_a_share_of_the_total_finds_the_token_that_all_sums_give(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    weight_BV = torch.rand(400, vocabulary, generator=generator)
+    weight_BV *= torch.rand(400, vocabulary, generator=generator) < 0.3
+    weight_BV[:, 3] += 0.1
+    drawn_B = torch.rand(400, generator=generator, dtype=torch.float64)
+    drawn_B[:2] = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    sums_BV = weight_BV.double().cumsum(-1)
+    wanted_B = (sums_BV > drawn_B[:, None] * sums_BV[:, -1:]).int().argmax(-1)
+    assert torch.equal(inverted(weight_BV, drawn_B), wanted_B)
+    assert (weight_BV[torch.arange(400), inverted(weight_BV, drawn_B)] > 0).all()
+    # A share that rounds up to the total gives the last token that has a weight.
+    last_B = vocabulary - 1 - (weight_BV > 0).flip(-1).int().argmax(-1)
+    assert torch.equal(inverted(weight_BV, torch.ones(400, dtype=torch.float64)), last_B)
 
 
 @pytest.mark.parametrize("flat", [True, False])

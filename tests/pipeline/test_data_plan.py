@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from helpers.world import World, make_world
 from pipeline import load_rows
 from pipeline.planning.build import build_graph
 from pipeline.planning.graph import Graph
+from pipeline.schema.written import written
 from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
 
@@ -124,7 +126,15 @@ def test_a_recovery_on_a_mixture_draws_tokens_in_its_shares(world: World) -> Non
     assert len(list((world.root / "cache" / "tokens").glob("*/ids.u32"))) == 1
 
 
+DRAWN = ("data=sampled", "data.rows=24", "data.new_tokens=16")
 WRITTEN = ("data=selfwritten", "data.rows=20", "data.new_tokens=8")
+
+
+def said(value: Any) -> str:
+    """Return nested mappings as the command line writes them."""
+    if not isinstance(value, dict):
+        return str(value)
+    return "{" + ", ".join(f"{name}: {said(inner)}" for name, inner in value.items()) + "}"
 
 
 def sums(world: World, **more: str) -> str:
@@ -162,11 +172,72 @@ def test_a_model_that_comes_pruned_does_not_write_its_rows_itself(world: World) 
     assert writer.key != graph.roles["model"].key
 
 
+def test_the_dense_model_is_the_input_of_what_it_makes_up(world: World) -> None:
+    graph = plan(world, *DRAWN)
+    assert graph.roles["data"].inputs == {"model": graph.roles["model"]}
+    assert graph.roles["report"].config.data == "sampled"
+    assert graph.roles["report"].config.resembles["recovery"] == []
+    assert plan(world, *DRAWN, "prune=magnitude", "ratio=0.4").roles["data"].key == graph.roles["data"].key
+    assert plan(world, *DRAWN, "data.temperature=0.7").roles["data"].key != graph.roles["data"].key
+
+
+def test_calibration_and_recovery_share_what_the_model_makes_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {"weight": 1, "rows": 24, "new_tokens": 16}
+
+    def with_drawn(group: str, name: str) -> dict[str, Any]:
+        return written(group, name) | ({"parts": {"passages": 2, "sampled": drawn}} if name == "general" else {})
+
+    monkeypatch.setattr("pipeline.planning.data.written", with_drawn)
+    trained = f"data.parts={said({'commonsense': 1, 'sampled': drawn | {'weight': 3}})}"
+    graph = plan(world, "data=mixture", trained, "prune.calibration.data=general")
+    calibration, data = graph.roles["prune"].inputs["data"], graph.roles["data"]
+    assert calibration.key != data.key
+    assert calibration.inputs["sampled"].key == data.inputs["sampled"].key
+    alone = plan(world, *DRAWN).roles["data"]
+    assert alone.key == data.inputs["sampled"].key, "the same artifact as alone, whatever a mixture holds out"
+    fewer = plan(world, "data=mixture", trained, "data.validation_rows=6")
+    assert fewer.roles["data"].inputs["sampled"].key == alone.key
+
+
+def test_calibration_alone_may_be_what_the_model_makes_up(world: World) -> None:
+    graph = plan(world, "data=passages", "prune=wanda", "prune.calibration.data=sampled")
+    assert graph.roles["prune"].inputs["data"].inputs == {"model": graph.roles["model"]}
+    assert graph.roles["report"].config.resembles == {"calibration": [], "recovery": ["wikipedia"]}
+
+
+def test_a_model_that_comes_pruned_does_not_make_up_its_rows_itself(world: World) -> None:
+    part = "data.parts={passages: 1, sampled: {weight: 1, rows: 24}}"
+    graph = build_graph(configuration("model=sheared-llama-1.3b", "reference=none", "data=mixture", part))
+    assert graph.roles["data"].inputs["sampled"].inputs["model"] is graph.roles["writer"]
+    assert graph.roles["writer"].key == build_graph(configuration("model=sheared-llama-1.3b")).roles["dense"].key
+
+
+def test_a_run_calibrates_and_recovers_on_what_the_dense_model_makes_up(world: World) -> None:
+    text = {"path": f"{world.root}/books", "weight": 2}
+    mixed = f"data.parts={said({'sampled': {'weight': 1, 'rows': 24, 'new_tokens': 16}, 'text': text})}"
+    short = ["prune=wanda", "prune.calibration.sequences=2", "prune.calibration.length=16"]
+    short += ["evaluate=none", "recover.tokens=1500"]
+    run = ["data=mixture", mixed, "data.validation_rows=4", *short]
+    world.run(*run)
+    rows = list(read_jsonl(world.artifact("data", *run) / "train.jsonl"))
+    drawn = [row for row in rows if row["task"] == "sampled"]
+    assert 0 < len(drawn) <= 21
+    assert all(row["prompt"] == "" for row in drawn)
+    held = list(read_jsonl(world.artifact("data", *run) / "validation.jsonl"))
+    assert {row["task"] for row in held} == {"text"}
+    assert world.foreseen(*run, "ratio=0.3")["data-sampled"] == "hit"
+    world.run(*DRAWN, *short)
+
+
 def test_rows_that_no_run_can_write_are_one_error(world: World) -> None:
     with pytest.raises(UserError, match=r"data\.source\.pth: .*did you mean 'path'"):
         plan(world, *WRITTEN, f"data.source={sums(world, pth='a')}")
     with pytest.raises(UserError, match="only a run has a model that writes these rows"):
         load_rows("selfwritten")
+    with pytest.raises(UserError, match="only a run has a model that writes these rows"):
+        load_rows("sampled")
+    with pytest.raises(UserError, match=r"data\.parts\.sampled\.tokns"):
+        plan(world, "data=mixture", "data.parts={sampled: {weight: 1, tokns: 3}}")
 
 
 def test_a_recovery_on_what_the_dense_model_writes(world: World) -> None:
