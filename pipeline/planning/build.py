@@ -121,7 +121,7 @@ class _Plan:
         return self._data(data)
 
     def _data(self, data: DataConfig) -> Node:
-        return data_node(data, self.cache, self._writer)
+        return data_node(data, self.cache, self._writer, device=self.device)
 
     def _writer(self) -> Node:
         """Return the model that writes rows, the dense one, which gets a role unless it has one."""

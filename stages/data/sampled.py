@@ -20,10 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stages.common.checks import require
-from stages.common.choices import lookup
 from stages.common.journal import Journal
-from stages.data.blocks import DTYPES, Write, write_blocks
-from stages.data.config import DataConfig
+from stages.data.blocks import Write, write_blocks
+from stages.data.config import AskingConfig
 from stages.data.rows import Built, Row
 from stages.errors import UserError
 from stages.stage import JSON, Context
@@ -37,7 +36,7 @@ HELD_OUT = 8
 
 
 @dataclass(kw_only=True, slots=True)
-class SampledConfig(DataConfig):
+class SampledConfig(AskingConfig):
     """How much text the dense model makes up, and how.
 
     At most an eighth of the texts are set aside, however many `validation_rows` asks for. So a part of a mixture, which
@@ -51,8 +50,6 @@ class SampledConfig(DataConfig):
     temperature: float = 1.0
     """Temperature at which tokens are drawn, above 0. At 1 they have the model's own probabilities; lower values give
     likelier and more uniform text."""
-    dtype: str = "float32"
-    """Precision of the computation, "float32" or "bfloat16"."""
 
 
 def pin(config: SampledConfig, cache: Path) -> tuple[SampledConfig, dict[str, Path]]:
@@ -64,7 +61,6 @@ def pin(config: SampledConfig, cache: Path) -> tuple[SampledConfig, dict[str, Pa
     require(config.rows >= 2, "data.rows", "at least 2", config.rows)
     require(config.new_tokens >= SHORTEST, "data.new_tokens", f"at least {SHORTEST}", config.new_tokens)
     require(0 < config.temperature < math.inf, "data.temperature", "above 0", config.temperature)
-    lookup("precision (data.dtype)", config.dtype, dict.fromkeys(DTYPES))
     return replace(config, validation_rows=min(config.validation_rows, max(config.rows // HELD_OUT, 1))), {}
 
 

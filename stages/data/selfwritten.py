@@ -28,8 +28,8 @@ from stages.common.checks import require
 from stages.common.choices import lookup
 from stages.common.files import read_json, read_jsonl
 from stages.common.journal import Journal
-from stages.data.blocks import DTYPES, Write, write_blocks
-from stages.data.config import DataConfig, Part
+from stages.data.blocks import Write, write_blocks
+from stages.data.config import AskingConfig, Part
 from stages.data.mixture import MIXTURES
 from stages.data.rows import Built, Row, row_of
 from stages.errors import UserError
@@ -43,7 +43,7 @@ NEEDS_PARTS = (*MIXTURES, "selfwritten")
 
 
 @dataclass(kw_only=True, slots=True)
-class SelfWrittenConfig(DataConfig):
+class SelfWrittenConfig(AskingConfig):
     """The prompts, and how the dense model answers them."""
 
     source: Any = "commonsense"
@@ -62,8 +62,6 @@ class SelfWrittenConfig(DataConfig):
     row too. Plain text is always asked as it is."""
     prompt_tokens: int = 32
     """Tokens of the beginning of plain text that is its prompt, at most half of the text."""
-    dtype: str = "float32"
-    """Precision of the computation, "float32" or "bfloat16"."""
 
 
 def pin(config: SelfWrittenConfig, cache: Path) -> tuple[SelfWrittenConfig, dict[str, Path]]:
@@ -77,7 +75,6 @@ def pin(config: SelfWrittenConfig, cache: Path) -> tuple[SelfWrittenConfig, dict
     require(0 <= config.temperature < math.inf, "data.temperature", "at least 0", config.temperature)
     require(config.prompt_tokens >= 1, "data.prompt_tokens", "at least 1", config.prompt_tokens)
     lookup("template (data.template)", config.template, dict.fromkeys(TEMPLATES))
-    lookup("precision (data.dtype)", config.dtype, dict.fromkeys(DTYPES))
     return replace(config, source=parts_of(config)["rows"].data), {}
 
 

@@ -82,7 +82,8 @@ class PruneConfig:
     max_per_layer: float = 0.9
     """Largest share of one layer's heads, and of its channels, that a ranking across layers may remove, in (0, 1]."""
     steps: int = 1
-    """Number of equal steps in which the budget is removed; groups are scored again before each step."""
+    """Number of equal steps in which the budget is removed; groups are scored again before each step. 0: one, or two
+    where 40 % or more of the size goes."""
     compensate: str = "none"
     """How the weights that stay make up for the cut, without training: none, bias (FLAP's), least_squares (output
     projections, on the dense model's inputs) or sequential (all maps, on the already cut layers' inputs)."""

@@ -69,6 +69,11 @@ class Pruning:
         return share if config.layers in (None, "all") else f"{share}-l{re.sub('[^0-9-]', '_', config.layers)}"
 
 
+TWO_STEPS = 0.4
+"""The ratio from which `prune.steps=0` scores the groups anew halfway. That pays at 0.5, and not at 0.3
+(docs/pruning.md)."""
+
+
 def planned(options: PruneConfig, *, ratio: float, device: str, seed: int) -> Pruning | None:
     """Return the checked options of a pruning; None where nothing is cut.
 
@@ -103,6 +108,7 @@ def planned(options: PruneConfig, *, ratio: float, device: str, seed: int) -> Pr
         seed=seed,
         # Where another option decides how much goes, a constant keeps the ratio out of the key.
         ratio=asked if governs else 0.0,
+        steps=settled.steps or (2 if governs and asked >= TWO_STEPS else 1),
     )
     reads = reads_text(options) if criterion is not None else MASKS[options.method].reads_text
     from_data = config.calibration_ids is None

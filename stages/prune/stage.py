@@ -183,7 +183,8 @@ def _choose_in_steps(
         kept = composed(kept, stays)
         if step < config.steps:
             if config.compensate in FITTED:
-                compensate(held.model, stays, ids_BT, config.compensate, held.resident, dtype=config.dtype)
+                # Only scores are read of this model. For them the quicker fit is near enough to the last one.
+                compensate(held.model, stays, ids_BT, "least_squares", held.resident, dtype=config.dtype)
             cut(held.model, stays, held.resident)
             left = plan.pruned
     layers = tuple(None if keep is None else kept_layer(keep) for keep in kept.layers)

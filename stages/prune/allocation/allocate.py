@@ -47,12 +47,13 @@ def check_options(config: PruneConfig) -> None:
         raise UserError("prune.granularity is empty: name what may go, as in prune.granularity=[heads,channels].")
     for name, value in (
         ("prune.round_to", config.round_to),
-        ("prune.steps", config.steps),
         ("prune.search.trials", config.search.trials),
         ("prune.search.sequences", config.search.sequences),
     ):
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1.")
+    if config.steps < 0:
+        raise UserError(f"prune.steps={config.steps} must be at least 1, or 0 for as many as the ratio asks for.")
     if not 0 < config.max_per_layer <= 1:
         raise UserError(f"prune.max_per_layer={config.max_per_layer:g} must be above 0 and at most 1.")
     _check_scope(config)

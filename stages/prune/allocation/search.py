@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 TRIAL_FIT = 64
 """Largest number of sequences that a trial is fitted on. It shows which allocation is better, and is not kept."""
 ATTENTION = 1.5
-"""Factor on the losses of heads, queries and attentions. Each is the loss in its own layer, as if all others stayed. For
-attention that says too little: what a head looks up, others in later layers build on. Of 1, 1.5, 2, 3 and 5, 1.5 to 2
-were best at 20, 30 and 50 % on text of other kinds than the calibration's (docs/pruning.md)."""
+"""Factor on the losses of heads, queries and attentions. A loss is that of one layer, with all other layers whole. For
+attention this says too little. Of 1, 1.5, 2, 3 and 5, 1.5 and 2 were best at 20, 30 and 50 % on text of other kinds
+than the calibration's (docs/pruning.md)."""
 Losses = dict[int, dict[str, list[float]]]
 """By layer, by kind of group: the loss once that group and all groups before it are gone, in nats a token."""
 
