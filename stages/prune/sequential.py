@@ -171,26 +171,29 @@ def _fit_part(
     batches = range(0, len(cut_BTH), decoder.batch)
     if not torch.equal(dense_BTH, own_BTH):
         readers = list(dict.fromkeys(projection.linear for projection in part[:-1]))
-        squares_HH = cross_HH = torch.zeros((), device=cut_BTH.device)
+        hidden, device = cut_BTH.shape[-1], cut_BTH.device
+        squares_HH, cross_HH = torch.zeros(hidden, hidden, device=device), torch.zeros(hidden, hidden, device=device)
         for start in batches:
             some = slice(start, start + decoder.batch)
             x_NH = _input(decoder, index, cut_BTH[some], readers[0]).flatten(0, 1).float()
-            squares_HH = squares_HH + x_NH.T @ x_NH
-            cross_HH = cross_HH + x_NH.T @ seen.read_BTH[some].flatten(0, 1).float()
+            squares_HH.addmm_(x_NH.T, x_NH)
+            cross_HH.addmm_(x_NH.T, seen.read_BTH[some].flatten(0, 1).float())
         for linear in readers:
             linear.weight.copy_(ridge_solved(squares_HH, cross_HH @ linear.weight.float().T, linear.weight))
     output = part[-1].linear
     square_BT = dense_BTH.float().square().mean(-1)
     weight_BT = 1 / (square_BT + FLOOR * square_BT.median() + torch.finfo(torch.float32).tiny)
-    products_CC = cross_CR = torch.zeros((), device=cut_BTH.device)
+    inputs, outputs = output.in_features, output.out_features
+    products_CC = torch.zeros(inputs, inputs, device=cut_BTH.device)
+    cross_CR = torch.zeros(inputs, outputs, device=cut_BTH.device)
     for start in batches:
         some = slice(start, start + decoder.batch)
         root_N1 = weight_BT[some].flatten().sqrt()[:, None]
         wanted_BTR = seen.given_BTR[some].float() + CORRECTION / scale * (dense_BTH[some] - own_BTH[some]).float()
         wanted_BTR = wanted_BTR if output.bias is None else wanted_BTR - output.bias.float()
         x_NC = _input(decoder, index, cut_BTH[some], output).flatten(0, 1).float() * root_N1
-        products_CC = products_CC + x_NC.T @ x_NC
-        cross_CR = cross_CR + x_NC.T @ (wanted_BTR.flatten(0, 1) * root_N1)
+        products_CC.addmm_(x_NC.T, x_NC)
+        cross_CR.addmm_(x_NC.T, wanted_BTR.flatten(0, 1) * root_N1)
     output.weight.copy_(ridge_solved(products_CC, cross_CR, output.weight))
 
 

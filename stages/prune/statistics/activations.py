@@ -85,8 +85,9 @@ class InputProducts:
     def add(self, values: Tensor) -> None:
         """Add the inputs [..., C] of more tokens."""
         given = values.detach().flatten(0, -2).float()
+        self.products_CC = self.products_CC if self.tokens else given.new_zeros(2 * given.shape[-1:])
+        self.products_CC.addmm_(given.T, given)
         self.tokens += len(given)
-        self.products_CC = self.products_CC.to(given.device) + given.T @ given
 
 
 @dataclass(slots=True)

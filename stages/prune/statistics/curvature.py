@@ -198,8 +198,9 @@ class Elimination:
         change_RS = self.weight_RC[:, columns] @ block
         self.loss += 0.5 * float((change_RS * self.weight_RC[:, columns]).sum())
         rows_SC = self.inverse_CC[columns]
-        self.weight_RC -= change_RS @ rows_SC
-        self.inverse_CC -= rows_SC.T @ (block @ rows_SC)
+        # In place: writing, reading and freeing the products took four fifths of the time of a step.
+        self.weight_RC.addmm_(change_RS, rows_SC, alpha=-1)
+        self.inverse_CC.addmm_(rows_SC.T, block @ rows_SC, alpha=-1)
         # What the two updates leave here is zero but for rounding. An exact zero can't leak into later steps, and a one
         # on the diagonal can be divided by.
         self.weight_RC[:, columns] = 0.0
