@@ -201,7 +201,7 @@ def test_the_stock_road_has_the_recommended_rows_in_their_proportions_without_wh
     ours = plan.recovery.inputs["data"]
     assert "sampled" in ours.inputs
     assert needs(ours, plan.model)
-    assert plan.rows.config.parts == {"commonsense": 0.25, "howto": 0.25, "passages": 0.5}
+    assert plan.rows.config.parts == pytest.approx({"commonsense": 0.25, "howto": 0.25, "passages": 0.5})
     assert {name: node.key for name, node in plan.rows.inputs.items()} == {
         name: node.key for name, node in ours.inputs.items() if name != "sampled"
     }

@@ -70,7 +70,7 @@ def test_rows_that_a_model_writes_are_counted_by_their_tokens_as_far_as_a_budget
     )
     assert twice == pytest.approx(2 * once)
     assert short == pytest.approx(once / 4)
-    assert counted("data=best", "data.parts.sampled.dtype=float32")[1]["data-sampled"] == pytest.approx(once)
+    assert counted("data=best", "+data.parts.sampled.dtype=float32")[1]["data-sampled"] == pytest.approx(once)
     whole, few = (counted("data=selfwritten", f"data.tokens={tokens}")[1]["data"] for tokens in ("null", 1000))
     assert 0 < few < whole / 10
     assert "data" not in counted("data=passages")[1]

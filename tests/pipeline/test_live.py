@@ -364,7 +364,7 @@ def test_rows_that_the_dense_model_writes_are_those_of_a_run(
     assert held_out == list(read_jsonl(run / "validation.jsonl"))
 
     text = {"weight": 1, "path": str(world.root / "text.txt")}
-    Path(text["path"]).write_text("\n\n".join(f"Paragraph {number}. " + "And so on. " * 30 for number in range(12)))
+    Path(text["path"]).write_text("\n\n".join(f"Paragraph {number}. " + "And so on. " * 30 for number in range(60)))
     mixed, held_out = load_rows(
         "mixture", **writer, parts={"sampled": {"weight": 1, **drawn}, "text": text}, validation_rows=4
     )
