@@ -12,6 +12,7 @@ from pipeline.engine.engine import Engine
 from pipeline.planning.build import build_graph
 from pipeline.planning.graph import Graph, Node
 from pipeline.planning.settled import cache_directory
+from stages.data.mixture import MADE_UP, pin
 from stages.data.plan import asks_model
 from stages.errors import UserError
 from stages.registry import STAGES
@@ -85,14 +86,28 @@ def planned(ratio: float, given: Sequence[str], device: str) -> Plan:
 
 
 def unwritten(node: Node) -> Node:
-    """Return `node` with rows that the dense model writes replaced, wherever they enter, by the rows that it is asked.
+    """Return `node` without rows that the dense model writes, wherever they enter.
 
-    The stock road has no rows written by a model. Where there are none, the node keeps its key.
+    Rows of a data set that it answers are those that it is asked. Text that it makes up is left out of a mixture, whose
+    other parts keep their proportions. Where there are no such rows, the node keeps its key.
+
+    Raises:
+        UserError: there are no other rows.
     """
-    inputs = {name: unwritten(other) for name, other in node.inputs.items()}
-    if node.stage is STAGES["data"] and asks_model(node.config):
-        return next(other for other in inputs.values() if other.stage is STAGES["data"])
-    return replace(node, inputs=inputs)
+    if node.stage is not STAGES["data"]:
+        return replace(node, inputs={name: unwritten(other) for name, other in node.inputs.items()})
+    rows = {name: other for name, other in node.inputs.items() if other.stage is STAGES["data"]}
+    if asks_model(node.config):
+        if not rows:
+            raise UserError(
+                "the stock road reads no text that the dense model makes up, and there is no other. Mix it."
+            )
+        return next(iter(rows.values()))
+    real = {name: unwritten(other) for name, other in rows.items() if other.config.name not in MADE_UP}
+    if len(real) == len(rows):
+        return replace(node, inputs=real)
+    parts = {name: share for name, share in node.config.parts.items() if name in real}
+    return replace(node, config=pin(replace(node.config, parts=parts), Path())[0], inputs=real)
 
 
 def lineage(node: Node) -> Iterator[Node]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pipeline.live.models import check_model, check_tokenizer
 from pipeline.live.options import configured
 from pipeline.planning.data import data_node
 from pipeline.planning.graph import Node
@@ -15,7 +17,13 @@ from stages.common.files import read_jsonl
 from stages.data.division import Aside
 from stages.data.rows import Row
 from stages.errors import UserError
+from stages.model import plan as model_plan
+from stages.model.config import ModelEntry
+from stages.registry import STAGES
 from stages.stage import JSON, Context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SHARE = 10
 """One row in this many is set aside where no validation rows are given."""
@@ -23,32 +31,62 @@ MOST = 256
 """The most rows that are set aside."""
 
 
-def load_rows(data: str = "commonsense", **options: Any) -> tuple[list[JSON], list[JSON]]:
+def load_rows(
+    data: str = "commonsense",
+    *,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **options: Any,
+) -> tuple[list[JSON], list[JSON]]:
     """Return a data set's rows to train on and the rows it sets aside, as `data=` on the command line gives them.
 
     A row has prompt, response and task. A row that is set aside has its choices too, where it is a question. Downloads
-    are kept in the cache, so a second call is fast.
+    are kept in the cache, so a second call is fast. What a model writes is written anew by every call.
 
     Args:
-        data: the data set's name: commonsense, passages, alpaca, hub, file, text or mixture.
+        data: the data set's name: commonsense, passages, general, alpaca, hub, file, text, mixture, …
+        model: the dense model, for rows that it writes: all of selfwritten and sampled, a part of general and best. It
+            is left as it is. While this runs, a copy of it is on the disk and another one in memory.
+        tokenizer: the tokenizer of `model`.
         options: options of the command line by their names without "data.", such as validation_rows=64.
 
     Raises:
-        UserError: the data set or an option is unknown, the rows can't be fetched, or a model would have to write them.
+        UserError: the data set or an option is unknown, the rows can't be fetched, or there is no model to write them.
     """
     config = configured(f"data={data}", data=options)
     cache = cache_directory(config)
+    device = "cpu" if model is None else str(model.device)
     with TemporaryDirectory() as folder:
-        built = _built(data_node(config.data, cache), Path(folder), cache)
+        writer = None if model is None else _writer(model, tokenizer, Path(folder) / "model", cache)
+        node = data_node(config.data, cache, writer, device=device.partition(":")[0])
+        built = _built(node, Path(folder), Context(output=Path(folder), cache=cache, device=device))
         return list(read_jsonl(built / "train.jsonl")), list(read_jsonl(built / "validation.jsonl"))
 
 
-def _built(node: Node, folder: Path, cache: Path) -> Path:
-    """Return the directory under `folder` into which the data stage has written the rows of `node`."""
-    inputs = {name: _built(part, folder, cache) for name, part in node.inputs.items()}
+def _writer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, cache: Path
+) -> Callable[[], Node]:
+    """Return what gives the node of `model`. Once it is called, `folder` has the model."""
+    check_model(model)
+    reader = check_tokenizer(tokenizer)
+
+    def node() -> Node:
+        if not folder.exists():
+            model.save_pretrained(folder)
+            reader.save_pretrained(folder)
+        found = model_plan.planned(ModelEntry(name="model", kind="local", path=str(folder)), cache)
+        return Node(STAGES["model"], found.label, found.config, locations=found.locations)
+
+    return node
+
+
+def _built(node: Node, folder: Path, context: Context) -> Path:
+    """Return the directory under `folder` into which the stage of `node` has written, as in `context`."""
+    inputs = {name: _built(part, folder, context) for name, part in node.inputs.items()}
     output = folder / node.key
-    output.mkdir(exist_ok=True)
-    node.stage.load()(node.config, inputs, Context(output=output, cache=cache, locations=node.locations))
+    if not output.exists():
+        output.mkdir()
+        node.stage.load()(node.config, inputs, replace(context, output=output, locations=node.locations))
     return output
 
 

@@ -16,6 +16,7 @@ from pipeline.schema.written import written
 from stages.common.choices import lookup, nearest
 from stages.data import plan as data_plan
 from stages.data.config import DataConfig
+from stages.data.mixture import MADE_UP
 from stages.data.registry import DATASETS
 from stages.errors import UserError
 from stages.registry import STAGES
@@ -37,13 +38,15 @@ def data_node(data: DataConfig, cache: Path, writer: Callable[[], Node] | None =
     planned = data_plan.planned(data, cache, device=device, seed=keys.derive_seed(data.seed, "data"))
     inputs = {}
     for name, part in data_plan.parts(data).items():
-        options = {"validation_rows": data.validation_rows, **part.options}
+        # A mixture holds out none of the text that a model makes up, so its number is not that part's.
+        asked = {} if part.data in MADE_UP else {"validation_rows": data.validation_rows}
+        options = {**asked, **part.options}
         inputs[name] = data_node(named(part.data, options, data.seed, part.where), cache, writer, device=device)
     if data_plan.asks_model(data):
         if writer is None:
             raise UserError(
-                f"data={data.name}: only a run has a model that writes these rows. Run it (pipeline.run), and read "
-                "train.jsonl in its data artifact."
+                f"the dense model writes the rows of data={data.name}. Give it: load_rows(…, model=model, "
+                "tokenizer=tokenizer)."
             )
         inputs["model"] = writer()
     return Node(STAGES["data"], planned.label, planned.config, inputs, planned.locations)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pipeline.planning.graph import Graph, Node
 from pipeline.schema.config import Config
+from stages.data import work as data_work
+from stages.data.config import AskingConfig
 from stages.decoders.shapes import DecoderShape
 from stages.decoders.work import Work
 from stages.errors import UserError
@@ -67,6 +69,8 @@ class _Counting:
         shape = self._shape(node.inputs["model"]) if "model" in node.inputs else None
         if shape is None:
             return None
+        if isinstance(node.config, AskingConfig):
+            return data_work.writing(node.config, shape)
         if stage == "scores":
             return prune_work.scoring(node.config, shape)
         if stage == "prune" and self.pruning is not None:

@@ -24,22 +24,19 @@ class Drawer:
             directory: the model with its tokenizer.
             dtype: precision of the computation.
             device: torch's name of the device.
-            new_tokens: the most tokens of a text.
+            new_tokens: the most tokens of a text, as far as the model reads so many after the first one.
             temperature: temperature at which tokens are drawn.
 
         Raises:
             UserError: the tokenizer has neither a bos nor an eos token.
         """
-        self.new_tokens, self.temperature = new_tokens, temperature
+        self.temperature = temperature
         self.tokenizer = load_tokenizer(directory)
         self.generator = Generator(Scorer(load_model(directory, dtype=dtype, device=device), self.tokenizer))
+        self.new_tokens = min(new_tokens, self.generator.scorer.encoder.max_length - 1)
 
     def draw(self, seeds: Sequence[str]) -> list[JSON]:
-        """Return a line for each of `seeds`, which decides what is drawn: text, tokens, finished (whether it ended).
-
-        Raises:
-            UserError: the model has no room for a text.
-        """
+        """Return a line for each of `seeds`, which decides what is drawn: text, tokens, finished (whether it ended)."""
         encoder = self.generator.scorer.encoder
         found = self.generator.continuations(
             encoder.prompts([""] * len(seeds), room=self.new_tokens),

@@ -46,7 +46,7 @@ class SampledConfig(AskingConfig):
     rows: int = 128
     """Number of texts that are drawn, those set aside among them."""
     new_tokens: int = 256
-    """The most tokens of a text."""
+    """The most tokens of a text. A model that reads fewer at once writes fewer."""
     temperature: float = 1.0
     """Temperature at which tokens are drawn, above 0. At 1 they have the model's own probabilities; lower values give
     likelier and more uniform text."""
@@ -70,8 +70,7 @@ def build(config: SampledConfig, inputs: Mapping[str, Path], context: Context) -
     The texts are in `texts.jsonl`, which a killed run goes on with.
 
     Raises:
-        UserError: the tokenizer has no token that begins a text, the model has no room for the tokens, or no text is
-            long enough.
+        UserError: the tokenizer has no token that begins a text, or no text is long enough.
     """
 
     def begin(first: int) -> Write:

@@ -21,6 +21,7 @@ from benchmarks.roads import Clock
 from helpers.world import ROOT, World, environment, make_world
 from stages.common.files import read_json
 from stages.data.plan import asks_model
+from stages.errors import UserError
 from stages.registry import STAGES
 from stages.stage import JSON
 
@@ -193,6 +194,21 @@ def test_what_needs_the_dense_model_counts_and_the_stock_road_reads_no_row_that_
     assert plan.stock.config.allocation == "paper"
     written = [node for node in lineage(plan.stock) if node.stage is STAGES["data"] and asks_model(node.config)]
     assert written == []
+
+
+def test_the_stock_road_has_the_recommended_rows_in_their_proportions_without_what_the_dense_model_makes_up() -> None:
+    plan = planned(0.2, [], "cpu")
+    ours = plan.recovery.inputs["data"]
+    assert "sampled" in ours.inputs
+    assert needs(ours, plan.model)
+    assert plan.rows.config.parts == pytest.approx({"commonsense": 0.25, "howto": 0.25, "passages": 0.5})
+    assert {name: node.key for name, node in plan.rows.inputs.items()} == {
+        name: node.key for name, node in ours.inputs.items() if name != "sampled"
+    }
+    for node in (plan.rows, plan.stock):
+        assert not [each for each in lineage(node) if each.stage is STAGES["data"] and asks_model(each.config)]
+    with pytest.raises(UserError, match="no text that the dense model makes up, and there is no other"):
+        planned(0.2, ["data=sampled"], "cpu")
 
 
 @pytest.mark.parametrize(("given", "said"), [("adapter=none", "adapter=none"), ("recover.tune=lr", "recover.tune")])

@@ -43,7 +43,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def written(inputs: dict[str, Path], output: Path, **options: Any) -> list[JSON]:
     """Run the data stage; returns the rows to train on."""
-    config = SelfWrittenConfig(**{"name": "selfwritten", "validation_rows": 2, "new_tokens": 10} | options)
+    own = {"name": "selfwritten", "validation_rows": 2, "new_tokens": 10, "dtype": "float32"}
+    config = SelfWrittenConfig(**own | options)
     output.mkdir(exist_ok=True)
     run(selfwritten.pin(config, output)[0], inputs, Context(output=output))
     return list(read_jsonl(output / "train.jsonl"))
@@ -188,7 +189,6 @@ def test_a_first_token_that_the_tokenizer_adds_is_not_written_twice() -> None:
         ({"temperature": -1.0}, r"data\.temperature must be at least 0"),
         ({"new_tokens": 0}, r"data\.new_tokens must be at least 1"),
         ({"tokens": 0}, r"data\.tokens must be at least 1"),
-        ({"dtype": "float16"}, r"\(data\.dtype\) 'float16'"),
     ],
 )
 def test_options_outside_their_range_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:

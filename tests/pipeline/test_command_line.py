@@ -40,6 +40,9 @@ MISTAKES = {
     "prune.granularity=[heads,chanels]": ["chanels", "did you mean 'channels'"],
     "prune.calibration.data=pasages": ["pasages", "did you mean 'passages'"],
     "prune.channel_ratio=0.3 prune.steps=2": ["prune.channel_ratio", "prune.steps=2"],
+    "prune.steps=-1": ["prune.steps=-1", "at least 1, or 0"],
+    "data=sampled data.dtype=float16": ["data.dtype", "float16", "bfloat16"],
+    "data=selfwritten data.dtype=half": ["data.dtype", "half", "auto"],
     "prune=best ratio=0.95": ["0.95", "At most", "prune.max_per_layer"],
     "prune.norm=l2": ["norm"],
     "prune.search.uniform=true": ["prune.search.uniform", "prune.shapes=alike"],
@@ -195,6 +198,24 @@ def test_all_ratios_and_allocations_share_the_scores_of_the_dense_model() -> Non
     assert len({graph.roles["prune"].key for graph in graphs}) == 3
 
 
+@pytest.mark.parametrize(("ratio", "steps"), [(0.2, 1), (0.3, 1), (0.4, 2), (0.5, 2)])
+def test_as_many_steps_as_the_ratio_asks_for_are_those_steps_spelled_out(ratio: float, steps: int) -> None:
+    asked, spelled, other = (
+        build_graph(configuration("prune=best", f"ratio={ratio}", f"prune.steps={count}"))
+        for count in (0, steps, 3 - steps)
+    )
+    assert asked.roles["prune"].config.steps == steps
+    assert asked.roles["prune"].key == spelled.roles["prune"].key != other.roles["prune"].key
+    assert asked.roles["scores"].key == other.roles["scores"].key
+
+
+def test_where_no_ratio_governs_there_is_one_step() -> None:
+    for option in ("prune.megabytes=100", "prune.channel_ratio=0.5"):
+        way = ["prune.granularity=[heads,channels]", "prune.allocation=uniform"]
+        graph = build_graph(configuration("prune=best", "ratio=0.5", *way, option))
+        assert graph.roles["prune"].config.steps == 1
+
+
 def test_a_plan_that_scores_decide_is_checked_without_being_foreseen() -> None:
     config = configuration("prune=best", "ratio=0.3")
     assert preview(config, build_graph(config), None) is None
@@ -227,7 +248,10 @@ def test_the_recommended_recipe_leaves_the_data_alone() -> None:
 
 @pytest.mark.parametrize(
     ("name", "parts"),
-    [("general", "{passages: 2, howto: 1}"), ("best", "{passages: 2, howto: 1, commonsense: 1}")],
+    [
+        ("general", "{passages: 2, howto: 1, sampled: 1}"),
+        ("best", "{passages: 2, howto: 1, sampled: 2, commonsense: 1}"),
+    ],
 )
 def test_a_named_mixture_has_the_rows_of_its_parts_by_shares(name: str, parts: str) -> None:
     named = build_graph(configuration(f"data={name}")).roles["data"]

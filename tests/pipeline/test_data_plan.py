@@ -199,6 +199,27 @@ def test_calibration_and_recovery_share_what_the_model_makes_up(world: World, mo
     assert fewer.roles["data"].inputs["sampled"].key == alone.key
 
 
+def test_the_recommended_calibration_and_recovery_share_what_the_model_makes_up(world: World) -> None:
+    for held_out in ("data.validation_rows=256", "data.validation_rows=8"):
+        graph = plan(world, "data=best", "prune=best", "recover=best", held_out)
+        calibration, data = graph.roles["calibration"], graph.roles["data"]
+        assert calibration.inputs["sampled"].key == data.inputs["sampled"].key
+        assert calibration.config.parts == {"howto": 0.25, "passages": 0.5, "sampled": 0.25}
+
+
+@pytest.mark.parametrize(("native", "dtype"), [("avx512_bf16", "bfloat16"), ("", "float32")])
+@pytest.mark.parametrize("asked", [DRAWN, WRITTEN], ids=["sampled", "selfwritten"])
+def test_a_precision_left_open_is_what_the_device_multiplies_and_is_keyed_as_that(
+    world: World, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...], native: str, dtype: str
+) -> None:
+    monkeypatch.setattr("stages.common.machine.cpu_flags", lambda: frozenset([native]))
+    graph = plan(world, *asked)
+    assert graph.roles["data"].config.dtype == dtype
+    assert graph.roles["data"].key == plan(world, *asked, f"data.dtype={dtype}").roles["data"].key
+    other = "float32" if dtype == "bfloat16" else "bfloat16"
+    assert graph.roles["data"].key != plan(world, *asked, f"data.dtype={other}").roles["data"].key
+
+
 def test_calibration_alone_may_be_what_the_model_makes_up(world: World) -> None:
     graph = plan(world, "data=passages", "prune=wanda", "prune.calibration.data=sampled")
     assert graph.roles["prune"].inputs["data"].inputs == {"model": graph.roles["model"]}
@@ -232,10 +253,9 @@ def test_a_run_calibrates_and_recovers_on_what_the_dense_model_makes_up(world: W
 def test_rows_that_no_run_can_write_are_one_error(world: World) -> None:
     with pytest.raises(UserError, match=r"data\.source\.pth: .*did you mean 'path'"):
         plan(world, *WRITTEN, f"data.source={sums(world, pth='a')}")
-    with pytest.raises(UserError, match="only a run has a model that writes these rows"):
-        load_rows("selfwritten")
-    with pytest.raises(UserError, match="only a run has a model that writes these rows"):
-        load_rows("sampled")
+    for data, asking in {"selfwritten": "selfwritten", "sampled": "sampled", "general": "sampled"}.items():
+        with pytest.raises(UserError, match=f"the dense model writes the rows of data={asking}.*model=model"):
+            load_rows(data)
     with pytest.raises(UserError, match=r"data\.parts\.sampled\.tokns"):
         plan(world, "data=mixture", "data.parts={sampled: {weight: 1, tokns: 3}}")
 

