@@ -29,6 +29,7 @@ def inputs(real_store: Path) -> dict[str, Path]:
     overrides = [
         "prune=llmpruner",
         "prune.allocation=uniform",
+        "data=commonsense",
         "ratio=0.3",
         "tracker=none",
         f"runtime.artifact_root={real_store}",
