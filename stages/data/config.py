@@ -31,7 +31,7 @@ class WheelDataConfig(DataConfig):
 
 @dataclass(kw_only=True, slots=True)
 class AskingConfig(DataConfig):
-    """A data set whose rows the dense model writes."""
+    """A data set whose rows the dense model writes, which is the input "model" of the stage."""
 
     dtype: str = "auto"
     """Precision of the computation, "float32" or "bfloat16"; "auto" is bfloat16 where the device multiplies it."""

@@ -48,7 +48,7 @@ def parts(data: DataConfig) -> dict[str, Part]:
 
 def asks_model(data: DataConfig) -> bool:
     """Return whether the dense model is an input of the stage."""
-    return DATASETS[data.name].asks_model
+    return isinstance(data, AskingConfig)
 
 
 def label(config: DataConfig) -> str:

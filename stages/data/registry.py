@@ -36,7 +36,6 @@ class DataSet:
             commits, paths digests), and the places on this machine (`Context.locations`).
         label: returns the rows' name in directories and reports.
         parts: returns the other data sets whose rows it takes, by the names of the inputs that they are.
-        asks_model: whether the dense model is an input too, named "model".
         tasks: lm-eval's names of those tasks. Their scores mix recovery with task fitting, and the report says so.
         resembles: kinds of held-out text (`stages.text_library.kinds`) whose like the rows are. The report says so, and
             leaves them out of the mean over kinds that nothing was fitted to.
@@ -47,7 +46,6 @@ class DataSet:
     pin: Callable[[Any, Path], Pinned] = as_it_is
     label: Callable[[Any], str] = lambda config: str(config.name)
     parts: Callable[[Any], dict[str, Part]] = lambda config: {}
-    asks_model: bool = False
     tasks: tuple[str, ...] = ()
     resembles: tuple[str, ...] = ()
 
@@ -69,9 +67,8 @@ DATASETS: dict[str, DataSet] = {
         pin=selfwritten.pin,
         label=selfwritten.label,
         parts=selfwritten.parts_of,
-        asks_model=True,
     ),
-    "sampled": DataSet(build=sampled.build, config=sampled.SampledConfig, pin=sampled.pin, asks_model=True),
+    "sampled": DataSet(build=sampled.build, config=sampled.SampledConfig, pin=sampled.pin),
     "mixture": replace(NAMED_MIXTURE, label=mixture.label),
     "general": NAMED_MIXTURE,
     "best": NAMED_MIXTURE,

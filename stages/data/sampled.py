@@ -39,8 +39,7 @@ HELD_OUT = 8
 class SampledConfig(AskingConfig):
     """How much text the dense model makes up, and how.
 
-    At most an eighth of the texts are set aside, however many `validation_rows` asks for. So a part of a mixture, which
-    is asked for the mixture's number, is the same artifact in all mixtures.
+    At most an eighth of the texts are set aside, however many `validation_rows` asks for.
     """
 
     rows: int = 128

@@ -122,9 +122,9 @@ def group_losses(model: PreTrainedModel, scores: Scores, ids_BT: Tensor, config:
 
 def _weighed(losses: Losses) -> Losses:
     """Return `losses` with those of attention times `ATTENTION`, and with those of whole layers, which are sums."""
+    factors = {"heads": ATTENTION, "queries": ATTENTION, "attention": ATTENTION, "channels": 1.0, "mlp": 1.0}
     found = {}
     for index, kinds in losses.items():
-        factors = {kind: ATTENTION if kind in ("heads", "queries", "attention") else 1.0 for kind in kinds}
         own = {kind: [factors[kind] * loss for loss in each] for kind, each in kinds.items() if kind != "layers"}
         found[index] = own | {"layers": [sum(own[kind][0] for kind in ("attention", "mlp") if kind in own)]}
     return found
