@@ -14,7 +14,7 @@ import logging
 import sys
 from collections.abc import Callable
 from copy import copy
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from importlib.util import find_spec
 from types import MethodType, ModuleType
 from typing import Any
@@ -77,8 +77,8 @@ def _epsilon(norm: Any) -> float:
 
 @torch.no_grad()
 def _is_plain(norm: Any) -> bool:
-    x, weight = _numbers(2, 8), nn.Parameter(_numbers(8))
-    twin = _twin(norm, weight=weight)
+    x = _numbers(2, 8)
+    twin = _twin(norm, weight=_numbers(8))
     return torch.allclose(type(norm).forward(twin, x), normed(twin, x), atol=1e-5)
 
 
@@ -94,18 +94,16 @@ def fuse_mlps(model: nn.Module, fused: Callable[[Any, Tensor], Tensor], device: 
 def _is_swiglu(mlp: Any) -> bool:
     if not (hasattr(mlp, "gate_proj") and hasattr(mlp, "up_proj")):
         return False
-    parts = {name: nn.Linear(6, 6) for name in ("gate_proj", "up_proj", "down_proj")}
-    twin, x = _twin(mlp, **parts), _numbers(2, 6)
-    expected = parts["down_proj"](F.silu(parts["gate_proj"](x)) * parts["up_proj"](x))
-    return torch.allclose(type(mlp).forward(twin, x), expected, atol=1e-5)
+    gate, up, down = (partial(F.linear, weight=weight) for weight in _numbers(3, 6, 6))
+    twin, x = _twin(mlp, gate_proj=gate, up_proj=up, down_proj=down), _numbers(2, 6)
+    return torch.allclose(type(mlp).forward(twin, x), down(F.silu(gate(x)) * up(x)), atol=1e-5)
 
 
-def _twin(module: Any, **parts: nn.Parameter | nn.Module) -> Any:
+def _twin(module: Any, **parts: Any) -> Any:
     """Return a copy of `module` with other parts, so that its code runs whatever its own weights are and wherever."""
     twin = copy(module)
-    twin._parameters, twin._modules = {}, dict(module._modules)
-    for name, part in parts.items():
-        setattr(twin, name, part)
+    # What is in the dictionary comes before parameters and modules of the same name.
+    twin.__dict__.update(parts)
     return twin
 
 

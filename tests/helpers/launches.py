@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-FREE = ("empty", "new_empty", "new_zeros", "_unsafe_view", "lift_fresh")
+FREE = ("empty", "new_empty", "_unsafe_view", "lift_fresh")
 """Beginnings of the names of calls that only allocate or rename memory; views say so themselves."""
 
 
@@ -29,20 +29,24 @@ class Launches(TorchDispatchMode):
             self.calls[name] += 1
         return function(*arguments, **(options or {}))
 
-    def kernel(self, shapes: Callable[..., list[torch.Size]], name: str) -> Callable[..., tuple[Tensor, ...]]:
-        """Return a stand-in for a fused kernel of these outputs: one call forward, one backward, and no arithmetic."""
+    def kernel(self, name: str, outputs: Callable[..., list[Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
+        """Return a stand-in for a fused kernel: one call forward, one backward, and no arithmetic.
+
+        Its outputs have the shapes and strides of what `outputs` returns for its inputs, and its gradients those of its
+        inputs.
+        """
         launches = self
 
         class Kernel(torch.autograd.Function):
             @staticmethod
             def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
                 launches.calls[name] += 1
-                ctx.given = [(tensor.shape, tensor.dtype) for tensor in tensors]
-                return tuple(tensors[0].new_zeros(shape) for shape in shapes(*tensors))
+                ctx.given = [torch.empty_like(tensor) for tensor in tensors]
+                return tuple(torch.empty_like(tensor) for tensor in outputs(*tensors))
 
             @staticmethod
             def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, ...]:
                 launches.calls[f"{name} backward"] += 1
-                return tuple(slopes[0].new_zeros(shape, dtype=dtype) for shape, dtype in ctx.given)
+                return tuple(ctx.given)
 
         return Kernel.apply  # type: ignore[no-any-return]

@@ -24,15 +24,15 @@ from stages.decoders.packed_attention import set_attention
 
 
 def counted(adapter: str, layers: int) -> Launches:
-    """Return the launches of one micro-batch of a llama, whose fused kernels are stand-ins."""
+    """Return the launches of a step's second micro-batch of a llama, whose fused kernels are stand-ins."""
     model, launches = decoder(num_hidden_layers=layers).to(torch.bfloat16), Launches()
-    same = launches.kernel(lambda x, *_: [x.shape], "norm")
+    same = launches.kernel("norm", lambda x: [x])
     fuse_norms(model, lambda norm, x: same(x)[0], "cpu")
-    gated = launches.kernel(lambda gate, _: [gate.shape], "swiglu")
+    gated = launches.kernel("swiglu", lambda gate, up: [gate])
     fuse_mlps(model, lambda mlp, x: mlp.down_proj(gated(mlp.gate_proj(x), mlp.up_proj(x))[0]), "cpu")
-    turned = launches.kernel(lambda query, key: [query.shape, key.shape], "rotary")
+    turned = launches.kernel("rotary", lambda query, key: [query, key])
     fuse_rotary(model, lambda query, key, cos, sin: turned(query, key), "cpu")  # type: ignore[arg-type, return-value]
-    attended = launches.kernel(lambda query, *_: [query.transpose(1, 2).shape], "attention")
+    attended = launches.kernel("attention", lambda query, key, value: [query.transpose(1, 2)])
 
     def attention(
         module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **options: Any
@@ -44,22 +44,22 @@ def counted(adapter: str, layers: int) -> Launches:
     ADAPTERS[adapter].attach(model, adapter_config(adapter), ())
     casts = Casts.of(model.train(), torch.bfloat16)
     ids_BT = token_ids(1, 16)
-    with casts.step():
-        launches.calls.clear()
-        with launches:
+    with casts.step(), launches:
+        for _ in range(2):
+            launches.calls.clear()
             with torch.autocast("cpu", torch.bfloat16):
-                hidden = model.get_decoder()(ids_BT, attention_mask=None, use_cache=False).last_hidden_state
+                hidden = model.get_decoder()(ids_BT, use_cache=False).last_hidden_state
             hidden.backward(torch.ones_like(hidden))
             casts.collect()
     return launches
 
 
-@pytest.mark.parametrize(("adapter", "bound"), [("lora", 64), ("dora", 110)])
+@pytest.mark.parametrize(("adapter", "bound"), [("lora", 64), ("dora", 128)])
 def test_a_layer_takes_few_launches(adapter: str, bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modeling_llama, ROTARY, getattr(modeling_llama, ROTARY))
     # Products: 7 of the base and 7 of the matrices B forward, 4 of the matrices A, and for each of these 18 its two
     # gradients, without that of the base's weights. Beside them 2 norms, rotary, attention and SwiGLU, all twice, 4
-    # sums of the residual stream, and 2 joins of the ranks' gradients.
+    # sums of the residual stream, and 2 joins of the ranks' gradients. DoRA has 9 more for each of the 7 factors.
     few, many = (counted(adapter, layers).calls for layers in (2, 4))
     layer = many - few
     assert sum(layer.values()) / 2 <= bound, layer
