@@ -43,7 +43,7 @@ def use_fused_kernels(model: nn.Module) -> None:
     _say(f"{norms} norms run in torch's fused kernel, {mlps} MLPs and the positions of {files} file in liger-kernel's.")
 
 
-REMEDY = "pip install 'prune-recover[gpu]' brings liger-kernel, which fuses them."
+REMEDY = "pip install 'prune-recover[gpu]' brings liger-kernel, which fuses them; recover.compile=true fuses them too."
 
 
 @cache
