@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, groupby
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -138,7 +138,7 @@ class Casts:
         self._slopes.zero_()
 
 
-def _is_cast(module: nn.Module) -> bool:
+def _is_cast(module: nn.Module) -> TypeGuard[FusedLora]:
     return isinstance(module, FusedLora) and module.plain() and not isinstance(module.lora_A[ADAPTER].weight, DTensor)
 
 

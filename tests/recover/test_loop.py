@@ -148,3 +148,15 @@ def test_steps_share_the_budget_evenly(tmp_path: Path) -> None:
     sizes = [after - before for before, after in pairwise(tokens)]
     assert len(sizes) == 3
     assert all(abs(size - 1300 / 3) < 64 for size in sizes)
+
+
+@pytest.mark.parametrize("adapter", ["rora", "dora"])
+def test_in_bfloat16_the_curve_is_near_to_that_of_float32(tmp_path: Path, adapter: str) -> None:
+    curves = []
+    for dtype in ("float32", "bfloat16"):
+        settings = config({"name": adapter}, dtype=dtype, tokens=1500, micro_batch_tokens=100)
+        output, _ = recovered(tmp_path, settings, name=dtype)
+        points = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()][1:]
+        curves.append([point["loss"] for point in points])
+    assert curves[1] == pytest.approx(curves[0], rel=0.03)
+    assert curves[1] != curves[0]
