@@ -91,7 +91,7 @@ class Casts:
 
     def __init__(self, groups: Sequence[Sequence[FusedLora]], dtype: torch.dtype) -> None:
         """Make the buffers for the layers of all `groups`."""
-        self._parameters = [parameter for group in groups for parameter in _parameters(group)]
+        self._parameters: list[Tensor] = [parameter for group in groups for parameter in _parameters(group)]
         starts, size = _places(groups)
         device = self._parameters[0].device if groups else None
         cast, self._slopes = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
@@ -189,7 +189,7 @@ class _Linears(torch.autograd.Function):
         for layer, inner_TR, up_OR, factor_O in zip(
             maps.layers, _by_map(inner_TS, maps), maps.ups_OR, operands[:count], strict=True
         ):
-            weight_OI, bias_O = (each if each is None else each.to(x.dtype) for each in _base(layer))
+            weight_OI, bias_O = _base(layer, x.dtype)
             output_TO = F.linear(x_TI, weight_OI, bias_O if factor_O is None else None)
             output_TO.addmm_(inner_TR, up_OR.T, alpha=scaling)
             if factor_O is not None:
@@ -223,7 +223,7 @@ class _Linears(torch.autograd.Function):
         maps.of_down_SI.addmm_(slope_TS.T, dropped_TI, alpha=scaling)
         of_x = of_dropped = None
         if ctx.needs_input_grad[1]:
-            weights_OI = (_base(layer)[0].to(slope_TS.dtype) for layer in maps.layers)
+            weights_OI = (_base(layer, slope_TS.dtype)[0] for layer in maps.layers)
             of_x = slopes_TO[0] @ next(weights_OI)
             for slope_TO, weight_OI in zip(slopes_TO[1:], weights_OI, strict=True):
                 of_x.addmm_(slope_TO, weight_OI)
@@ -237,10 +237,10 @@ class _Linears(torch.autograd.Function):
 
 
 def _by_map(tensor_TS: Tensor, maps: Maps) -> Sequence[Tensor]:
-    return tensor_TS.split([up_OR.shape[1] for up_OR in maps.ups_OR], dim=1)
+    return torch.split(tensor_TS, [up_OR.shape[1] for up_OR in maps.ups_OR], dim=1)
 
 
-def _base(layer: FusedLora) -> tuple[Tensor, Tensor | None]:
+def _base(layer: FusedLora, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Return the weight and the bias of the map itself; a weight that is kept in fewer bits is made whole here."""
     base = layer.base_layer
-    return base.weight, base.bias
+    return base.weight.to(dtype), None if base.bias is None else base.bias.to(dtype)

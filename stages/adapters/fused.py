@@ -40,7 +40,7 @@ class FusedLora(LoraLinear):  # type: ignore[misc]
         if arguments or options or not self.plain():
             return super().forward(x, *arguments, **options)  # type: ignore[no-any-return]
         if self.maps is not None:
-            return self.maps.output(self, x)
+            return self.maps.output(self, x)  # type: ignore[no-any-return]
         base, down_RI, up_OR = self.base_layer, self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
         factor_O = None
         if ADAPTER in self.lora_variant:
