@@ -27,17 +27,25 @@ from stages.adapters.adapter import ADAPTER
 
 
 class FusedLora(LoraLinear):  # type: ignore[misc]
-    """PEFT's LoRA layer, with a fused forward pass for a plain adapter and for DoRA's; PEFT's own for any other."""
+    """PEFT's LoRA layer, with a fused forward pass for a plain adapter and for DoRA's; PEFT's own for any other.
+
+    Attributes:
+        maps: the group that the layer computes with in a step of a training (`.cast.Maps`); None elsewhere.
+    """
+
+    maps: Any = None
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         """Return the adapted layer's output [..., O] for x [..., I]."""
-        if arguments or options or not self._plain():
+        if arguments or options or not self.plain():
             return super().forward(x, *arguments, **options)  # type: ignore[no-any-return]
+        if self.maps is not None:
+            return self.maps.output(self, x)  # type: ignore[no-any-return]
         base, down_RI, up_OR = self.base_layer, self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
         factor_O = None
         if ADAPTER in self.lora_variant:
-            factor_O = self.lora_magnitude_vector[ADAPTER].weight / self._norms(down_RI, up_OR)
-        dropped = self.lora_dropout[ADAPTER](x) if self._drops() else None
+            factor_O = self.lora_magnitude_vector[ADAPTER].weight / self.norms()
+        dropped = self.lora_dropout[ADAPTER](x) if self.drops() else None
         operands = [x, dropped, base.weight, base.bias, down_RI, up_OR, factor_O]
         # Cast here as autocast would: it leaves in-place products alone, and the backward pass runs outside it.
         # Autograd sees these casts and takes the gradients back to float32.
@@ -48,7 +56,7 @@ class FusedLora(LoraLinear):  # type: ignore[misc]
             output: Tensor = _AdaptedLinear.apply(*operands, self.scaling[ADAPTER])  # type: ignore[no-untyped-call]
         return output
 
-    def _plain(self) -> bool:
+    def plain(self) -> bool:
         """Return whether this is one unmerged adapter on a frozen linear layer, of a kind that is computed here."""
         variant = self.lora_variant.get(ADAPTER)
         return (
@@ -60,16 +68,18 @@ class FusedLora(LoraLinear):  # type: ignore[misc]
             and not any(parameter.requires_grad for parameter in self.base_layer.parameters())
             and self.lora_A[ADAPTER].weight.dtype == torch.float32
             # Under dropout PEFT's DoRA drops the base's inputs too, but only in what the factor changes.
-            and (variant is None or (isinstance(variant, DoraLinearVariant) and not self._drops()))
+            and (variant is None or (isinstance(variant, DoraLinearVariant) and not self.drops()))
         )
 
-    def _drops(self) -> bool:
+    def drops(self) -> bool:
+        """Return whether the adapter's inputs are dropped."""
         return self.training and not isinstance(self.lora_dropout[ADAPTER], nn.Identity)
 
     @torch.no_grad()
-    def _norms(self, down_RI: Tensor, up_OR: Tensor) -> Tensor:
+    def norms(self) -> Tensor:
         """Return the norm of each row of V, in float32."""
         weight_OI, scaling = self.base_layer.weight, self.scaling[ADAPTER]
+        down_RI, up_OR = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
         # ||W||², once for the whole training.
         if (own_O := getattr(self, "_own_norms_O", None)) is None:
             own_O = self._own_norms_O = torch.linalg.vecdot(weight_OI.float(), weight_OI.float())

@@ -36,8 +36,8 @@ class RecoverConfig:
     """Tokens in one optimizer step. Fewer tokens give more steps from a small budget; more tokens give less noise."""
     micro_batch_tokens: int = 1024
     """Tokens in one forward and backward pass, rows packed without padding. More tokens are faster and need more
-    memory. The number is halved by itself where it does not fit. It affects only rounding (and the inputs that a
-    dropout drops)."""
+    memory. A step ends with a whole row; its passes may go beyond this number in the same proportion. The number is
+    halved by itself where it does not fit. It affects only rounding (and the inputs that a dropout drops)."""
     gradient_checkpointing: bool = False
     """Whether to keep each layer's input instead of all its activations, and compute these again in the backward pass:
     a fraction of the memory for about a third more time. The result is the same."""

@@ -11,6 +11,7 @@ a document's own. A label is the token after the position that predicts it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -183,18 +184,30 @@ def take(documents: Iterable[Document], tokens: int) -> list[Document]:
     return taken
 
 
-def split(documents: Iterable[Document], tokens: int) -> Iterator[list[Document]]:
-    """Yield runs of consecutive documents of at most `tokens` tokens. A longer document has a run of its own."""
-    run: list[Document] = []
+def split(documents: Sequence[Document], tokens: int, *, among: int = 1) -> list[list[Document]]:
+    """Return the documents in consecutive runs of at most `tokens` tokens. A longer document has a run of its own.
+
+    There are as few runs as can be, but one for each of `among` workers where that makes the longest run shorter. With
+    so many runs, the longest is as short as can be.
+    """
+    count = max(len(_runs(documents, tokens)), among)
+    # A lower limit never needs fewer runs, so the lowest limit that needs no more is found by bisection.
+    shortest = bisect_left(range(tokens), True, key=lambda limit: len(_runs(documents, limit)) <= count)
+    return _runs(documents, shortest)
+
+
+def _runs(documents: Sequence[Document], tokens: int) -> list[list[Document]]:
+    """Return runs of at most `tokens` tokens, each as long as can be."""
+    runs: list[list[Document]] = []
     size = 0
     for document in documents:
-        if run and size + len(document.ids) > tokens:
-            yield run
-            run, size = [], 0
-        run.append(document)
         size += len(document.ids)
-    if run:
-        yield run
+        if runs and size <= tokens:
+            runs[-1].append(document)
+        else:
+            runs.append([document])
+            size = len(document.ids)
+    return runs
 
 
 def collate(documents: Sequence[Document], device: str = "cpu", *, share: bool = False) -> Batch:
