@@ -117,6 +117,8 @@ def _fitted_layer(
             seen.attention = None  # as large as two streams, and no longer needed
         if seen.mlp and own.mlp:
             _fit_part(decoder, own.mlp, layer.index, seen.mlp, cut_BTH, streams, scale)
+        seen.mlp = None
+        del streams
         cut_BTH = decoder.run(layer.index, cut_BTH)
     _write_back(layer, own, keep)
     return seen.stream_BTH, cut_BTH
