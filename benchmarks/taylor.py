@@ -26,7 +26,7 @@ from stages.decoders.architecture import DTYPES
 from stages.decoders.shapes import DecoderShape
 from stages.prune.groups import slice_sums
 from stages.prune.memory.estimate import estimate
-from stages.prune.memory.phases import Work
+from stages.prune.memory.quantities import Work
 from stages.prune.statistics.slices import group_scores
 from stages.prune.statistics.taylor import slice_scores
 from stages.stage import JSON

@@ -25,7 +25,8 @@ from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Kept, Selection
 from stages.prune.memory import phases as counted
 from stages.prune.memory.estimate import check_memory, estimate, work_of
-from stages.prune.memory.phases import STREAMS, Estimate, Work, phases
+from stages.prune.memory.phases import STREAMS, phases
+from stages.prune.memory.quantities import Estimate, Work
 from stages.prune.memory.sizes import GRAPH
 from stages.prune.statistics import gradients, second_moments
 from stages.prune.statistics.activations import outputs

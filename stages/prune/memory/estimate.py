@@ -14,7 +14,8 @@ from stages.errors import UserError
 from stages.prune.allocation.allocate import allocation
 from stages.prune.config import FITTED, PruneConfig
 from stages.prune.criteria.registry import CRITERIA
-from stages.prune.memory.phases import Estimate, Work, phases
+from stages.prune.memory.phases import phases
+from stages.prune.memory.quantities import Estimate, Work
 
 GIB = 2**30
 

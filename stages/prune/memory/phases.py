@@ -12,30 +12,33 @@ Each function counts what the code of its phase holds at its peak. Activations a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from stages.decoders.shapes import DecoderShape, LayerShape
+from stages.decoders.shapes import DecoderShape
 from stages.prune.config import FITTED
+from stages.prune.memory.quantities import (
+    Estimate,
+    Work,
+    batch_of,
+    largest_layer,
+    logits_of,
+    streams_of,
+    weights_of,
+)
 from stages.prune.memory.sizes import (
-    BATCH_TOKENS,
     BLOCK,
     BYTES,
     CURVATURE_TOKENS,
     DEVICE_BLOCK,
     GRAPH,
-    LOGITS,
     LOSS,
     MOMENTS,
     TRIAL_FIT,
-    forward_bytes,
     graph_bytes,
     moment_bytes,
     output_widths,
     runs_of,
 )
 
-SCORES = ("", "weights", "activations", "elimination", "taylor", "surgeon")
-"""What a criterion's scores are made of; empty where nothing is scored."""
 STREAMS = 8
 """Numbers a token, each as often as there are hidden channels, that sequential compensation holds beside a fit: the
 streams of the dense and the cut model in front of a layer and inside it, and what its sub-layers read and give."""
@@ -43,64 +46,10 @@ BETWEEN = 10
 """The same while it passes on from the attention to the MLP, where nothing is fitted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """The quantities that decide the memory.
-
-    Attributes:
-        shape: the dense decoder.
-        dtype: precision of the scores' passes.
-        stored: precision of the checkpoint, in which the cut is made.
-        sequences: number of calibration sequences; 0 where no text is read.
-        length: tokens of each calibration sequence; 0 where no text is read.
-        scores: one of `SCORES`.
-        output: whether backward also reaches the output projection, for hidden channels.
-        curvature: number of sequences whose gradients are taken for second moments.
-        losses: whether a search gathers second moments of its own.
-        trials: number of allocations that are tried; 0 without a search.
-        judges: number of sequences that a trial's loss is measured on.
-        fits: whether trials are fitted.
-        compensate: the compensation of the cut; "none" where nothing is cut.
-        offload: whether one layer is in memory at a time.
-        device: where the model is.
-    """
-
-    shape: DecoderShape
-    dtype: str
-    stored: str
-    sequences: int
-    length: int
-    scores: str = ""
-    output: bool = False
-    curvature: int = 0
-    losses: bool = False
-    trials: int = 0
-    judges: int = 0
-    fits: bool = False
-    compensate: str = "none"
-    offload: bool = False
-    device: str = "cpu"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """The memory of a phase in bytes: weights, activations, and matrices such as moments, logits and factorisations."""
-
-    phase: str
-    weights: int
-    activations: int = 0
-    matrices: int = 0
-
-    @property
-    def total(self) -> int:
-        """The sum of the three parts."""
-        return self.weights + self.activations + self.matrices
-
-
 def phases(work: Work) -> Iterator[Estimate]:
     """Yield the memory of every phase of `work`."""
     each, stored = BYTES[work.dtype], BYTES[work.stored]
-    yield Estimate(phase="the weights", weights=_weights(work, max(each, stored)))
+    yield Estimate(phase="the weights", weights=weights_of(work, max(each, stored)))
     if not work.sequences:
         return
     yield _loss(work, each)
@@ -119,105 +68,77 @@ def phases(work: Work) -> Iterator[Estimate]:
         yield _sequential(work, stored)
 
 
-def _weights(work: Work, each: int) -> int:
-    if not work.offload:
-        return work.shape.parameters() * each
-    outside = work.shape.embedding_parameters() + work.shape.hidden
-    return (outside + 2 * work.shape.layer_parameters(_largest(work))) * each
-
-
-def _largest(work: Work) -> LayerShape:
-    return max(work.shape.layers, key=work.shape.layer_parameters)
-
-
-def _streams(work: Work, each: int, sequences: float) -> int:
-    """Return the bytes of the residual stream of so many sequences."""
-    return int(sequences * work.length * work.shape.hidden * each)
-
-
-def _batch(work: Work, each: int, sequences: int, *, read: bool = True) -> int:
-    """Return the bytes at work while a layer is passed without backward; `read` says whether inputs of maps are read."""
-    tokens = min(sequences * work.length, max(work.length, BATCH_TOKENS))
-    layer = _largest(work)
-    copied = 4 * layer.mlp if read and each < 4 else 0  # inputs are read in float32
-    return tokens * (forward_bytes(layer, work.shape.head_dim, hidden=work.shape.hidden, each=each) + copied)
-
-
-def _logits(work: Work, each: int, sequences: int) -> int:
-    """Return the bytes of the logits that exist at once, in `each` and twice in float32."""
-    count = min(sequences, max(1, LOGITS // (work.length * work.shape.vocabulary)))
-    return count * work.length * work.shape.vocabulary * (each + 8)
-
-
 def _loss(work: Work, each: int) -> Estimate:
     read = min(work.sequences, LOSS)
-    at_work = max(_batch(work, each, read, read=False), _logits(work, each, read))
-    activations = _streams(work, each, 2 * read) + at_work
-    return Estimate(phase="the loss", weights=_weights(work, each), activations=activations)
+    at_work = max(batch_of(work, each, read, read=False), logits_of(work, each, read))
+    activations = streams_of(work, each, 2 * read) + at_work
+    return Estimate(phase="the loss", weights=weights_of(work, each), activations=activations)
 
 
 def _taylor(work: Work, each: int) -> Estimate:
-    shape, layer, tokens = work.shape, _largest(work), work.sequences * work.length
-    sizes = {"hidden": shape.hidden, "each": each}
-    held = [tokens * graph_bytes(one, shape.head_dim, **sizes, inputs=True) for one in shape.layers]
+    shape, layer, tokens = work.shape, largest_layer(work), work.sequences * work.length
+    held = [
+        tokens * graph_bytes(one, shape.head_dim, hidden=shape.hidden, each=each, inputs=True) for one in shape.layers
+    ]
     segments = runs_of(held, GRAPH)
     graph = max(sum(held[index] for index in segment) for segment in segments)
     # Backward holds the gradients of the stream and of the MLP's channels beside the graph, and a block of a weight's
     # gradient with its terms. The logits are gone by then.
     block = min(BLOCK if work.device == "cpu" else DEVICE_BLOCK, max(output_widths(shape, layer)) * shape.hidden)
     gradients = tokens * (3 * shape.hidden + 2 * layer.mlp) * each + block * (12 if each == 4 else 16 + each)
-    at_work = max(gradients, 2 * _logits(work, each, work.sequences))
+    at_work = max(gradients, 2 * logits_of(work, each, work.sequences))
     matrices = 0
     if work.output:
         # The gradient of all logits is kept: it is a factor of the output projection's gradient.
         matrices = tokens * shape.vocabulary * each
     return Estimate(
         phase="the gradients",
-        weights=_weights(work, each),
-        activations=_streams(work, each, len(segments) * work.sequences) + graph + at_work,
+        weights=weights_of(work, each),
+        activations=streams_of(work, each, len(segments) * work.sequences) + graph + at_work,
         matrices=matrices,
     )
 
 
 def _activations(work: Work, each: int) -> Estimate:
-    streams, batch = _streams(work, each, 2 * work.sequences), _batch(work, each, work.sequences)
+    streams, batch = streams_of(work, each, 2 * work.sequences), batch_of(work, each, work.sequences)
     products, eliminated = 0, 0
     if work.scores == "elimination":
         # One map's products come once more, as a mean.
-        widths = output_widths(work.shape, _largest(work))
+        widths = output_widths(work.shape, largest_layer(work))
         products = _products(work)
         eliminated = 4 * max(widths) ** 2 + _eliminated(work)
     return _alternating(work, each, "the activations", streams, products, batch, eliminated)
 
 
 def _alternating(work: Work, each: int, phase: str, streams: int, matrices: int, batch: int, solved: int) -> Estimate:
-    """Return the memory of a phase in which a layer is passed, and then solved for: `batch` and `solved` bytes."""
+    """Return the memory of a phase in which a layer is passed and then solved for (`batch`, `solved`)."""
     return Estimate(
         phase=phase,
-        weights=_weights(work, each),
+        weights=weights_of(work, each),
         activations=streams + batch,
         matrices=matrices + max(0, solved - batch),
     )
 
 
 def _moments(work: Work, each: int) -> Estimate:
-    shape, layer = work.shape, _largest(work)
+    shape, layer = work.shape, largest_layer(work)
     counted = min(work.curvature, work.sequences)
     tokens = min(counted, max(1, CURVATURE_TOKENS // work.length)) * work.length
-    sizes = {"hidden": shape.hidden, "each": each}
     runs, graph, inputs = _runs(shape), 0, 0
     for run in runs:
-        held = [tokens * graph_bytes(shape.layers[index], shape.head_dim, **sizes) for index in run]
+        held = [
+            tokens * graph_bytes(shape.layers[index], shape.head_dim, hidden=shape.hidden, each=each) for index in run
+        ]
         segments = runs_of(held, GRAPH)
         graph = max(graph, *(sum(held[index] for index in segment) for segment in segments))
         inputs = max(inputs, len(segments) * tokens * shape.hidden * each)
     # Between runs of layers, the gradients of the stream of all sequences are kept.
-    kept = _streams(work, each, counted) if len(runs) > 1 else 0
+    kept = streams_of(work, each, counted) if len(runs) > 1 else 0
     at_work = tokens * ((3 * shape.hidden + 2 * layer.mlp) * each + 4 * layer.mlp)
     logits = 12 * tokens * shape.vocabulary
     return Estimate(
         phase="second moments",
-        weights=_weights(work, each),
+        weights=weights_of(work, each),
         activations=graph + inputs + kept + max(at_work, logits),
         matrices=_gathered(shape),
     )
@@ -234,9 +155,9 @@ def _gathered(shape: DecoderShape) -> int:
 
 
 def _elimination(work: Work, each: int) -> Estimate:
-    kept = _streams(work, each, min(work.curvature, work.sequences)) if len(_runs(work.shape)) > 1 else 0
+    kept = streams_of(work, each, min(work.curvature, work.sequences)) if len(_runs(work.shape)) > 1 else 0
     matrices = _gathered(work.shape) + _eliminated(work)
-    return Estimate(phase="elimination", weights=_weights(work, each), activations=kept, matrices=matrices)
+    return Estimate(phase="elimination", weights=weights_of(work, each), activations=kept, matrices=matrices)
 
 
 def _eliminated(work: Work) -> int:
@@ -257,38 +178,39 @@ def _trials(work: Work, each: int) -> Estimate:
     judges = min(work.judges, work.sequences)
     others = work.sequences - judges if work.sequences >= 2 * judges else work.sequences
     fitted = min(others, TRIAL_FIT) if work.fits else 0
-    streams = _streams(work, each, 2 * fitted + (work.trials + 1) * judges)
-    batch = max(_batch(work, each, max(fitted, judges)), _logits(work, each, judges))
-    values = sum(output_widths(work.shape, _largest(work))) * work.shape.hidden * each
+    streams = streams_of(work, each, 2 * fitted + (work.trials + 1) * judges)
+    batch = max(batch_of(work, each, max(fitted, judges)), logits_of(work, each, judges))
+    values = sum(output_widths(work.shape, largest_layer(work))) * work.shape.hidden * each
     products, solved = (_products(work), _fit(work)) if work.fits else (0, 0)
     return _alternating(work, each, "trials of allocations", streams, products + values, batch, solved)
 
 
 def _compensation(work: Work, each: int) -> Estimate:
-    streams, batch = _streams(work, each, 2 * work.sequences), _batch(work, each, work.sequences)
+    streams, batch = streams_of(work, each, 2 * work.sequences), batch_of(work, each, work.sequences)
     products, solved = (_products(work), _fit(work)) if work.compensate in FITTED else (0, 0)
     return _alternating(work, each, "compensation", streams, products, batch, solved)
 
 
 def _products(work: Work) -> int:
     """Return the bytes of the products of the inputs of a layer's output projections, in float32."""
-    return 4 * sum(width**2 for width in output_widths(work.shape, _largest(work)))
+    return 4 * sum(width**2 for width in output_widths(work.shape, largest_layer(work)))
 
 
 def _fit(work: Work) -> int:
     """Return the bytes of the fit of one output projection on products of its inputs, in float32, without these."""
-    return 4 * max(3 * width**2 + 4 * width * work.shape.hidden for width in output_widths(work.shape, _largest(work)))
+    widths = output_widths(work.shape, largest_layer(work))
+    return 4 * max(3 * width**2 + 4 * width * work.shape.hidden for width in widths)
 
 
 def _sequential(work: Work, each: int) -> Estimate:
-    shape, layer = work.shape, _largest(work)
-    weights = _weights(work, each) + shape.layer_parameters(layer) * each
+    shape, layer = work.shape, largest_layer(work)
+    weights = weights_of(work, each) + shape.layer_parameters(layer) * each
     widest = max(output_widths(shape, layer))
     # The output projection is fitted on one product of its inputs, the maps that read the stream on two.
     output = 3 * widest**2 + 4 * widest * shape.hidden
     readers = 4 * shape.hidden**2 + 4 * widest * shape.hidden
-    fit = max(4 * max(output, readers), _batch(work, each, work.sequences))
-    phase, streams = "sequential compensation", _streams(work, each, work.sequences)
+    fit = max(4 * max(output, readers), batch_of(work, each, work.sequences))
+    phase, streams = "sequential compensation", streams_of(work, each, work.sequences)
     beside_a_fit = Estimate(phase=phase, weights=weights, activations=STREAMS * streams, matrices=fit)
     between = Estimate(phase=phase, weights=weights, activations=BETWEEN * streams)
     return max(beside_a_fit, between, key=lambda need: need.total)

@@ -122,8 +122,8 @@ class _Sweep:
     def _segments(self, start: int) -> list[range]:
         """Return the layers from `start` on that were not passed yet, as runs of about `GRAPH` bytes of activations."""
         layers, tokens = decoder_layers(self.model)[start : self.end], self.with_gradient[0].numel()
-        sizes = {"hidden": self.model.config.hidden_size, "each": self.model.dtype.itemsize}
-        held = [tokens * graph_bytes(layer.shape, layer.head_dim, **sizes) for layer in layers]
+        hidden, each = self.model.config.hidden_size, self.model.dtype.itemsize
+        held = [tokens * graph_bytes(layer.shape, layer.head_dim, hidden=hidden, each=each) for layer in layers]
         return [range(start + run.start, start + run.stop) for run in runs_of(held, GRAPH)]
 
     def _backward(
