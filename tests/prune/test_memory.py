@@ -83,7 +83,7 @@ def test_layers_on_disk_need_the_memory_of_few() -> None:
 
 def test_text_beyond_the_bound_adds_only_what_lies_between_layers() -> None:
     for count in (20, 40, 80):
-        assert 0.8 * GRAPH < estimate(replace(WORK, sequences=count)).activations < 1.4 * GRAPH
+        assert GRAPH < estimate(replace(WORK, sequences=count)).activations < 1.5 * GRAPH
 
 
 def test_second_moments_need_no_more_graph_however_much_text_there_is() -> None:

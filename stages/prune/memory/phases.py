@@ -70,7 +70,7 @@ def phases(work: Work) -> Iterator[Estimate]:
 
 def _loss(work: Work, each: int) -> Estimate:
     read = min(work.sequences, LOSS)
-    at_work = max(batch_of(work, each, read, read=False), logits_of(work, each, read))
+    at_work = max(batch_of(work, each, read), logits_of(work, each, read))
     activations = streams_of(work, each, 2 * read) + at_work
     return Estimate(phase="the loss", weights=weights_of(work, each), activations=activations)
 

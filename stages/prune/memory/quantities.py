@@ -83,12 +83,14 @@ def streams_of(work: Work, each: int, sequences: float) -> int:
     return int(sequences * work.length * work.shape.hidden * each)
 
 
-def batch_of(work: Work, each: int, sequences: int, *, read: bool = True) -> int:
-    """Return the bytes at work while a layer is passed without backward, and its inputs are `read` in float32."""
+def batch_of(work: Work, each: int, sequences: int) -> int:
+    """Return the bytes at work while a layer is passed without backward.
+
+    Where inputs of maps are read in float32, the gate and up are gone by then, so it is no more.
+    """
     tokens = min(sequences * work.length, max(work.length, BATCH_TOKENS))
-    layer = largest_layer(work)
-    copied = 4 * layer.mlp if read and each < 4 else 0  # inputs are read in float32
-    return tokens * (forward_bytes(layer, work.shape.head_dim, hidden=work.shape.hidden, each=each) + copied)
+    layer, shape = largest_layer(work), work.shape
+    return tokens * forward_bytes(layer, shape.head_dim, hidden=shape.hidden, each=each)
 
 
 def logits_of(work: Work, each: int, sequences: int) -> int:
