@@ -25,6 +25,7 @@ from stages.prune.memory.quantities import (
     weights_of,
 )
 from stages.prune.memory.sizes import (
+    BATCH_TOKENS,
     BLOCK,
     BYTES,
     CURVATURE_TOKENS,
@@ -209,7 +210,10 @@ def _sequential(work: Work, each: int) -> Estimate:
     # The output projection is fitted on one product of its inputs, the maps that read the stream on two.
     output = 3 * widest**2 + 4 * widest * shape.hidden
     readers = 4 * shape.hidden**2 + 4 * widest * shape.hidden
-    fit = max(4 * max(output, readers), batch_of(work, each, work.sequences))
+    # The inputs of a batch exist as they are, in float32 and weighed, beside the sums that they are added to.
+    tokens = min(work.sequences * work.length, max(work.length, BATCH_TOKENS))
+    weighed = tokens * (each + (4 if each == 4 else 8)) * widest + 4 * (widest**2 + widest * shape.hidden)
+    fit = max(4 * max(output, readers), batch_of(work, each, work.sequences), weighed)
     phase, streams = "sequential compensation", streams_of(work, each, work.sequences)
     beside_a_fit = Estimate(phase=phase, weights=weights, activations=STREAMS * streams, matrices=fit)
     between = Estimate(phase=phase, weights=weights, activations=BETWEEN * streams)
