@@ -74,6 +74,8 @@ class _Plan:
         if self.recovery is not None:
             self.roles |= data_roles("data", self._data(self.config.data))
         if self.pruning is not None:
+            # Only what is known before the model has come: a key must not change by that.
+            self.pruning = self.pruning.of(model_plan.known_fields(self.config.model))
             self._prune(self.pruning, model)
         pruned = self.roles.get("prune", model)
         dense = self._dense(model)

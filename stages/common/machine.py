@@ -94,14 +94,25 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def release_memory() -> None:
+    """Give memory back that nothing uses any more: to the system, and to the GPU where torch is at work on one.
+
+    What torch's allocator keeps of a GPU for later would be missing there, for other processes and in `nvidia-smi`.
+    """
+    # Objects in reference cycles hold their memory until the collector runs.
+    gc.collect()
+    return_freed_memory()
+    # A process that has not imported torch has nothing on a GPU, and `empty_cache` does nothing before CUDA is used.
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
+
+
 def reset_peak_memory() -> None:
     """Start a new measurement of this process's peak resident memory, where the system can (Linux).
 
     Memory that earlier work freed and the C library still holds is given back first: it is not part of this peak.
     """
-    # Objects in reference cycles hold their memory until the collector runs.
-    gc.collect()
-    return_freed_memory()
+    release_memory()
     try:
         # 5 resets VmHWM to the current resident size (proc(5)).
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -110,11 +121,15 @@ def reset_peak_memory() -> None:
 
 
 def free_memory_bytes(device: str) -> int:
-    """Return the bytes that are still available on `device`: cpu, or a GPU such as cuda:0."""
+    """Return the bytes that are still available on `device`: cpu, or a GPU such as cuda:0.
+
+    On a GPU, what torch's allocator has reserved and no tensor uses is available too.
+    """
     if device.startswith("cuda"):
         import torch
 
-        return int(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     import psutil
 
     return min(psutil.virtual_memory().available, _left_in_container())

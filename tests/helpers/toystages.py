@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,24 @@ def slow(config: Number, inputs: Mapping[str, Path], context: Context) -> dict[s
     """As `double`, long enough for a second process to come upon the lock."""
     time.sleep(1.0)
     return double(config, inputs, context)
+
+
+LITTER: list[weakref.ref[Any]] = []
+"""What `litter` left behind, alive or not."""
+
+
+class _Cycle:
+    """An object that only the collector frees."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def litter(config: Number, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
+    """Write how much of what earlier stages left behind is still in memory, and leave something behind."""
+    (context.output / "number.txt").write_text(str(sum(left() is not None for left in LITTER)))
+    LITTER.append(weakref.ref(_Cycle()))
+    return {}
 
 
 def promise_breaker(config: Number, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
