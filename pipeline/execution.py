@@ -115,6 +115,7 @@ def _planned(config: Config, observe: Observe, *, measures: bool) -> Plan:
         engine=runtime.engine,
         workers=resolve_workers(runtime.engine, runtime.workers, graph.device),
         checkpoint_seconds=runtime.checkpoint_seconds,
+        deterministic=runtime.deterministic,
     )
     foreseen = preview(config, graph, _directory(engine, graph.roles["model"]))
     if graph.device == "cpu":

@@ -161,6 +161,9 @@ class _Plan:
 
     def _recover(self, recovery: RecoverStageConfig, pruned: Node, dense: Node | None) -> None:
         """Fill the roles of the pruned model's recovery, and of the dense model's where that is the reference."""
+        # A pruning without scores masks weights.
+        masked = self.pruning is not None and self.pruning.scored is None
+        recover_plan.check_base(recovery, masked=masked, engine=self.config.runtime.engine)
         inputs = {"data": self.roles["data"]}
         if recover_plan.taught(recovery):
             otherwise = "train without a teacher: recover.objective=cross_entropy."

@@ -6,10 +6,12 @@ import ctypes
 import gc
 import os
 import platform
+import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from stages.common.choices import lookup
 
@@ -27,6 +29,20 @@ def processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return platform.processor() or platform.machine()
+
+
+@cache
+def card() -> str:
+    """Return the name of the first GPU that this process may use, as its driver's nvidia-smi gives it.
+
+    torch knows the name too. Asking it would mean importing it, and starting CUDA in a process that only plans.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip() or "0"
+    command = ["nvidia-smi", f"--id={first}", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "a GPU without a name"
 
 
 def hardware() -> dict[str, str | int | float]:
@@ -108,16 +124,30 @@ def release_memory() -> None:
 
 
 def reset_peak_memory() -> None:
-    """Start a new measurement of this process's peak resident memory, where the system can (Linux).
+    """Start a new measurement of this process's peak resident memory, where the system can (Linux), and of a GPU's.
 
     Memory that earlier work freed and the C library still holds is given back first: it is not part of this peak.
     """
     release_memory()
+    if (cuda := _cuda()) is not None:
+        cuda.reset_peak_memory_stats()
     try:
         # 5 resets VmHWM to the current resident size (proc(5)).
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return
+
+
+def peak_device_memory_bytes() -> int | None:
+    """Return the most bytes of tensors that the GPU held since `reset_peak_memory`; None where no stage used one."""
+    cuda = _cuda()
+    return None if cuda is None else int(cuda.max_memory_allocated())
+
+
+def _cuda() -> Any:
+    """Return `torch.cuda` if this process has started CUDA, else None. torch is not imported for that."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 def free_memory_bytes(device: str) -> int:

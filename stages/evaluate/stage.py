@@ -25,6 +25,7 @@ from stages.common.progress import progress
 from stages.decoders.checkpoint import load_tokenizer
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.continuations import written_continuations
+from stages.evaluate.fitting import explained
 from stages.evaluate.judge import PROTOCOLS, Model, Paper
 from stages.evaluate.lm import FastLM
 from stages.evaluate.metrics import average, summarise
@@ -41,6 +42,7 @@ products, and a product of another shape may round differently. A block is there
 """
 
 
+@explained()
 def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Evaluate the model of artifact `inputs["model"]` on the rows of artifact `inputs["tasks"]`.
 
@@ -49,7 +51,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) ->
     `perplexity.json` and `continuations.jsonl`. It returns the means and the perplexity of each kind of text.
 
     Raises:
-        UserError: an option is out of range, a task can't be asked, or a likelihood is not finite.
+        UserError: an option is out of range, a task can't be asked, a likelihood is not finite, or memory is too small.
     """
     check_evaluation(config)
 

@@ -110,6 +110,7 @@ class Training:
     best: dict[str, torch.Tensor] = field(init=False, default_factory=dict)
     saved_at: float = field(init=False, default_factory=time.monotonic)
     saved_step: int | None = field(init=False, default=None)
+    saving: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         if self.config.compile:
@@ -195,7 +196,7 @@ class Training:
             try:
                 return work(self.progress.micro_batch_tokens or self.config.micro_batch_tokens)
             except memory.OutOfMemory as error:
-                self.progress.micro_batch_tokens = tokens = error.halved()
+                self.progress.micro_batch_tokens = tokens = memory.halved(error)
                 said = "%d tokens at a time do not fit in memory (%s): going on with %d; the global batch stays."
                 log.warning(said, error.tokens, error, tokens)
             # Behind the `except` block, whose error holds the tensors of the failed pass.
@@ -279,7 +280,7 @@ class Training:
             point |= self._measured()
         self._record(point)
         # By the leader's clock, because all workers have to take part in a checkpoint.
-        due = time.monotonic() - self.saved_at >= self.context.checkpoint_seconds
+        due = time.monotonic() - self.saved_at >= checkpoints.interval(self.context.checkpoint_seconds, self.saving)
         if finished or self.workers.on_each(lambda: due)[0]:
             self._checkpoint()
         bar.set_postfix(loss=f"{losses['loss']:.3f}", refresh=False)
@@ -317,6 +318,7 @@ class Training:
     def _checkpoint(self) -> None:
         if self.saved_step == self.progress.step:
             return
+        started = time.monotonic()
         checkpoints.save(
             self.context.output,
             self.progress,
@@ -327,6 +329,7 @@ class Training:
             self.workers,
         )
         self.saved_at, self.saved_step = time.monotonic(), self.progress.step
+        self.saving = self.saved_at - started
 
     def _measured(self) -> JSON:
         measured = self._fitting(self._score)

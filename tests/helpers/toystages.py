@@ -69,6 +69,14 @@ def full_disk(config: Number, inputs: Mapping[str, Path], context: Context) -> d
     raise OSError(28, os.strerror(28), str(context.output / "number.txt"))
 
 
+def unordered(config: Number, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
+    """Call an operation of torch that has no kernel with a fixed order."""
+    import torch
+
+    torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+    return double(config, inputs, context)
+
+
 def stage(function: str = "double", version: int = 1) -> Stage:
     """Return a stage that runs one of the functions above."""
     return Stage(
