@@ -102,8 +102,8 @@ def one_by_one(
     if layout.shared is not None:
         key_BKTD, value_BKTD = (part.index_select(2, layout.shared.sources_S) for part in (key_BKTD, value_BKTD))
     # `split` instead of slices: its backward pass is one concatenation, each slice's would be a tensor full of zeros.
-    queries = torch.split(query_BHTD, layout.lengths, dim=2)
-    keys, values = (torch.split(part, layout.reach, dim=2) for part in (key_BKTD, value_BKTD))
+    queries = torch.split(query_BHTD, list(layout.lengths), dim=2)
+    keys, values = (torch.split(part, list(layout.reach), dim=2) for part in (key_BKTD, value_BKTD))
     with sdpa.without_plans(query_BHTD.device):
         outputs = [
             sdpa.attention(*document, scaling=scaling, dropout=dropout).transpose(1, 2)

@@ -58,13 +58,13 @@ class Kernel:
         size = query_THD.shape[-1]
         # Kernels of torch's own ops are not among what autocast casts, as SDPA is.
         dtype = precision(query_THD.device, query_THD.dtype)
-        parts = [part.to(dtype) for part in (query_THD, key_SKD, value_SKD)]
+        q_THD, k_SKD, v_SKD = (part.to(dtype) for part in (query_THD, key_SKD, value_SKD))
         scaling = size**-0.5 if scaling is None else scaling
         if padded(size) == size:
-            return self.call(*parts, bounds, window, scaling)
+            return self.call(q_THD, k_SKD, v_SKD, bounds, window, scaling)
         # Zeros add nothing to a product of query and key, and the outputs for them are cut off.
-        widened = (pad(part, (0, padded(size) - size)) for part in parts)
-        return self.call(*widened, bounds, window, scaling)[..., :size]
+        q_THD, k_SKD, v_SKD = (pad(part, (0, padded(size) - size)) for part in (q_THD, k_SKD, v_SKD))
+        return self.call(q_THD, k_SKD, v_SKD, bounds, window, scaling)[..., :size]
 
 
 def padded(size: int) -> int:
@@ -135,8 +135,8 @@ def _flash(q_THD: Tensor, k_SKD: Tensor, v_SKD: Tensor, bounds: Bounds, window: 
     from torch.nn.attention.varlen import varlen_attn
 
     # The kernel takes grouped heads as they are. Newer versions of torch want to be told.
-    told = {"enable_gqa": q_THD.shape[1] != k_SKD.shape[1]} if "enable_gqa" in _options() else {}
-    out_THD: Tensor = varlen_attn(
+    told: dict[str, Any] = {"enable_gqa": q_THD.shape[1] != k_SKD.shape[1]} if "enable_gqa" in _options() else {}
+    out_THD: Any = varlen_attn(
         q_THD,
         k_SKD,
         v_SKD,
@@ -148,7 +148,8 @@ def _flash(q_THD: Tensor, k_SKD: Tensor, v_SKD: Tensor, bounds: Bounds, window: 
         window_size=window,
         **told,
     )
-    return out_THD
+    attended_THD: Tensor = out_THD
+    return attended_THD
 
 
 KERNELS: dict[str, Kernel] = {"cuda": Kernel(_flash, frozenset({torch.bfloat16, torch.float16}), _lacking)}

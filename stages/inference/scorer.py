@@ -149,7 +149,7 @@ class Scorer:
         node_N, place_P = torch.unique(node_P, return_inverse=True)
         order_P = place_P.argsort(stable=True)
         sizes = torch.bincount(place_P // self.chunk).tolist()
-        ordered = (sent(part_P[order_P], device).split(sizes) for part_P in (place_P % self.chunk, target_P))
+        ordered = (torch.split(sent(part_P[order_P], device), sizes) for part_P in (place_P % self.chunk, target_P))
         hidden = torch.split(hidden_TH[sent(node_N, device)], self.chunk)
         found, greedy = [], []
         for hidden_CH, row_C, target_C in zip(hidden, *ordered, strict=True):

@@ -72,8 +72,8 @@ def _by_segments(batch: Sequence[Tree], device: torch.device) -> Attend:
     masks = [None if tree.is_chain else mask(tree, device) for tree in batch]
 
     def attend(layer: int, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, scaling: float) -> Tensor:
-        parts = (torch.split(part, sizes) for part in (q_TQD, k_TKD, v_TKD))
-        return torch.cat([_within(*part, scaling) for part in zip(*parts, masks, strict=True)])
+        q, k, v = (torch.split(part, sizes) for part in (q_TQD, k_TKD, v_TKD))
+        return torch.cat([_within(*part, scaling) for part in zip(q, k, v, masks, strict=True)])
 
     return attend
 

@@ -45,8 +45,8 @@ def bounds(queries: tuple[int, ...], keys: tuple[int, ...], device: torch.device
 def _bounds(queries: tuple[int, ...], keys: tuple[int, ...], device: torch.device) -> Bounds:
     # An evaluation may ask first, and tensors made in inference mode can't be saved for a backward pass.
     with torch.inference_mode(False):
-        starts = (on_device([0, *accumulate(lengths)], device, torch.int32) for lengths in (queries, keys))
-        return Bounds(*starts, max(queries), max(keys))
+        queries_N, keys_N = (on_device([0, *accumulate(lengths)], device, torch.int32) for lengths in (queries, keys))
+        return Bounds(queries_N, keys_N, max(queries), max(keys))
 
 
 def on_device(values: Sequence[int] | Sequence[float], device: str | torch.device, dtype: torch.dtype) -> Tensor:
