@@ -6,7 +6,7 @@ are the processor's, and the comparison only runs the code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,8 +21,8 @@ from stages.adapters.through_peft import PeftAdapterConfig
 from stages.common.files import write_jsonl
 from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.recover.objectives.registry import OBJECTIVES
-from stages.recover.stage import Material, trained
-from stages.stage import JSON, Context
+from stages.recover.stage import Material, Trained, trained
+from stages.stage import Context
 
 LOSS = 1e-3
 """The largest difference of a step's loss, as a share of it. Rounding grows with the steps."""
@@ -40,17 +40,27 @@ def objectives(setting: Setting, found: Found) -> Part:
 
 
 def _compared(setting: Setting, kind: str, recoveries: dict[str, tuple[str, str]]) -> Part:
-    """Compare recoveries by (adapter, objective). One that fails or needs a missing package leaves the others."""
-    differences, wrong = dict[str, float](), list[str]()
+    """Compare recoveries by (adapter, objective). One that fails leaves the others."""
+    losses, parameters, wrong = dict[str, float](), dict[str, float](), list[str]()
     for name, (adapter, objective) in recoveries.items():
         try:
-            differences[name] = difference(
-                losses("cpu", adapter=adapter, objective=objective),
-                losses(setting.device, adapter=adapter, objective=objective),
-            )
+            one, other = (_recovered(device, adapter, objective) for device in ("cpu", setting.device))
+        except ModuleNotFoundError:
+            raise
         except Exception as error:  # of any kind, since the other names are still to be compared
-            wrong.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
-    return agreed(kind, differences, allowed=LOSS, wrong=wrong)
+            wrong.append(said(name, error))
+            continue
+        losses[name] = difference(_losses(one), _losses(other))
+        parameters[name] = _parameters_apart(one, other)
+    part = agreed(kind, losses, allowed=LOSS, wrong=wrong)
+    # No limit: a decomposition that is only unique up to signs gives other parameters and the same model.
+    row = Row(f"{kind}, their parameters", f"at most {max(parameters.values(), default=0.0):.1e} apart")
+    return Part(part.numbers | {"parameters": parameters}, [*part.rows, row], part.wrong)
+
+
+def said(name: str, error: Exception) -> str:
+    """Return a short text on a comparison that failed."""
+    return f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def agreed(kind: str, differences: dict[str, float], *, allowed: float, wrong: list[str]) -> Part:
@@ -70,24 +80,31 @@ def difference(one: list[float], other: list[float]) -> float:
     return max(abs(b - a) / max(abs(a), 1e-12) for a, b in zip(one, other, strict=True))
 
 
-def losses(device: str, **recovery: Any) -> list[float]:
-    """Return the losses of a recovery: of its steps, and of the rows that it is measured on."""
-    with TemporaryDirectory() as folder:
-        return [
-            point.get("loss", 0.0) + point.get("validation_loss", 0.0)
-            for point in points(device, Path(folder), **recovery)
-        ]
-
-
-def points(
-    device: str, output: Path, *, adapter: str = "lora", objective: str = "cross_entropy", **recover: Any
-) -> list[JSON]:
-    """Return the points of the curve of a toy's recovery."""
+def _recovered(device: str, adapter: str, objective: str) -> Trained:
+    """Return a toy's recovery."""
     teacher = toy(device, seed=1) if OBJECTIVES[objective].taught else None
-    config = stage_config(adapter, objective, **recover)
-    return trained(
-        config, material(device, output, teacher), Context(output=output, device=device, cache=output)
-    ).history
+    with TemporaryDirectory() as folder:
+        output = Path(folder)
+        context = Context(output=output, device=device, cache=output, checkpoint_seconds=math.inf)
+        return trained(stage_config(adapter, objective), material(device, output, teacher), context)
+
+
+def _losses(recovered: Trained) -> list[float]:
+    """Return the losses of the steps, and of the rows that the recovery is measured on."""
+    points = recovered.history
+    return [point[name] for point in points for name in ("loss", "validation_loss") if name in point]
+
+
+def _parameters_apart(one: Trained, other: Trained) -> float:
+    """Return the norm of the difference of the trained parameters, as a share of their norm."""
+    vectors = [torch.cat([each.flatten() for each in parameters_of(found).values()]) for found in (one, other)]
+    return float((vectors[1] - vectors[0]).norm() / vectors[0].norm())
+
+
+def parameters_of(recovered: Trained) -> dict[str, torch.Tensor]:
+    """Return the trained parameters by name, on the processor."""
+    named = recovered.adapted.named_parameters()
+    return {name: each.detach().cpu() for name, each in named if each.requires_grad}
 
 
 def material(device: str, folder: Path, teacher: Any = None) -> Material:
@@ -122,8 +139,3 @@ def stage_config(adapter: str, objective: str = "cross_entropy", **recover: Any)
     return RecoverStageConfig(
         adapter=kind(name=adapter, **small), recover=RecoverConfig(**options | recover), dtype="float32", seed=0
     )
-
-
-def numbers_of(tensors: Iterator[torch.Tensor]) -> list[float]:
-    """Return the numbers of `tensors`, one list for all."""
-    return [number for tensor in tensors for number in tensor.double().flatten().tolist()]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+
+import torch
 
 from benchmarks.gpu.agreement import agreed, difference
 from benchmarks.gpu.check import Found, Part, Row, Setting
@@ -13,7 +15,6 @@ from benchmarks.gpu.device import emptied
 from benchmarks.gpu.slices import WHOLE, byte_tokenizer, llama, toy
 from stages.inference.generator import Generator, Sampling
 from stages.inference.scorer import Scorer
-from stages.recover import memory
 from stages.stage import JSON
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def scoring(setting: Setting, found: Found) -> Part:
     seconds = {"ours": ours.loglikelihoods(asked)[0]}
     for size in BATCHES[:1] if setting.toy else BATCHES:
         stock.set_batch_size(size)
-        with _fitting():
+        with _fitting(setting.device):
             stock.loglikelihoods(asked[:8])
             seconds[f"HFLM, batches of {size}"] = stock.loglikelihoods(asked)[0]
     return _against_stock("log-likelihoods", len(asked), seconds, "4 times")
@@ -87,21 +88,18 @@ def writing(setting: Setting, found: Found) -> Part:
     seconds = {"ours": ours.generate(prompts, new_tokens)[0]}
     for size in BATCHES[:1] if setting.toy else BATCHES[:2]:
         stock.set_batch_size(size)
-        with _fitting():
+        with _fitting(setting.device):
             stock.generate(prompts[:2], 4)
             seconds[f"HFLM, batches of {size}"] = stock.generate(prompts, new_tokens)[0]
     return _against_stock("written tokens", count * new_tokens, seconds, "")
 
 
 @contextmanager
-def _fitting() -> Iterator[None]:
+def _fitting(device: str) -> Iterator[None]:
     """Leave the block where memory runs out: such a batch size is none that `HFLM` could have."""
-    try:
+    with suppress(torch.OutOfMemoryError):
         yield
-    except RuntimeError as error:
-        if not memory.ran_out(error):
-            raise
-    memory.release()
+    emptied(device)
 
 
 def _tools(setting: Setting) -> tuple[Ours, Stock]:

@@ -51,9 +51,9 @@ class Heads:
 
 def packed(heads: Heads, layout: Layout) -> Tensor:
     """Return this project's attention [1, T, H, D]."""
-    return packed_attention(
-        torch.nn.Identity(), heads.query, heads.key, heads.value, None, scaling=None, document_layout=layout
-    )[0]
+    layer, parts = torch.nn.Identity(), (heads.query, heads.key, heads.value)
+    output: Tensor = packed_attention(layer, *parts, None, document_layout=layout)[0]
+    return output
 
 
 def loop(heads: Heads, layout: Layout) -> Tensor:
@@ -61,7 +61,9 @@ def loop(heads: Heads, layout: Layout) -> Tensor:
     ends = list(accumulate(layout.lengths, initial=0))
     parts = [
         scaled_dot_product_attention(
-            *(x[:, :, start:stop] for x in (heads.query, heads.key, heads.value)),
+            heads.query[:, :, start:stop],
+            heads.key[:, :, start:stop],
+            heads.value[:, :, start:stop],
             is_causal=True,
             enable_gqa=heads.query.shape[1] != heads.key.shape[1],
         )

@@ -79,7 +79,6 @@ class Kernels:
 @contextmanager
 def kernels() -> Iterator[Kernels]:
     """Collect the kernels that CUDA runs within the block."""
-    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     found = Kernels()
@@ -87,7 +86,7 @@ def kernels() -> Iterator[Kernels]:
         yield found
         torch.cuda.synchronize()
     for event in profiler.events() or ():
-        if event.device_type == DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset")):
+        if event.device_type.name == "CUDA" and not event.name.startswith(("Memcpy", "Memset")):
             found.names[event.name] += 1
             found.busy += event.time_range.elapsed_us() / 1e6
 

@@ -40,7 +40,7 @@ def _card() -> JSON:
         "capability": f"{card.major}.{card.minor}",
         "processors": card.multi_processor_count,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "cards": torch.cuda.device_count(),
     }
 

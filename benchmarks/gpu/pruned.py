@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from benchmarks.gpu.agreement import agreed, difference
+from benchmarks.gpu.agreement import agreed, difference, said
 from benchmarks.gpu.check import Found, Part, Row, Setting
 from benchmarks.gpu.device import GIB, emptied, once, peak
 from benchmarks.gpu.slices import CONF, TOY_LAYERS, WHOLE, calibration, llama, shape_of, toy
@@ -40,7 +41,7 @@ def criteria(setting: Setting, found: Found) -> Part:
         try:
             differences[name] = _scores_apart(setting, criterion.config(method=name))
         except Exception as error:  # of any kind, since the other criteria are still to be compared
-            wrong.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
+            wrong.append(said(name, error))
     return agreed("scores of criteria", differences, allowed=SCORES, wrong=wrong)
 
 
@@ -133,15 +134,16 @@ def _masked(device: str, config: Any) -> JSON:
 def taylor(setting: Setting, found: Found) -> Part:
     """Measure LLM-Pruner's scores at two depths, from which a 7B's follow, or on a whole 7B."""
 
-    def work(model: PreTrainedModel) -> None:
+    def work(layers: int) -> None:
+        model = llama(setting, layers=layers)
         config = CRITERIA["llmpruner"].config(method="llmpruner", dtype=setting.dtype, layers="all")
         sequences, length = config.calibration.sequences, config.calibration.length
         ids_BT = calibration(sequences, length, vocabulary=model.config.vocab_size, device=setting.device)
         score_groups(Weights(model), ids_BT, config)
 
-    work(llama(setting, layers=1))  # the libraries set themselves up before anything is measured
+    work(1)  # the libraries set themselves up before anything is measured
     depths = (1, 2) if setting.toy else (WHOLE,) if setting.full else (4, 8)
-    costs = [_cost(setting, depth, lambda depth=depth: work(llama(setting, layers=depth))) for depth in depths]
+    costs = [_cost(setting, depth, work) for depth in depths]
     return _costs("Taylor scores", costs, "24 GiB and 60 s")
 
 
@@ -158,13 +160,14 @@ def whole_prune(setting: Setting, found: Found) -> Part:
     if not setting.toy:
         _best_cut(setting.device)  # of a toy: the libraries set themselves up before anything is measured
     depths = (2, 3) if setting.toy else (WHOLE,) if setting.full else (2, 4)
-    costs = [_cost(setting, depth, lambda depth=depth: work(depth)) for depth in depths]
+    costs = [_cost(setting, depth, work) for depth in depths]
     return _costs("prune=best", costs, "80 GiB and 600 s")
 
 
-def _cost(setting: Setting, layers: int, work: Callable[[], None]) -> JSON:
+def _cost(setting: Setting, layers: int, work: Callable[[int], None]) -> JSON:
+    """Return time and memory of `work` on so many layers, whose weights it makes first."""
     emptied(setting.device)
-    seconds = once(work, setting.device)
+    seconds = once(partial(work, layers), setting.device)
     return {"layers": layers, "seconds": seconds, "peak_bytes": peak(setting.device)}
 
 

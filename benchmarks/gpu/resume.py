@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from benchmarks.gpu.agreement import material, stage_config
+from benchmarks.gpu.agreement import material, parameters_of, stage_config
 from benchmarks.gpu.check import Found, Part, Row, Setting
 from stages.recover.stage import trained
 from stages.stage import JSON, Context
@@ -47,8 +47,7 @@ def _parameters(setting: Setting, dtype: str, *, stop: bool) -> dict[str, Tensor
         if stop:
             with suppress(InterruptedError):
                 trained(config, given, replace(context, log=_interrupt))
-        adapted = trained(config, given, context).adapted
-        return {name: each.detach().cpu() for name, each in adapted.named_parameters() if each.requires_grad}
+        return parameters_of(trained(config, given, context))
 
 
 def _interrupt(point: JSON) -> None:

@@ -58,7 +58,7 @@ def toy(device: str, *, seed: int = 0) -> PreTrainedModel:
 
 def shape_of(setting: Setting, layers: int) -> JSON:
     """Return the fields of the config of a 7B, or of a toy, with another number of layers."""
-    whole = yaml.safe_load((CONF / "model" / "llama-7b.yaml").read_text(encoding="utf-8"))["shape"]
+    whole: JSON = yaml.safe_load((CONF / "model" / "llama-7b.yaml").read_text(encoding="utf-8"))["shape"]
     small = TOY | {"vocab_size": len(alphabet())} if setting.toy else {}
     return whole | small | {"max_position_embeddings": 4096, "num_hidden_layers": layers}
 

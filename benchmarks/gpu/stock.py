@@ -8,13 +8,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import torch
+
 from benchmarks.gpu.check import Found, Part, Row, Setting
 from benchmarks.gpu.device import GIB, emptied, peak, synchronise
 from benchmarks.gpu.slices import byte_tokenizer, llama
 from benchmarks.gpu.training import LONGEST, RANK, WARM, depths, matrices, share, sizes
 from benchmarks.training import ROWS, Step, fine_tune
 from stages.adapters.ranks import PROJECTIONS
-from stages.recover import memory
 from stages.rows.packing import Document
 from stages.stage import JSON
 
@@ -46,11 +47,10 @@ def _fitting(setting: Setting, length: int) -> JSON:
     while True:
         try:
             return _measured(setting, length)
-        except RuntimeError as error:
-            if not memory.ran_out(error) or length < 16:
+        except torch.OutOfMemoryError:
+            if length < 16:
                 raise
             length //= 2
-        memory.release()
 
 
 def _measured(setting: Setting, length: int) -> JSON:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -175,10 +176,16 @@ def _recover_config(
     setting: Setting, windows: Windows, batch_tokens: int, objective: str, options: JSON
 ) -> RecoverConfig:
     tokens = windows.steps * batch_tokens
-    given = {"objective": objective, "learning_rate": 1e-4, "sequence_length": min(LONGEST, batch_tokens)} | options
-    return RecoverConfig(
-        tokens=tokens, batch_tokens=batch_tokens, micro_batch_tokens=batch_tokens, curve_every=tokens, **given
+    config = RecoverConfig(
+        tokens=tokens,
+        batch_tokens=batch_tokens,
+        micro_batch_tokens=batch_tokens,
+        curve_every=tokens,
+        sequence_length=min(LONGEST, batch_tokens),
+        learning_rate=1e-4,
+        objective=objective,
     )
+    return replace(config, **options)
 
 
 def matrices(model: PreTrainedModel) -> int:
@@ -259,7 +266,7 @@ def _large(setting: Setting, found: Found, name: str, wanted: str, **options: An
 
 def share(rate: float, operations: float, found: Found) -> float | None:
     """Return the share of the measured rate of matrix products; None where that was not measured."""
-    known = found.get("matmul", {}).get("best")
+    known: float | None = found.get("matmul", {}).get("best")
     return None if known is None else rate * operations / known
 
 
