@@ -286,8 +286,8 @@ def extrapolated(shallow: JSON, deep: JSON) -> JSON:
     """Return seconds, operations and memory of 32 layers, as if every layer beyond the deep slice cost the same."""
 
     def whole(of: Callable[[JSON], float]) -> float:
-        layer = (of(deep) - of(shallow)) / (deep["layers"] - shallow["layers"])
-        return of(deep) + (WHOLE - deep["layers"]) * layer
+        beyond: float = (WHOLE - deep["layers"]) / (deep["layers"] - shallow["layers"])
+        return of(deep) + beyond * (of(deep) - of(shallow))
 
     # Per token, because the steps of two runs differ by a document's tokens.
     seconds = whole(lambda step: 1 / step["tokens_per_second"])
