@@ -43,7 +43,8 @@ NEEDED = {
 }
 """The packages that the checks import, with the versions that they were written with; of torch the oldest."""
 OLDEST_TORCH = (2, 11)
-MINUTES = 8.0
+MINUTES, FULL_MINUTES = 8.0, 60.0
+"""Time for all checks, and for those on whole 7Bs, unless told otherwise."""
 ROOT = Path(__file__).resolve().parents[1]
 CHECKS = (
     Check(name="machine", function="benchmarks.gpu.machine:machine"),
@@ -91,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result: JSON = {"began": f"{begun:%Y-%m-%d %H:%M}", "device": setting.device, "full": setting.full}
     result |= {"toy": setting.toy, "commit": commit(), "versions": versions(), "checks": {}}
     ended: list[Outcome] = []
-    for outcome in outcomes(chosen, setting, minutes=options.minutes, logs=folder):
+    minutes = options.minutes or (FULL_MINUTES if options.full else MINUTES)
+    for outcome in outcomes(chosen, setting, minutes=minutes, logs=folder):
         ended.append(outcome)
         print(f"{outcome.name:14}{outcome.state:14}{outcome.seconds:7.1f} s  {outcome.reason}".rstrip())
         result["checks"][outcome.name] = _entry(outcome)
@@ -105,10 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: all of it at toy size (cuda)")
-    parser.add_argument("--full", action="store_true", help="measure whole 7Bs; this takes longer: give --minutes too")
+    parser.add_argument("--full", action="store_true", help="measure whole 7Bs, which takes longer")
     names = [check.name for check in CHECKS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="CHECK", help=f"some of: {', '.join(names)}")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="no check begins after them (8)")
+    parser.add_argument("--minutes", type=float, help="no check begins after them (8, with --full 60)")
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu-check"), help="where results and logs go")
     parser.add_argument("--save", action="store_true", help="also write results/gpu/CARD-DATE.json")
     return parser
