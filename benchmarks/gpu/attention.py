@@ -37,15 +37,17 @@ class Heads:
 
     @classmethod
     def drawn(cls, tokens: int, *, queries: int, keys: int, width: int, device: str, dtype: torch.dtype) -> Heads:
-        """Return random ones, the same on every device, whose gradients are taken."""
+        """Return random ones, the same on every device, whose gradients are taken. bfloat16 holds them exactly."""
         generator = torch.Generator().manual_seed(0)
         shapes = ((1, heads, tokens, width) for heads in (queries, keys, keys))
-        parts = (torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes)
+        parts = (
+            torch.randn(shape, generator=generator).bfloat16().to(device, dtype).requires_grad_() for shape in shapes
+        )
         return cls(*parts)
 
     def gradients(self, output: Tensor) -> list[Tensor]:
         """Return the gradients of a fixed weighting of `output`."""
-        weights = torch.linspace(-1, 1, output.numel(), device=output.device).view(output.shape).to(output.dtype)
+        weights = torch.linspace(-1, 1, output.numel()).bfloat16().to(output.device, output.dtype).view(output.shape)
         return list(torch.autograd.grad(output, (self.query, self.key, self.value), weights))
 
 

@@ -21,7 +21,7 @@ from stages.prune.criteria.registry import CRITERIA
 from stages.registry import STAGES
 from stages.stage import JSON, Context
 
-LEFT = 2**26
+LEFT = 2**28
 """Bytes of tensors that a stage may leave: workspaces of libraries, and no model."""
 
 
