@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 RANK = 16
 LONGEST = 2048
 """Tokens of the longest document."""
-WARM, COUNTED = 3, 2
-"""Steps before the clock starts, and steps whose waits and launches are counted after it has stopped."""
+WARM, TIMED, COUNTED = 3, 10, 2
+"""Steps before the clock starts, steps that it measures, and steps whose waits and launches are counted afterwards."""
 
 
 def training(
@@ -139,11 +139,11 @@ def measured(
     adapter: str = "lora",
     objective: str = "cross_entropy",
     channels: int | None = None,
-    timed: int = 10,
+    timed: int | None = None,
     **recover: Any,
 ) -> JSON:
     """Return the speed and the memory of a recovery of `layers` layers, with `batch_tokens` tokens a step."""
-    device, windows = setting.device, Windows(setting.device, timed)
+    device, windows = setting.device, Windows(setting.device, timed or (3 if setting.toy else TIMED))
     config = RecoverStageConfig(
         adapter=_adapter_config(adapter, rank=4 if setting.toy else RANK),
         recover=_recover_config(setting, windows, batch_tokens, objective, recover),
