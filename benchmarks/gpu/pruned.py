@@ -178,7 +178,9 @@ def _costs(what: str, costs: list[JSON], wanted: str) -> Part:
     if len(costs) == 2:
         shallow, deep = costs
         beyond = (WHOLE - deep["layers"]) / (deep["layers"] - shallow["layers"])
-        whole = {name: deep[name] + beyond * (deep[name] - shallow[name]) for name in ("seconds", "peak_bytes")}
+        # No layer costs less than nothing, as noise could have it.
+        more = {name: max(deep[name] - shallow[name], 0) for name in ("seconds", "peak_bytes")}
+        whole = {name: deep[name] + beyond * each for name, each in more.items()}
         numbers["whole"] = whole | {"extrapolated": True, "layers": WHOLE}
         lines.append(Row(f"{what} ({WHOLE} layers)", f"{_cost_words(whole)} (extrapolated)", wanted))
     else:

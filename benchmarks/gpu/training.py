@@ -287,7 +287,8 @@ def extrapolated(shallow: JSON, deep: JSON) -> JSON:
 
     def whole(of: Callable[[JSON], float]) -> float:
         beyond: float = (WHOLE - deep["layers"]) / (deep["layers"] - shallow["layers"])
-        return of(deep) + beyond * (of(deep) - of(shallow))
+        # No layer costs less than nothing, as noise could have it.
+        return of(deep) + beyond * max(of(deep) - of(shallow), 0.0)
 
     # Per token, because the steps of two runs differ by a document's tokens.
     seconds = whole(lambda step: 1 / step["tokens_per_second"])
