@@ -31,6 +31,8 @@ class Context:
         checkpoint_seconds: a long stage writes a checkpoint about this often; 0 is as often as it can.
         workers: the number of processes that may share the stage's work. The stage starts them itself.
         engine: how those processes share the work; one of `ENGINES`.
+        cards: torch's names of the devices over which a stage that can do so spreads a model's layers; empty where a
+            model is on `device`.
         log: called with each point of a curve (a flat dictionary of numbers) as it appears.
     """
 
@@ -41,6 +43,7 @@ class Context:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     workers: int = 1
     engine: str = "single"
+    cards: tuple[str, ...] = ()
     log: Callable[[JSON], None] = lambda point: None
 
 

@@ -77,14 +77,16 @@ class Engine:
         engine: str = "single",
         workers: int = 1,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        cards: tuple[str, ...] = (),
     ) -> None:
         """`force` names stages or roles that are built again, and everything that depends on them.
 
         `observe(node)` returns the function that gets the points of that node's curve while the node is built.
-        `engine` and `workers` say how, and how many, processes share a recovery.
+        `engine` and `workers` say how, and how many, processes share a stage; `cards` are those of one large model.
         """
         self.graph, self.store, self.cache, self.observe, self.threads = graph, store, cache, observe, threads
         self.checkpoint_seconds, self.engine, self.workers = checkpoint_seconds, engine, workers
+        self.cards = cards
         self.done: dict[str, Artifact] = {}
         self.runs: dict[str, StageRun] = {}
         self.forced = _forced(graph, force)
@@ -181,6 +183,7 @@ class Engine:
                 checkpoint_seconds=self.checkpoint_seconds,
                 workers=self.workers,
                 engine=self.engine,
+                cards=self.cards,
                 log=self.observe(node),
             )
             self._set_threads()

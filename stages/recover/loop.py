@@ -70,7 +70,8 @@ class Training:
         identity: a run resumes only from a checkpoint with an equal identity.
         rewrite: returns the documents to train a step on, from those that were drawn for it; None: those themselves.
         rates: the factor on the learning rate of each parameter that has its own factor, by name.
-        workers: the processes that share the work; all of them run the same `Training`.
+        workers: the processes that share the work, which have shared the model (`Workers.prepare`); all of them run the
+            same `Training`.
     """
 
     model: PreTrainedModel
@@ -95,8 +96,6 @@ class Training:
     def __post_init__(self) -> None:
         if self.config.compile:
             compile_layers(self.model)
-        # First, because sharding the model gives it other parameters.
-        self.workers.prepare(self.model)
         self.parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
