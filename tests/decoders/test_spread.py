@@ -21,7 +21,8 @@ def test_cards_hold_about_as_much_each_and_layers_stay_in_order() -> None:
 def test_layers_are_on_their_cards_and_all_else_on_the_first() -> None:
     model = spread(decoder(), ["cpu", "meta"])
     kinds = [next(layer.parameters()).device.type for layer in model.model.layers]
-    assert kinds == sorted(kinds) and set(kinds) == {"cpu", "meta"}
+    assert kinds == sorted(kinds)
+    assert set(kinds) == {"cpu", "meta"}
     assert {model.lm_head.weight.device.type, model.model.norm.weight.device.type, model.device.type} == {"cpu"}
 
 
