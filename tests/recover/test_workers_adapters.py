@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from helpers.recoveries import train_each
+from helpers.decoders import decoder
+from helpers.recoveries import share, train_each
 from helpers.toy import config, data_artifact, model_artifact
 from stages.adapters.registry import ADAPTERS
 from stages.common.files import read_jsonl
+from stages.decoders.checkpoint import count_parameters
 from stages.recover.config import RecoverStageConfig
 from stages.recover.launch import launched
 from stages.recover.objectives.distillation import DistillationConfig
@@ -91,3 +94,19 @@ def assert_trained_as_by_one(
             assert ours == pytest.approx(theirs, rel=1e-4), name
         files = [load_file(next(trained.glob("*/*model.safetensors"))) for trained in (output / name, alone(name))]
         assert_close(*files, rtol=1e-3, atol=1e-5, msg=lambda told, name=name: f"{name}: {told}")
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_a_worker_never_holds_more_than_its_share_and_a_layer(stored: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 4096, "num_hidden_layers": 6, "head_dim": 8}
+    model = decoder(**sizes)
+    layer, whole = (4 * count_parameters(module) for module in (model.model.layers[0], model))
+    model_artifact(tmp_path / "base", model.to(getattr(torch, stored)))
+    context = Context(output=tmp_path, cache=tmp_path / "cache", engine="fsdp", workers=2)
+    found = launched(share, None, {"model": tmp_path / "base"}, context)["workers"]
+    assert len(found) == 2
+    for worker in found:
+        # Gathering a layer takes it twice: as one buffer, and as weights. Interpreter and libraries grow a little too.
+        assert worker["most"] < whole / 2 + 2 * layer + 6 * 2**20 < whole
+        assert whole / 2 * 0.9 < worker["kept"] < worker["most"]
+    assert not list((tmp_path / "cache").glob("*"))

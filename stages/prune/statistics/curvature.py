@@ -94,7 +94,9 @@ def _sweep(
 ) -> list[SecondMoments]:
     """Return the moments of all `maps`: one pass forward over the text, and backward over `curvature` sequences."""
     found = [
-        SecondMoments(*(torch.zeros(n, n, device=ids_BT.device) for n in (linear.in_features, linear.out_features)))
+        SecondMoments(
+            *(linear.weight.new_zeros(n, n, dtype=torch.float32) for n in (linear.in_features, linear.out_features))
+        )
         for linear in maps
     ]
     draw = torch.Generator(ids_BT.device).manual_seed(seed % 2**63)
