@@ -282,7 +282,7 @@ class Training:
     def _score(self, tokens: int) -> JSON:
         def score() -> JSON:
             with memory.noticed(tokens=tokens):
-                return self.workers.forward(partial(self.measure, tokens))
+                return self.workers.asked(partial(self.measure, tokens))
 
         return self.workers.on_each(score)[0]
 

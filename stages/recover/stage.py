@@ -167,7 +167,7 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
     # Before anything keeps the model's parameters, because a sharded model has others.
     workers.prepare(model, context.device)
     scored = partial(Curve, model, material.tokenizer, material.held_out, config=config.recover, dtype=config.dtype)
-    curve = workers.forward(scored)
+    curve = workers.asked(scored)
     rewrites = objective.rewrites
     training = Training(
         model=model,
@@ -195,7 +195,7 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
         "training": _training_facts(progress, stream),
         "kept": {"parameters": config.recover.keep, "step": kept["step"], "tokens": kept["tokens"]},
         "validation": _validation_facts(progress.history[0], kept, curve),
-        "test": workers.forward(lambda: _test_facts(model, material.tokenizer, unseen, config, progress)),
+        "test": workers.asked(lambda: _test_facts(model, material.tokenizer, unseen, config, progress)),
     } | ({"masked_modules": len(material.masked)} if material.masked else {})
     # Last, because a sharded model whose parameters are whole can't run any more.
     workers.gather(model, frozen=adapter.trained is not None)

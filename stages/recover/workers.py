@@ -55,7 +55,11 @@ class Workers:
         """Share the model, with its adapter attached, among the workers; its parameters may be other objects then."""
 
     def forward(self, work: Callable[[], Done]) -> Done:
-        """Return the result of `work`, which runs the model."""
+        """Return the result of `work`, which runs the model; a backward pass follows."""
+        return work()
+
+    def asked(self, work: Callable[[], Done]) -> Done:
+        """Return the result of `work`, which runs the model without gradients."""
         return work()
 
     def turns(self, parts: Sequence[list[Document]]) -> Iterator[Turn]:
@@ -192,12 +196,19 @@ class Sharded(Replicated):
         # Such hooks keep the masks of trained weights (`stages.adapters.full`). They would see pieces of a gradient.
         if any(parameter._post_accumulate_grad_hooks for parameter in model.parameters()):
             raise UserError("weights with a mask can't be sharded while they are trained. Set runtime=ddp.")
-        self._frame = _Frame(model)
+        self._frame: Any = _Frame(model)
         self._sharded = shard(self._frame, model.get_decoder().layers, device)
 
     def forward(self, work: Callable[[], Done]) -> Done:
         """Return the result of `work`, within which embeddings and head are whole, and each layer while it runs."""
         done: Done = self._frame(work)
+        return done
+
+    def asked(self, work: Callable[[], Done]) -> Done:
+        """Return the result of `work`, after which embeddings and head are in pieces again."""
+        done: Done = self._frame(work)
+        # Torch leaves them whole for a backward pass, and without one they would miss what the pieces become.
+        self._frame.reshard()
         return done
 
     def _company(self, everyones: list[Document]) -> list[Document]:
