@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from helpers.questions import ROWS, model_artifact, tasks_artifact
+from stages.common.files import read_jsonl
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.stage import run
 from stages.stage import Context
@@ -61,3 +63,15 @@ def test_processes_go_on_where_one_was_killed(inputs: dict[str, Path], alone: di
     (documents / "piqa.jsonl.unfinished").write_bytes(b"".join(kept))
     (tmp_path / "continuations.jsonl").write_bytes(alone["continuations.jsonl"])
     assert evaluated(inputs, tmp_path, 2) == alone
+
+
+def test_a_model_spread_over_cards_is_judged_alike(
+    inputs: dict[str, Path], alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    context = Context(output=tmp_path, cards=("cpu", "cpu"), workers=2, engine="fsdp")
+    run(EvaluateConfig(**OPTIONS), inputs, context)
+    for name in ("boolq", "piqa", "arc_easy"):
+        mine = list(read_jsonl(tmp_path / "documents" / f"{name}.jsonl"))
+        theirs = [json.loads(line) for line in alone[f"documents/{name}.jsonl"].splitlines()]
+        for ours, wanted in zip(mine, theirs, strict=True):
+            assert ours["loglikelihoods"] == pytest.approx(wanted["loglikelihoods"], abs=1e-3)
