@@ -57,7 +57,7 @@ class Crew:
         for place in range(len(questions)):
             while place not in found:
                 for connection in wait(list(asked)):
-                    member = asked.pop(connection)  # type: ignore[arg-type]
+                    member = asked.pop(connection)  # type: ignore[call-overload]
                     found[member.place] = member.answer()
                     if member.ask(next(waiting, None)):
                         asked[member.connection] = member

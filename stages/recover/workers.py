@@ -152,7 +152,7 @@ class Replicated(Workers):
         flat = torch.cat([gradient.flatten() for gradient in own])
         torch.distributed.all_reduce(flat)
         flat /= self.count
-        for parameter, mean in zip(self._trained, flat.split([each.numel() for each in own]), strict=True):
+        for parameter, mean in zip(self._trained, torch.split(flat, [each.numel() for each in own]), strict=True):
             parameter.grad = mean.view_as(parameter)
 
     @contextmanager
