@@ -92,8 +92,9 @@ def measure(
     passes = len(models) * sum(1 + new_tokens for turn in turns.values() for new_tokens in turn)
     with progress("latency", total=passes, unit="pass") as bar, _memory(device):
         for group in [models] if together else [{name: source} for name, source in models.items()]:
-            placed = {"dtype": config.dtype, "device": device, "cards": cards}
-            loaded = {name: source.load(**placed) for name, source in group.items()}
+            loaded = {
+                name: source.load(dtype=config.dtype, device=device, cards=cards) for name, source in group.items()
+            }
             times = {batch: _in_turns(loaded, config, batch, turns[batch], bar.update) for batch in turns}
             for name, model in loaded.items():
                 latency = [_latency(name, batch, times[batch]) for batch in turns]

@@ -108,10 +108,11 @@ class Examination:
             return self._rows(unit, advance)
         if unit.kind == "continuations":
             return continuations(self._config, self._artifact, self._model)
+        scorer, name = self._model().scorer, unit.name
         # Of one name alone, whose figures do not depend on the others.
-        alone = replace(self._config, **{unit.kind: [unit.name]})
-        measure = texts if unit.kind == "texts" else corpora
-        return measure(self._model().scorer, self._artifact, alone)[unit.name]
+        if unit.kind == "texts":
+            return texts(scorer, self._artifact, replace(self._config, texts=[name]))[name]
+        return corpora(scorer, self._artifact, replace(self._config, corpora=[name]))[name]
 
     def _rows(self, unit: Unit, advance: Advance) -> list[JSON]:
         papers = self.papers(unit.name)

@@ -98,7 +98,7 @@ def assert_trained_as_by_one(
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_a_worker_never_holds_more_than_its_share_and_a_layer(stored: str, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 256, "intermediate_size": 4096, "num_hidden_layers": 6, "head_dim": 8}
+    sizes = {"hidden_size": 252, "intermediate_size": 4096, "num_hidden_layers": 6}
     model = decoder(**sizes)
     layer, whole = (4 * count_parameters(module) for module in (model.model.layers[0], model))
     model_artifact(tmp_path / "base", model.to(getattr(torch, stored)))
