@@ -20,7 +20,7 @@ from pipeline.engine.store import Store, explain_disk_error
 from pipeline.planning.build import TRIAL, build_graph
 from pipeline.planning.graph import Graph, Node
 from pipeline.planning.preview import preview
-from pipeline.planning.runtime import resolve_workers
+from pipeline.planning.runtime import resolve_cards, resolve_workers
 from pipeline.planning.settled import cache_directory
 from pipeline.planning.speed import known
 from pipeline.planning.work import model_shapes, works
@@ -116,6 +116,7 @@ def _planned(config: Config, observe: Observe, *, measures: bool) -> Plan:
         workers=resolve_workers(runtime.engine, runtime.workers, graph.device),
         checkpoint_seconds=runtime.checkpoint_seconds,
         deterministic=runtime.deterministic,
+        cards=resolve_cards(runtime.device_map, graph.device),
     )
     foreseen = preview(config, graph, _directory(engine, graph.roles["model"]))
     if graph.device == "cpu":

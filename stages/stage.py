@@ -33,6 +33,8 @@ class Context:
         workers: the number of processes that may share the stage's work. The stage starts them itself.
         engine: how those processes share the work; one of `ENGINES`.
         deterministic: whether sums are taken in a fixed order on a GPU too; those processes see to it themselves.
+        cards: torch's names of the devices over which a stage that can do so spreads a model's layers; empty where a
+            model is on `device`.
         log: called with each point of a curve (a flat dictionary of numbers) as it appears.
     """
 
@@ -44,6 +46,7 @@ class Context:
     workers: int = 1
     engine: str = "single"
     deterministic: bool = False
+    cards: tuple[str, ...] = ()
     log: Callable[[JSON], None] = lambda point: None
 
 

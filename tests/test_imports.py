@@ -15,7 +15,7 @@ from stages.registry import STAGES
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {stage.function.split(".")[1] for stage in STAGES.values()}
 """The folders in which stages are, as the registry says."""
-SHELVES = ("common", "fetch", "rows", "decoders", "task_library", "text_library", "inference", "adapters")
+SHELVES = ("common", "processes", "fetch", "rows", "decoders", "task_library", "text_library", "inference", "adapters")
 """What stages share; a shelf may use those before it."""
 FOREIGN = {"pipeline", "conf", "hydra", "omegaconf", "wandb"}
 

@@ -80,16 +80,17 @@ class Engine:
         workers: int = 1,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         deterministic: bool = False,
+        cards: tuple[str, ...] = (),
     ) -> None:
         """`force` names stages or roles that are built again, and everything that depends on them.
 
         `observe(node)` returns the function that gets the points of that node's curve while the node is built.
-        `engine` and `workers` say how, and how many, processes share a recovery. `deterministic`: a GPU adds in a fixed
-        order too.
+        `engine` and `workers` say how, and how many, processes share a stage; `cards` are those of one large model.
+        `deterministic`: a GPU adds in a fixed order too.
         """
         self.graph, self.store, self.cache, self.observe, self.threads = graph, store, cache, observe, threads
         self.checkpoint_seconds, self.engine, self.workers = checkpoint_seconds, engine, workers
-        self.deterministic = deterministic
+        self.deterministic, self.cards = deterministic, cards
         self.done: dict[str, Artifact] = {}
         self.runs: dict[str, StageRun] = {}
         self.forced = _forced(graph, force)
@@ -188,6 +189,7 @@ class Engine:
                 engine=self.engine,
                 # A processor adds in a fixed order anyway.
                 deterministic=self.deterministic and self.graph.device != "cpu",
+                cards=self.cards,
                 log=self.observe(node),
             )
             self._set_threads()

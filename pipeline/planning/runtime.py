@@ -1,4 +1,4 @@
-"""Device and number of processes that a run gets on this machine, found without importing torch."""
+"""Devices and number of processes that a run gets on this machine, found without importing torch."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def check_runtime(runtime: RuntimeConfig) -> None:
     device, threads, seconds = runtime.device, runtime.threads, runtime.checkpoint_seconds
     require(device in ("auto", "cpu", "cuda"), "runtime.device", "auto, cpu or cuda", device)
     require(threads is None or threads >= 1, "runtime.threads", "at least 1", threads)
+    require(runtime.device_map in (None, "auto"), "runtime.device_map", "null or auto", runtime.device_map)
     require(seconds >= 0, "runtime.checkpoint_seconds", "at least 0", seconds)
 
 
@@ -30,7 +31,7 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_workers(engine: str, workers: int | None, device: str) -> int:
-    """Return the number of processes that share a recovery.
+    """Return the number of processes that share a recovery, and an evaluation.
 
     Raises:
         UserError: the engine is unknown, or does not go with that number.
@@ -47,6 +48,12 @@ def resolve_workers(engine: str, workers: int | None, device: str) -> int:
     if workers is None and device == "cpu":
         raise UserError(f"runtime={engine} on a processor needs a number of processes, such as runtime.workers=2.")
     return workers or visible_gpus()
+
+
+def resolve_cards(device_map: str | None, device: str) -> tuple[str, ...]:
+    """Return the GPUs over which a model's layers are spread; none where it is not asked for, or there is one GPU."""
+    count = visible_gpus() if device_map == "auto" and device == "cuda" else 1
+    return tuple(f"cuda:{index}" for index in range(count)) if count > 1 else ()
 
 
 def visible_gpus() -> int:

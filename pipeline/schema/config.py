@@ -53,9 +53,13 @@ class RuntimeConfig:
     """Processor threads for torch; null leaves torch's own choice."""
     engine: str = "single"
     """How processes of this machine share a recovery: single (there is one), ddp (each has a copy of the model) or fsdp
-    (each has a piece of the model). The run starts them itself."""
+    (each has a piece of the model). With either, each judges a part of an evaluation's documents, on a whole copy. The
+    run starts them itself."""
     workers: int | None = None
     """Number of those processes; null is one for each visible GPU. On a processor the number has to be given."""
+    device_map: str | None = None
+    """How pruning and evaluation hold a model: null is on one GPU; auto spreads its layers over all visible ones, for a
+    model larger than one. Where there is one GPU or none, auto is null. Such a model is recovered by runtime=fsdp."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     """Seconds between two checkpoints of a recovery. A killed run resumes from the last and loses no more than that.
     Where saving takes long, the time between is longer, so that saving takes 3 % of it at most; 0 saves every step."""

@@ -93,7 +93,9 @@ def trained(model: Module, dtype: str) -> PreTrainedModel:
     """
     import torch
 
-    model.to(getattr(torch, dtype))
+    # One by one: `Module.to` would round buffers too, and layers that were sharded refuse it.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
     with torch.no_grad():
         for module in model.modules():
             kept_OI, weight_OI = getattr(module, KEPT, None), getattr(module, "weight", None)

@@ -7,6 +7,7 @@ the one place where stages that judge a model meet adapters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from stages.common.choices import lookup
 from stages.common.files import read_json
 from stages.decoders.checkpoint import load_model
 from stages.decoders.masks import masked_modules
+from stages.decoders.spread import spread
 from stages.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,21 +56,25 @@ class Source:
         directories = [self.model, *([self.recovery / "adapter"] if self.recovery else [])]
         return [file for directory in directories for file in sorted(directory.glob("*.safetensors"))]
 
-    def load(self, *, dtype: str, device: str = "cpu") -> PreTrainedModel:
-        """Return the model in evaluation mode, weights and adapter in `dtype`.
+    def load(self, *, dtype: str, device: str = "cpu", cards: Sequence[str] = ()) -> PreTrainedModel:
+        """Return the model in evaluation mode, weights and adapter in `dtype`, its layers spread over `cards` if any.
 
         Raises:
             UserError: a directory is not complete, or the adapter is of another model.
         """
-        model = load_model(self.model, dtype=dtype, device=device)
+        # On the processor its files are mapped, and each layer then goes straight to its card.
+        model = load_model(self.model, dtype=dtype, device="cpu" if cards else device)
+        self._attach(model)
+        return spread(model.eval(), cards) if cards else model.eval()
+
+    def _attach(self, model: PreTrainedModel) -> None:
         if self.recovery is None:
-            return model
+            return
         name = read_json(self.recovery / "recovery.json")["adapter"]["name"]
         adapter = lookup("adapter", name, ADAPTERS)
         if adapter.load is None:
             raise UserError(f"{self.recovery}: adapter '{name}' is no adapter that is loaded. Build it again.")
         adapter.load(model, self.recovery / "adapter", masked_modules(self.model))
-        return model.eval()
 
 
 def added_multiply_accumulates(model: PreTrainedModel) -> int:

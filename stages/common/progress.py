@@ -6,6 +6,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+_silent = False
+
+
+def silence() -> None:
+    """Show no bar from now on. A process whose work another one shows the progress of calls this."""
+    global _silent
+    _silent = True
+
 
 def progress(
     description: str, *, total: int | None, unit: str, initial: int = 0, scale: bool = False, silent: bool = False
@@ -13,7 +21,7 @@ def progress(
     """Return a progress bar. `scale` prints large numbers (bytes, tokens) as k, M, G; `silent` shows nothing."""
     return tqdm(
         desc=description,
-        disable=silent,
+        disable=silent or _silent,
         total=total,
         unit=unit,
         initial=initial,

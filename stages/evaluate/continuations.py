@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
-from stages.common.files import read_jsonl, write_jsonl
+from stages.common.files import read_jsonl
 from stages.common.progress import progress
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
@@ -70,20 +70,14 @@ def beginnings(passages: Iterable[JSON], count: int) -> list[Beginning]:
     return [Beginning(title, "".join(found[:end]), "".join(found[end:])) for title, found, end in long_enough]
 
 
-def written_continuations(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -> JSON | None:
-    """Return the `totals` of `continuations.jsonl` in `output`, which is written unless it is there; None without any.
+def continuations(config: EvaluateConfig, artifact: Path, model: Model) -> list[JSON]:
+    """Return the `continuation_rows` of `config.generation_prompts` passages of the tasks' artifact.
 
     Raises:
         UserError: the artifact of the tasks has no passages, or the model's context has no room for the tokens.
     """
-    if not config.generation_prompts:
-        return None
-    path = output / "continuations.jsonl"
-    # A killed run that this one resumes may have written the file already.
-    if not path.is_file():
-        prompts = beginnings(read_jsonl(artifact / "texts" / f"{CONTINUED}.jsonl"), config.generation_prompts)
-        write_jsonl(path, continuation_rows(model(), prompts, new_tokens=config.generation_tokens))
-    return totals(list(read_jsonl(path)), new_tokens=config.generation_tokens)
+    prompts = beginnings(read_jsonl(artifact / "texts" / f"{CONTINUED}.jsonl"), config.generation_prompts)
+    return continuation_rows(model(), prompts, new_tokens=config.generation_tokens)
 
 
 def continuation_rows(lm: FastLM, prompts: Sequence[Beginning], *, new_tokens: int) -> list[JSON]:

@@ -61,8 +61,8 @@ def run(config: CostConfig, inputs: Mapping[str, Path], context: Context) -> JSO
     check_cost(config)
     names = [name for name in ("dense", "pruned", "recovered") if name in inputs]
     models = {name: Source.of(inputs[name], inputs.get("base")) for name in names}
-    peaks = measure_peaks(models, config, context.device)
-    measured, note = measure(models, config, context.device)
+    peaks = measure_peaks(models, config, context.device, context.cards)
+    measured, note = measure(models, config, context.device, context.cards)
     cost: JSON = {
         "models": {name: measured[name] | peaks[name] for name in models},
         "hardware": _hardware(context.device),
@@ -75,21 +75,26 @@ def run(config: CostConfig, inputs: Mapping[str, Path], context: Context) -> JSO
     return {name: {key: entry[key] for key in ("parameters", "bytes")} for name, entry in cost["models"].items()}
 
 
-def measure(models: Mapping[str, Source], config: CostConfig, device: str) -> tuple[dict[str, JSON], str]:
+def measure(
+    models: Mapping[str, Source], config: CostConfig, device: str, cards: Sequence[str] = ()
+) -> tuple[dict[str, JSON], str]:
     """Return each model's size, work and latencies, and a note for readers of the latencies (empty without one).
 
-    All models are loaded at once and take turns, where they fit. Otherwise each is loaded and timed alone.
+    All models are loaded at once and take turns, where they fit. Otherwise, and where each is spread over `cards`, each
+    is loaded and timed alone.
 
     Raises:
         UserError: the device has too little memory.
     """
-    together = _fit(models, config, device)
+    together = not cards and _fit(models, config, device)
     turns = {batch: _turns(config, batch) for batch in config.batch_sizes}
     measured: dict[str, JSON] = {}
     passes = len(models) * sum(1 + new_tokens for turn in turns.values() for new_tokens in turn)
     with progress("latency", total=passes, unit="pass") as bar, _memory(device):
         for group in [models] if together else [{name: source} for name, source in models.items()]:
-            loaded = {name: source.load(dtype=config.dtype, device=device) for name, source in group.items()}
+            loaded = {
+                name: source.load(dtype=config.dtype, device=device, cards=cards) for name, source in group.items()
+            }
             times = {batch: _in_turns(loaded, config, batch, turns[batch], bar.update) for batch in turns}
             for name, model in loaded.items():
                 latency = [_latency(name, batch, times[batch]) for batch in turns]

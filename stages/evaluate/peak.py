@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,17 +24,20 @@ from stages.evaluate.timing import timed_passes
 from stages.stage import JSON
 
 
-def measure_peaks(models: Mapping[str, Source], config: CostConfig, device: str) -> dict[str, JSON]:
+def measure_peaks(
+    models: Mapping[str, Source], config: CostConfig, device: str, cards: Sequence[str] = ()
+) -> dict[str, JSON]:
     """Return, for each model, the memory of a process that loads it and generates with it.
 
     Keys: peak_memory_bytes, the process's resident high-water mark (null where the system has no /proc);
-    libraries_bytes, the part of it from before the model was loaded; peak_device_memory_bytes on a GPU, else null.
+    libraries_bytes, the part of it from before the model was loaded; peak_device_memory_bytes on a GPU, or on all of
+    `cards` where models are spread over these, else null.
 
     Raises:
         UserError: a model could not be run alone, most likely because memory is too small.
     """
     places = {name: [str(source.model), source.recovery and str(source.recovery)] for name, source in models.items()}
-    request = {"models": places, "config": asdict(config), "device": device}
+    request = {"models": places, "config": asdict(config), "device": device, "cards": list(cards)}
     # The new interpreter must find this project from any working directory.
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -53,15 +56,15 @@ def measure_peaks(models: Mapping[str, Source], config: CostConfig, device: str)
     return peaks
 
 
-def _measure(source: Source, config: CostConfig, device: str) -> JSON:
+def _measure(source: Source, config: CostConfig, device: str, cards: Sequence[str]) -> JSON:
     libraries = resident_bytes("VmRSS")
-    model = source.load(dtype=config.dtype, device=device)
+    model = source.load(dtype=config.dtype, device=device, cards=cards)
     list(timed_passes(model, prompt_tokens=config.prompt_tokens, new_tokens=1))  # reading the prompt is the peak
     on_device = None
     if model.device.type == "cuda":
         import torch
 
-        on_device = torch.cuda.max_memory_allocated(model.device)
+        on_device = sum(map(torch.cuda.max_memory_allocated, cards or [model.device]))
     return {
         "peak_memory_bytes": resident_bytes("VmHWM"),
         "libraries_bytes": libraries,
@@ -69,13 +72,13 @@ def _measure(source: Source, config: CostConfig, device: str) -> JSON:
     }
 
 
-def _measure_in_fork(source: Source, config: CostConfig, device: str) -> JSON:
+def _measure_in_fork(source: Source, config: CostConfig, device: str, cards: Sequence[str]) -> JSON:
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         status = 1
         try:
-            os.write(writer, json.dumps(_measure(source, config, device)).encode())
+            os.write(writer, json.dumps(_measure(source, config, device, cards)).encode())
             status = 0
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -99,7 +102,8 @@ def main() -> None:
         name: Source(Path(model), Path(recovery) if recovery else None)
         for name, (model, recovery) in request["models"].items()
     }
-    print(json.dumps({name: _measure_in_fork(source, config, request["device"]) for name, source in models.items()}))
+    places = config, request["device"], request["cards"]
+    print(json.dumps({name: _measure_in_fork(source, *places) for name, source in models.items()}))
 
 
 if __name__ == "__main__":

@@ -5,41 +5,30 @@ are lm-eval's own. `generation` lets the model write an answer, as LLM-Adapters 
 and perplexity move before accuracy does, and with far less noise.
 
 Rows are written as documents are judged, so a killed evaluation continues at the document it was at. Blocks of
-documents are cut by the task, never by what is already there. The rows added are therefore those of an undisturbed
-evaluation, to the byte.
+documents are always cut alike (`.examination`). The rows added are therefore those of an undisturbed evaluation, to the
+byte, and several processes can judge them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from stages.adapters.loading import Source
-from stages.common.choices import lookup
-from stages.common.files import read_json, write_json
+from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.common.journal import Journal
 from stages.common.progress import progress
-from stages.decoders.checkpoint import load_tokenizer
 from stages.evaluate.config import EvaluateConfig
-from stages.evaluate.continuations import written_continuations
+from stages.evaluate.continuations import totals
+from stages.evaluate.examination import Ask, Examination, Unit, loader, together
 from stages.evaluate.fitting import explained
-from stages.evaluate.judge import PROTOCOLS, Model, Paper
-from stages.evaluate.lm import FastLM
+from stages.evaluate.judge import Model
 from stages.evaluate.metrics import average, summarise
-from stages.evaluate.perplexity import corpora, judged_mean, texts
+from stages.evaluate.perplexity import judged_mean
 from stages.evaluate.plan import check_evaluation
-from stages.inference.scorer import Scorer
 from stages.stage import JSON, Context
 
-BLOCK = 100
-"""Documents judged together. A kill costs at most these; sorting them by length saves work.
-
-Block k of a task is its documents 100 k to 100 k + 99. Which documents share a pass decides the shapes of its matrix
-products, and a product of another shape may round differently. A block is therefore never judged in part.
-"""
+PERPLEXITY, CONTINUATIONS = "perplexity.json", "continuations.jsonl"
 
 
 @explained()
@@ -49,81 +38,80 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) ->
     Where the model is an adapter alone, `inputs["base"]` is the model that it was trained on.
     The stage writes `documents/TASK.jsonl` (one line a document; `judge` and `generation` describe it), `results.json`,
     `perplexity.json` and `continuations.jsonl`. It returns the means and the perplexity of each kind of text.
+    With several workers each judges a part of the documents, on its own copy of the model; this process writes.
 
     Raises:
         UserError: an option is out of range, a task can't be asked, a likelihood is not finite, or memory is too small.
     """
     check_evaluation(config)
-
-    @cache
-    def model() -> FastLM:
-        source = Source.of(inputs["model"], inputs.get("base"))
-        loaded = source.load(dtype=config.dtype, device=context.device)
-        return FastLM(Scorer(loaded, load_tokenizer(source.model), batch_tokens=config.batch_tokens))
-
-    results, held_out = judged(config, inputs["tasks"], context.output, model)
+    model = loader(config, inputs, context.device, context.cards)
+    # A model that takes all cards leaves none for a second copy.
+    alone = context.workers == 1 or context.cards
+    ask = None if alone else together(config, inputs, context)
+    results, held_out = judged(config, inputs["tasks"], context.output, model, ask)
     perplexity = {name: found["perplexity"] for name, found in held_out["texts"].items()}
     return {"mean": results["mean"], "perplexity": perplexity}
 
 
-def judged(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -> tuple[JSON, JSON]:
-    """Return the contents of results.json and perplexity.json in `output`, asking `model` only for what is missing.
+def judged(
+    config: EvaluateConfig, artifact: Path, output: Path, model: Model, ask: Ask | None = None
+) -> tuple[JSON, JSON]:
+    """Return the contents of results.json and perplexity.json in `output`, asking only for what is missing.
+
+    `ask` has units of the evaluation judged; without it, `model` is judged in this process.
 
     Raises:
         UserError: a task can't be asked, or a likelihood is not finite.
     """
-    tasks = _tasks(config, artifact, output, model)
+    examination = Examination(config, artifact, model)
+    tasks = _judge(config, artifact, output, examination, ask or examination.each)
     results: JSON = {"tasks": tasks, "mean": average(list(tasks.values()))}
     results |= {"protocol": config.protocol, "num_fewshot": config.num_fewshot, "limit": config.limit}
     results |= {"beams": config.beams, "new_tokens": config.new_tokens} if config.protocol == "generation" else {}
     results |= {"dtype": config.dtype, "rows": read_json(artifact / "tasks.json")}
     results["versions"] = {name: version(name) for name in ("lm-eval", "transformers", "torch")}
-    held_out = output / "perplexity.json"
-    # A killed run that this one resumes may have written the file already.
-    if not held_out.is_file():
-        found = texts(model().scorer, artifact, config) if config.texts and config.passages else {}
-        windows = corpora(model().scorer, artifact, config) if config.corpora else {}
-        write_json(held_out, {"texts": found, "mean": judged_mean(found), "corpora": windows})
-    results["generation"] = written_continuations(config, artifact, output, model)
+    results["generation"] = None
+    if config.generation_prompts:
+        written = list(read_jsonl(output / CONTINUATIONS))
+        results["generation"] = totals(written, new_tokens=config.generation_tokens)
     write_json(output / "results.json", results)
-    return results, read_json(held_out)
+    return results, read_json(output / PERPLEXITY)
 
 
-def _tasks(config: EvaluateConfig, artifact: Path, output: Path, model: Model) -> JSON:
-    """Return the scores of each task asked for, from rows judged now or by a killed run before."""
-    papers_of = lookup("protocol", config.protocol, PROTOCOLS)
-    # A list: every task is checked and counted before the first answer, which loads the model.
-    papers = {name: list(papers_of(name, artifact, config, model)) for name in config.tasks}
+def _judge(config: EvaluateConfig, artifact: Path, output: Path, examination: Examination, ask: Ask) -> JSON:
+    """Bring every row and figure to `output`; returns the scores of each task asked for."""
+    record = read_json(artifact / "tasks.json")
+    # First, so that every task is checked and counted before the first answer, which loads the model.
+    papers = {name: examination.papers(name) for name in config.tasks}
     journals = {
         name: Journal(output / "documents" / f"{name}.jsonl", sum(len(paper.questions) for paper in of_task))
         for name, of_task in papers.items()
     }
-    record = read_json(artifact / "tasks.json")
-    to_do = {name: list(_blocks(papers[name], len(journals[name].rows))) for name in papers}
-    total = sum(paper.size(block) for blocks in to_do.values() for paper, _, block, _ in blocks)
-    with progress("evaluate", total=total, unit="answer") as bar:
-        for name, blocks in to_do.items():
-            bar.set_description(f"evaluate {record[name]['label']}")
-            for paper, first, block, missing in blocks:
-                # A torn block is judged whole, and only the rows that were lacking are kept.
-                rows = paper.judge(block, first, bar.update)[-missing:]
-                several = len(papers[name]) > 1
-                journals[name].extend([row | {"doc": f"{paper.leaf}/{row['doc']}"} if several else row for row in rows])
+    units = [unit for name in papers for unit in examination.blocks(name, len(journals[name].rows))]
+    # A killed run that this one resumes may have written these files already.
+    if config.generation_prompts and not (output / CONTINUATIONS).is_file():
+        units.append(Unit("continuations", "continuations"))
+    measured = (output / PERPLEXITY).is_file()
+    units += [] if measured else examination.held_out()
+    found: dict[str, JSON] = {"texts": {}, "corpora": {}}
+    with progress("evaluate", total=sum(unit.answers for unit in units), unit="answer") as bar:
+        answers = ask(units, bar.update)
+        for unit in units:
+            bar.set_description(f"evaluate {record[unit.name]['label'] if unit.kind == 'tasks' else unit.name}")
+            answer = next(answers)
+            if unit.kind == "tasks":
+                journals[unit.name].extend(answer)
+            elif unit.kind == "continuations":
+                write_jsonl(output / CONTINUATIONS, answer)
+            else:
+                found[unit.kind][unit.name] = answer
+    if not measured:
+        write_json(
+            output / PERPLEXITY,
+            {"texts": found["texts"], "mean": judged_mean(found["texts"]), "corpora": found["corpora"]},
+        )
     return {
-        name: {"label": record[name]["label"], "metric": papers[name][0].metric, "leaves": len(papers[name])}
+        name: {"label": record[name]["label"], "metric": of_task[0].metric, "leaves": len(of_task)}
         | summarise(journals[name].rows)
-        for name in config.tasks
+        for name, of_task in papers.items()
     }
-
-
-def _blocks(papers: Sequence[Paper], judged: int) -> Iterator[tuple[Paper, int, Sequence[Any], int]]:
-    """Yield (paper, number of the first, questions, how many lack a row) for each block not judged to its end.
-
-    The first `judged` of all documents have a row. A block that a kill tore is yielded whole; its last rows are new.
-    """
-    for paper in papers:
-        for first in range(0, len(paper.questions), BLOCK):
-            block = paper.questions[first : first + BLOCK]
-            if (missing := min(first + len(block) - judged, len(block))) > 0:
-                yield paper, first, block, missing
-        judged = max(judged - len(paper.questions), 0)

@@ -83,6 +83,9 @@ def fit_in_sequence(
     with progress("compensating (sequential)", total=len(layers), unit="layer") as bar:
         for layer in layers:
             with resident(layer.index):
+                # Where layers are spread over cards, a fit is made on its layer's.
+                place = next(layer.module.parameters(), dense_BTH).device
+                dense_BTH, cut_BTH = dense_BTH.to(place), cut_BTH.to(place)
                 dense_BTH, cut_BTH = _fitted_layer(model, decoder, layer, selection, dense_BTH, cut_BTH)
             bar.update()
 

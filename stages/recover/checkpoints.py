@@ -103,15 +103,19 @@ def save(
     for name, parameter in parameters.items():
         tensors |= {f"{key} {name}": value for key, value in optimizer.state.get(parameter, {}).items()}
     tensors |= {f"best {name}": tensor for name, tensor in best.items()}
-    # Before the others leave: to gather a sharded tensor takes all workers.
-    tensors = {name: workers.whole(tensor) for name, tensor in tensors.items()}
+    # To gather a sharded tensor takes all workers, and the leader alone keeps it, in the processor's memory.
+    wholes = {}
+    for name, tensor in tensors.items():
+        whole = workers.whole(tensor)
+        if workers.leads:
+            wholes[name] = whole.cpu().contiguous()
     if not workers.leads:
         return final
     beside = final.with_name(f"writing-{final.name}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside / STATE)
+        save_file(wholes, beside / STATE)
         write_json(
             beside / PROGRESS,
             {"identity": identity, "progress": asdict(progress), "computed": _computed(parameters)},

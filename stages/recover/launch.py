@@ -3,31 +3,26 @@
 The process that was asked to recover computes nothing itself. It starts one process a worker. It passes on the leader's
 log, and the signal that it gets itself. It ends all workers when one fails. Workers hear of signals from this process
 alone, and end themselves when it is gone: a pipe connects them, and a pipe closes with the process at its other end.
-
-Workers are forked from a process that has imported everything and computed nothing (multiprocessing's fork server). So
-the trials of a search for a learning rate import torch once, not once a worker and trial.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from multiprocessing import Pipe, get_context
+from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
-import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from stages.errors import UserError
-from stages.recover.config import RecoverStageConfig
+from stages.processes.failure import Failed, ended_outside
+from stages.processes.start import check_devices, started, threads_each
 from stages.recover.interruption import Signalled, deferred_signals, leave
-from stages.recover.messages import Failed, Finished, Job, Point, Said, Work
+from stages.recover.messages import Finished, Job, Point, Said, Work
 from stages.recover.worker import do
 from stages.recover.workers import SINGLE
 from stages.stage import JSON, Context
@@ -37,9 +32,10 @@ LISTEN_SECONDS = 0.1
 GRACE_SECONDS = 2.0
 """Time after a failure in which failures of other workers are still heard: the earliest is the cause, not the first
 heard."""
+REMEDY = "Lower runtime.workers or recover.micro_batch_tokens; the same command goes on from the last checkpoint."
 
 
-def launched(work: Work, config: RecoverStageConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
+def launched(work: Work, config: Any, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Return the result of `work`, run here or on `context.workers` processes, of which the leader's result counts.
 
     Raises:
@@ -49,48 +45,27 @@ def launched(work: Work, config: RecoverStageConfig, inputs: Mapping[str, Path],
     """
     if context.workers == 1:
         return work(config, inputs, context, SINGLE)
-    if context.device != "cpu" and context.workers > torch.cuda.device_count():
-        raise UserError(
-            f"runtime.workers={context.workers}, but {torch.cuda.device_count()} GPUs are visible: each worker needs "
-            "one. Lower it, or leave it out."
-        )
+    check_devices(context.workers, context.device)
     # The workers meet at a store in this process, which outlives all of them. Port 0 takes any free port. Waiting here
     # would be for ever, since no worker has been started yet.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    # Workers share the processor: with all threads each, they would wait for each other.
-    threads = max(torch.get_num_threads() // context.workers, 1)
+    threads = threads_each(context.workers)
     # A job is pickled on its way to a worker, and the caller's `log` may be any function.
     silent = replace(context, log=_nothing)
     with deferred_signals() as signalled:
         # Filled one by one, so that workers are ended even if a later one does not start.
-        started: list[_Worker] = []
+        running: list[_Worker] = []
         try:
             for rank in range(context.workers):
-                started.append(_Worker(Job(work, config, inputs, silent, rank, store.port, threads)))
-            return _supervised(started, context.log, signalled)
+                running.append(_Worker(Job(work, config, inputs, silent, rank, store.port, threads)))
+            return _supervised(running, context.log, signalled)
         finally:
-            for worker in started:
+            for worker in running:
                 worker.end()
 
 
 def _nothing(point: JSON) -> None:
     """Log nothing; unlike a lambda, this function can be sent to another process."""
-
-
-# Forking from this process itself would copy its threads' locks; spawning would import torch again for each worker.
-_processes = get_context("forkserver")
-_processes.set_forkserver_preload(["stages.recover.stage", "stages.recover.worker", "accelerate", "peft"])
-
-
-@contextmanager
-def _nameless_main() -> Iterator[None]:
-    """Hide the script that runs, which multiprocessing would run again in each worker; no worker needs it."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 class _Worker:
@@ -99,9 +74,7 @@ class _Worker:
     def __init__(self, job: Job) -> None:
         self.rank = job.rank
         self.connection, theirs = Pipe()
-        self.process = _processes.Process(target=do, args=(job, theirs), daemon=True)
-        with _nameless_main():
-            self.process.start()
+        self.process = started(do, job, theirs)
         # The worker has its own copy. While one is open here, this end would never see that the worker has gone.
         theirs.close()
 
@@ -160,9 +133,4 @@ def _last_words(worker: _Worker) -> Failed | None:
     status = worker.process.exitcode
     if status == 0:
         return None
-    return Failed(
-        f"worker {worker.rank} was ended from outside (status {status}), as the system does when memory runs out. Lower"
-        " runtime.workers or recover.micro_batch_tokens; the same command goes on from the last checkpoint.",
-        at=0.0,  # before all others: whatever else failed did so because of this
-        meant_for_users=True,
-    )
+    return ended_outside(worker.rank, status, REMEDY)

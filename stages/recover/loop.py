@@ -87,7 +87,8 @@ class Training:
         identity: a run resumes only from a checkpoint with an equal identity.
         rewrite: returns the documents to train a step on, from those that were drawn for it; None: those themselves.
         rates: the factor on the learning rate of each parameter that has its own factor, by name.
-        workers: the processes that share the work; all of them run the same `Training`.
+        workers: the processes that share the work, which have shared the model (`Workers.prepare`); all of them run the
+            same `Training`.
     """
 
     model: PreTrainedModel
@@ -117,8 +118,6 @@ class Training:
             compile_layers(self.model)
         elif torch.device(self.context.device).type == "cuda":
             use_fused_kernels(self.model)
-        # First, because sharding the model gives it other parameters.
-        self.workers.prepare(self.model)
         self.parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         # A compiled layer casts by itself, in kernels that do other work too.
         self.casts = Casts.of(self.model, DTYPES["float32" if self.config.compile else self.dtype])
@@ -344,7 +343,7 @@ class Training:
     def _score(self, tokens: int) -> JSON:
         def score() -> JSON:
             with memory.noticed(tokens=tokens):
-                return self.workers.forward(partial(self.measure, tokens))
+                return self.workers.asked(partial(self.measure, tokens))
 
         return self.workers.on_each(score)[0]
 

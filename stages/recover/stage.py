@@ -26,6 +26,7 @@ from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve
 from stages.recover.launch import launched
 from stages.recover.loop import Training
+from stages.recover.mapped import load_mapped
 from stages.recover.objectives.objective import Objective
 from stages.recover.objectives.registry import objective_of
 from stages.recover.objectives.teacher import check_vocabulary
@@ -106,6 +107,8 @@ def train_together(config: RecoverStageConfig, inputs: Mapping[str, Path], conte
     """Do the part of `train` that each of `workers` does; only the leader writes files."""
     adapter, base = adapter_of(config), inputs["model"] / "model"
     material = material_of(config, inputs, context.device)
+    if context.engine == "fsdp":
+        material = replace(material, load=lambda dtype: load_mapped(base, dtype=dtype, scratch=context.cache))
     adapted, summary, history = trained(config, material, context, workers)
     if workers.leads:
         _save(adapter, adapted, base, context.output, summary)
@@ -164,7 +167,10 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
         adapted = adapter.attach(model, config.adapter, material.masked)
         if adapter.start is not None:
             adapter.start(adapted, config.adapter, material.masked, partial(_run_on, model, stream, config))
-    curve = Curve(model, material.tokenizer, material.held_out, config=config.recover, dtype=config.dtype)
+    # Before anything keeps the model's parameters, because a sharded model has others.
+    workers.prepare(model, context.device)
+    scored = partial(Curve, model, material.tokenizer, material.held_out, config=config.recover, dtype=config.dtype)
+    curve = workers.asked(scored)
     rewrites = objective.rewrites
     training = Training(
         model=model,
@@ -192,7 +198,7 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
         "training": _training_facts(progress, stream),
         "kept": {"parameters": config.recover.keep, "step": kept["step"], "tokens": kept["tokens"]},
         "validation": _validation_facts(progress.history[0], kept, curve),
-        "test": workers.forward(lambda: _test_facts(model, material.tokenizer, unseen, config, progress)),
+        "test": workers.asked(lambda: _test_facts(model, material.tokenizer, unseen, config, progress)),
     } | ({"masked_modules": len(material.masked)} if material.masked else {})
     # Last, because a sharded model whose parameters are whole can't run any more.
     workers.gather(model, frozen=adapter.trained is not None)

@@ -15,8 +15,9 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from stages.common.determinism import ordered_sums
+from stages.processes.failure import as_failure, send
 from stages.recover.interruption import DEFERRED
-from stages.recover.messages import Finished, Job, Point, Said, as_failure, send
+from stages.recover.messages import Finished, Job, Point, Said
 from stages.recover.workers import ENGINE
 
 
@@ -75,9 +76,6 @@ def _work(job: Job, connection: Connection, told: Callable[[], int | None]) -> N
 def _join(job: Job) -> None:
     """Enter the process group: gloo on processors and for objects that are no tensors, NCCL between GPUs."""
     count, gpus = job.context.workers, job.context.device != "cpu"
-    # accelerate reads these variables.
-    ranks = {"RANK": job.rank, "LOCAL_RANK": job.rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    os.environ.update({name: str(value) for name, value in ranks.items()})
     if gpus:
         torch.cuda.set_device(job.rank)
     store = TCPStore("127.0.0.1", job.port, is_master=False)

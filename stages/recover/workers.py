@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from stages.errors import UserError
 from stages.recover.interruption import Signalled, deferred_signals
 from stages.recover.memory import OutOfMemory
+from stages.recover.sharding import shard
 from stages.rows.packing import Document
 
 if TYPE_CHECKING:
@@ -50,11 +51,15 @@ class Workers:
     count = 1
     leads = True
 
-    def prepare(self, model: PreTrainedModel) -> None:
+    def prepare(self, model: PreTrainedModel, device: str) -> None:
         """Share the model, with its adapter attached, among the workers; its parameters may be other objects then."""
 
     def forward(self, work: Callable[[], Done]) -> Done:
-        """Return the result of `work`, which runs the model."""
+        """Return the result of `work`, which runs the model; a backward pass follows."""
+        return work()
+
+    def asked(self, work: Callable[[], Done]) -> Done:
+        """Return the result of `work`, which runs the model without gradients."""
         return work()
 
     def turns(self, parts: Sequence[list[Document]]) -> Iterator[Turn]:
@@ -98,36 +103,24 @@ class Workers:
 SINGLE = Workers()
 
 
-class _Frame(nn.Module):
-    """The root module that DDP and FSDP wrap; its forward pass is the given function, which runs the model inside."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, work: Callable[[], Any]) -> Any:
-        return work()
-
-
 class Replicated(Workers):
-    """Whole copies of the model, kept equal by adding up gradients (DDP), once a step.
+    """Whole copies of the model, kept equal by adding up gradients, once a step and in one flat buffer.
 
-    Micro-batches accumulate their gradients on each worker alone. An empty pass then lets DDP add them up. So a worker
-    may have nothing to do. When a worker runs out of memory, all workers can try again together. The price is that
-    communication does not overlap the last backward pass. That costs little, because gradients are an adapter's.
+    Micro-batches accumulate their gradients on each worker alone. So a worker may have nothing to do, and all workers
+    can try again together when one runs out of memory. The price is that communication does not overlap the last
+    backward pass. That costs little, because gradients are an adapter's.
     """
 
     def __init__(self, rank: int, count: int, told: Signalled) -> None:
         """Join the existing process group; `told` returns the signal that the starting process passed on."""
         self.rank, self.count, self.leads, self._told = rank, count, rank == 0, told
 
-    def prepare(self, model: PreTrainedModel) -> None:
-        """Wrap `model` in accelerate's DDP, which makes all copies the leader's."""
-        from accelerate import Accelerator
-
-        accelerator = Accelerator(cpu=model.device.type == "cpu")
+    @torch.no_grad()
+    def prepare(self, model: PreTrainedModel, device: str) -> None:
+        """Make all copies the leader's."""
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._frame = accelerator.prepare_model(_Frame(model))
+        for tensor in (*model.parameters(), *model.buffers()):
+            torch.distributed.broadcast(tensor, src=0)
 
     def turns(self, parts: Sequence[list[Document]]) -> Iterator[Turn]:
         """Yield rounds of about equally long micro-batches, because a round takes as long as its longest."""
@@ -165,10 +158,13 @@ class Replicated(Workers):
         return self._told() is not None
 
     def add_gradients(self) -> None:
-        """Run the empty pass: its gradients are zeros, and DDP takes the mean of zeros plus what has accumulated."""
-        # DDP waits for the gradient of every trained parameter, so the sum has all of them.
-        zero: Tensor = self._frame(lambda: sum(parameter.sum() for parameter in self._trained) * 0.0)
-        zero.backward()  # type: ignore[no-untyped-call]
+        """Add up the gradients of all workers in one call, and leave their mean."""
+        own = [torch.zeros_like(each) if each.grad is None else each.grad for each in self._trained]
+        flat = torch.cat([gradient.flatten() for gradient in own])
+        torch.distributed.all_reduce(flat)
+        flat /= self.count
+        for parameter, mean in zip(self._trained, torch.split(flat, [each.numel() for each in own]), strict=True):
+            parameter.grad = mean.view_as(parameter)
 
     @contextmanager
     def signals(self) -> Iterator[Signalled]:
@@ -184,39 +180,46 @@ class _Failure:
     alone: bool
 
 
+class _Frame(nn.Module):
+    """The root module of a sharded model; its forward pass is the given function, which runs the model inside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        return work()
+
+
 class Sharded(Replicated):
     """A piece of every weight and gradient on each worker; weights are gathered layer by layer as they run (FSDP).
 
-    It uses torch's `fully_shard`, on which accelerate's FSDP is built, because accelerate itself shards on accelerators
-    only. All workers have to take part in every pass. So a worker without a micro-batch runs a document whose loss has
-    weight zero. A worker that runs out of memory ends the recovery.
+    All workers have to take part in every pass. So a worker without a micro-batch runs a document whose loss has weight
+    zero. A worker that runs out of memory ends the recovery.
     """
 
-    def prepare(self, model: PreTrainedModel) -> None:
-        """Shard each layer of `model`, and the rest as one piece.
+    def prepare(self, model: PreTrainedModel, device: str) -> None:
+        """Shard each layer of `model`, and the rest as one piece, onto `device`.
 
         Raises:
             UserError: the model has masks, and its own weights are trained.
         """
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
         # Such hooks keep the masks of trained weights (`stages.adapters.full`). They would see pieces of a gradient.
         if any(parameter._post_accumulate_grad_hooks for parameter in model.parameters()):
             raise UserError("weights with a mask can't be sharded while they are trained. Set runtime=ddp.")
-        mesh = init_device_mesh(model.device.type, (self.count,))
-        self._frame = _Frame(model)
-        self._sharded = [*model.get_decoder().layers, self._frame]
-        for module in self._sharded:
-            fully_shard(module, mesh=mesh)
-        for module in self._sharded:
-            # The first gathering makes the buffers for the weights, and must not make them in inference mode.
-            module.unshard()
-            module.reshard()
+        self._frame: Any = _Frame(model)
+        self._sharded = shard(self._frame, model.get_decoder().layers, device)
 
     def forward(self, work: Callable[[], Done]) -> Done:
         """Return the result of `work`, within which embeddings and head are whole, and each layer while it runs."""
         done: Done = self._frame(work)
+        return done
+
+    def asked(self, work: Callable[[], Done]) -> Done:
+        """Return the result of `work`, after which embeddings and head are in pieces again."""
+        done: Done = self._frame(work)
+        # Torch leaves them whole for a backward pass, and without one they would miss what the pieces become.
+        self._frame.reshard()
         return done
 
     def _company(self, everyones: list[Document]) -> list[Document]:
@@ -256,13 +259,15 @@ class Sharded(Replicated):
         for module in self._sharded:
             module.reshard()
         # By piece, so that tied parameters stay one parameter.
-        wholes: dict[nn.Parameter, nn.Parameter] = {}
+        wholes: dict[nn.Parameter, nn.Parameter | None] = {}
         for module in list(model.modules()):
             for name, piece in list(module.named_parameters(recurse=False)):
                 if not (frozen or piece.requires_grad):
                     continue
                 if piece not in wholes:
-                    wholes[piece] = nn.Parameter(self.whole(piece.detach()).cpu(), piece.requires_grad)
+                    whole = self.whole(piece.detach())
+                    # The others take part, and keep nothing.
+                    wholes[piece] = nn.Parameter(whole.cpu(), piece.requires_grad) if self.leads else None
                 if self.leads:
                     setattr(module, name, wholes[piece])
 

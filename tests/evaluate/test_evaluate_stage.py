@@ -15,7 +15,8 @@ from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
-from stages.evaluate.stage import BLOCK, run
+from stages.evaluate.examination import BLOCK
+from stages.evaluate.stage import run
 from stages.stage import Context
 from stages.task_library.definitions import leaf_folder, load, load_task
 from stages.task_library.registry import TASKS

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from stages.decoders import checkpoint
 from stages.decoders.shapes import DecoderShape
+from stages.decoders.spread import spread
 from stages.errors import UserError
 from stages.prune.memory.offload import Offloaded
 from stages.prune.memory.resident import Resident, always
@@ -52,8 +53,14 @@ def opened(source: Path, shape: DecoderShape, config: PruneConfig, context: Cont
         UserError: the weights are not those that the config describes.
     """
     scratch = context.output / "layers.partial" if config.offload == "layer" else None
+    if context.cards and scratch is not None:
+        raise UserError(
+            "prune.offload=layer keeps layers on disk, runtime.device_map=auto on all GPUs. Set one of both."
+        )
     if scratch is None:
-        weights = Weights(checkpoint.load_model(source, dtype=dtype, device=context.device))
+        device = "cpu" if context.cards else context.device
+        model = checkpoint.load_model(source, dtype=dtype, device=device)
+        weights = Weights(spread(model, context.cards) if context.cards else model)
     else:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)

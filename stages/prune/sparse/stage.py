@@ -28,6 +28,7 @@ from stages.common.files import read_json
 from stages.decoders import checkpoint
 from stages.decoders.architecture import DTYPES
 from stages.decoders.shapes import DecoderShape
+from stages.errors import UserError
 from stages.prune.allocation.budget import CONTEXT
 from stages.prune.calibration import Read, reading
 from stages.prune.groups import keep_all
@@ -49,6 +50,8 @@ def run(config: SparseMLConfig, inputs: Mapping[str, Path], context: Context) ->
     Raises:
         UserError: an option is wrong, or the outcome is not what was asked.
     """
+    if context.cards:
+        raise UserError("prune=sparseml masks a model on one GPU. Leave out runtime.device_map=auto.")
     source = inputs["model"] / "model"
     shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)
     read = reading(config, inputs, shape.vocabulary)

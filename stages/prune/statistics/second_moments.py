@@ -98,9 +98,10 @@ class _Sweep:
 
     def down_to(self, start: int, maps: Mapping[int, nn.Linear]) -> dict[int, SecondMoments]:
         """Return the moments of `maps`, all in the layers from `start` on that were not passed yet."""
-        device = self.with_gradient[0].device
         found = {
-            position: SecondMoments(*(torch.zeros(n, n, device=device) for n in (own.in_features, own.out_features)))
+            position: SecondMoments(
+                *(own.weight.new_zeros(n, n, dtype=torch.float32) for n in (own.in_features, own.out_features))
+            )
             for position, own in maps.items()
         }
         watched = [(linear, found[position]) for position, linear in maps.items()]

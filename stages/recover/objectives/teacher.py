@@ -28,7 +28,9 @@ from stages.decoders.logits import Logits
 from stages.decoders.packed_attention import hidden_states, use_packed_attention
 from stages.decoders.quantised import hold
 from stages.errors import UserError
+from stages.recover.mapped import load_mapped
 from stages.recover.objectives.divergence import Exact, Targets, TopK
+from stages.recover.sharding import everywhere, shard_layers
 from stages.rows.packing import Batch
 from stages.stage import Context
 
@@ -62,6 +64,7 @@ class Teacher:
             held: how the weights are held (`stages.decoders.holding`).
         """
         self._source, self._dtype, self._device = source, dtype, context.device
+        self._sharded, self._scratch = context.engine == "fsdp", context.cache
         self._temperature, self._top_k, self._held = temperature, top_k, held
         self._loaded: PreTrainedModel | None = None
         self._cache = self._cache_directory(context.cache / "teacher") if cached else None
@@ -77,7 +80,9 @@ class Teacher:
             return TopK.of(self.exact(batch), count)
         path = self._cache / f"{_digest(batch)}.safetensors"
         found = _read(path, self._device)
-        if found is None:
+        # A sharded teacher is run by all workers or by none.
+        everyone = everywhere(found is not None) if self._sharded else found is not None
+        if found is None or not everyone:
             found = TopK.of(self.exact(batch), count)
             _write(found, path)
         return found
@@ -91,13 +96,18 @@ class Teacher:
 
     def _model(self) -> PreTrainedModel:
         if self._loaded is None:
-            if isinstance(self._source, Path):
-                loaded = load_model(self._source, dtype=self._dtype, device=self._device, held=self._held)
-            else:
-                loaded = hold(copy_of(self._source, dtype=self._dtype, shared=True), self._held, self._device)
-            self._loaded = loaded.requires_grad_(False)
+            self._loaded = self._load().requires_grad_(False)
+            if self._sharded:
+                shard_layers(self._loaded, self._device)
             use_packed_attention(self._loaded)
         return self._loaded
+
+    def _load(self) -> PreTrainedModel:
+        if not isinstance(self._source, Path):
+            return hold(copy_of(self._source, dtype=self._dtype, shared=True), self._held, self._device)
+        if self._sharded:
+            return load_mapped(self._source, dtype=self._dtype, scratch=self._scratch)
+        return load_model(self._source, dtype=self._dtype, device=self._device, held=self._held)
 
     def _cache_directory(self, root: Path) -> Path:
         """Return the directory of this teacher's answers, named by everything that decides them but the batch."""

@@ -1,0 +1,1 @@
+"""Processes of this machine that share a stage's work: how they start, fail and end."""
