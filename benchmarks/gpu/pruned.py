@@ -13,7 +13,7 @@ import yaml
 from benchmarks.gpu.agreement import agreed, difference, said
 from benchmarks.gpu.check import Found, Part, Row, Setting
 from benchmarks.gpu.device import GIB, emptied, once, peak
-from benchmarks.gpu.slices import CONF, TOY_LAYERS, WHOLE, calibration, llama, shape_of, toy
+from benchmarks.gpu.slices import CONF, TOY_LAYERS, WHOLE, calibration, llama, shape_of, toy, whole
 from stages.decoders.shapes import DecoderShape
 from stages.prune.config import PruneConfig
 from stages.prune.criteria.registry import CRITERIA
@@ -176,13 +176,8 @@ def _costs(what: str, costs: list[JSON], wanted: str) -> Part:
     lines = [Row(f"{what} ({cost['layers']} layers)", _cost_words(cost)) for cost in costs]
     numbers: JSON = {"costs": costs}
     if len(costs) == 2:
-        shallow, deep = costs
-        beyond = (WHOLE - deep["layers"]) / (deep["layers"] - shallow["layers"])
-        # No layer costs less than nothing, as noise could have it.
-        more = {name: max(deep[name] - shallow[name], 0) for name in ("seconds", "peak_bytes")}
-        whole = {name: deep[name] + beyond * each for name, each in more.items()}
-        numbers["whole"] = whole | {"extrapolated": True, "layers": WHOLE}
-        lines.append(Row(f"{what} ({WHOLE} layers)", f"{_cost_words(whole)} (extrapolated)", wanted))
+        numbers["whole"] = whole(*costs, names=("seconds", "peak_bytes"))
+        lines.append(Row(f"{what} ({WHOLE} layers)", f"{_cost_words(numbers['whole'])} (extrapolated)", wanted))
     else:
         lines[-1] = Row(lines[-1].what, lines[-1].value, wanted)
     return Part(numbers, lines)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,19 @@ def llama(
 def toy(device: str, *, seed: int = 0) -> PreTrainedModel:
     """Return a toy of two layers in float32 with the same weights on every device, because a processor draws them."""
     return llama(Setting(device="cpu"), layers=TOY_LAYERS, seed=seed).to(device)
+
+
+def whole(shallow: JSON, deep: JSON, *, names: Sequence[str]) -> JSON:
+    """Return the costs `names` of 32 layers from those of two slices, as if each further layer cost the same.
+
+    Where noise hides what a layer costs, all of the deep slice's cost counts as its layers'.
+    """
+    found: JSON = {"extrapolated": True, "layers": WHOLE}
+    for name in names:
+        each = (deep[name] - shallow[name]) / (deep["layers"] - shallow["layers"])
+        each = each if each > 0 else deep[name] / deep["layers"]
+        found[name] = deep[name] + (WHOLE - deep["layers"]) * each
+    return found
 
 
 def shape_of(setting: Setting, layers: int) -> JSON:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 
 from benchmarks.gpu.check import Found, Part, Row, Setting, Skipped
 from benchmarks.gpu.device import GIB, Kernels, emptied, kernels, peak, synchronise, waits
-from benchmarks.gpu.slices import WHOLE, byte_tokenizer, llama, rows
+from benchmarks.gpu.slices import WHOLE, byte_tokenizer, llama, rows, whole
 from stages.adapters.registry import ADAPTERS
 from stages.common.files import write_jsonl
 from stages.decoders.packed_attention import use_packed_attention
@@ -285,20 +284,10 @@ def step_row(what: str, step: JSON, found: Found) -> Row:
 def extrapolated(shallow: JSON, deep: JSON) -> JSON:
     """Return seconds, operations and memory of 32 layers, as if every layer beyond the deep slice cost the same."""
 
-    def whole(of: Callable[[JSON], float]) -> float:
-        beyond: float = (WHOLE - deep["layers"]) / (deep["layers"] - shallow["layers"])
-        # No layer costs less than nothing, as noise could have it.
-        return of(deep) + beyond * max(of(deep) - of(shallow), 0.0)
-
     # Per token, because the steps of two runs differ by a document's tokens.
-    seconds = whole(lambda step: 1 / step["tokens_per_second"])
-    return {
-        "extrapolated": True,
-        "layers": WHOLE,
-        "tokens_per_second": 1 / seconds,
-        "operations_per_token": whole(lambda step: step["operations_per_token"]),
-        "peak_bytes": whole(lambda step: step["peak_bytes"]),
-    }
+    slices = [step | {"seconds": 1 / step["tokens_per_second"]} for step in (shallow, deep)]
+    found = whole(*slices, names=("seconds", "operations_per_token", "peak_bytes"))
+    return found | {"tokens_per_second": 1 / found["seconds"]}
 
 
 def whole_row(what: str, whole: JSON, found: Found) -> Row:

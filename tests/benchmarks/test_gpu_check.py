@@ -14,6 +14,7 @@ import torch
 from benchmarks import gpu_check
 from benchmarks.gpu.check import DONE, FAILED, MISSING, SKIPPED, UNREACHED, Check, Found, Part, Row, Setting, Skipped
 from benchmarks.gpu.running import outcomes
+from benchmarks.gpu.slices import whole
 from helpers.world import ROOT
 from stages.adapters.registry import ADAPTERS
 from stages.prune.criteria.registry import CRITERIA
@@ -60,9 +61,9 @@ def test_the_table_comes_last_with_the_figures_that_are_extrapolated_marked(
     assert lines[-1].endswith("result.json")
     table = lines[len(checks) + 1 : -2]
     assert len(table) == sum(len(check["rows"]) for check in checks.values())
-    whole = [line for line in table if "(32 layers)" in line or "32 layers" in line]
-    assert len(whole) == 3
-    assert all("(extrapolated)" in line for line in whole)
+    of_a_7b = [line for line in table if "32 layers" in line]
+    assert len(of_a_7b) == 3
+    assert all("(extrapolated)" in line for line in of_a_7b)
 
 
 def test_a_share_is_operations_over_the_measured_rate(checked: tuple[dict[str, dict], str]) -> None:
@@ -73,6 +74,12 @@ def test_a_share_is_operations_over_the_measured_rate(checked: tuple[dict[str, d
     stock = checks["stock"]["numbers"]["steps"]["128"]
     assert stock["operations_per_token"] == step["operations_per_token"]
     assert stock["ours_over_stock"] == pytest.approx(step["tokens_per_second"] / stock["tokens_per_second"])
+
+
+def test_a_7b_costs_what_the_deep_slice_does_and_what_each_further_layer_adds() -> None:
+    slices = [{"layers": 4, "seconds": 7.0, "bytes": 9.0}, {"layers": 8, "seconds": 11.0, "bytes": 8.0}]
+    found = whole(*slices, names=("seconds", "bytes"))
+    assert found == {"extrapolated": True, "layers": 32, "seconds": 11.0 + 24, "bytes": 32.0}
 
 
 def fails(setting: Setting, found: Found) -> Part:
