@@ -63,7 +63,7 @@ from stages.text_library.kinds import DEFAULT
 
 _apart = partial(apart, "benchmarks.roads")
 TIME = (
-    "On two cores it takes about an hour for each ratio and round (an estimate from short runs), a third of it to "
+    "On two fast cores it takes about an hour for each ratio and round, on slow ones two, a third of it to "
     "measure held-out text. --limit, --every and --tokens make it shorter."
 )
 
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=number, default=documents, help=f"documents of each kind of text ({documents})")
     parser.add_argument("--rank", type=number, default=16, help="of the stock road's LoRA, and its alpha (16)")
     parser.add_argument(
-        "--rates", type=_numbers, default=[1e-4, 3e-4, 1e-3, 3e-3], help="tried for it (1e-4,3e-4,1e-3,3e-3)"
+        "--rates", type=_numbers, default=[3e-4, 1e-3, 3e-3, 1e-2], help="tried for it (3e-4,1e-3,3e-3,1e-2)"
     )
     parser.add_argument("--tune-tokens", type=number, default=15_000, help="of a trial of a rate (15000)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

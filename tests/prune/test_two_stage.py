@@ -44,7 +44,7 @@ def test_attentions_go_by_equation_5_and_channels_alike_make_up_the_remainder(ra
     for shape in (SMALL, LARGE):
         count = len(shape.layers)
         attention, mlp = sizes[count]
-        plan = plan_shapes(shape, TwoStageConfig(ratio=ratio))
+        plan = plan_shapes(shape, TwoStageConfig(ratio=ratio, round_to=1))
         expected = equation_5(count, attention, mlp, ratio * shape.parameters() / (count * (attention + mlp)))
         assert sum(not layer.heads for layer in plan.pruned.layers) == expected
         assert len({layer.mlp for layer in plan.pruned.layers}) == 1
