@@ -13,7 +13,7 @@ TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile --
 SLOW := real or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup recover plan compare test test-slow test-all check format lint types constraints clean
+.PHONY: help setup recover plan compare gpu-check test test-slow test-all check format lint types constraints clean
 
 help: ## show this
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ plan: setup ## print what a recover would do, and do nothing
 
 compare: setup ## lay all recoveries of the store side by side
 	@$(RUN) -m pipeline.compare $(ARGS)
+
+gpu-check: setup ## measure a GPU in eight minutes (FULL=1: whole 7Bs, DEVICE=cpu: at toy size)
+	@$(RUN) -m benchmarks.gpu_check $(if $(DEVICE),--device $(DEVICE)) $(if $(FULL),--full) $(ARGS)
 
 test: setup ## run the tests: minutes, and no network
 	@$(TEST) -m 'not ($(SLOW))' $(ARGS)

@@ -75,12 +75,15 @@ def planned(ratio: float, given: Sequence[str], device: str) -> Plan:
             raise UserError(f"{option} leaves nothing to compare. Choose another option of that group.")
     if graph.roles["recover"].stage is not STAGES["recover"]:
         raise UserError("recover.tune=lr recovers several times. Compare one recovery: recover.tune=none.")
+    cut, rows = unwritten(stock.roles["prune"]), unwritten(graph.roles["data"])
+    # The engine builds only what plays a role, and rows without made-up text play none in our road.
+    theirs = {f"stock-{index}": node for index, node in enumerate([*lineage(cut), *lineage(rows)])}
     return Plan(
         ratio=ratio,
-        engine=engine_of(config, graph),
+        engine=engine_of(config, replace(graph, roles={**graph.roles, **theirs})),
         graph=graph,
-        stock=unwritten(stock.roles["prune"]),
-        rows=unwritten(graph.roles["data"]),
+        stock=cut,
+        rows=rows,
         cache=cache_directory(config),
     )
 

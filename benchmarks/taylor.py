@@ -25,7 +25,8 @@ from stages.decoders.anatomy import Projection, decoder_layers
 from stages.decoders.architecture import DTYPES
 from stages.decoders.shapes import DecoderShape
 from stages.prune.groups import slice_sums
-from stages.prune.memory.estimate import Work, estimate
+from stages.prune.memory.estimate import estimate
+from stages.prune.memory.quantities import Work
 from stages.prune.statistics.slices import group_scores
 from stages.prune.statistics.taylor import slice_scores
 from stages.stage import JSON
@@ -99,7 +100,8 @@ def estimated(task: Task) -> int:
         stored=task.dtype,
         sequences=task.sequences,
         length=task.length,
-        gradients=True,
+        scores="taylor",
+        device=task.device,
     )
     return estimate(work).total
 

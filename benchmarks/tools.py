@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -14,6 +14,9 @@ from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.evaluate.generation import finished
 from stages.inference.generator import Generator
 from stages.inference.scorer import Scorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Result = TypeVar("Result")
 Request = tuple[str, str]
@@ -37,10 +40,8 @@ class Tool(Protocol):
 class Stock:
     """lm-eval's `HFLM`."""
 
-    def __init__(self, model: Path, dtype: str, device: str) -> None:
-        self.lm = HFLM(
-            pretrained=load_model(model, dtype=dtype, device=device), tokenizer=load_tokenizer(model), batch_size=1
-        )
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
 
     def set_batch_size(self, size: int) -> None:
         """Use batches of `size` requests from now on."""
@@ -63,8 +64,8 @@ class Stock:
 class Ours:
     """`Scorer` and `Generator` at their defaults."""
 
-    def __init__(self, model: Path, dtype: str, device: str) -> None:
-        self.scorer = Scorer(load_model(model, dtype=dtype, device=device), load_tokenizer(model))
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.scorer = Scorer(model, tokenizer)
         self.generator = Generator(self.scorer)
 
     def loglikelihoods(self, requests: Sequence[Request]) -> tuple[float, list[Answer]]:
@@ -84,5 +85,10 @@ def _timed(work: Callable[[], Result]) -> tuple[float, Result]:
     return time.perf_counter() - started, result
 
 
-TOOLS: dict[str, Callable[[Path, str, str], Tool]] = {"stock": Stock, "ours": Ours}
-"""The tools by name. Each takes (model directory, precision, device)."""
+TOOLS: dict[str, Callable[[PreTrainedModel, PreTrainedTokenizerBase], Tool]] = {"stock": Stock, "ours": Ours}
+"""The tools by name."""
+
+
+def opened(name: str, model: Path, dtype: str, device: str) -> Tool:
+    """Return the tool `name` over the model in a directory."""
+    return TOOLS[name](load_model(model, dtype=dtype, device=device), load_tokenizer(model))

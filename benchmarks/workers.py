@@ -21,18 +21,21 @@ if TYPE_CHECKING:
     from benchmarks.tools import Tool
 
 
-def apart(module: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def apart(module: str, function: Callable[..., Any], *arguments: Any, seconds: float | None = None) -> Any:
     """Return the result of `function` in a process of its own, forked from one that has imported `module`.
 
     If this process is interrupted meanwhile, the other one ends too.
+
+    Raises:
+        TimeoutError: it took more than `seconds`. The other process is ended.
     """
     with _process(module) as pool:
         try:
-            return pool.submit(function, *arguments).result()
-        except (KeyboardInterrupt, SystemExit):
+            return pool.submit(function, *arguments).result(seconds)
+        except (KeyboardInterrupt, SystemExit, TimeoutError):
             # The pool would wait for what runs in it, which nobody waits for any more.
             for process in multiprocessing.active_children():
-                process.terminate()
+                process.kill()
             raise
 
 
@@ -80,7 +83,7 @@ def _start(name: str, model: Path, dtype: str, device: str, threads: int | None)
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from benchmarks.tools import TOOLS
+    from benchmarks.tools import opened
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     disable_progress_bar()
@@ -88,7 +91,7 @@ def _start(name: str, model: Path, dtype: str, device: str, threads: int | None)
         torch.set_num_threads(threads)
     libraries = resident_bytes("VmRSS")
     started = time.perf_counter()
-    _tool = TOOLS[name](model, dtype, device)
+    _tool = opened(name, model, dtype, device)
     return time.perf_counter() - started, libraries, torch.get_num_threads()
 
 

@@ -116,6 +116,7 @@ def _planned(config: Config, observe: Observe, *, measures: bool) -> Plan:
         workers=resolve_workers(runtime.engine, runtime.workers, graph.device),
         checkpoint_seconds=runtime.checkpoint_seconds,
         cards=resolve_cards(runtime.device_map, graph.device),
+        deterministic=runtime.deterministic,
     )
     foreseen = preview(config, graph, _directory(engine, graph.roles["model"]))
     if graph.device == "cpu":

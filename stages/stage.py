@@ -28,11 +28,13 @@ class Context:
         device: torch's name of the device, "cpu" or "cuda".
         cache: a directory for downloads, shared by all runs and safe to delete.
         locations: where inputs that the config names by digest (a local model) are on this machine.
-        checkpoint_seconds: a long stage writes a checkpoint about this often; 0 is as often as it can.
+        checkpoint_seconds: a long stage writes a checkpoint about this often, or less often where saving takes long; 0
+            is as often as it can.
         workers: the number of processes that may share the stage's work. The stage starts them itself.
         engine: how those processes share the work; one of `ENGINES`.
         cards: torch's names of the devices over which a stage that can do so spreads a model's layers; empty where a
             model is on `device`.
+        deterministic: whether sums are taken in a fixed order on a GPU too; those processes see to it themselves.
         log: called with each point of a curve (a flat dictionary of numbers) as it appears.
     """
 
@@ -44,6 +46,7 @@ class Context:
     workers: int = 1
     engine: str = "single"
     cards: tuple[str, ...] = ()
+    deterministic: bool = False
     log: Callable[[JSON], None] = lambda point: None
 
 

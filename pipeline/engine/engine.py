@@ -22,7 +22,8 @@ from pipeline.engine.provenance import drift, provenance
 from pipeline.engine.store import Artifact, Store, begin, discard_if_empty, explain_disk_error, resumable
 from pipeline.planning.graph import Graph, Node
 from pipeline.planning.speed import machine_name
-from stages.common.machine import reset_peak_memory, resident_bytes
+from stages.common.determinism import ordered_sums
+from stages.common.machine import peak_device_memory_bytes, reset_peak_memory, resident_bytes
 from stages.decoders.work import Work
 from stages.errors import UserError
 from stages.stage import CHECKPOINT_SECONDS, Context
@@ -58,6 +59,7 @@ class StageRun:
     seconds: float
     peak_memory_bytes: int | None
     artifact: str
+    peak_device_memory_bytes: int | None = None
     why: str = ""
     drift: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -78,15 +80,17 @@ class Engine:
         workers: int = 1,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         cards: tuple[str, ...] = (),
+        deterministic: bool = False,
     ) -> None:
         """`force` names stages or roles that are built again, and everything that depends on them.
 
         `observe(node)` returns the function that gets the points of that node's curve while the node is built.
         `engine` and `workers` say how, and how many, processes share a stage; `cards` are those of one large model.
+        `deterministic`: a GPU adds in a fixed order too.
         """
         self.graph, self.store, self.cache, self.observe, self.threads = graph, store, cache, observe, threads
         self.checkpoint_seconds, self.engine, self.workers = checkpoint_seconds, engine, workers
-        self.cards = cards
+        self.cards, self.deterministic = cards, deterministic
         self.done: dict[str, Artifact] = {}
         self.runs: dict[str, StageRun] = {}
         self.forced = _forced(graph, force)
@@ -184,11 +188,14 @@ class Engine:
                 workers=self.workers,
                 engine=self.engine,
                 cards=self.cards,
+                # A processor adds in a fixed order anyway.
+                deterministic=self.deterministic and self.graph.device != "cpu",
                 log=self.observe(node),
             )
             self._set_threads()
             directories = {name: artifact.path for name, artifact in inputs.items()}
-            summary = stage.load()(node.config, directories, context)
+            with ordered_sums(context.deterministic):
+                summary = stage.load()(node.config, directories, context)
             _check_promises(node, partial)
             artifact = self.store.commit(
                 partial,
@@ -209,9 +216,11 @@ class Engine:
                 raise
             raise explained from error
         seconds = time.perf_counter() - started
-        peak = resident_bytes("VmHWM")
-        self._record(node, "resumed" if resumed else "built", seconds, peak, artifact, why=status.why)
+        peak, on_device = resident_bytes("VmHWM"), peak_device_memory_bytes()
+        done, more = "resumed" if resumed else "built", {"why": status.why, "peak_device_memory_bytes": on_device}
+        self._record(node, done, seconds, peak, artifact, **more)
         memory = f", peak {peak / 2**30:.1f} GiB" if peak else ""
+        memory += f" and {on_device / 2**30:.1f} GiB on the GPU" if on_device else ""
         log.info("built  %s in %.1f s%s", artifact.name, seconds, memory)
         return artifact
 

@@ -13,6 +13,7 @@ from pipeline.live.models import check_model, check_tokenizer, precision_of
 from pipeline.live.options import configured
 from pipeline.planning.settled import cache_directory, rows_of
 from stages.evaluate import plan as evaluate_plan
+from stages.evaluate.fitting import explained
 from stages.evaluate.lm import FastLM
 from stages.evaluate.stage import judged
 from stages.inference.scorer import Scorer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@explained()
 def evaluate_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -50,7 +52,8 @@ def evaluate_model(
         "generation": {repeated, loop, ended, length, …} of greedy continuations, means over the prompts; None without.
 
     Raises:
-        UserError: a task or an option is unknown, the rows can't be fetched, or a likelihood is not finite.
+        UserError: a task or an option is unknown, the rows can't be fetched, a likelihood is not finite, or memory is
+            too small.
     """
     check_model(model)
     asked = {"tasks": [tasks] if isinstance(tasks, str) else list(tasks), "limit": limit}

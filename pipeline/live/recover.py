@@ -14,6 +14,7 @@ from pipeline.planning.keys import derive_seed
 from pipeline.planning.settled import cache_directory, recovery_of
 from stages.common.files import write_jsonl
 from stages.decoders.copies import copy_of
+from stages.decoders.quantised import hold
 from stages.errors import UserError
 from stages.recover import memory
 from stages.recover.config import RecoverStageConfig
@@ -72,7 +73,7 @@ def recover_model(
     with TemporaryDirectory() as folder:
         write_jsonl(Path(folder) / "train.jsonl", train)
         material = Material(
-            load=lambda dtype: copy_of(model, dtype=dtype),
+            load=lambda dtype: hold(copy_of(model, dtype=dtype), config.recover.base, str(model.device)),
             tokenizer=check_tokenizer(tokenizer),
             train=Path(folder) / "train.jsonl",
             held_out=as_rows(held_out, "validation"),

@@ -74,6 +74,8 @@ class _Plan:
         if self.recovery is not None:
             self.roles |= data_roles("data", self._data(self.config.data))
         if self.pruning is not None:
+            # Only what is known before the model has come: a key must not change by that.
+            self.pruning = self.pruning.of(model_plan.known_fields(self.config.model))
             self._prune(self.pruning, model)
         pruned = self.roles.get("prune", model)
         dense = self._dense(model)
@@ -159,6 +161,9 @@ class _Plan:
 
     def _recover(self, recovery: RecoverStageConfig, pruned: Node, dense: Node | None) -> None:
         """Fill the roles of the pruned model's recovery, and of the dense model's where that is the reference."""
+        # A pruning without scores masks weights.
+        masked = self.pruning is not None and self.pruning.scored is None
+        recover_plan.check_base(recovery, masked=masked, engine=self.config.runtime.engine)
         inputs = {"data": self.roles["data"]}
         if recover_plan.taught(recovery):
             otherwise = "train without a teacher: recover.objective=cross_entropy."

@@ -15,6 +15,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from stages.common.later import counted
+
 SCHEMA = 1
 """Raised by one when the encoding below changes, which gives every artifact a new key."""
 
@@ -22,12 +24,14 @@ SCHEMA = 1
 def canonical(value: Any, where: str = "config") -> Any:
     """Return `value` as JSON types only: a dataclass becomes {"field": …}, an enum its name.
 
+    An option that came later is left out at its default, which is what was done before (`stages.common.later`).
+
     Raises:
         TypeError: the type's meaning is not its JSON (paths, sets, tensors, functions, …).
         ValueError: NaN or infinity.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+        return {name: canonical(item, f"{where}.{name}") for name, item in counted(value).items()}
     if isinstance(value, enum.Enum):
         return value.name
     if value is None or isinstance(value, (bool, int, str)):

@@ -61,7 +61,11 @@ class RuntimeConfig:
     """How pruning and evaluation hold a model: null is on one GPU; auto spreads its layers over all visible ones, for a
     model larger than one. Where there is one GPU or none, auto is null. Such a model is recovered by runtime=fsdp."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
-    """Seconds between two checkpoints of a recovery. A killed run resumes from the last and loses no more than that."""
+    """Seconds between two checkpoints of a recovery. A killed run resumes from the last and loses no more than that.
+    Where saving takes long, the time between is longer, so that saving takes 3 % of it at most; 0 saves every step."""
+    deterministic: bool = False
+    """Whether a GPU takes sums in a fixed order too, so that a run gives the same bytes again. Slower; no effect on a
+    processor, whose sums have one."""
     artifact_root: str = "artifacts"
     """Directory of the artifact store, relative to the working directory."""
     cache: str = "~/.cache/prune-recover"

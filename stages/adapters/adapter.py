@@ -42,6 +42,8 @@ class Adapter:
         start: sets the parameters that `attach` made from what the model's layers are given, in place. The last
             argument runs the model on the first rows of the training, up to a number of tokens. None where `attach`
             does everything.
+        leaves_base: returns whether training leaves the weights of the model's layers as they are and has no need of
+            whole ones. Only then may they be held in fewer bits.
         fits: raises a `UserError` where a model of this shape can't have the adapter. A plan calls it with the shape of
             the pruned model.
     """
@@ -58,6 +60,7 @@ class Adapter:
     merge: Callable[[PreTrainedModel, Path, Collection[str]], PreTrainedModel] | None = None
     trained: Callable[[Module, str], PreTrainedModel] | None = None
     start: Callable[[Module, Any, Collection[str], Callable[[int], None]], None] | None = None
+    leaves_base: Callable[[Any], bool] = lambda config: False
     fits: Callable[[Any, DecoderShape], None] = lambda config, shape: None
 
 

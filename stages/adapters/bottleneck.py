@@ -79,6 +79,7 @@ def bottleneck(config: type[BottleneckConfig], *, series: bool) -> Adapter:
         save=save,
         load=load,
         merge=None,
+        leaves_base=lambda settings: True,
     )
 
 

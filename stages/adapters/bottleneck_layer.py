@@ -38,10 +38,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.base_layer, self.options, self.series = base_layer, options, series
         inputs = base_layer.out_features if series else base_layer.in_features
-        place: dict[str, Any] = {"device": base_layer.weight.device, "dtype": torch.float32}
-        self.down = nn.Parameter(torch.empty(options.bottleneck, inputs, **place))
-        self.up = nn.Parameter(torch.zeros(base_layer.out_features, options.bottleneck, **place))
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+        device = base_layer.weight.device
+        # Drawn on the processor, so that a GPU starts from the same numbers.
+        drawn = torch.empty(options.bottleneck, inputs, dtype=torch.float32)
+        self.down = nn.Parameter(nn.init.kaiming_uniform_(drawn, a=math.sqrt(5)).to(device))
+        self.up = nn.Parameter(torch.zeros(base_layer.out_features, options.bottleneck, device=device))
         self.activation = FUNCTIONS[options.activation]
         self.multiply_accumulates = self.down.numel() + self.up.numel()
 

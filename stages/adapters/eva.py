@@ -47,7 +47,9 @@ def _leading(moment_NN: Tensor, rank: int) -> Tensor:
     """Return the first eigenvectors of a symmetric matrix, [N, R], in float32."""
     import torch
 
+    from stages.adapters.randomised import leading
+
     if 4 * (rank + MORE) < len(moment_NN):
-        return torch.svd_lowrank(moment_NN, rank + MORE, niter=ITERATIONS)[0][:, :rank]
+        return leading(moment_NN, rank + MORE, ITERATIONS)[0][:, :rank]
     vectors_NN: Tensor = torch.linalg.eigh(moment_NN.double())[1]
     return vectors_NN.flip(1)[:, :rank].float()

@@ -24,20 +24,29 @@ from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 
 from stages.adapters.adapter import ADAPTER
+from stages.decoders.quantised import QuantisedLinear
 
 
 class FusedLora(LoraLinear):  # type: ignore[misc]
-    """PEFT's LoRA layer, with a fused forward pass for a plain adapter and for DoRA's; PEFT's own for any other."""
+    """PEFT's LoRA layer, with a fused forward pass for a plain adapter and for DoRA's; PEFT's own for any other.
+
+    Attributes:
+        maps: the group that the layer computes with in a step of a training (`.cast.Maps`); None elsewhere.
+    """
+
+    maps: Any = None
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         """Return the adapted layer's output [..., O] for x [..., I]."""
-        if arguments or options or not self._plain():
+        if arguments or options or not self.plain():
             return super().forward(x, *arguments, **options)  # type: ignore[no-any-return]
+        if self.maps is not None:
+            return self.maps.output(self, x)  # type: ignore[no-any-return]
         base, down_RI, up_OR = self.base_layer, self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
         factor_O = None
         if ADAPTER in self.lora_variant:
-            factor_O = self.lora_magnitude_vector[ADAPTER].weight / self._norms(down_RI, up_OR)
-        dropped = self.lora_dropout[ADAPTER](x) if self._drops() else None
+            factor_O = self.lora_magnitude_vector[ADAPTER].weight / self.norms()
+        dropped = self.lora_dropout[ADAPTER](x) if self.drops() else None
         operands = [x, dropped, base.weight, base.bias, down_RI, up_OR, factor_O]
         # Cast here as autocast would: it leaves in-place products alone, and the backward pass runs outside it.
         # Autograd sees these casts and takes the gradients back to float32.
@@ -45,10 +54,11 @@ class FusedLora(LoraLinear):  # type: ignore[misc]
             dtype = torch.get_autocast_dtype(x.device.type)
             operands = [operand if operand is None else operand.to(dtype) for operand in operands]
         with torch.autocast(x.device.type, enabled=False):
-            output: Tensor = _AdaptedLinear.apply(*operands, self.scaling[ADAPTER])  # type: ignore[no-untyped-call]
+            packed = base if isinstance(base, QuantisedLinear) else None
+            output: Tensor = _AdaptedLinear.apply(*operands, self.scaling[ADAPTER], packed)  # type: ignore[no-untyped-call]
         return output
 
-    def _plain(self) -> bool:
+    def plain(self) -> bool:
         """Return whether this is one unmerged adapter on a frozen linear layer, of a kind that is computed here."""
         variant = self.lora_variant.get(ADAPTER)
         return (
@@ -56,20 +66,22 @@ class FusedLora(LoraLinear):  # type: ignore[misc]
             and not self.disable_adapters
             and not self.merged
             # Not a subclass, which could compute something else; and it gets no gradient from the backward pass below.
-            and type(self.base_layer) is nn.Linear
+            and type(self.base_layer) in (nn.Linear, QuantisedLinear)
             and not any(parameter.requires_grad for parameter in self.base_layer.parameters())
             and self.lora_A[ADAPTER].weight.dtype == torch.float32
             # Under dropout PEFT's DoRA drops the base's inputs too, but only in what the factor changes.
-            and (variant is None or (isinstance(variant, DoraLinearVariant) and not self._drops()))
+            and (variant is None or (isinstance(variant, DoraLinearVariant) and not self.drops()))
         )
 
-    def _drops(self) -> bool:
+    def drops(self) -> bool:
+        """Return whether the adapter's inputs are dropped."""
         return self.training and not isinstance(self.lora_dropout[ADAPTER], nn.Identity)
 
     @torch.no_grad()
-    def _norms(self, down_RI: Tensor, up_OR: Tensor) -> Tensor:
+    def norms(self) -> Tensor:
         """Return the norm of each row of V, in float32."""
         weight_OI, scaling = self.base_layer.weight, self.scaling[ADAPTER]
+        down_RI, up_OR = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
         # ||W||², once for the whole training.
         if (own_O := getattr(self, "_own_norms_O", None)) is None:
             own_O = self._own_norms_O = torch.linalg.vecdot(weight_OI.float(), weight_OI.float())
@@ -85,7 +97,8 @@ class FusedLora(LoraLinear):  # type: ignore[misc]
 class _AdaptedLinear(torch.autograd.Function):
     """y = f ⊙ (x Wᵀ + s d Aᵀ Bᵀ) + bias, where W, bias and ||V|| are constants.
 
-    d is x after dropout; `dropped` is None where d is x itself.
+    d is x after dropout; `dropped` is None where d is x itself. Where W is held `packed`, the backward pass makes it
+    whole again.
     """
 
     @staticmethod
@@ -99,6 +112,7 @@ class _AdaptedLinear(torch.autograd.Function):
         up_OR: Tensor,
         factor_O: Tensor | None,
         scaling: float,
+        packed: QuantisedLinear | None,
     ) -> Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
         dropped_TI = x_TI if dropped is None else dropped.reshape(x_TI.shape)
@@ -112,8 +126,9 @@ class _AdaptedLinear(torch.autograd.Function):
             unscaled_TO, output_TO = output_TO, output_TO * factor_O
             if bias_O is not None:
                 output_TO += bias_O
-        ctx.save_for_backward(dropped_TI, weight_OI, down_RI, up_OR, inner_TR, factor_O, unscaled_TO)
-        ctx.scaling, ctx.dropout = scaling, dropped is not None
+        kept_OI = weight_OI if packed is None else None
+        ctx.save_for_backward(dropped_TI, kept_OI, down_RI, up_OR, inner_TR, factor_O, unscaled_TO)
+        ctx.scaling, ctx.dropout, ctx.packed = scaling, dropped is not None, packed
         return output_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -130,11 +145,11 @@ class _AdaptedLinear(torch.autograd.Function):
         slope_RI = (slope_TR.T @ dropped_TI).mul_(ctx.scaling)
         slope_x = slope_dropped = None
         if ctx.needs_input_grad[0]:
-            slope_x = slope_TO @ weight_OI
+            slope_x = slope_TO @ (weight_OI if ctx.packed is None else ctx.packed.weight.to(slope_TO.dtype))
             # With dropout the two paths meet different inputs: autograd adds them up behind the dropout's own backward.
             if ctx.dropout:
                 slope_dropped = (slope_TR @ down_RI).mul_(ctx.scaling).view(*upstream[0].shape[:-1], -1)
             else:
                 slope_x.addmm_(slope_TR, down_RI, alpha=ctx.scaling)
             slope_x = slope_x.view(*upstream[0].shape[:-1], -1)
-        return slope_x, slope_dropped, None, None, slope_RI, slope_OR, slope_O, None
+        return slope_x, slope_dropped, None, None, slope_RI, slope_OR, slope_O, None, None

@@ -68,6 +68,7 @@ def low_rank(
         save=save_lora,
         load=load_peft,
         merge=merge_lora,
+        leaves_base=lambda settings: True,
         fits=check_ranks,
     )
 

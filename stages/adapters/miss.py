@@ -12,7 +12,7 @@ In masked modules the shared update is multiplied by the mask, in training and i
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stages.adapters.through_peft import PeftAdapterConfig, through_peft
@@ -50,4 +50,7 @@ def keep_masks(model: PreTrainedModel, masked: Collection[str]) -> None:
                 layer.__class__ = MaskedMiss
 
 
-MISS = through_peft(configured, MissConfig, largest=lambda layer: layer.in_features, keep_masks=keep_masks)
+MISS = replace(
+    through_peft(configured, MissConfig, largest=lambda layer: layer.in_features, keep_masks=keep_masks),
+    leaves_base=lambda settings: True,
+)

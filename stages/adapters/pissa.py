@@ -33,13 +33,15 @@ class PissaConfig(LowRankConfig):
 
 def start(weight_OI: Tensor, rank: int, scale: float, config: PissaConfig) -> tuple[Tensor, Tensor]:
     """Return B0 and A0, for which `scale` B0 A0 is the best approximation of the weight by this rank."""
-    import torch
-
     if config.iterations:
-        u_OR, s_R, v_IR = torch.svd_lowrank(weight_OI, rank, niter=config.iterations)
+        from stages.adapters.randomised import leading
+
+        u_OR, s_R, v_IR = leading(weight_OI, rank, config.iterations)
         vt_RI = v_IR.T
     else:
-        u_OR, s_R, vt_RI = torch.linalg.svd(weight_OI, full_matrices=False)
+        from torch.linalg import svd
+
+        u_OR, s_R, vt_RI = svd(weight_OI, full_matrices=False)
     root_R = (s_R[:rank] / scale).sqrt()
     return u_OR[:, :rank] * root_R, root_R[:, None] * vt_RI[:rank]
 

@@ -146,5 +146,6 @@ PREFIX = Adapter(
     save=save,
     load=load,
     merge=None,
+    leaves_base=lambda config: True,
     fits=check_shape,
 )

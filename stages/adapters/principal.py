@@ -38,4 +38,4 @@ def principal(start: Start, config: type[LowRankConfig] = LowRankConfig) -> Adap
             split_off(layer, up_OR, down_RI, masked=name in masked)
         return adapted
 
-    return replace(low_rank(scaling, config=config), attach=attach, save=save)
+    return replace(low_rank(scaling, config=config), attach=attach, save=save, leaves_base=lambda settings: False)

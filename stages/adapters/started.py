@@ -55,7 +55,8 @@ def started(adapter: Adapter) -> Adapter:
         require(config.corda in MODES, "adapter.corda", f"one of {', '.join(MODES)}", config.corda)
         require(config.init_tokens >= 1, "adapter.init_tokens", "at least 1 token", config.init_tokens)
 
-    return replace(adapter, check=check, start=start, save=save)
+    # corda splits a part off each weight.
+    return replace(adapter, check=check, start=start, save=save, leaves_base=lambda config: config.init != "corda")
 
 
 def start(adapted: Module, config: StartedConfig, masked: Collection[str], run: Callable[[int], None]) -> None:

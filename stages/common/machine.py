@@ -6,10 +6,12 @@ import ctypes
 import gc
 import os
 import platform
+import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from stages.common.choices import lookup
 
@@ -27,6 +29,20 @@ def processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return platform.processor() or platform.machine()
+
+
+@cache
+def card() -> str:
+    """Return the name of the first GPU that this process may use, as its driver's nvidia-smi gives it.
+
+    torch knows the name too. Asking it would mean importing it, and starting CUDA in a process that only plans.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip() or "0"
+    command = ["nvidia-smi", f"--id={first}", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "a GPU without a name"
 
 
 def hardware() -> dict[str, str | int | float]:
@@ -94,14 +110,27 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def reset_peak_memory() -> None:
-    """Start a new measurement of this process's peak resident memory, where the system can (Linux).
+def release_memory() -> None:
+    """Give memory back that nothing uses any more: to the system, and to the GPU where torch is at work on one.
 
-    Memory that earlier work freed and the C library still holds is given back first: it is not part of this peak.
+    What torch's allocator keeps of a GPU for later would be missing there, for other processes and in `nvidia-smi`.
     """
     # Objects in reference cycles hold their memory until the collector runs.
     gc.collect()
     return_freed_memory()
+    # A process that has not imported torch has nothing on a GPU, and `empty_cache` does nothing before CUDA is used.
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
+
+
+def reset_peak_memory() -> None:
+    """Start a new measurement of this process's peak resident memory, where the system can (Linux), and of a GPU's.
+
+    Memory that earlier work freed and the C library still holds is given back first: it is not part of this peak.
+    """
+    release_memory()
+    if (cuda := _cuda()) is not None:
+        cuda.reset_peak_memory_stats()
     try:
         # 5 resets VmHWM to the current resident size (proc(5)).
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -109,12 +138,28 @@ def reset_peak_memory() -> None:
         return
 
 
+def peak_device_memory_bytes() -> int | None:
+    """Return the most bytes of tensors that the GPU held since `reset_peak_memory`; None where no stage used one."""
+    cuda = _cuda()
+    return None if cuda is None else int(cuda.max_memory_allocated())
+
+
+def _cuda() -> Any:
+    """Return `torch.cuda` if this process has started CUDA, else None. torch is not imported for that."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
 def free_memory_bytes(device: str) -> int:
-    """Return the bytes that are still available on `device`: cpu, or a GPU such as cuda:0."""
+    """Return the bytes that are still available on `device`: cpu, or a GPU such as cuda:0.
+
+    On a GPU, what torch's allocator has reserved and no tensor uses is available too.
+    """
     if device.startswith("cuda"):
         import torch
 
-        return int(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     import psutil
 
     return min(psutil.virtual_memory().available, _left_in_container())

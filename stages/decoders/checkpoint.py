@@ -24,7 +24,9 @@ from stages.common.files import COMPANIONS, read_json, write_json
 from stages.decoders.architecture import DTYPES, MODELLING_FILE, PRUNED_MODELS, config_class, cut_to
 from stages.decoders.card import CARD, model_card
 from stages.decoders.headers import INDEX, numbers_by_precision, read_header
+from stages.decoders.holding import STORED
 from stages.decoders.lineage import base_of, lineage
+from stages.decoders.quantised import QuantisedLinear, hold
 from stages.decoders.registry import PRUNED_PREFIX
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
@@ -48,11 +50,13 @@ def load_model(
     device: str = "cpu",
     trust_remote_code: bool = False,
     config: PreTrainedConfig | None = None,
+    held: str = STORED,
 ) -> PreTrainedModel:
     """Return the causal language model in `directory`, in evaluation mode, with weights cast to `dtype`.
 
     Layers that differ in shape are built by this project's own copy of their class, so nothing in `directory` is
-    executed. A `config` takes the place of the directory's. Weights that it has no use for are not read.
+    executed. A `config` takes the place of the directory's. Weights that it has no use for are not read. The weights of
+    a frozen model may be `held` in fewer bits (`.holding`).
 
     Raises:
         UserError: the directory lacks its config or some of its weights, or weights are truncated or of another shape.
@@ -61,6 +65,10 @@ def load_model(
     # Only the automatic class knows the flag. Left unset, it would ask on the terminal.
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code} if loader is AutoModelForCausalLM else {}
     trust |= {} if config is None else {"config": config}
+    # Weights that are held as they are stored go from the file to the device. Others are packed on the way.
+    if device != "cpu" and held == STORED:
+        # With its number: safetensors takes "cuda" for the first GPU, torch for the one that this process has chosen.
+        trust["device_map"] = {"": torch.empty(0, device=device).device}
     try:
         model, report = loader.from_pretrained(
             directory,
@@ -76,7 +84,7 @@ def load_model(
         ) from error
     if problem := incomplete(report):
         raise UserError(f"{directory} is not a whole checkpoint: {problem}. Fetch or build it again.")
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    return hold(model, held, device).eval()
 
 
 def incomplete(report: Mapping[str, Any]) -> str:
@@ -220,7 +228,10 @@ def count_nonzeros(model: torch.nn.Module) -> int:
 
 def count_parameters(model: torch.nn.Module) -> int:
     """Return the number of parameters. Tied parameters count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    # A weight that is held in fewer bits is no parameter of torch's.
+    packed = (layer for layer in model.modules() if isinstance(layer, QuantisedLinear))
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    return whole + sum(layer.in_features * layer.out_features for layer in packed)
 
 
 def _has_tokenizer(directory: Path) -> bool:

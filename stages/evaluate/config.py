@@ -63,6 +63,7 @@ class CostConfig:
     device: str = "cpu"
     """Device of the measurement. With `processor` and `threads` it is in the key: a time belongs to its machine."""
     processor: str = ""
+    """The processor's name, and on a GPU the card's behind it."""
     threads: int | None = None
     """Processor threads; None is torch's own choice."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +23,7 @@ from stages.common.files import read_jsonl
 from stages.common.progress import progress
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
+from stages.evaluate.fitting import with_fewer_tokens
 from stages.evaluate.judge import Model
 from stages.evaluate.lm import FastLM
 from stages.inference.encoding import Query
@@ -101,8 +103,9 @@ def continuation_rows(lm: FastLM, prompts: Sequence[Beginning], *, new_tokens: i
         for one, context in zip(prompts, contexts, strict=True)
     ]
     with progress("continuations", total=len(prompts), unit="text") as bar:
-        written = lm.generator.continuations(contexts, new_tokens=new_tokens, advance=bar.update)
-    likeliest = lm.scorer.likeliest(queries)
+        write = partial(lm.generator.continuations, new_tokens=new_tokens)
+        written = lm.in_parts(lambda some, done: write(some, advance=done), contexts, bar.update)
+    likeliest = with_fewer_tokens(lm.scorer, lambda done: lm.scorer.likeliest(queries))
     return [
         {
             "title": prompt.title,

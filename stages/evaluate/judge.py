@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
+from stages.evaluate.fitting import Advance, scored
 from stages.evaluate.generation import finished, judge_generation
 from stages.evaluate.lm import FastLM
 from stages.inference.beam_search import beam_search
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 Model = Callable[[], FastLM]
 """Returns the model, loaded when the first answer is wanted. An evaluation that already has all its rows loads none."""
-Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ def generation_papers(name: str, artifact: Path, config: EvaluateConfig, model: 
 
     def judge(some: Sequence[JSON], first: int, advance: Advance) -> list[JSON]:
         fits = partial(model().scorer.encoder.fits, room=config.new_tokens)
-        return judge_generation(write, name, some, fits=fits, advance=advance, first=first)
+        written = lambda prompts, done: model().in_parts(write, prompts, done)  # noqa: E731
+        return judge_generation(written, name, some, fits=fits, advance=advance, first=first)
 
     yield Paper(leaf, "acc", rows, judge)
 
@@ -109,7 +110,7 @@ def judge_by_definition(
         cut = [not model().scorer.encoder.fits(context, room=0) for context, _ in requests]
     else:
         queries = model().scorer.encoder.queries(requests)
-        answers = model().scorer.score(queries, advance)
+        answers = scored(model().scorer, queries, advance)
         cut = [query.truncated for query in queries]
     answered = iter(zip(answers, cut, strict=True))
     rows = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
@@ -16,6 +17,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 
 from stages.common.progress import progress
 from stages.errors import UserError
+from stages.evaluate.fitting import InParts, scored
 from stages.inference.generator import Generator
 from stages.inference.scorer import Answer, Scorer
 
@@ -38,6 +40,7 @@ class FastLM(LM):  # type: ignore[misc]
         super().__init__()
         self.scorer = scorer
         self.generator = Generator(scorer)
+        self.in_parts = InParts()
 
     @property
     def tokenizer_name(self) -> str:
@@ -58,13 +61,13 @@ class FastLM(LM):  # type: ignore[misc]
         """Return, for each (context, continuation), its log-likelihood in nats and whether it is greedy."""
         queries = self.scorer.encoder.queries([request.args for request in requests])
         with progress("log-likelihoods", total=len(queries), unit="choice", silent=disable_tqdm) as bar:
-            return self.scorer.score(queries, bar.update)
+            return scored(self.scorer, queries, bar.update)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of each whole text, in windows as long as the model reads."""
         windows = [self.scorer.encoder.passage(request.args[0], special_tokens=True) for request in requests]
         with progress("log-likelihoods", total=sum(map(len, windows)), unit="window", silent=disable_tqdm) as bar:
-            answers = iter(self.scorer.score([query for queries in windows for query in queries], bar.update))
+            answers = iter(scored(self.scorer, [query for queries in windows for query in queries], bar.update))
         return [sum(next(answers)[0] for _ in queries) for queries in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -99,11 +102,11 @@ class FastLM(LM):  # type: ignore[misc]
         # A stop string that is an added token ends a text as that token: decoding leaves special tokens out.
         special = self.scorer.encoder.tokenizer.get_added_vocab()
         ends = frozenset(special[term] for term in until if term in special)
-        texts = self.generator.generate(
-            contexts,
+        write = partial(
+            self.generator.generate,
             new_tokens=wanted["max_gen_toks"],
             stop=lambda text: any(term in text for term in until),
             ends=ends,
-            advance=advance,
         )
+        texts = self.in_parts(lambda some, done: write(some, advance=done), contexts, advance)
         return [postprocess_generated_text(text, until, None) for text in texts]

@@ -15,6 +15,7 @@ from stages.common.files import read_json, read_jsonl
 from stages.common.progress import progress
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
+from stages.evaluate.fitting import scored
 from stages.inference.encoding import Query
 from stages.stage import JSON
 from stages.text_library.kinds import TEXTS, Use
@@ -86,7 +87,7 @@ def document_rows(scorer: Scorer, documents: Sequence[JSON], kind: str) -> list[
     """
     queries = [scorer.encoder.passage(document["text"]) for document in documents]
     with progress(f"perplexity of {kind}", total=sum(map(len, queries)), unit="passage") as bar:
-        answers = iter(scorer.score([query for windows in queries for query in windows], bar.update))
+        answers = iter(scored(scorer, [query for windows in queries for query in windows], bar.update))
     rows = []
     for document, windows in zip(documents, queries, strict=True):
         nll = -fsum(next(answers)[0] for _ in windows)
@@ -176,7 +177,7 @@ def corpus_perplexity(scorer: Scorer, windows: Sequence[Query], advance: Callabl
     Raises:
         UserError: a likelihood is not finite.
     """
-    nlls = [-loglikelihood for loglikelihood, _ in scorer.score(windows, advance)]
+    nlls = [-loglikelihood for loglikelihood, _ in scored(scorer, windows, advance)]
     if not all(map(isfinite, nlls)):
         raise UserError("the likelihood of a window of text is not finite. Check the weights.")
     nll, tokens = fsum(nlls), sum(len(window.targets) for window in windows)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from stages.common.choices import lookup, narrowed
-from stages.common.machine import precision, processor
+from stages.common.machine import card, precision, processor
 from stages.errors import UserError
 from stages.evaluate.config import PROTOCOLS, CostConfig, EvaluateConfig, EvaluateOptions
 from stages.task_library.instructions import FORMATS
@@ -46,7 +46,8 @@ def planned(
 def planned_cost(options: CostConfig, device: str, threads: int | None) -> CostConfig:
     """Return the cost stage's config. Machine and threads are in it, because a time belongs to its machine."""
     dtype = precision("evaluate.cost.dtype", options.dtype, device)
-    return dataclasses.replace(options, dtype=dtype, device=device, threads=threads, processor=processor())
+    machine = f"{processor()}, {card()}" if device == "cuda" else processor()
+    return dataclasses.replace(options, dtype=dtype, device=device, threads=threads, processor=machine)
 
 
 def check_evaluation(config: EvaluateConfig) -> None:

@@ -21,6 +21,7 @@ from stages.common.progress import progress
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.continuations import totals
 from stages.evaluate.examination import Ask, Examination, Unit, loader, together
+from stages.evaluate.fitting import explained
 from stages.evaluate.judge import Model
 from stages.evaluate.metrics import average, summarise
 from stages.evaluate.perplexity import judged_mean
@@ -30,6 +31,7 @@ from stages.stage import JSON, Context
 PERPLEXITY, CONTINUATIONS = "perplexity.json", "continuations.jsonl"
 
 
+@explained()
 def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Evaluate the model of artifact `inputs["model"]` on the rows of artifact `inputs["tasks"]`.
 
@@ -39,7 +41,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], context: Context) ->
     With several workers each judges a part of the documents, on its own copy of the model; this process writes.
 
     Raises:
-        UserError: an option is out of range, a task can't be asked, or a likelihood is not finite.
+        UserError: an option is out of range, a task can't be asked, a likelihood is not finite, or memory is too small.
     """
     check_evaluation(config)
     model = loader(config, inputs, context.device, context.cards)

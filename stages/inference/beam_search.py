@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from stages.decoders.sdpa import without_plans
 from stages.inference.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def generated(
         eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
     )
-    with _without_settings(model):
+    with _without_settings(model), without_plans(model.device):
         written_BL: Tensor = model.generate(
             ids_BL,
             attention_mask=seen_BL,

@@ -126,6 +126,7 @@ class FlatDecoder:
         self.embed, self.rotary, self.norm = decoder.embed_tokens, decoder.rotary_emb, decoder.norm
         self.embedding = float(getattr(decoder, "embedding_multiplier", 1.0))
         self.layers = [_Layer(layer, joined=joined) for layer in decoder.layers]
+        self.head_size = self.layers[0].head_dim
 
     def __call__(self, tokens_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
         """Return the last hidden states, [T, H], after the final norm."""

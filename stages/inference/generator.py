@@ -4,11 +4,10 @@ Greedy unless a `Sampling` is given. A sampled token is drawn by inverting the s
 from the prompt's own stream. So what is drawn for a prompt does not depend on the prompts beside it, beyond rounding.
 
 A beginning that prompts have in common (an instruction's template, examples) is read once for a whole batch. Keys and
-values are written in place into one allocation. A sequence that has ended leaves the batch, and the caller may end it
-as soon as it has read enough.
+values are kept by `stages.inference.cache`. A sequence that has ended leaves the batch, and the caller may end it as
+soon as it has read enough.
 
-Shapes: B sequences of a batch, S places of its cache, T nodes of a pass, N of them that are kept, Q query and K
-key/value heads, G = Q / K, D head size, H hidden size, V vocabulary, R runs of W tokens in it.
+Shapes: B sequences of a batch, T nodes of a pass, H hidden size, V vocabulary, R runs of W tokens in it.
 """
 
 from __future__ import annotations
@@ -19,13 +18,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from stages.decoders.sdpa import without_plans
 from stages.inference.beam_search import batches, end_tokens, generated
-from stages.inference.decoder import Attend, FlatDecoder
-from stages.inference.prefix_tree import Tree, passes, plant, side_by_side, tensors
-from stages.inference.scorer import Scorer, segment_attention
+from stages.inference.cache import Cache, cache_for
+from stages.inference.decoder import FlatDecoder
+from stages.inference.prefix_tree import passes, plant, side_by_side, tensors
+from stages.inference.scorer import Scorer
+from stages.inference.tree_attention import tree_attention
+from stages.rows.bounds import on_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -114,17 +116,20 @@ class Generator:
             chosen = [contexts[index] for index in group]
             choice = _Choice(sampling, group)
             writing = _Writing(self.tokenizer, len(group), new_tokens, self.ends | ends, stop, advance)
-            # Attention over the cache sees every token before, so it can't serve a sliding window.
-            if self.scorer.flat is not None and self.scorer.window is None:
-                self._write(chosen, writing, choice, self.scorer.flat)
-            else:
-                self._write_by_transformers(chosen, writing, choice)
+            with without_plans(self.scorer.model.device):
+                # Attention over the cache sees every token before, so it can't serve a sliding window.
+                if self.scorer.flat is not None and self.scorer.window is None:
+                    self._write(chosen, writing, choice, self.scorer.flat)
+                else:
+                    self._write_by_transformers(chosen, writing, choice)
             for index, written in zip(group, writing.found, strict=True):
                 found[index] = written
         return found
 
     def _write(self, contexts: list[Ids], writing: _Writing, choice: _Choice, flat: FlatDecoder) -> None:
-        cache = _Cache(len(flat.layers), [len(ids) for ids in contexts], writing.new_tokens)
+        model = self.scorer.model
+        lengths = [len(ids) for ids in contexts]
+        cache = cache_for(model.device, model.dtype, flat.head_size, lengths, writing.new_tokens)
         last_BH = self._read(contexts, cache, flat)
         while True:
             token_B = choice(self.scorer.logits(last_BH), writing.rows)
@@ -132,23 +137,25 @@ class Generator:
             if not live:
                 return
             if len(live) <= KEEP * len(token_B):
-                keep = torch.tensor(live, device=token_B.device)
-                cache.keep(keep)
                 writing.keep(live)
-                token_B = token_B[keep]
+                token_B = token_B[cache.keep(live)]
             last_BH = flat(token_B, cache.next_positions(), cache.attend)
 
-    def _read(self, contexts: list[Ids], cache: _Cache, flat: FlatDecoder) -> Tensor:
+    def _read(self, contexts: list[Ids], cache: Cache, flat: FlatDecoder) -> Tensor:
         """Run the prompts, fill the cache, and return the hidden state after each prompt, [B, H]."""
         scorer = self.scorer
         device = scorer.model.device
         trees = plant(contexts, largest=scorer.batch_tokens)
-        last: dict[int, Tensor] = {}
+        read: list[int] = []
+        last: list[Tensor] = []
         for batch in passes(trees, tokens=scorer.pass_tokens, segment=scorer.segment):
             row = side_by_side(batch)
-            hidden_TH = flat(*tensors(row, device), cache.filled_by(row, segment_attention(batch, device)))
-            last |= {index: hidden_TH[path[-1]] for index, path in row.paths.items()}
-        return torch.stack([last[index] for index in range(len(contexts))])
+            attend = cache.filled_by(row, tree_attention(batch, row, device))
+            ends = on_device([path[-1] for path in row.paths.values()], device, torch.long)
+            last.append(flat(*tensors(row, device), attend)[ends])
+            read += row.paths
+        order = sorted(range(len(read)), key=read.__getitem__)
+        return torch.cat(last)[on_device(order, device, torch.long)]
 
     def _write_by_transformers(self, contexts: list[Ids], writing: _Writing, choice: _Choice) -> None:
         """Let the model's own `generate` write all tokens, and take the wanted ones from them."""
@@ -176,7 +183,7 @@ class _Choice:
         if self.greedy:
             return logits_BV.argmax(-1)
         drawn = [self.streams[row].random() for row in rows]
-        drawn_B = torch.tensor(drawn, dtype=torch.float64, device=logits_BV.device)
+        drawn_B = on_device(drawn, logits_BV.device, torch.float64)
         cooled_BV = logits_BV if self.temperature == 1 else logits_BV / self.temperature
         return inverted(cooled_BV.softmax(-1), drawn_B)
 
@@ -267,73 +274,3 @@ class _Writing:
 def _text(tokenizer: PreTrainedTokenizerBase, tokens: Ids) -> str:
     text: str = tokenizer.decode(tokens, skip_special_tokens=True)
     return text
-
-
-class _Cache:
-    """Keys and values of a batch.
-
-    A sequence's prompt fills the first places of its row. Written tokens follow from one place on for all rows, after
-    the longest prompt; the places between are masked.
-    """
-
-    def __init__(self, layers: int, lengths: list[int], new_tokens: int) -> None:
-        self.lengths = lengths
-        self.start = max(lengths)
-        self.size = self.start + new_tokens
-        self.steps = 0
-        self.pairs: list[tuple[Tensor, Tensor] | None] = [None] * layers
-        self.sees_BS = torch.zeros(len(lengths), self.size, dtype=torch.bool)
-        for row, length in enumerate(lengths):
-            self.sees_BS[row, :length] = True
-
-    def filled_by(self, row: Tree, attend: Attend) -> Attend:
-        """Return an `attend` that also keeps the keys and values of the sequences in `row`."""
-        nodes_N = torch.tensor([node for path in row.paths.values() for node in path])
-        rows_N = torch.tensor([index for index, path in row.paths.items() for _ in path])
-        places_N = torch.tensor([place for path in row.paths.values() for place in range(len(path))])
-
-        def keep(layer: int, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, scaling: float) -> Tensor:
-            for kept_BKSD, x_TKD in zip(self._pair(layer, k_TKD, v_TKD), (k_TKD, v_TKD), strict=True):
-                kept_BKSD[rows_N, :, places_N] = x_TKD[nodes_N]
-            return attend(layer, q_TQD, k_TKD, v_TKD, scaling)
-
-        return keep
-
-    def next_positions(self) -> Tensor:
-        """Open the next place for every sequence, and return the positions of the tokens that go there, [B]."""
-        self.sees_BS[:, self.start + self.steps] = True
-        self.steps += 1
-        device = next(pair[0].device for pair in self.pairs if pair is not None)
-        # A position counts the tokens of its own sequence, not the masked places.
-        return torch.tensor([length + self.steps - 1 for length in self.lengths], device=device)
-
-    def attend(self, layer: int, q_BQD: Tensor, k_BKD: Tensor, v_BKD: Tensor, scaling: float) -> Tensor:
-        """Keep the key and value of one token a sequence, and return what attention gives the token, [B, Q, D]."""
-        stop = self.start + self.steps
-        keys_BKSD, values_BKSD = self._pair(layer, k_BKD, v_BKD)
-        keys_BKSD[:, :, stop - 1], values_BKSD[:, :, stop - 1] = k_BKD, v_BKD
-        # The query heads of a group take the place of queries, so keys and values are read once for all of them.
-        out_BKGD = F.scaled_dot_product_attention(
-            torch.unflatten(q_BQD, 1, (k_BKD.shape[1], -1)),
-            keys_BKSD[:, :, :stop],
-            values_BKSD[:, :, :stop],
-            attn_mask=self.sees_BS[:, None, None, :stop].to(q_BQD.device),
-            scale=scaling,
-        )
-        return out_BKGD.flatten(1, 2)
-
-    def keep(self, rows: Tensor) -> None:
-        """Continue with these sequences alone."""
-        self.lengths = [self.lengths[row] for row in rows.tolist()]
-        self.sees_BS = self.sees_BS[rows.cpu()]
-        self.pairs = [pair and (pair[0][rows], pair[1][rows]) for pair in self.pairs]
-
-    def _pair(self, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor]:
-        pair = self.pairs[layer]
-        if pair is None:
-            # A head's places lie side by side, because attention reads them one after the other.
-            shape = (len(self.lengths), k_TKD.shape[1], self.size, k_TKD.shape[2])
-            # Zeros, not empty memory: a masked place's value is multiplied by a weight of 0, and 0 × NaN is NaN. Under
-            # autocast rotated keys are float32, and values are not.
-            pair = self.pairs[layer] = (k_TKD.new_zeros(shape), v_TKD.new_zeros(shape))
-        return pair

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from stages.rows.bounds import on_device
+
 Ids = list[int]
 PAIR_COST = 1 / 2000
 """Cost of one attended pair of tokens, in units of one token's matrix products: about 1 / (3 × hidden size)."""
@@ -133,13 +135,33 @@ def side_by_side(trees: Sequence[Tree]) -> Tree:
     return row
 
 
+def branches(row: Tree) -> tuple[tuple[int, ...], tuple[int, ...], Ids]:
+    """Return the branches of trees side by side, in the order of their nodes: what each sequence adds to its tree.
+
+    For each branch that is the number of its own nodes, and the number of nodes from the root to its end. With the
+    latter come those nodes themselves, of one branch after another. Within a branch attention is causal: its last own
+    node sees all of them.
+    """
+    own, reach, nodes = [], [], []
+    size = 0
+    for path in row.paths.values():
+        # A sequence grows at the end of the row, so its last node tells how many it added: none if it was there before.
+        added = path[-1] + 1 - size
+        if added > 0:
+            own.append(added)
+            reach.append(len(path))
+            nodes += path
+            size += added
+    return tuple(own), tuple(reach), nodes
+
+
 def tensors(tree: Tree, device: str | torch.device) -> tuple[Tensor, Tensor]:
     """Return the ids and the positions of the nodes, each [L]."""
-    return torch.tensor(tree.tokens, device=device), torch.tensor(tree.depths, device=device)
+    return on_device(tree.tokens, device, torch.long), on_device(tree.depths, device, torch.long)
 
 
 def mask(tree: Tree, device: str | torch.device) -> Tensor:
     """Return which nodes each node attends to, [L, L]: itself and the nodes before it in its own sequences."""
     node_L = torch.arange(len(tree), device=device)
-    ends_L = torch.tensor(tree.ends, device=device)
+    ends_L = on_device(tree.ends, device, torch.long)
     return (node_L <= node_L[:, None]) & (node_L[:, None] < ends_L)

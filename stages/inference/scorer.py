@@ -15,14 +15,16 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stages.decoders.logits import Logits
+from stages.decoders.sdpa import without_plans
 from stages.errors import UserError
-from stages.inference.decoder import Attend, FlatDecoder, UnknownDecoder, product
+from stages.inference.decoder import FlatDecoder, UnknownDecoder, product
 from stages.inference.encoding import Encoder, Query
 from stages.inference.prefix_tree import Tree, mask, passes, plant, side_by_side, tensors
+from stages.inference.tree_attention import tree_attention
+from stages.rows.bounds import on_device, sent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +36,9 @@ PASS_TOKENS = {"cpu": 2048}
 SEGMENT = {"cpu": 128}
 """Nodes up to which small trees share one call of attention."""
 CHUNK = 128
-"""Nodes whose logits exist at a time. 128 × 49,152 in float32 are 25 MB."""
+"""Nodes whose logits exist at a time on a processor. 128 × 49,152 in float32 are 25 MB."""
+LOGIT_BYTES = 2**28
+"""Bytes of float32 logits at a time elsewhere: 512 nodes of 128k words. Their head of 1 GB is read for each chunk."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 """The largest difference from the model's own forward pass that its precision explains, in nats a token."""
 
@@ -67,6 +71,7 @@ class Scorer:
         self.window: int | None = getattr(model.config, "sliding_window", None)
         self.limit(batch_tokens)
         self.segment = SEGMENT.get(model.device.type, 512)
+        self.chunk = _chunk(model)
         self.encoder = Encoder(tokenizer, max_length=context_length(model, tokenizer))
         self.flat = self._checked_decoder(fast=flat, joined=joined)
 
@@ -81,31 +86,38 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, queries: Sequence[Query], advance: Callable[[int], object] = int) -> list[Answer]:
-        """Return the same for `queries`, in their order. `advance` is told how many more are done."""
+        """Return the same for `queries`, in their order. `advance` is told how many more are on their way."""
         total_Q = torch.zeros(len(queries), dtype=torch.float64)
         missed_Q = torch.zeros(len(queries), dtype=torch.int64)
-        for batch in self._passes([query.inputs for query in queries]):
-            row = side_by_side(batch)
-            node_P, target_P, owner_P = _predictions(row, queries)
-            logprob_P, greedy_P = self._logprobs(self._hidden(batch, row), node_P, target_P)
+        found = []
+        with without_plans(self.model.device):
+            for batch in self._passes([query.inputs for query in queries]):
+                row = side_by_side(batch)
+                node_P, target_P, owner_P = _predictions(row, queries)
+                found.append((owner_P, *self._logprobs(self._hidden(batch, row), node_P, target_P)))
+                advance(len(row.paths))
+        # Read at the end, because reading a number makes the host wait for the device.
+        for owner_P, logprob_P, greedy_P in found:
             total_Q.index_add_(0, owner_P, logprob_P.double().cpu())
             missed_Q.index_add_(0, owner_P, (~greedy_P).long().cpu())
-            advance(len(row.paths))
         return list(zip(total_Q.tolist(), (missed_Q == 0).tolist(), strict=True))
 
     @torch.inference_mode()
     def likeliest(self, queries: Sequence[Query]) -> list[list[int]]:
         """Return, for each query, the likeliest id at each of its targets' places, given the targets before it."""
-        found: list[list[int]] = [[] for _ in queries]
-        for batch in self._passes([query.inputs for query in queries]):
-            row = side_by_side(batch)
-            node_P, _, owner_P = _predictions(row, queries)
-            hidden_PH = self._hidden(batch, row)[node_P.to(self.model.device)]
-            chunks = (hidden_PH[start : start + CHUNK] for start in range(0, len(hidden_PH), CHUNK))
-            ids_P = torch.cat([self.logits(hidden_CH).argmax(-1) for hidden_CH in chunks])
+        found = []
+        with without_plans(self.model.device):
+            for batch in self._passes([query.inputs for query in queries]):
+                row = side_by_side(batch)
+                node_P, _, owner_P = _predictions(row, queries)
+                hidden_PH = self._hidden(batch, row)[sent(node_P, self.model.device)]
+                chunks = torch.split(hidden_PH, self.chunk)
+                found.append((owner_P, torch.cat([self.logits(hidden_CH).argmax(-1) for hidden_CH in chunks])))
+        ids: list[list[int]] = [[] for _ in queries]
+        for owner_P, ids_P in found:
             for owner, token in zip(owner_P.tolist(), ids_P.tolist(), strict=True):
-                found[owner].append(token)
-        return found
+                ids[owner].append(token)
+        return ids
 
     def _passes(self, sequences: list[list[int]]) -> list[list[Tree]]:
         # A mask of ours would lift a sliding window. Where one bites, each sequence runs alone under the model's own.
@@ -120,7 +132,7 @@ class Scorer:
         tokens_T, depths_T = tensors(row, device)
         bites = self.window is not None and row.is_chain and len(row) > self.window
         if self.flat is not None and not bites:
-            return self.flat(tokens_T, depths_T, segment_attention(batch, device))
+            return self.flat(tokens_T, depths_T, tree_attention(batch, row, device))
         # Causal attention is right for a chain, and is what the model does without a mask.
         own = {} if row.is_chain else {"attention_mask": mask(row, device)[None, None]}
         inputs = {"input_ids": tokens_T[None], "position_ids": depths_T[None]}
@@ -128,22 +140,26 @@ class Scorer:
         return hidden_1TH[0]
 
     def _logprobs(self, hidden_TH: Tensor, node_P: Tensor, target_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each target's log-probability, and whether no other token is likelier."""
+        """Return each target's log-probability, and whether no other token is likelier.
+
+        What is where is worked out on the host, which knows it. On the device, its size would have to be waited for.
+        """
         device = hidden_TH.device
         # Several targets may be predicted from one node, whose logits are computed once.
-        node_N, place_P = torch.unique(node_P.to(device), return_inverse=True)
-        hidden_NH, target_P = hidden_TH[node_N], target_P.to(device)
-        logprob_P = torch.empty(len(target_P), device=device)
-        greedy_P = torch.empty(len(target_P), dtype=torch.bool, device=device)
-        for start in range(0, len(node_N), CHUNK):
+        node_N, place_P = torch.unique(node_P, return_inverse=True)
+        order_P = place_P.argsort(stable=True)
+        sizes = torch.bincount(place_P // self.chunk).tolist()
+        ordered = (torch.split(sent(part_P[order_P], device), sizes) for part_P in (place_P % self.chunk, target_P))
+        hidden = torch.split(hidden_TH[sent(node_N, device)], self.chunk)
+        found, greedy = [], []
+        for hidden_CH, row_C, target_C in zip(hidden, *ordered, strict=True):
             # log_softmax as in `HFLM`, to reproduce its rounding, a bias of 1e-3 over a long answer. logits − logsumexp
             # would be more accurate.
-            logprobs_CV = self.logits(hidden_NH[start : start + CHUNK]).log_softmax(dim=-1)
-            here = (place_P >= start) & (place_P < start + CHUNK)
-            row = place_P[here] - start
-            logprob_P[here] = logprobs_CV[row, target_P[here]]
-            greedy_P[here] = logprob_P[here] >= logprobs_CV.amax(dim=-1)[row]
-        return logprob_P, greedy_P
+            logprobs_CV = self.logits(hidden_CH).log_softmax(dim=-1)
+            found.append(logprobs_CV[row_C, target_C])
+            greedy.append(found[-1] >= logprobs_CV.amax(dim=-1)[row_C])
+        back_P = sent(order_P.argsort(), device)
+        return torch.cat(found)[back_P], torch.cat(greedy)[back_P]
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """Return the logits of hidden states, [C, V], in float32."""
@@ -174,35 +190,10 @@ class Scorer:
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
 
     def _plain_loglikelihood(self, ids: list[int]) -> float:
-        ids_1L = torch.tensor([ids], device=self.model.device)
-        logprob_LV = self.model(input_ids=ids_1L).logits[0, :-1].float().log_softmax(-1)
+        ids_1L = on_device(ids, self.model.device, torch.long)[None]
+        with without_plans(self.model.device):
+            logprob_LV = self.model(input_ids=ids_1L).logits[0, :-1].float().log_softmax(-1)
         return float(logprob_LV.gather(1, ids_1L[0, 1:, None]).sum())
-
-
-def segment_attention(batch: Sequence[Tree], device: str | torch.device) -> Attend:
-    """Return attention within each segment of a pass. A node sees itself and the nodes before it in its sequences."""
-    sizes = [len(tree) for tree in batch]
-    masks = [None if tree.is_chain else mask(tree, device) for tree in batch]
-
-    def attend(layer: int, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, scaling: float) -> Tensor:
-        q, k, v = (torch.split(x, sizes) for x in (q_TQD, k_TKD, v_TKD))
-        return torch.cat([_attention(*part, scaling) for part in zip(q, k, v, masks, strict=True)])
-
-    return attend
-
-
-def _attention(q_SQD: Tensor, k_SKD: Tensor, v_SKD: Tensor, sees_SS: Tensor | None, scaling: float) -> Tensor:
-    q_1QSD, k_1KSD, v_1KSD = (x.transpose(0, 1)[None] for x in (q_SQD, k_SKD, v_SKD))
-    out_1QSD = F.scaled_dot_product_attention(
-        q_1QSD,
-        k_1KSD,
-        v_1KSD,
-        attn_mask=sees_SS,
-        is_causal=sees_SS is None,
-        scale=scaling,
-        enable_gqa=q_SQD.shape[1] != k_SKD.shape[1],
-    )
-    return out_1QSD[0].transpose(0, 1)
 
 
 def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -210,6 +201,13 @@ def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     from lm_eval.models.utils import resolve_max_length
 
     return int(resolve_max_length(model.config, tokenizer, default=2048))
+
+
+def _chunk(model: PreTrainedModel) -> int:
+    """Return the number of nodes whose logits exist at a time."""
+    if model.device.type == "cpu":
+        return CHUNK
+    return max(CHUNK, LOGIT_BYTES // (4 * int(model.config.get_text_config().vocab_size)))
 
 
 def _flat_decoder(model: PreTrainedModel, *, joined: bool) -> FlatDecoder | None:

@@ -48,6 +48,12 @@ def planned(entry: ModelEntry, cache: Path) -> Planned:
     return Planned(label=label, config=source, locations=locations)
 
 
+def known_fields(entry: ModelEntry) -> Mapping[str, Any] | None:
+    """Return the model's config.json as far as the options alone tell it: a local directory's, or the model's YAML."""
+    local = None if entry.path is None else Path(entry.path).expanduser().resolve() / "config.json"
+    return read_json(local) if local is not None and local.is_file() else entry.shape or None
+
+
 def config_fields(entry: ModelEntry, source: ModelSource, places: Iterable[Path | None]) -> Mapping[str, Any] | None:
     """Return the model's config.json from the nearest place that has one; None before any has.
 

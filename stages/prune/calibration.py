@@ -53,16 +53,26 @@ def reading(config: PruneConfig, inputs: Mapping[str, Path], vocabulary: int) ->
 
 
 def calibration_text(
-    read: Read, config: PruneConfig, shape: DecoderShape, *, stored: str, device: str, reads: bool, gradients: bool
+    read: Read,
+    config: PruneConfig,
+    shape: DecoderShape,
+    *,
+    stored: str,
+    device: str,
+    reads: bool,
+    scores: bool,
+    cuts: bool,
 ) -> Tensor | None:
     """Return the calibration tokens that `read` gives, on `device`; None unless `reads` says that something reads text.
+
+    `scores` and `cuts` say what is done with the model: groups are scored, and the model is cut.
 
     Raises:
         UserError: there is too little text, or too little memory for the model and the text.
     """
     ids_BT = read().to(device) if reads else None
     size = None if ids_BT is None else (ids_BT.shape[0], ids_BT.shape[1])
-    check_memory(shape, config, gradients=gradients, stored=stored, calibration=size, device=device)
+    check_memory(shape, config, stored=stored, calibration=size, device=device, scores=scores, cuts=cuts)
     return ids_BT
 
 

@@ -18,7 +18,7 @@ Shape legend: R outputs and C inputs of a map.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.common.choices import lookup
+from stages.common.progress import progress
 from stages.decoders.anatomy import LayerAnatomy, Projection, decoder_layers
 from stages.prune.config import FITTED
 from stages.prune.groups import Kept, Selection
@@ -37,6 +38,10 @@ from stages.prune.surgery import add_output_bias, head_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+TRYING = "trying allocations"
+"""The name of trials on a progress bar."""
 
 
 @dataclass(slots=True)
@@ -97,33 +102,42 @@ def compensate(
                     adjust(output.linear, own, stays_S)
 
 
-def fitted_weights(
+def fitted_layers(
     model: PreTrainedModel, selections: Sequence[Selection], ids_BT: Tensor | None, how: str
-) -> list[dict[Tensor, Tensor]]:
-    """Return for each selection the new values of the parameters that it changes, by parameter.
+) -> Iterator[tuple[int, int, dict[Tensor, Tensor]]]:
+    """Yield for each layer, and in it for each selection, the new values of the layer's parameters, by parameter.
 
-    The parameters are those of output projections. Columns of inputs that go are zero. With the new values in place,
-    the uncut model computes what the model cut to that selection would compute. (For olmo2 this holds only nearly,
-    because its q and k are normed over all heads.)
+    They come with the layer's index and the selection's number. The parameters are those of output projections. Columns
+    of inputs that go are zero. With the new values of all layers in place, the uncut model computes what the model cut
+    to that selection would compute. (For olmo2 this holds only nearly, because its q and k are normed over all heads.)
+    The model must be as it was when the next values are asked for.
 
     One pass over the calibration text serves all selections. Only fits need the pass: without compensation there is
     nothing to fit, and a bias is not tried out. A selection is tried with the fit of least_squares, also where
     "sequential" follows. That fit is the same for all selections but for one solution each.
     """
-    found: list[dict[Tensor, Tensor]] = [{} for _ in selections]
     layers = decoder_layers(model)
-    walked: Iterable[tuple[LayerAnatomy, Sequence[tuple[Projection, InputProducts | None]]]]
-    walked = ((layer, [(output, None) for output in outputs(layer)]) for layer in layers)
-    if how in FITTED:
-        walked = gathered(calibrated(model, ids_BT, always), layers, InputProducts, "fitting")
-    with torch.no_grad():
-        for layer, inputs in walked:
+    fits = how in FITTED
+    walked = (
+        gathered(calibrated(model, ids_BT, always), layers, InputProducts, TRYING) if fits else _as_they_are(layers)
+    )
+    for layer, inputs in walked:
+        for number, selection in enumerate(selections):
+            values: dict[Tensor, Tensor] = {}
             for output, own in inputs:
-                for values, selection in zip(found, selections, strict=True):
-                    values |= _cut_values(output.linear, own, kept_inputs(layer, selection.layers[layer.index], output))
-    return found
+                values |= _cut_values(output.linear, own, kept_inputs(layer, selection.layers[layer.index], output))
+            yield layer.index, number, values
 
 
+def _as_they_are(layers: Sequence[LayerAnatomy]) -> Iterator[tuple[LayerAnatomy, list[tuple[Projection, None]]]]:
+    """Yield each layer with its output projections, of whose inputs nothing is known."""
+    with progress(TRYING, total=len(layers), unit="layer") as bar:
+        for layer in layers:
+            yield layer, [(output, None) for output in outputs(layer)]
+            bar.update()
+
+
+@torch.no_grad()
 def _cut_values(linear: nn.Linear, own: InputProducts | None, stays_S: Tensor) -> dict[Tensor, Tensor]:
     """Return the new values of an output projection's parameters, by parameter; empty where all inputs stay.
 

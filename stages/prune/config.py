@@ -77,8 +77,9 @@ class PruneConfig:
     scope: str | None = None
     """Another name for the allocation: layer (uniform) or global."""
     search: Search = field(default_factory=Search)
-    round_to: int = 1
-    """The numbers of kept MLP and hidden channels are multiples of this (64 or 128 for fast kernels)."""
+    round_to: int | None = None
+    """The numbers of kept MLP and hidden channels are multiples of this. Null: 64 for MLP channels of wide layers,
+    which fast kernels want, else 1 (`stages.prune.allocation.rounding`)."""
     max_per_layer: float = 0.9
     """Largest share of one layer's heads, and of its channels, that a ranking across layers may remove, in (0, 1]."""
     steps: int = 1
@@ -98,3 +99,8 @@ class PruneConfig:
     dtype: str = "float32"
     """Precision of the scores' forward and backward passes: float32 or bfloat16."""
     seed: int = 0
+
+    @property
+    def multiple(self) -> int:
+        """The multiple that channels are rounded to: `round_to`, and 1 until that is settled."""
+        return 1 if self.round_to is None else self.round_to

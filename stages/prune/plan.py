@@ -26,6 +26,7 @@ from stages.prune.allocation.allocate import (
 )
 from stages.prune.allocation.budget import budget_of
 from stages.prune.allocation.outcome import PrunePlan
+from stages.prune.allocation.rounding import price, rounded
 from stages.prune.config import PruneConfig
 from stages.prune.criteria.registry import CRITERIA
 from stages.prune.registry import METHODS
@@ -54,6 +55,18 @@ class Pruning:
     reads_text: bool
     scores_read_text: bool
     ratio: float | None
+
+    def of(self, fields: Mapping[str, Any] | None) -> Pruning:
+        """Return this pruning with `round_to` settled for the model whose config.json has `fields`; None: not known.
+
+        `fields` have to be the same before and after the model has come, because the number enters a key.
+
+        Raises:
+            UserError: the architecture is unknown.
+        """
+        groups = self.config.method in CRITERIA and self.config.round_to is None
+        shape = DecoderShape.from_config(fields) if groups and fields is not None else None
+        return dataclasses.replace(self, config=rounded(self.config, shape))
 
     @property
     def label(self) -> str:
@@ -145,7 +158,8 @@ def outlook(pruning: Pruning, foreseen: PrunePlan | None) -> str:
     if isinstance(pruning.config, SparseMLConfig):
         return masks_table(pruning.config)
     if not decided_by_shapes(pruning.config):
-        return "which layers lose how much follows from the scores, and is printed before anything is cut"
+        waits = "which layers lose how much follows from the scores, and is printed before anything is cut"
+        return "\n".join([waits, *price(pruning.config)])
     return "what pruning cuts is known, and printed, once the model's config.json is here"
 
 

@@ -42,7 +42,7 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
     check_uncut(source, config)
     shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)
     read = reading(config, inputs, shape.vocabulary)
-    needs = {"reads": criterion.reads_text, "gradients": criterion.needs_gradients}
+    needs = {"reads": criterion.reads_text, "scores": True, "cuts": False}
     ids_BT = calibration_text(read, config, shape, stored=stored, device=context.device, **needs)
     with opened(source, shape, config, context, config.dtype) as held:
         scores = score_groups(held, ids_BT, config)

@@ -120,6 +120,8 @@ def _fitted_layer(
             seen.attention = None  # as large as two streams, and no longer needed
         if seen.mlp and own.mlp:
             _fit_part(decoder, own.mlp, layer.index, seen.mlp, cut_BTH, streams, scale)
+        seen.mlp = None
+        del streams
         cut_BTH = decoder.run(layer.index, cut_BTH)
     _write_back(layer, own, keep)
     return seen.stream_BTH, cut_BTH
@@ -197,6 +199,7 @@ def _fit_part(
         x_NC = _input(decoder, index, cut_BTH[some], output).flatten(0, 1).float() * root_N1
         products_CC.addmm_(x_NC.T, x_NC)
         cross_CR.addmm_(x_NC.T, wanted_BTR.flatten(0, 1) * root_N1)
+        del x_NC, wanted_BTR  # or the next batch would pass the layer beside them
     output.weight.copy_(ridge_solved(products_CC, cross_CR, output.weight))
 
 

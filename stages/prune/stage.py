@@ -10,7 +10,7 @@ Output: `model/`, a Hugging Face directory in the precision of the dense model, 
     multiply_accumulates   {dense, pruned, context}, a token of a sequence of `context` tokens
     ratio                  {requested, achieved}, of the parameters
     calibration            {sequences, length, loss: {dense, pruned}}, or null; the loss in nats a token of the first
-                           sequences (`stages.prune.memory.weights.LOSS`)
+                           sequences (`stages.prune.memory.sizes.LOSS`)
     scores                 one entry a layer, null where nothing was ranked: by kind of group min, mean, max, the lowest
                            score kept and the highest removed (of the last step)
     second_stage           of 2ssp, the attentions that went (in the last step): {layer, loss}, the loss after each
@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.common.files import read_json
+from stages.common.machine import release_memory
 from stages.decoders import checkpoint
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.allocate import (
     allocation,
     check_uncut,
     foreseen,
-    needs_gradients,
     notes,
     plan_shapes,
     reads_text,
@@ -139,12 +139,12 @@ def cut_model(
     Raises:
         UserError: the budget can't be met, there is too little memory, or loss or scores are not finite.
     """
-    config = settled(config, len(shape.layers))
+    config = settled(config, shape)
     budget = None if ruled(config) else budget_of(shape, config, stored)
     preview = foreseen(shape, config, budget)  # a budget that can't be met is an error before the long work
     if preview is not None:
         _announce(config, preview)
-    needs = {"reads": reads_text(config), "gradients": needs_gradients(config)}
+    needs = {"reads": reads_text(config), "scores": scores is None or config.steps > 1, "cuts": True}
     ids_BT = calibration_text(read, config, shape, stored=stored, device=device, **needs)
     with weights(config.dtype) as held:
         loss = {"dense": held.loss(ids_BT)}
@@ -155,7 +155,8 @@ def cut_model(
         if stored == config.dtype and config.steps == 1:
             yield _cut(held, chosen, ids_BT, loss, config)
             return
-    del held  # frees the first copy before the second one is loaded
+    del held
+    release_memory()  # the first copy goes before the second one is loaded
     with weights(stored) as held:  # the weights that are cut never pass through the precision of the scores
         yield _cut(held, chosen, ids_BT, loss, config)
 

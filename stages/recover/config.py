@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from stages.adapters.config import AdapterConfig
+from stages.common.later import LATER
+from stages.decoders.holding import STORED
 from stages.recover.objectives.distillation import DistillationConfig
 from stages.recover.objectives.on_policy import OnPolicyConfig
 
@@ -36,11 +38,14 @@ class RecoverConfig:
     """Tokens in one optimizer step. Fewer tokens give more steps from a small budget; more tokens give less noise."""
     micro_batch_tokens: int = 1024
     """Tokens in one forward and backward pass, rows packed without padding. More tokens are faster and need more
-    memory. The number is halved by itself where it does not fit. It affects only rounding (and the inputs that a
-    dropout drops)."""
+    memory. A step ends with a whole row; its passes may go beyond this number in the same proportion. The number is
+    halved by itself where it does not fit. It affects only rounding (and the inputs that a dropout drops)."""
     gradient_checkpointing: bool = False
     """Whether to keep each layer's input instead of all its activations, and compute these again in the backward pass:
     a fraction of the memory for about a third more time. The result is the same."""
+    base: str = field(default=STORED, metadata=LATER)
+    """The frozen weights while the adapter is trained: "stored" is in the precision of the computation, "nf4" in 4
+    bits, "8bit" in 8. Fewer bits take less memory and more time. The adapter is merged into the model as it was."""
     compile: bool = False
     """Whether to compile the decoder layers (inductor): faster steps after a minute. Needs a C++ compiler."""
     loss: str = "all"

@@ -1,15 +1,17 @@
 """The training loop: micro-batches, steps and the curve.
 
-This file owns the order of events. Other files own their parts: the shape of a batch (`stages.rows.packing`), the loss
-(`.objectives`), the learning rate (`.schedules`), the trained parameters (`stages.adapters`), the measurements of a
-point of the curve (`.curve`), the storage of a checkpoint (`.checkpoints`), the work of each process (`.workers`), and
-the messages about too little memory (`.memory`) and about numbers that are not finite (`.divergence`).
+This file owns the order of events. Other files own their parts: the documents of a step (`.drawing`), the shape of a
+batch (`stages.rows.packing`), the loss (`.objectives`), the learning rate (`.schedules`), the trained parameters
+(`stages.adapters`), the measurements of a point of the curve (`.curve`), the storage of a checkpoint (`.checkpoints`),
+the work of each process (`.workers`), and the messages about too little memory (`.memory`) and about numbers that are
+not finite (`.divergence`).
 
 Notable:
 
 * the loss is divided by the labelled tokens of the whole step, so the cut of a step into micro-batches affects only
   rounding;
-* steps share the budget evenly: each draws documents until the run has reached its share;
+* nothing waits for the device in the middle of a step. Losses are read once, with the norm of the gradient, and before
+  the optimizer has used the gradient;
 * the best parameters (`keep=best`) are copied where the curve is measured, and put back after the last step;
 * dropout's random numbers come from (seed, step, micro-batch). So a resumed run needs no random state, and any worker
   can run a micro-batch.
@@ -27,7 +29,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from stages.adapters.cast import Casts
 from stages.common.progress import progress as progress_bar
+from stages.decoders.architecture import DTYPES
+from stages.decoders.kernels import use_fused_kernels
 from stages.decoders.packed_attention import hidden_states, shares_beginnings
 from stages.errors import Diverged
 from stages.recover import checkpoints, memory
@@ -35,11 +40,13 @@ from stages.recover.checkpoints import Progress
 from stages.recover.compiled import compile_layers
 from stages.recover.config import RecoverConfig
 from stages.recover.divergence import diverged
+from stages.recover.drawing import Drawn, steps, tokens_of
 from stages.recover.interruption import Signalled, leave
+from stages.recover.losses import Losses, read
 from stages.recover.schedules import learning_rate
 from stages.recover.seeds import seeded
 from stages.recover.workers import SINGLE, Turn, Workers
-from stages.rows.packing import Document, collate, split, take
+from stages.rows.packing import Batch, Document, collate, split
 from stages.rows.tokens import Tokenised
 from stages.stage import JSON, Context
 
@@ -51,6 +58,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Done = TypeVar("Done")
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A step whose gradients are there, but have not been used."""
+
+    turns: Sequence[Turn]
+    losses: Sequence[Losses]
+    """Losses of each worker."""
+    labels: int
 
 
 @dataclass(kw_only=True)
@@ -88,15 +105,22 @@ class Training:
     workers: Workers = SINGLE
     parameters: dict[str, torch.nn.Parameter] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
+    casts: Casts = field(init=False)
+    ahead: tuple[list[Document], Batch] | None = field(init=False, default=None)
     progress: Progress = field(init=False)
     best: dict[str, torch.Tensor] = field(init=False, default_factory=dict)
     saved_at: float = field(init=False, default_factory=time.monotonic)
     saved_step: int | None = field(init=False, default=None)
+    saving: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         if self.config.compile:
             compile_layers(self.model)
+        elif torch.device(self.context.device).type == "cuda":
+            use_fused_kernels(self.model)
         self.parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        # A compiled layer casts by itself, in kernels that do other work too.
+        self.casts = Casts.of(self.model, DTYPES["float32" if self.config.compile else self.dtype])
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
@@ -139,13 +163,18 @@ class Training:
             silent=not self.workers.leads,
         )
         with self.workers.signals() as signalled, bar:
-            documents = self.stream.documents(self.progress.documents)
-            while self.progress.tokens < self.config.tokens and signalled() is None:
-                drawn = take(documents, self._share() - self.progress.tokens)
-                trained = self._rewritten(drawn)
-                losses = self._fitting(partial(self._accumulate, trained, signalled))
-                if losses is not None:
-                    self._finish_step(drawn, trained, losses, bar)
+            coming = steps(self.stream, self.config, self.progress)
+            drawn = next(coming, None)
+            while drawn is not None and signalled() is None:
+                trained = self._rewritten(drawn.documents)
+                passed = self._fitting(partial(self._accumulate, trained, signalled, drawn.beyond))
+                if passed is None:
+                    continue
+                # Before the losses are read, because the device still works.
+                following = next(coming, None)
+                self._collate_ahead(following)
+                self._finish_step(drawn, trained, passed, bar)
+                drawn = following
             if (number := signalled()) is not None:
                 self._checkpoint()
                 leave(number)
@@ -160,84 +189,114 @@ class Training:
         # The leader's, because rounding could let other workers write others.
         return self.workers.on_each(partial(self.rewrite, drawn, self.progress.step))[0]
 
-    def _share(self) -> int:
-        """Return the tokens that the run should have reached after the coming step."""
-        steps = math.ceil(self.config.tokens / self.config.batch_tokens)
-        return self.config.tokens * min(self.progress.step + 1, steps) // steps
-
     def _fitting(self, work: Callable[[int], Done]) -> Done:
         """Return the result of `work` with as many tokens at a time as fit in memory; each failure halves them."""
         while True:
             try:
                 return work(self.progress.micro_batch_tokens or self.config.micro_batch_tokens)
             except memory.OutOfMemory as error:
-                self.progress.micro_batch_tokens = tokens = error.halved()
+                self.progress.micro_batch_tokens = tokens = memory.halved(error)
                 said = "%d tokens at a time do not fit in memory (%s): going on with %d; the global batch stays."
                 log.warning(said, error.tokens, error, tokens)
             # Behind the `except` block, whose error holds the tensors of the failed pass.
             memory.release()
 
-    def _accumulate(self, documents: list[Document], signalled: Signalled, tokens: int) -> dict[str, float] | None:
+    def _accumulate(self, documents: list[Document], signalled: Signalled, beyond: float, tokens: int) -> Passed | None:
         """Add up the gradients of one step's documents, `tokens` at a time.
 
-        Returns their mean loss and its parts, in nats a label, or None if a signal came first. After a signal the step
-        is dropped, and a resumed run takes it from its beginning.
+        Returns their losses, or None if a signal came first. After a signal the step is dropped, and a resumed run
+        takes it from its beginning.
         """
+        turns = self._turns(documents, beyond, tokens)
         labels = max(sum(document.labels for document in documents), 1)
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
-        means: dict[str, float] = {"loss": 0.0}
-        for turn in self.workers.turns(list(split(documents, tokens))):
-            if signalled() is not None:
-                return None
-            # Every worker adds up the losses of all, in one order, so that all have the same numbers.
-            for summed in self.workers.on_each(partial(self._take, turn, labels)):
-                for name, value in summed.items():
-                    means[name] = means.get(name, 0.0) + value / labels
-            self._require_finite(means["loss"], "loss", turn.everyones)
+        everyones = self.workers.on_each(partial(self._passes, turns, labels, signalled))
+        whole = [losses for losses in everyones if losses is not None]
+        if len(whole) < len(everyones):
+            return None
         self.workers.add_gradients()
-        return means
+        return Passed(turns, whole, labels)
 
-    def _take(self, turn: Turn, labels: int) -> dict[str, float]:
+    def _turns(self, documents: list[Document], beyond: float, tokens: int) -> list[Turn]:
+        """Return this worker's micro-batches of a step."""
+        # A step ends with a whole document, and so goes beyond its share. That must not cost another micro-batch: each
+        # may go beyond in proportion, unless memory has run out.
+        if self.progress.micro_batch_tokens is None:
+            tokens = math.ceil(tokens * beyond)
+        return list(self.workers.turns(split(documents, tokens, among=self.workers.count)))
+
+    def _collate_ahead(self, drawn: Drawn | None) -> None:
+        """Collate the first micro-batch of a coming step, unless its documents are still to be rewritten."""
+        if drawn is None or self.rewrite is not None:
+            return
+        tokens = self.progress.micro_batch_tokens or self.config.micro_batch_tokens
+        first = self._turns(drawn.documents, drawn.beyond, tokens)[0].documents
+        self.ahead = (first, self._collated(first)) if first else None
+
+    def _passes(self, turns: Sequence[Turn], labels: int, signalled: Signalled) -> Losses | None:
+        """Run this worker's turns at a step; returns their losses, or None if a signal came first."""
+        found = []
+        with self.casts.step():
+            for turn in turns:
+                if self.workers.leaves(signalled):
+                    return None
+                found.append(self._take(turn, labels))
+                self.casts.collect()
+        losses = Losses.of(found)
+        return losses if self.workers.count == 1 else losses.sent()
+
+    def _take(self, turn: Turn, labels: int) -> Mapping[str, torch.Tensor]:
         """Accumulate the gradients of a micro-batch; returns its summed loss and the parts of it, in nats."""
         part = turn.documents
         if not part:
             return {}
         with (
             seeded(self.seed, self.progress.step, turn.index),
-            memory.noticed(tokens=sum(len(document.ids) for document in part), alone=len(part) == 1),
+            memory.noticed(tokens=tokens_of(part), alone=len(part) == 1),
         ):
             summed = self.workers.forward(partial(self._summed, part))
             # The gradient is the mean over workers, and should be the sum.
             (turn.weight * summed["loss"] / (labels / self.workers.count)).backward()  # type: ignore[no-untyped-call]
-            return {name: turn.weight * value.item() for name, value in summed.items()}
+        return {name: value.detach() for name, value in summed.items()} if turn.weight else {}
 
-    def _finish_step(
-        self, drawn: list[Document], trained: list[Document], losses: Mapping[str, float], bar: Any
-    ) -> None:
+    def _finish_step(self, drawn: Drawn, trained: list[Document], passed: Passed, bar: Any) -> None:
         """Clip, update the adapter, and record what the step did."""
         # Prompts and labels alike are tokens of the budget; the last step may go beyond it. The budget counts rows, so
         # that the steps and their rates are the same whatever an objective makes of the rows.
-        before, tokens = self.progress.tokens, sum(len(document.ids) for document in drawn)
+        before, tokens = self.progress.tokens, drawn.tokens
         rate = learning_rate(self.config, (before + tokens) / self.config.tokens)
         # Without clipping the norm is still needed: it tells whether all gradients are finite.
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clip or math.inf)
-        self._require_finite(self.workers.whole(norm).item(), "gradient", trained)
+        losses = self._read(passed, self.workers.whole(norm), trained)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.step()
-        self._count(drawn, trained, tokens)
+        self._count(drawn.documents, trained, tokens)
         point = {"step": self.progress.step, "tokens": self.progress.tokens, **losses, "learning_rate": rate}
         finished = self.progress.tokens >= self.config.tokens
         if finished or before // self.config.curve_every < self.progress.tokens // self.config.curve_every:
             point |= self._measured()
         self._record(point)
         # By the leader's clock, because all workers have to take part in a checkpoint.
-        due = time.monotonic() - self.saved_at >= self.context.checkpoint_seconds
+        due = time.monotonic() - self.saved_at >= checkpoints.interval(self.context.checkpoint_seconds, self.saving)
         if finished or self.workers.on_each(lambda: due)[0]:
             self._checkpoint()
         bar.set_postfix(loss=f"{losses['loss']:.3f}", refresh=False)
         bar.update(tokens)
+
+    def _read(self, passed: Passed, norm: torch.Tensor, trained: list[Document]) -> dict[str, float]:
+        """Return the mean losses of a step, in nats a label, once they and the gradient's norm are known as finite."""
+        found, size = read(passed.losses, norm)
+        means: dict[str, float] = {"loss": 0.0}
+        # Every worker adds up the losses of all, in one order, so that all have the same numbers.
+        for turn, everyones in zip(passed.turns, zip(*found, strict=True), strict=True):
+            for summed in everyones:
+                for name, value in summed.items():
+                    means[name] = means.get(name, 0.0) + value / passed.labels
+            self._require_finite(means["loss"], "loss", turn.everyones)
+        self._require_finite(size, "gradient", trained)
+        return means
 
     def _count(self, drawn: list[Document], trained: list[Document], tokens: int) -> None:
         progress = self.progress
@@ -258,6 +317,7 @@ class Training:
     def _checkpoint(self) -> None:
         if self.saved_step == self.progress.step:
             return
+        started = time.monotonic()
         checkpoints.save(
             self.context.output,
             self.progress,
@@ -268,6 +328,7 @@ class Training:
             self.workers,
         )
         self.saved_at, self.saved_step = time.monotonic(), self.progress.step
+        self.saving = self.saved_at - started
 
     def _measured(self) -> JSON:
         measured = self._fitting(self._score)
@@ -300,13 +361,17 @@ class Training:
 
     def _summed(self, documents: list[Document]) -> Mapping[str, torch.Tensor]:
         """Return the objective summed over the labels of a micro-batch, with its parts."""
-        device = self.context.device
-        batch = collate(documents, device, share=shares_beginnings(self.model))
+        first, ready = self.ahead or ([], None)
+        batch = ready if ready is not None and first == documents else self._collated(documents)
+        self.ahead = None
         bfloat16 = self.dtype == "bfloat16"
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(torch.device(self.context.device).type, dtype=torch.bfloat16, enabled=bfloat16):
             hidden_TE = hidden_states(self.model, batch)
         # Weights that are trained in float32 give hidden states in float32. The head's product is in bfloat16 even so.
         return self.objective(hidden_TE.bfloat16() if bfloat16 else hidden_TE, batch)
+
+    def _collated(self, documents: list[Document]) -> Batch:
+        return collate(documents, self.context.device, share=shares_beginnings(self.model))
 
     def _require_finite(self, value: float, name: str, documents: list[Document]) -> None:
         if not math.isfinite(value):

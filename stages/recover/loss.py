@@ -12,11 +12,12 @@ from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
 from stages.decoders.logits import PLAIN, Logits
+from stages.recover.chunks import chunk_size
 
 CHUNK = 256
-"""Labelled tokens whose logits exist at one time: 50 MB in float32 for a vocabulary of 49k."""
+"""Labelled tokens whose logits exist at one time on a processor: 50 MB in float32 for a vocabulary of 49k."""
 TRAINED_CHUNK = 512
-"""Labelled tokens of a chunk for a head that is trained. Each chunk forms a gradient of the head's size."""
+"""The same for a head that is trained. Each chunk forms a gradient of the head's size."""
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -37,9 +38,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden_NE.device)
         gradient_NE = torch.empty_like(hidden_NE) if ctx.needs_input_grad[0] else None
         # One buffer for all chunks: the logits of a new one each time would cost more page faults than arithmetic.
-        buffer_CV = hidden_NE.new_empty(min(CHUNK, len(labels_N)), len(weight_VE))
-        for start in range(0, len(labels_N), CHUNK):
-            chunk = slice(start, start + CHUNK)
+        size = chunk_size(hidden_NE.device, len(weight_VE), CHUNK)
+        buffer_CV = hidden_NE.new_empty(min(size, len(labels_N)), len(weight_VE))
+        for start in range(0, len(labels_N), size):
+            chunk = slice(start, start + size)
             hidden_CE, labels_C1 = hidden_NE[chunk], labels_N[chunk, None]
             logits_CV = logits.in_place(_headed(hidden_CE, weight_VE, bias_V, buffer_CV[: len(hidden_CE)]))
             # Both are read before the logits are overwritten with their exponentials.
@@ -103,7 +105,8 @@ def trained_head_cross_entropy(
     precision of its weight.
     """
     total = torch.zeros((), dtype=torch.float32, device=hidden_NE.device)
-    chunks = (torch.split(tensor, TRAINED_CHUNK) for tensor in (hidden_NE, labels_N))
+    size = chunk_size(hidden_NE.device, len(head.weight), TRAINED_CHUNK)
+    chunks = (torch.split(tensor, size) for tensor in (hidden_NE, labels_N))
     for hidden_CE, labels_C in zip(*chunks, strict=True):
         operands = (hidden_CE, head.weight, head.bias, labels_C, logits)
         total = total + checkpoint(_summed_chunk, *operands, use_reentrant=False, preserve_rng_state=False)

@@ -1,101 +1,31 @@
-"""Running out of memory: the errors that mean it, smaller micro-batches tried in response, and the message at the end.
+"""Running out of memory in a recovery: smaller micro-batches are tried, and the error at the end names the remedies.
 
 The global batch stays as it was. A step that does not fit is taken again in more and smaller micro-batches. That
-affects only rounding (and the inputs that a dropout drops).
+affects only rounding (and the inputs that a dropout drops). Which errors mean it: `stages.common.memory`.
 """
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
-import torch
+from stages.common import memory
+from stages.common.memory import OutOfMemory, noticed, release
 
-from stages.common.machine import return_freed_memory
-from stages.errors import UserError
-
-SIGNS = (
-    "can't allocate memory",  # torch's allocator on a processor
-    "out of memory",
-    "bad_alloc",
-    "could not create a memory",  # oneDNN
-    "ALLOC_FAILED",  # cuBLAS and cuDNN, whose workspaces torch's allocator does not serve
-)
-"""Parts of the message of a `RuntimeError` that means that memory has run out."""
-QUOTED = 120
-"""Characters of such a message that are passed on."""
-LEAST = 16
-"""Tokens of the smallest micro-batch that is tried; where that fails, the micro-batch is not the cause."""
-
-
-class OutOfMemory(Exception):
-    """A pass with `tokens` tokens at a time needed more memory than there is; `alone`: it had a single document."""
-
-    def __init__(self, reason: str, *, tokens: int, alone: bool) -> None:
-        super().__init__(reason)
-        self.tokens, self.alone = tokens, alone
-
-    def halved(self) -> int:
-        """Return how many tokens to try next.
-
-        Raises:
-            UserError: one document alone does not fit, or fewer tokens would not help.
-        """
-        if self.alone:
-            raise UserError(
-                f"a single document of {self.tokens:,} tokens does not fit in memory ({self}). Lower "
-                "recover.sequence_length, or set recover.gradient_checkpointing=true: about a third more time."
-            )
-        if self.tokens < 2 * LEAST:
-            raise UserError(f"even {self.tokens} tokens at a time do not fit in memory ({self}). {REMEDY}")
-        return self.tokens // 2
-
+__all__ = ["OutOfMemory", "explained", "halved", "noticed", "release"]
 
 REMEDY = (
-    "Free some of it, train fewer parameters (adapter.rank, adapter.targets), or set recover.gradient_checkpointing="
-    "true, a smaller recover.micro_batch_tokens or a shorter recover.sequence_length."
+    "Free some of it, train fewer parameters (adapter.rank, adapter.targets), or set recover.base=nf4, "
+    "recover.gradient_checkpointing=true, a smaller recover.micro_batch_tokens or a shorter recover.sequence_length."
 )
+ALONE = "Lower recover.sequence_length, or set recover.gradient_checkpointing=true: about a third more time."
+explained = partial(memory.explained, REMEDY)
+"""Turns running out of memory in the block into a `UserError` with the remedies."""
 
 
-def ran_out(error: BaseException) -> bool:
-    """Return whether `error` says that there is no memory left, on a processor or a GPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+def halved(error: OutOfMemory) -> int:
+    """Return how many tokens to try next.
 
-
-@contextmanager
-def noticed(*, tokens: int, alone: bool = False) -> Iterator[None]:
-    """Turn running out of memory in the block into an `OutOfMemory` with the number of tokens that ran at a time."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
-            raise
-        raise OutOfMemory(_reason(error), tokens=tokens, alone=alone) from error
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Turn running out of memory in the block into a `UserError` with the remedy."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
-            raise
-        raise UserError(f"there is not enough memory ({_reason(error)}). {REMEDY}") from error
-
-
-def release() -> None:
-    """Give back the memory of a failed pass; call this once its exception, whose traceback holds tensors, is gone."""
-    gc.collect()  # an exception and its frames can refer to each other in a circle
-    return_freed_memory()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _reason(error: BaseException) -> str:
-    """Return the part about memory of the first line of `error`, at most `QUOTED` characters."""
-    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return line[max(line.find("DefaultCPUAllocator"), 0) :][:QUOTED].rstrip(". ")
+    Raises:
+        UserError: one document alone does not fit, or fewer tokens would not help.
+    """
+    return error.halved(REMEDY, ALONE)

@@ -18,6 +18,7 @@ from stages.adapters.registry import ADAPTERS
 from stages.common.checks import require
 from stages.common.choices import lookup, narrowed
 from stages.common.machine import precision
+from stages.decoders.holding import STORED, check_holding
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.recover.config import RecoverConfig, RecoverOptions, RecoverStageConfig, TuneStageConfig
@@ -85,6 +86,26 @@ def check_fits(adapter: AdapterConfig, shape: DecoderShape) -> None:
         ADAPTERS[adapter.name].fits(adapter, shape)
 
 
+def check_base(config: RecoverStageConfig, *, masked: bool, engine: str) -> None:
+    """Raise a `UserError` where the base's weights can't be held in fewer bits.
+
+    `masked` says whether zeros of its weights stay, and `engine` how workers share the recovery (`Context.engine`).
+    """
+    base = config.recover.base
+    if base == STORED:
+        return
+    if masked:
+        raise UserError(
+            f"recover.base={base} rounds more weights to zero than the mask has zeros, so the mask would be lost. Set "
+            f"recover.base={STORED}."
+        )
+    if engine == "fsdp":
+        raise UserError(
+            f"recover.base={base} holds all weights on each worker, and runtime=fsdp shards them. Set runtime=ddp, or "
+            f"recover.base={STORED}."
+        )
+
+
 def _check_tuning(recover: RecoverOptions) -> None:
     lookup("recover.tune", recover.tune, dict.fromkeys(TUNED))
     factors, tokens = recover.tune_factors, recover.tune_tokens
@@ -108,6 +129,7 @@ def check_recover(config: RecoverConfig) -> None:
     require(within, "recover.decay", f"above 0, and with recover.warmup={config.warmup:g} at most 1", config.decay)
     require(config.weight_decay >= 0, "recover.weight_decay", "at least 0", config.weight_decay)
     require(config.gradient_clip >= 0, "recover.gradient_clip", "at least 0", config.gradient_clip)
+    check_holding("recover.base", config.base)
     require(config.loss in LOSSES, "recover.loss", f"one of {', '.join(LOSSES)}", config.loss)
     require(config.keep in KEPT, "recover.keep", f"one of {', '.join(KEPT)}", config.keep)
     # inductor takes the compiler that CXX names, if it is set.
@@ -134,5 +156,11 @@ def adapter_of(config: RecoverStageConfig) -> Adapter:
     adapter = lookup("adapter", config.adapter.name, ADAPTERS)
     adapter.check(config.adapter)
     check_recover(config.recover)
+    if config.recover.base != STORED and not adapter.leaves_base(config.adapter):
+        raise UserError(
+            f"recover.base={config.recover.base} needs an adapter that leaves the weights of the layers as they are, "
+            f"and adapter={config.adapter.name} with these options changes them or needs them whole. Choose another "
+            f"(adapter=rora), or set recover.base={STORED}."
+        )
     require(config.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", config.dtype)
     return adapter

@@ -13,8 +13,10 @@ import torch
 
 from stages.adapters.adapter import Adapter
 from stages.common.files import read_jsonl, write_json, write_jsonl, write_text
+from stages.common.later import recorded
 from stages.decoders.card import CARD, adapter_card
 from stages.decoders.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
+from stages.decoders.holding import STORED, WAYS
 from stages.decoders.lineage import base_of, described, lineage
 from stages.decoders.masks import masked_modules
 from stages.decoders.packed_attention import hidden_states, use_packed_attention
@@ -28,7 +30,7 @@ from stages.recover.mapped import load_mapped
 from stages.recover.objectives.objective import Objective
 from stages.recover.objectives.registry import objective_of
 from stages.recover.objectives.teacher import check_vocabulary
-from stages.recover.plan import adapter_of, gives_model, taught
+from stages.recover.plan import adapter_of, check_base, gives_model, taught
 from stages.recover.seeds import seeded
 from stages.recover.workers import SINGLE, Workers
 from stages.rows.packing import collate, take
@@ -126,7 +128,7 @@ def material_of(config: RecoverStageConfig, inputs: Mapping[str, Path], device: 
     if teacher is not None:
         check_vocabulary(teacher, base)
     return Material(
-        load=lambda dtype: load_model(base, dtype=dtype, device=device),
+        load=lambda dtype: load_model(base, dtype=dtype, device=device, held=config.recover.base),
         tokenizer=load_tokenizer(base),
         train=inputs["data"] / "train.jsonl",
         held_out=list(read_jsonl(inputs["data"] / "validation.jsonl")),
@@ -146,6 +148,7 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
         Diverged: the loss is not finite.
     """
     adapter, (objective, options) = adapter_of(config), objective_of(config.recover)
+    check_base(config, masked=bool(material.masked), engine=context.engine)
     stream = tokenised(
         material.train,
         material.tokenizer,
@@ -178,7 +181,7 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
         dtype=config.dtype,
         seed=config.seed,
         context=context,
-        identity={"config": asdict(config), "models": list(material.fingerprints), "rows": len(stream)},
+        identity={"config": recorded(config), "models": list(material.fingerprints), "rows": len(stream)},
         rates=adapter.rates(model, config.adapter),
         rewrite=rewrites and rewrites(model, material.tokenizer, options, config.dtype, config.seed),
         workers=workers,
@@ -190,7 +193,7 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
     summary: JSON = {
         "base": material.base,
         "adapter": _describe(adapter, config),
-        "objective": {"name": config.recover.objective} | _minimised(objective, options, material),
+        "objective": {"name": config.recover.objective} | _minimised(objective, options, material, config.recover.base),
         "parameters": {"model": total, "trainable": trainable},
         "training": _training_facts(progress, stream),
         "kept": {"parameters": config.recover.keep, "step": kept["step"], "tokens": kept["tokens"]},
@@ -224,7 +227,11 @@ def merge(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
     adapter, base = adapter_of(config), inputs["model"] / "model"
     if adapter.merge is None or not config.recover.merge:
         return
-    pruned = load_model(base, dtype=stored_dtype(base))
+    # A GPU that could hold the model only in few bits can't hold it whole.
+    device = context.device if config.recover.base == STORED else "cpu"
+    if device != "cpu":
+        memory.release()  # what the training held
+    pruned = load_model(base, dtype=stored_dtype(base), device=device)
     merged = adapter.merge(pruned, context.output / "adapter", masked_modules(base))
     save_model(merged, context.output / "model", like=base, recovery=recovery)
 
@@ -240,12 +247,17 @@ def _fingerprints(*directories: Path | None) -> list[str]:
     return digests
 
 
-def _minimised(objective: Objective, options: Any, material: Material) -> JSON:
-    """Return the objective's facts, its teacher where it has one, and its sentences for card and report."""
+def _minimised(objective: Objective, options: Any, material: Material, base: str) -> JSON:
+    """Return the objective's facts, its teacher where it has one, and its sentences for card and report.
+
+    A sentence tells how the weights of the base were held, unless they were held as they are stored.
+    """
     learns = material.teacher is not None
-    sentences = objective.sentences(options, described(material.taught_by) if learns else "")
+    sentences = [*objective.sentences(options, described(material.taught_by) if learns else "")]
+    if base != STORED:
+        sentences.append(f"While the adapter was trained, the model's frozen weights were held {WAYS[base]}.")
     teacher = {"teacher": material.taught_by} if learns else {}
-    return objective.facts(options) | teacher | {"sentences": list(sentences)}
+    return objective.facts(options) | teacher | {"sentences": sentences}
 
 
 def _describe(adapter: Adapter, config: RecoverStageConfig) -> JSON:

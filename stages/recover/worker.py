@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from stages.common.determinism import ordered_sums
 from stages.processes.failure import as_failure, send
 from stages.recover.interruption import DEFERRED
 from stages.recover.messages import Finished, Job, Point, Said
@@ -65,7 +66,8 @@ def _work(job: Job, connection: Connection, told: Callable[[], int | None]) -> N
         logging.basicConfig(level=logging.INFO, handlers=[_Passed(connection)])
         context = replace(context, log=lambda point: send(connection, Point(point)))
     _join(job)
-    summary = job.work(job.config, job.inputs, context, ENGINE[context.engine](job.rank, context.workers, told))
+    with ordered_sums(context.deterministic):
+        summary = job.work(job.config, job.inputs, context, ENGINE[context.engine](job.rank, context.workers, told))
     if job.rank == 0:
         send(connection, Finished(summary))
     torch.distributed.barrier()

@@ -3,7 +3,7 @@
 Every worker draws the same documents and cuts them into the same micro-batches. Each micro-batch has the same random
 numbers on every worker. So the number of workers affects only rounding.
 
-Workers stay in step by telling each other the result of each micro-batch (`on_each`). So a loss that is not finite, a
+Workers stay in step by telling each other the results of each step (`on_each`). So a loss that is not finite, a
 micro-batch that does not fit, and a signal are met by all of them at the same place. Only the leader writes.
 
 How the processes are started is `.launch`'s part.
@@ -73,6 +73,13 @@ class Workers:
             OutOfMemory: on all workers, the error of the first worker on which `work` did not fit.
         """
         return [work()]
+
+    def leaves(self, signalled: Signalled) -> bool:
+        """Return whether this worker leaves its step before its next turn, because of a signal.
+
+        It asks no other worker. So the others finish their turns, and then the step is dropped by all.
+        """
+        return signalled() is not None
 
     def add_gradients(self) -> None:
         """Make each gradient the mean of those that the workers have accumulated."""
@@ -145,6 +152,10 @@ class Replicated(Workers):
 
     def _failure(self, error: OutOfMemory) -> _Failure:
         return _Failure(str(error), error.tokens, error.alone)
+
+    def leaves(self, signalled: Signalled) -> bool:
+        """Return whether this worker was told of a signal."""
+        return self._told() is not None
 
     def add_gradients(self) -> None:
         """Add up the gradients of all workers in one call, and leave their mean."""
@@ -220,6 +231,10 @@ class Sharded(Replicated):
             f"{error.tokens:,} tokens at a time do not fit in a worker's memory ({error}). Lower "
             "recover.micro_batch_tokens; with runtime=ddp that is done by itself."
         ) from error
+
+    def leaves(self, signalled: Signalled) -> bool:
+        """Return no, because the others' passes need this worker; the step is finished."""
+        return False
 
     def add_gradients(self) -> None:
         """Do nothing, because each backward pass has taken the mean."""

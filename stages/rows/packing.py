@@ -11,14 +11,17 @@ a document's own. A label is the token after the position that predicts it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
 from stages.errors import UserError
+from stages.rows.bounds import Bounds, bounds, on_device
 from stages.stage import JSON
 
 if TYPE_CHECKING:
@@ -59,11 +62,9 @@ class Shared:
     """Number of tokens that precede each document's own, in the order of `Layout.lengths`."""
     sources_S: torch.Tensor
     """Positions in the sequence of each document's tokens, shared and own, one document after another."""
-    masks: tuple[torch.Tensor | None, ...]
-    """For each document, the tokens that each own token sees [L, context + L]; None (causal) where none is shared."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """The boundaries of documents that lie end to end, as attention needs them."""
 
@@ -71,6 +72,34 @@ class Layout:
     """Number of each document's own tokens, in the order in which they lie; they sum to T."""
     shared: Shared | None = None
     """How documents begin with tokens of other documents; None where every token is a document's own."""
+
+    @cached_property
+    def reach(self) -> tuple[int, ...]:
+        """Number of tokens that each document's last token sees, shared and own."""
+        if self.shared is None:
+            return self.lengths
+        return tuple(context + length for context, length in zip(self.shared.contexts, self.lengths, strict=True))
+
+    @cached_property
+    def masks(self) -> Sequence[torch.Tensor | None]:
+        """The tokens that each own token of a document sees [L, context + L]; None (causal) where none is shared.
+
+        They are made when first asked for: one call for all documents (`bounds`) needs none.
+        """
+        if self.shared is None:
+            return [None] * len(self.lengths)
+        like_S, pairs = self.shared.sources_S, zip(self.shared.contexts, self.lengths, strict=True)
+        # A teacher may ask first, and tensors made in inference mode can't be saved for the pupil's backward pass.
+        with torch.inference_mode(False):
+            # An own token sees the whole context and the own tokens up to itself.
+            return [
+                like_S.new_ones(length, context + length, dtype=torch.bool).tril(context) if context else None
+                for context, length in pairs
+            ]
+
+    def bounds(self, device: torch.device) -> Bounds:
+        """Return the boundaries on `device`, for attention in one call. They are made once a batch."""
+        return bounds(self.lengths, self.reach, device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,18 +212,30 @@ def take(documents: Iterable[Document], tokens: int) -> list[Document]:
     return taken
 
 
-def split(documents: Iterable[Document], tokens: int) -> Iterator[list[Document]]:
-    """Yield runs of consecutive documents of at most `tokens` tokens. A longer document has a run of its own."""
-    run: list[Document] = []
+def split(documents: Sequence[Document], tokens: int, *, among: int = 1) -> list[list[Document]]:
+    """Return the documents in consecutive runs of at most `tokens` tokens. A longer document has a run of its own.
+
+    There are as few runs as can be, but one for each of `among` workers where that makes the longest run shorter. With
+    so many runs, the longest is as short as can be.
+    """
+    count = max(len(_runs(documents, tokens)), among)
+    # A lower limit never needs fewer runs, so the lowest limit that needs no more is found by bisection.
+    shortest = bisect_left(range(tokens), True, key=lambda limit: len(_runs(documents, limit)) <= count)
+    return _runs(documents, shortest)
+
+
+def _runs(documents: Sequence[Document], tokens: int) -> list[list[Document]]:
+    """Return runs of at most `tokens` tokens, each as long as can be."""
+    runs: list[list[Document]] = []
     size = 0
     for document in documents:
-        if run and size + len(document.ids) > tokens:
-            yield run
-            run, size = [], 0
-        run.append(document)
         size += len(document.ids)
-    if run:
-        yield run
+        if runs and size <= tokens:
+            runs[-1].append(document)
+        else:
+            runs.append([document])
+            size = len(document.ids)
+    return runs
 
 
 def collate(documents: Sequence[Document], device: str = "cpu", *, share: bool = False) -> Batch:
@@ -228,24 +269,15 @@ def collate(documents: Sequence[Document], device: str = "cpu", *, share: bool =
         predictors += places[index][first - 1 : -1]
         labels += document.ids[first:]
     lengths = tuple(len(documents[index].ids) - context for index, context in zip(order, contexts, strict=True))
-    shared = _sharing(contexts, lengths, torch.tensor(sources, device=device)) if any(contexts) else None
+    shared = Shared(tuple(contexts), on_device(sources, device, torch.long)) if any(contexts) else None
     return Batch(
-        input_ids_1T=torch.tensor([ids], device=device),
-        position_ids_1T=torch.tensor([positions], device=device),
+        input_ids_1T=on_device(ids, device, torch.long)[None],
+        position_ids_1T=on_device(positions, device, torch.long)[None],
         layout=Layout(lengths, shared),
-        predictors_N=torch.tensor(predictors, dtype=torch.long, device=device),
-        labels_N=torch.tensor(labels, dtype=torch.long, device=device),
+        predictors_N=on_device(predictors, device, torch.long),
+        labels_N=on_device(labels, device, torch.long),
         written=any(document.written for document in documents),
     )
-
-
-def _sharing(contexts: Sequence[int], lengths: Sequence[int], sources_S: torch.Tensor) -> Shared:
-    # An own token sees the whole context and the own tokens up to itself.
-    masks = (
-        sources_S.new_ones(length, context + length, dtype=torch.bool).tril(context) if context else None
-        for context, length in zip(contexts, lengths, strict=True)
-    )
-    return Shared(tuple(contexts), sources_S, tuple(masks))
 
 
 def _shared(before: Sequence[int], document: Sequence[int]) -> int:

@@ -207,6 +207,7 @@ def test_the_stock_road_has_the_recommended_rows_in_their_proportions_without_wh
     }
     for node in (plan.rows, plan.stock):
         assert not [each for each in lineage(node) if each.stage is STAGES["data"] and asks_model(each.config)]
+        assert all(plan.engine.graph.role_of(each) for each in lineage(node)), "the engine builds what has a role"
     with pytest.raises(UserError, match="no text that the dense model makes up, and there is no other"):
         planned(0.2, ["data=sampled"], "cpu")
 

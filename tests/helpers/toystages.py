@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,24 @@ def slow(config: Number, inputs: Mapping[str, Path], context: Context) -> dict[s
     return double(config, inputs, context)
 
 
+LITTER: list[weakref.ref[Any]] = []
+"""What `litter` left behind, alive or not."""
+
+
+class _Cycle:
+    """An object that only the collector frees."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def litter(config: Number, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
+    """Write how much of what earlier stages left behind is still in memory, and leave something behind."""
+    (context.output / "number.txt").write_text(str(sum(left() is not None for left in LITTER)))
+    LITTER.append(weakref.ref(_Cycle()))
+    return {}
+
+
 def promise_breaker(config: Number, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
     """Finish without writing anything."""
     return {}
@@ -48,6 +67,14 @@ def full_disk(config: Number, inputs: Mapping[str, Path], context: Context) -> d
     """Fail as a full disk does, after some work."""
     (context.output / "progress.txt").write_text("half")
     raise OSError(28, os.strerror(28), str(context.output / "number.txt"))
+
+
+def unordered(config: Number, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
+    """Call an operation of torch that has no kernel with a fixed order."""
+    import torch
+
+    torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+    return double(config, inputs, context)
 
 
 def stage(function: str = "double", version: int = 1) -> Stage:

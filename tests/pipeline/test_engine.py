@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -128,6 +129,16 @@ def test_forcing_a_stage_rebuilds_everything_that_depends_on_it(run, ran) -> Non
     ran()
     run(chain(1, 2, 3), force=["middle1"])
     assert ran() == [2, 3]
+
+
+def test_a_stage_finds_nothing_in_memory_that_the_stage_before_left_there(run) -> None:
+    gc.disable()
+    try:
+        graph = chain(1, 2, 3, function="litter")
+        engine = run(graph)
+    finally:
+        gc.enable()
+    assert [number(engine, node) for node in graph] == [0, 0, 0]
 
 
 def test_forcing_an_unknown_stage_names_the_known(run) -> None:

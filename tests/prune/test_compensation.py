@@ -15,7 +15,7 @@ from helpers.pruning import prune
 from stages.decoders.anatomy import decoder_layers
 from stages.decoders.checkpoint import count_parameters, load_model
 from stages.errors import UserError
-from stages.prune.compensation import compensate, fitted_weights, kept_inputs
+from stages.prune.compensation import compensate, fitted_layers, kept_inputs
 from stages.prune.criteria.magnitude import MagnitudeConfig
 from stages.prune.groups import Kept, Selection, keep_all
 from stages.prune.statistics.activations import outputs
@@ -134,9 +134,9 @@ def test_a_compensated_model_is_saved_and_reloaded(how: str, tmp_path: Path) -> 
 def test_a_cut_is_tried_out_in_place_as_it_will_be(how: str, family: str, options: dict[str, Any]) -> None:
     selection = Selection([Kept([], [], list(range(3, 40))), SELECTION.layers[1], None])
     model = decoder(family, **options)
-    (values,) = fitted_weights(model, [selection], token_ids(), how)
+    fitted = [values for _, _, values in fitted_layers(model, [selection], token_ids(), how)]
     with torch.no_grad():
-        for parameter, value in values.items():
+        for parameter, value in (pair for values in fitted for pair in values.items()):
             parameter.copy_(value)
     tried = calibration_loss(model, token_ids())
     model = decoder(family, **options)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from helpers.decoders import decoder, token_ids
 from stages.decoders.anatomy import decoder_layers
 from stages.prune.criteria.surgeon import SurgeonConfig, score
-from stages.prune.statistics import curvature
+from stages.prune.statistics import curvature, second_moments
 from stages.prune.statistics.activations import outputs
-from stages.prune.statistics.curvature import DAMPING, Elimination, Removal, SecondMoments, losses_in_order, moments
+from stages.prune.statistics.curvature import DAMPING, Elimination, Removal, losses_in_order
+from stages.prune.statistics.second_moments import SecondMoments, moments
 
 ORDER = [[3], [0, 7], [1, 2, 9], [4], [5, 6, 8]]
 GONE = [[column for columns in ORDER[:count] for column in columns] for count in range(len(ORDER) + 1)]
@@ -98,12 +101,18 @@ def _part(own: SecondMoments, size: int) -> SecondMoments:
     return SecondMoments(own.inputs_CC[:size, :size], own.gradients_RR)
 
 
+def in_order(model: PreTrainedModel, maps: list[nn.Linear], ids_BT: Tensor, **options: Any) -> list[SecondMoments]:
+    """Return the moments in the order of `maps`."""
+    found = dict(moments(model, maps, ids_BT, seed=7, **options))
+    return [found[position] for position in range(len(maps))]
+
+
 @pytest.mark.parametrize(("family", "memory"), [("qwen3", 2**32), ("qwen3", 1), ("granite", 2**32)])
 def test_second_moments_are_those_of_plain_autograd(family: str, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curvature, "MEMORY", memory)  # however many sweeps that takes
+    monkeypatch.setattr(second_moments, "MEMORY", memory)  # however many runs of layers that takes
     model, ids_BT = decoder(family), token_ids()
     maps = [output.linear for layer in decoder_layers(model) for output in outputs(layer)]
-    found = list(moments(model, maps, ids_BT, seed=7))
+    found = in_order(model, maps, ids_BT)
 
     given, given_back = {}, {}
     for linear in maps:
@@ -124,13 +133,31 @@ def test_inputs_are_of_all_sequences_and_gradients_of_the_first_ones(length: int
     model, ids_BT = decoder(max_position_embeddings=1024), token_ids(length=length)
     maps = [output.linear for layer in decoder_layers(model) for output in outputs(layer)]
     found, of_all, of_first = (
-        list(moments(model, maps, ids, seed=7, curvature=count))
+        in_order(model, maps, ids, curvature=count)
         for ids, count in ((ids_BT, counted), (ids_BT, None), (ids_BT[:counted], None))
     )
     for own, every, first in zip(found, of_all, of_first, strict=True):
         torch.testing.assert_close(own.inputs_CC, every.inputs_CC)
         torch.testing.assert_close(own.gradients_RR, first.gradients_RR)
         assert not torch.allclose(own.gradients_RR, every.gradients_RR, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [24, 600])
+def test_moments_are_the_same_however_many_layers_are_in_memory(
+    length: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = decoder("gemma2", num_hidden_layers=5, max_position_embeddings=1024).to(dtype)
+    maps = [output.linear for layer in decoder_layers(model)[1:4] for output in outputs(layer)]
+    ids_BT, whole = token_ids(5, length), None
+    for memory, graph in ((2**32, 2**31), (40_000, 2**31), (2**32, 1), (1, 1)):
+        monkeypatch.setattr(second_moments, "MEMORY", memory)
+        monkeypatch.setattr(second_moments, "GRAPH", graph)
+        found = in_order(model, maps, ids_BT, curvature=3)
+        whole = whole or found
+        for own, other in zip(found, whole, strict=True):
+            assert torch.equal(own.inputs_CC, other.inputs_CC)
+            assert torch.equal(own.gradients_RR, other.gradients_RR)
 
 
 def test_a_surgeons_scores_are_what_a_sub_layer_has_lost_and_those_of_a_layer_their_sum() -> None:
@@ -150,7 +177,7 @@ def test_a_loss_is_predicted_to_the_order_of_what_it_is() -> None:
     model, ids_BT = decoder(initializer_range=0.02), token_ids(64, 64)
     layer = decoder_layers(model)[0]
     weight_RC = layer.mlp[-1].linear.weight
-    (own,) = moments(model, [layer.mlp[-1].linear], ids_BT, seed=0)
+    ((_, own),) = moments(model, [layer.mlp[-1].linear], ids_BT, seed=0)
     gone = torch.arange(20)
     predicted = Removal(weight_RC, own).remove(gone)
     with torch.no_grad():

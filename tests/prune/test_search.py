@@ -11,13 +11,16 @@ from transformers import AutoModelForCausalLM
 
 from helpers.decoders import decoder, saved, token_ids
 from helpers.pruning import prune
+from stages.decoders.anatomy import decoder_layers
 from stages.decoders.checkpoint import load_model
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.budget import Budget
-from stages.prune.allocation.search import searched
+from stages.prune.allocation.outcome import PrunePlan
+from stages.prune.allocation.search import Trial, _tried, searched
+from stages.prune.compensation import fitted_layers
 from stages.prune.config import Search
 from stages.prune.criteria.registry import CRITERIA
-from stages.prune.groups import Scores
+from stages.prune.groups import Kept, Scores, Selection, keep_all
 from stages.prune.statistics.gradients import calibration_loss
 
 IDS = token_ids(6)
@@ -88,6 +91,28 @@ def test_two_steps_meet_the_whole_budget_and_are_fitted_to_the_dense_model(shape
         assert made.num_parameters() == record["parameters"]["pruned"]
         assert calibration_loss(made, IDS) == pytest.approx(losses[steps]["pruned"], rel=1e-5)
     assert losses[1]["dense"] == losses[2]["dense"]
+
+
+@pytest.mark.parametrize("how", ["none", "least_squares"])
+def test_trials_side_by_side_have_the_losses_of_trials_one_after_the_other(how: str) -> None:
+    model = decoder("gemma2", num_hidden_layers=4)
+    shapes = [layer.shape for layer in decoder_layers(model)]
+    cuts = [
+        Selection([Kept([], [], list(range(3, 40))), None, *map(keep_all, shapes[2:])]),
+        Selection([keep_all(shapes[0]), Kept([0, 1, 4, 5], [0, 2], []), keep_all(shapes[2]), None]),
+    ]
+    plan = PrunePlan(dense=DecoderShape.from_config(model.config.to_dict()), layers=(), hidden=48, requested=None)
+    config, before = configured({"compensate": how, "search": Search(sequences=2)}), model.state_dict()
+    kept = {name: value.clone() for name, value in before.items()}
+    tried = _tried(model, [Trial(plan, "", cut, 0.0) for cut in cuts], IDS, config)
+    for cut, trial in zip(cuts, tried, strict=True):
+        alone = decoder("gemma2", num_hidden_layers=4)
+        fitted = [values for _, _, values in fitted_layers(alone, [cut], IDS[2:], how)]
+        for parameter, value in (pair for values in fitted for pair in values.items()):
+            parameter.data = value
+        assert trial.loss == calibration_loss(alone, IDS[:2])
+    assert tried[0].loss != tried[1].loss
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
 
 
 def chosen(granularity: list[str], losses: list[tuple[float, float]], ratio: float) -> tuple[list[str], float]:

@@ -1,22 +1,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from helpers.launches import Launches
 from helpers.tiny_tokenizer import byte_tokenizer
 from helpers.toy import config, recovered, resumed
 from stages.adapters.registry import ADAPTERS
 from stages.recover.config import RecoverConfig
+from stages.recover.objectives.registry import OBJECTIVES
 from stages.recover.schedules import learning_rate
 from stages.recover.seeds import seeded
-from stages.rows.packing import encode_whole
+from stages.rows.packing import Batch, encode_whole
 from stages.rows.stream import Stream
 
 SCHEDULE = RecoverConfig(learning_rate=2.0, warmup=0.1, final=0.1)
@@ -75,6 +80,34 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
+def test_a_step_that_ends_beyond_its_share_is_one_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, sizes = OBJECTIVES["cross_entropy"], []
+
+    def build(*arguments: Any) -> Callable[[Tensor, Batch], Mapping[str, Tensor]]:
+        summed = plain.build(*arguments)
+
+        def noted(hidden_TE: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+            sizes.append(len(batch.layout.lengths))
+            return summed(hidden_TE, batch)
+
+        return noted
+
+    monkeypatch.setitem(OBJECTIVES, "cross_entropy", replace(plain, build=build))
+    _, summary = recovered(tmp_path, config(tokens=1300, batch_tokens=130, micro_batch_tokens=130))
+    assert len(sizes) == summary["training"]["steps"] == 10
+    assert sum(sizes) == summary["training"]["rows"]
+
+
+def test_a_step_waits_for_the_device_as_often_with_many_micro_batches_as_with_one(tmp_path: Path) -> None:
+    reads = []
+    for size in (32, 256):
+        launches = Launches()
+        with launches:
+            recovered(tmp_path, config({"name": "dora"}, tokens=512, micro_batch_tokens=size), name=str(size))
+        reads.append(launches.calls["_local_scalar_dense"])
+    assert reads[0] == reads[1]
+
+
 def test_the_curve_equals_that_of_a_plain_loop_over_the_same_rows(tmp_path: Path) -> None:
     settings = config({"name": "rora"}, tokens=1200)
     output, _ = recovered(tmp_path, settings)
@@ -115,3 +148,15 @@ def test_steps_share_the_budget_evenly(tmp_path: Path) -> None:
     sizes = [after - before for before, after in pairwise(tokens)]
     assert len(sizes) == 3
     assert all(abs(size - 1300 / 3) < 64 for size in sizes)
+
+
+@pytest.mark.parametrize("adapter", ["rora", "dora"])
+def test_in_bfloat16_the_curve_is_near_to_that_of_float32(tmp_path: Path, adapter: str) -> None:
+    curves = []
+    for dtype in ("float32", "bfloat16"):
+        settings = config({"name": adapter}, dtype=dtype, tokens=1500, micro_batch_tokens=100)
+        output, _ = recovered(tmp_path, settings, name=dtype)
+        points = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()][1:]
+        curves.append([point["loss"] for point in points])
+    assert curves[1] == pytest.approx(curves[0], rel=0.03)
+    assert curves[1] != curves[0]

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from helpers.processes import same_imports
 from helpers.toy import config, data_artifact, model_artifact
 from stages.errors import UserError
+from stages.recover.checkpoints import interval
 from stages.recover.stage import run
 from stages.stage import Context
 
@@ -177,3 +178,9 @@ def test_a_resume_where_sums_are_rounded_otherwise_says_so(
 
     (said,) = (record.getMessage() for record in caplog.records if "rounding" in record.getMessage())
     assert f"begun with {name} {other}, now" in said
+
+
+def test_checkpoints_that_take_long_to_write_are_written_less_often() -> None:
+    assert interval(60, saving=0.1) == 60
+    assert interval(60, saving=30) == pytest.approx(1000)
+    assert interval(0, saving=30) == 0  # every step, for whoever asks for it

@@ -183,3 +183,24 @@ def test_splitting_keeps_order_and_size() -> None:
 
     assert [[len(d.ids) for d in run] for run in runs] == [[4, 4], [9], [1, 2]]
     assert torch.equal(collate(runs[0]).input_ids_1T, collate([document(4), document(4)]).input_ids_1T)
+
+
+def sizes(runs: Sequence[Sequence[Document]]) -> list[int]:
+    return [sum(len(document.ids) for document in run) for run in runs]
+
+
+def test_runs_are_as_few_and_then_as_equal_as_can_be() -> None:
+    documents = [document(n) for n in (3, 3, 3, 3, 1, 3)]
+
+    assert sizes(split(documents, 16)) == [16]
+    assert sizes(split(documents, 15)) == [9, 7]
+    assert sizes(split(documents, 12)) == [9, 7]
+    assert [d for run in split(documents, 12) for d in run] == documents
+
+
+def test_every_worker_has_a_run_where_that_makes_the_longest_shorter() -> None:
+    assert sizes(split([document(4)] * 6, 100, among=3)) == [8, 8, 8]
+    assert sizes(split([document(4)] * 6, 5, among=3)) == [4] * 6
+    assert sizes(split([document(9), document(1), document(1)], 100, among=2)) == [9, 2]
+    assert sizes(split([document(4)] * 2, 100, among=8)) == [4, 4]
+    assert split([], 100, among=2) == []

@@ -21,6 +21,7 @@ from stages.prune.allocation.budget import Budget, budget_of, layers_of
 from stages.prune.allocation.limits import check_reachable
 from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.allocation.ranking import ladders_of, ranked_plan
+from stages.prune.allocation.rounding import price, rounded
 from stages.prune.allocation.uniform import alike, by_channel_ratio
 from stages.prune.config import ALLOCATIONS, BUDGETS, COMPENSATIONS, DEPTH, OFFLOADS, SCOPES, SHAPES, PruneConfig
 from stages.prune.criteria.registry import CRITERIA
@@ -46,7 +47,7 @@ def check_options(config: PruneConfig) -> None:
     if not config.granularity:
         raise UserError("prune.granularity is empty: name what may go, as in prune.granularity=[heads,channels].")
     for name, value in (
-        ("prune.round_to", config.round_to),
+        ("prune.round_to", config.multiple),
         ("prune.search.trials", config.search.trials),
         ("prune.search.sequences", config.search.sequences),
     ):
@@ -85,7 +86,7 @@ def _check_fixed(config: PruneConfig) -> None:
         f"prune.allocation={allocation(config)}": allocation(config) in ("global", "searched")
         and (config.allocation != "paper" or config.scope is not None),
         f"prune.budget={config.budget}": config.budget != "parameters",
-        f"prune.round_to={config.round_to}": config.round_to > 1,
+        f"prune.round_to={config.round_to}": config.multiple > 1,
         f"prune.layers={config.layers}": config.layer_ratios is not None and config.layers not in (None, "all"),
     }
     if any(idle.values()):
@@ -158,7 +159,7 @@ def for_scores(config: PruneConfig) -> PruneConfig:
 
     All layers are scored unless the options name some, so every allocation shares the scores.
     """
-    plain, layers = PruneConfig(), "all" if config.layers is None else config.layers
+    plain, layers = PruneConfig(round_to=1), "all" if config.layers is None else config.layers
     budget = ("budget", "megabytes", "channel_ratio", "layer_ratios")
     way = ("allocation", "scope", "search", "shapes", "round_to", "max_per_layer", "steps", "compensate")
     return replace(config, ratio=0.0, layers=layers, **{name: getattr(plain, name) for name in (*budget, *way)})
@@ -176,13 +177,14 @@ def ruled(config: PruneConfig) -> bool:
     return config.channel_ratio is not None or config.layer_ratios is not None
 
 
-def settled(config: PruneConfig, count: int) -> PruneConfig:
-    """Return `config` with `layers` written out for a dense model of `count` layers.
+def settled(config: PruneConfig, shape: DecoderShape) -> PruneConfig:
+    """Return `config` with `layers` and `round_to` written out for a dense model of `shape`.
 
     Where no layers are named, `allocation=paper` leaves the criterion's first and last layers as they are: so many of
     32, in proportion for another depth and rounded (of LLM-Pruner 4 and 2, which prunes 4-29 of 32 and 4-27 of 30).
     They are of a recipe for heads and channels: where only whole layers or hidden channels go, none is protected.
     """
+    config, count = rounded(config, shape), len(shape.layers)
     if config.layers is not None:
         return config
     first, last = (0, 0)
@@ -194,7 +196,12 @@ def settled(config: PruneConfig, count: int) -> PruneConfig:
 
 
 def notes(config: PruneConfig, plan: PrunePlan) -> list[str]:
-    """Return the lines that a plan ends with: on the classes that load the pruned model, and on the price of those."""
+    """Return the lines that a plan ends with: on the price of rounding, and on the classes that load the model."""
+    return [*price(config, plan), *_loading(config, plan)]
+
+
+def _loading(config: PruneConfig, plan: PrunePlan) -> list[str]:
+    """Return a line on the classes that load the pruned model, and on the price of those."""
     needs, criterion = plan.pruned.beyond_stock, CRITERIA[config.method]
     if needs and not plan.dense.beyond_stock:
         kinds = [kind for kind in ("heads", "channels") if kind in criterion.granularities]
@@ -223,7 +230,7 @@ def foreseen(shape: DecoderShape, config: PruneConfig, budget: Budget | None = N
     Raises:
         UserError: the budget can't be met.
     """
-    config = settled(config, len(shape.layers))
+    config = settled(config, shape)
     if decided_by_shapes(config):
         return plan_shapes(shape, config, budget=budget)
     check_reachable(budget or budget_of(shape, config), shape, config, config.max_per_layer)
@@ -244,7 +251,7 @@ def plan_shapes(
     Raises:
         UserError: the budget can't be met.
     """
-    config = settled(config, len(shape.layers))
+    config = settled(config, shape)
     if ruled(config):
         return by_channel_ratio(shape, config)
     budget = budget or budget_of(shape, config)

@@ -27,7 +27,7 @@ def without_sublayer(layer: LayerShape, kind: str) -> LayerShape | None:
 def most_gone(layer: LayerShape, kind: str, config: PruneConfig, share: float = 1.0) -> int:
     """Return how many heads, queries of each key/value head, or channels `layer` can lose: `share` of them, not all."""
     of = {"heads": layer.kv_heads, "queries": layer.heads // max(1, layer.kv_heads), "channels": layer.mlp}[kind]
-    stay = config.round_to if kind == "channels" else 1
+    stay = config.multiple if kind == "channels" else 1
     # 1e-9, because a product such as 0.29 · 100 comes out just below the whole number that is meant.
     return max(0, min(int(share * of + 1e-9), of - stay))
 
@@ -74,4 +74,4 @@ def _least(before: DecoderShape, layers: list[int], config: PruneConfig, share: 
     if not any(targets):
         # One layer has to stay. The smallest one gives the bound on what can go.
         targets[0] = min(before.layers, key=before.layer_parameters)
-    return shape_left(before, targets, min(config.round_to, before.hidden) if "hidden" in kinds else before.hidden)
+    return shape_left(before, targets, min(config.multiple, before.hidden) if "hidden" in kinds else before.hidden)

@@ -249,8 +249,8 @@ def _layer_ladders(
         ladders.append(_ladder(index, "heads", sorted(scores["heads"]), 1, cumulative))
     if "queries" in kinds and shape.heads > shape.kv_heads:
         ladders.append(_ladder(index, "queries", _rounds(scores["queries"], shape, cumulative), 1, cumulative))
-    if "channels" in kinds and shape.mlp > config.round_to:
-        ladders.append(_ladder(index, "channels", sorted(scores["channels"]), config.round_to, cumulative))
+    if "channels" in kinds and shape.mlp > config.multiple:
+        ladders.append(_ladder(index, "channels", sorted(scores["channels"]), config.multiple, cumulative))
     return ladders
 
 

@@ -22,25 +22,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stages.common.progress import progress
 from stages.decoders.anatomy import LayerAnatomy, decoder_layers
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.budget import Budget
 from stages.prune.allocation.outcome import PrunePlan, planned, shape_left
 from stages.prune.allocation.ranking import allocate, ladders_of, predicted_loss
 from stages.prune.allocation.uniform import shared_plans
-from stages.prune.compensation import fitted_weights
+from stages.prune.compensation import fitted_layers
 from stages.prune.config import DEPTH, FITTED, PruneConfig
 from stages.prune.groups import Scores, Selection, selection_of
+from stages.prune.memory.sizes import TRIAL_FIT
 from stages.prune.statistics.activations import outputs
-from stages.prune.statistics.curvature import TOGETHER, Elimination, Removal, SecondMoments, losses_in_order, moments
-from stages.prune.statistics.gradients import calibration_loss
+from stages.prune.statistics.curvature import TOGETHER, Elimination, Removal, losses_in_order
+from stages.prune.statistics.gradients import LayerwiseLoss
+from stages.prune.statistics.layerwise import Layerwise
+from stages.prune.statistics.second_moments import SecondMoments, moments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TRIAL_FIT = 64
-"""Largest number of sequences that a trial is fitted on. It shows which allocation is better, and is not kept."""
 ATTENTION = 1.5
 """Factor on the losses of heads, queries and attentions. A loss is that of one layer, with all other layers whole. For
 attention this says too little. Of 1, 1.5, 2, 3 and 5, 1.5 and 2 were best at 20, 30 and 50 % on text of other kinds
@@ -100,7 +100,7 @@ def searched(
     # Reversed, so that of drafts with equal shapes the first one stays.
     distinct = {draft.plan.layers: draft for draft in reversed(drafts)}.values()
     drafts = sorted(distinct, key=lambda trial: trial.predicted)[: config.search.trials]
-    tried = list(_tried(model, drafts, ids_BT, config))
+    tried = _tried(model, drafts, ids_BT, config)
     best = min(tried, key=lambda trial: trial.loss if trial.loss is not None else float("inf"))
     return best.plan, best.selection, [trial.record() for trial in tried]
 
@@ -114,9 +114,11 @@ def group_losses(model: PreTrainedModel, scores: Scores, ids_BT: Tensor, config:
         model, [linear for _, linear, _ in maps], ids_BT, seed=config.seed, curvature=config.calibration.curvature
     )
     with torch.no_grad():
-        for (layer, linear, attention), own in zip(maps, sweep, strict=True):
+        for position, own in sweep:
+            layer, linear, attention = maps[position]
             kinds = scores.layers[layer.index]
             found[layer.index] |= _map_losses(layer, linear.weight, own, kinds, attention, config)
+            del own  # or the next layers' moments would be gathered beside these
     return found
 
 
@@ -199,18 +201,21 @@ def _alike_plans(budget: Budget, before: DecoderShape, config: PruneConfig) -> I
         yield f"every layer {layer.heads} heads on {layer.kv_heads} and {layer.mlp} channels", plan
 
 
-def _tried(model: PreTrainedModel, drafts: Sequence[Trial], ids_BT: Tensor, config: PruneConfig) -> Iterator[Trial]:
-    """Yield each trial with the model's loss when the model computes as if it were so cut."""
+def _tried(model: PreTrainedModel, drafts: Sequence[Trial], ids_BT: Tensor, config: PruneConfig) -> list[Trial]:
+    """Return each trial with the model's loss when the model computes as if it were so cut.
+
+    The trials go through the layers side by side, so the fitted weights of one layer and one trial exist at a time.
+    """
     judges = ids_BT[: config.search.sequences]
     # Fitted on text that does not judge, where there is enough of it.
     fitted_on = ids_BT[len(judges) :][:TRIAL_FIT] if len(ids_BT) >= 2 * len(judges) else ids_BT
-    fits = fitted_weights(model, [draft.selection for draft in drafts], fitted_on, config.compensate)
-    with progress("trying allocations", total=len(drafts), unit="trial") as bar:
-        for draft, values in zip(drafts, fits, strict=True):
-            with _in_place(values):
-                loss = calibration_loss(model, judges)
-            bar.update()
-            yield replace(draft, loss=loss)
+    run = Layerwise(model, judges)
+    losses = [LayerwiseLoss(run) for _ in drafts]
+    selections = [draft.selection for draft in drafts]
+    for layer, number, values in fitted_layers(model, selections, fitted_on, config.compensate):
+        with _in_place(values):
+            losses[number].through(layer)
+    return [replace(draft, loss=loss.value()) for draft, loss in zip(drafts, losses, strict=True)]
 
 
 @contextmanager

@@ -208,10 +208,10 @@ def _candidates(budget: Budget, before: DecoderShape, targets: Layers, config: P
             if (old := targets[index]) is None:
                 continue
             channels = _scaled(count, fine, old.mlp) if "channels" in kinds else 0
-            channels = old.mlp - _rounded(old.mlp - channels, old.mlp, config.round_to)
+            channels = old.mlp - _rounded(old.mlp - channels, old.mlp, config.multiple)
             after[index] = without(old, _scaled(groups, most_groups, old.kv_heads), queries, channels)
         lost = _scaled(count, fine, before.hidden) if "hidden" in kinds else 0
-        hidden = _rounded(before.hidden - lost, before.hidden, config.round_to)
+        hidden = _rounded(before.hidden - lost, before.hidden, config.multiple)
         left = shape_left(before, after, hidden)
         # Query heads that go: those of the groups that go, and of the other groups the queries that go.
         heads = 1 - (1 - groups / (most_groups or 1)) * (1 - queries / (most_each or 1))

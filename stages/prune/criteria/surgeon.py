@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from stages.decoders.anatomy import LayerAnatomy
     from stages.prune.groups import Scores
-    from stages.prune.statistics.curvature import SecondMoments
+    from stages.prune.statistics.second_moments import SecondMoments
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,7 +53,7 @@ def score(
     import torch
 
     from stages.prune.groups import Scores
-    from stages.prune.statistics.curvature import moments
+    from stages.prune.statistics.second_moments import moments
 
     if ids_BT is None:
         raise ValueError("the surgeon needs calibration tokens")
@@ -64,10 +64,12 @@ def score(
         model, [part[-1].linear for _, part in parts], ids_BT, seed=config.seed, curvature=config.calibration.curvature
     )
     with torch.no_grad():
-        for (layer, part), own in zip(parts, sweep, strict=True):
+        for position, own in sweep:
+            layer, part = parts[position]
             found[layer.index] |= sublayer_losses(
                 layer, own, attention=part is layer.attention, kinds=config.granularity
             )
+            del own  # or the next layers' moments would be gathered beside these
     return Scores({index: with_layer(kinds) for index, kinds in found.items()})
 
 

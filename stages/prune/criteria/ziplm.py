@@ -59,7 +59,7 @@ def score(
 
     from stages.prune.groups import Scores
     from stages.prune.statistics.activations import InputProducts, calibrated, gathered
-    from stages.prune.statistics.curvature import SecondMoments
+    from stages.prune.statistics.second_moments import SecondMoments
 
     scores: dict[int, dict[str, Tensor]] = {layer.index: {} for layer in layers}
     decoder = calibrated(model, ids_BT, resident)

@@ -15,6 +15,7 @@ from stages.decoders.spread import spread
 from stages.errors import UserError
 from stages.prune.memory.offload import Offloaded
 from stages.prune.memory.resident import Resident, always
+from stages.prune.memory.sizes import LOSS
 from stages.prune.statistics.gradients import calibration_loss
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
     from stages.prune.config import PruneConfig
     from stages.stage import Context
-
-
-LOSS = 32
-"""Number of calibration sequences, the first ones, whose loss is recorded before and after the cut."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,9 +58,9 @@ class Masking:
 
 def check(config: SparseMLConfig) -> None:
     """Raise a `UserError` for an option that has no meaning for a mask, or for values that contradict each other."""
-    defaults = PruneConfig()
+    defaults, given = PruneConfig(round_to=1), dataclasses.replace(config, round_to=config.multiple)
     names = [f.name for f in dataclasses.fields(PruneConfig) if f.name not in SHARED]
-    foreign = [name for name in names if getattr(config, name) != getattr(defaults, name)]
+    foreign = [name for name in names if getattr(given, name) != getattr(defaults, name)]
     if foreign:
         raise UserError(
             f"prune=sparseml sets single weights to zero, and prune.{foreign[0]} is about groups of weights that are "

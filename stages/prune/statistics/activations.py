@@ -137,6 +137,7 @@ def walk(
                 given_BTH, hidden_BTH = hidden_BTH, decoder.run(index, hidden_BTH)
                 if index in wanted:
                     yield wanted[index], given_BTH, hidden_BTH
+                del given_BTH  # or the next layer would run with three states in memory
             bar.update()
 
 

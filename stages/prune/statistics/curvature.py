@@ -12,138 +12,27 @@ follows by elimination. B does not enter the adjustment: it is least squares on 
 `stages.prune.compensation` does it.
 
 Gradients are those of the loss on answers that the model itself draws. That makes F the Fisher information, and not a
-sum over the tokens that the calibration text happens to have. F is the same for all tokens of the sequences.
+sum over the tokens that the calibration text happens to have. F is the same for all tokens of the sequences. A and B
+are gathered in `.second_moments`.
 
-Shape legend: R outputs and C inputs of a map, B sequences, T tokens.
+Shape legend: R outputs and C inputs of a map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from stages.common.progress import progress
-from stages.prune.statistics.gradients import frozen
+from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from stages.prune.statistics.second_moments import SecondMoments
 
-BATCH_TOKENS = 1024
-"""Tokens of one forward and backward pass, at least one sequence; their logits exist at once, in float32."""
-MEMORY = 4 * 2**30
-"""Bytes of second moments that one sweep over the calibration text gathers; maps beyond that take more sweeps."""
 DAMPING = 0.01
 """Added to the diagonal of A, as a share of the diagonal's mean."""
 TOGETHER = 16
 """Number of inputs, the cheapest ones, that are eliminated at once; their joint cost is exact."""
-
-
-@dataclass(slots=True)
-class SecondMoments:
-    """Second moments of one linear map over tokens: A = E[x xᵀ] of its inputs, B = E[g gᵀ] of its output gradients."""
-
-    inputs_CC: Tensor
-    gradients_RR: Tensor
-
-
-def moments(
-    model: PreTrainedModel, maps: Sequence[nn.Linear], ids_BT: Tensor, *, seed: int, curvature: int | None = None
-) -> Iterator[SecondMoments]:
-    """Yield the second moments of each map, in order, in float32; at most `MEMORY` bytes of them are held at once.
-
-    Two progress bars take turns: one over the calibration text, and one over the caller's work with each map.
-
-    Args:
-        model: the model.
-        maps: the linear maps.
-        ids_BT: the calibration tokens.
-        seed: the seed of the answers that the model draws.
-        curvature: number of sequences, the first ones, that gradients are taken of; None takes them of all. The inputs
-            are those of all sequences.
-    """
-    for part in _parts(maps):
-        found = _sweep(model, part, ids_BT, seed, len(ids_BT) if curvature is None else curvature)
-        with progress("costs of groups", total=len(part), unit="map") as bar:
-            while found:
-                yield found.pop(0)  # no longer held here, so its memory is free once the caller is done
-                bar.update()
-
-
-def _parts(maps: Sequence[nn.Linear]) -> Iterator[list[nn.Linear]]:
-    part: list[nn.Linear] = []
-    held = 0
-    for linear in maps:
-        size = 4 * (linear.in_features**2 + linear.out_features**2)  # A and B in float32
-        if part and held + size > MEMORY:
-            yield part
-            part, held = [], 0
-        part.append(linear)
-        held += size
-    if part:
-        yield part
-
-
-def _sweep(
-    model: PreTrainedModel, maps: Sequence[nn.Linear], ids_BT: Tensor, seed: int, curvature: int
-) -> list[SecondMoments]:
-    """Return the moments of all `maps`: one pass forward over the text, and backward over `curvature` sequences."""
-    found = [
-        SecondMoments(
-            *(linear.weight.new_zeros(n, n, dtype=torch.float32) for n in (linear.in_features, linear.out_features))
-        )
-        for linear in maps
-    ]
-    draw = torch.Generator(ids_BT.device).manual_seed(seed % 2**63)
-    size = max(1, BATCH_TOKENS // ids_BT.shape[1])
-    with_gradient, without = (torch.split(some, size) for some in (ids_BT[:curvature], ids_BT[curvature:]))
-    with (
-        ExitStack() as stack,
-        frozen(model),
-        progress("curvature", total=ids_BT.numel(), unit="tok", scale=True) as bar,
-    ):
-        # No parameter has a gradient. Without one input that does, autograd would record nothing.
-        stack.callback(model.get_input_embeddings().register_forward_hook(_differentiable).remove)
-        for linear, own in zip(maps, found, strict=True):
-            stack.callback(linear.register_forward_hook(_gather(own)).remove)
-        for ids in with_gradient:
-            logits = model(ids, use_cache=False).logits.float().flatten(0, 1)
-            # Drawn by the model and not read from the text: the module says why.
-            answers = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
-            # A sum, not a mean: the moments are divided by the number of tokens once, below.
-            F.cross_entropy(logits, answers, reduction="sum").backward()  # type: ignore[no-untyped-call]
-            bar.update(ids.numel())
-        with torch.no_grad():
-            for ids in without if ids_BT[curvature:].numel() else ():
-                model.get_decoder()(ids, use_cache=False)
-                bar.update(ids.numel())
-    for own in found:
-        own.inputs_CC /= ids_BT.numel()
-        own.gradients_RR /= ids_BT[:curvature].numel()
-    return found
-
-
-def _differentiable(module: Any, inputs: Any, output: Tensor) -> Tensor:
-    return output.requires_grad_()
-
-
-def _gather(own: SecondMoments) -> Any:
-    def forward(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        given = inputs[0].detach().flatten(0, -2).float()
-        own.inputs_CC.addmm_(given.T, given)
-        if output.requires_grad:
-            output.register_hook(backward)  # type: ignore[no-untyped-call]
-
-    def backward(gradient: Tensor) -> None:
-        flat = gradient.flatten(0, -2).float()
-        own.gradients_RR.addmm_(flat.T, flat)
-
-    return forward
 
 
 class Removal:
@@ -182,7 +71,8 @@ class Elimination:
         inputs_CC = own.inputs_CC.clone()
         # `tiny` keeps the matrix invertible where every input is zero.
         inputs_CC.diagonal().add_(DAMPING * inputs_CC.diagonal().mean() + torch.finfo(torch.float32).tiny)
-        self.inverse_CC = torch.cholesky_inverse(torch.linalg.cholesky(inputs_CC))
+        inputs_CC = torch.linalg.cholesky(inputs_CC)  # the sum is freed before the inverse is made
+        self.inverse_CC = torch.cholesky_inverse(inputs_CC)
         self.weight_RC = _whitened(weight_RC, own)
         self.loss = 0.0
 

@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 from stages.decoders.anatomy import decoder_layers
 from stages.errors import UserError
-from stages.prune.memory.estimate import GRAPH, LOGITS, activation_bytes
 from stages.prune.memory.resident import Resident, always
+from stages.prune.memory.sizes import GRAPH, LOGITS, graph_bytes, runs_of
 from stages.prune.statistics.factors import Gradient
 from stages.prune.statistics.layerwise import Layerwise
 
@@ -88,11 +88,9 @@ def _segments(run: Layerwise, weights: set[int]) -> list[range]:
         first = 0
     sizes = {"hidden": run.model.config.hidden_size, "each": run.model.dtype.itemsize}
     tokens = run.ids_BT.numel()
-    held = sum(tokens * activation_bytes(layer.shape, layer.head_dim, **sizes) for layer in layers[first:])
-    length = max(1, len(layers[first:]) // max(1, math.ceil(held / GRAPH)))
+    held = [tokens * graph_bytes(layer.shape, layer.head_dim, **sizes, inputs=True) for layer in layers[first:]]
     # At least one segment. It is empty where all weights are behind the layers, and the head runs after it even so.
-    starts = range(first, max(len(layers), first + 1), length)
-    return [range(start, min(start + length, len(layers))) for start in starts]
+    return [range(first + part.start, first + part.stop) for part in runs_of(held, GRAPH)]
 
 
 @torch.no_grad()
@@ -215,16 +213,38 @@ def calibration_loss(model: PreTrainedModel, ids_BT: Tensor, resident: Resident 
     Raises:
         UserError: the loss is not finite; the message names the first layer whose output isn't.
     """
-    run = Layerwise(model, ids_BT, resident=resident)
-    hidden_BTH = run.embedded()
-    where = None if hidden_BTH.isfinite().all() else "the embeddings"
-    for index in range(len(run.layers)):
-        hidden_BTH = run.run(index, hidden_BTH)
-        where = where or (None if hidden_BTH.isfinite().all() else f"layer {index}")
-    loss = float(run.losses(hidden_BTH).mean())
-    if math.isfinite(loss):
-        return loss
-    raise UserError(
-        f"the calibration loss is {loss}: {where or 'the output projection'} gives the first value that is not finite. "
-        "Check the checkpoint, or calibrate in another precision with prune.dtype=float32."
-    )
+    loss = LayerwiseLoss(Layerwise(model, ids_BT, resident=resident))
+    for index in range(len(loss.run.layers)):
+        loss.through(index)
+    return loss.value()
+
+
+class LayerwiseLoss:
+    """The mean next-token cross-entropy of a run's sequences while they pass one layer after the other.
+
+    So the caller can change a layer before the sequences pass it. Of the sequences one state is held, [B, T, H].
+    """
+
+    def __init__(self, run: Layerwise) -> None:
+        """Begin with the embeddings of the sequences of `run`."""
+        self.run, self.hidden_BTH = run, run.embedded()
+        self.where = "" if self.hidden_BTH.isfinite().all() else "the embeddings"
+
+    def through(self, index: int) -> None:
+        """Let the sequences pass layer `index`, which comes next."""
+        self.hidden_BTH = self.run.run(index, self.hidden_BTH)
+        self.where = self.where or ("" if self.hidden_BTH.isfinite().all() else f"layer {index}")
+
+    def value(self) -> float:
+        """Return the loss in nats, once all layers have been passed.
+
+        Raises:
+            UserError: it is not finite; the message names the first layer whose output isn't.
+        """
+        loss = float(self.run.losses(self.hidden_BTH).mean())
+        if math.isfinite(loss):
+            return loss
+        raise UserError(
+            f"the calibration loss is {loss}: {self.where or 'the output projection'} gives the first value that is "
+            "not finite. Check the checkpoint, or calibrate in another precision with prune.dtype=float32."
+        )

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from stages.prune.memory.estimate import BATCH_TOKENS as BATCH_TOKENS
-from stages.prune.memory.estimate import LOGITS
 from stages.prune.memory.resident import Resident, always
+from stages.prune.memory.sizes import BATCH_TOKENS as BATCH_TOKENS
+from stages.prune.memory.sizes import LOGITS
 from stages.prune.statistics.products import FastProducts
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from stages.prune.memory.sizes import BLOCK, DEVICE_BLOCK
 from stages.prune.statistics.factors import Gradient
 from stages.prune.statistics.gradients import stream_gradients
 
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
     from stages.decoders.anatomy import Projection
 
 EXPANSIONS = ("vectorize", "param_first", "param_second", "param_mix")
-BLOCK = 2**20
-"""Numbers of a gradient that exist at once on a processor: about as many as its caches hold, at least one row."""
-DEVICE_BLOCK = 2**24
-"""Numbers of a gradient that exist at once on a GPU, which wants larger products."""
 
 Side = tuple[int, int, int | None]
 """The axis of the weight that scores lie along; and for sums over rows, the first row and their number (None: all)."""

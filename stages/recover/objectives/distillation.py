@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.common.checks import require
 from stages.common.choices import lookup
+from stages.common.later import LATER
+from stages.decoders.holding import STORED, WAYS, check_holding
 from stages.errors import UserError
 from stages.recover.objectives.objective import Objective
 from stages.stage import JSON, Context
@@ -56,6 +58,8 @@ class DistillationConfig:
     cache_teacher: bool = False
     """Whether to keep the teacher's probabilities on disk (8 k bytes a labelled token), for all recoveries on the same
     documents."""
+    teacher_weights: str = field(default=STORED, metadata=LATER)
+    """The teacher's weights: "stored" is in the precision of the computation, "nf4" in 4 bits, "8bit" in 8."""
 
 
 def check(options: DistillationConfig, where: str = "recover.distillation") -> None:
@@ -64,6 +68,7 @@ def check(options: DistillationConfig, where: str = "recover.distillation") -> N
     require(0 < temperature < math.inf, f"{where}.temperature", "above 0", temperature)
     require(0 < options.weight <= 1, f"{where}.weight", "in (0, 1], a share of the loss", options.weight)
     check_divergence(options.divergence, options.beta, where)
+    check_holding(f"{where}.teacher_weights", options.teacher_weights)
     require(count is None or count >= 1, f"{where}.teacher_top_k", "at least 1 token, or null for all", count)
     if options.cache_teacher and count is None:
         raise UserError(
@@ -90,7 +95,14 @@ def facts(options: DistillationConfig) -> JSON:
         "weight": options.weight,
         "divergence": options.divergence,
         "teacher_top_k": options.teacher_top_k,
-    } | ({"beta": options.beta} if options.divergence == "jensen" else {})
+    } | {
+        name: getattr(options, name)
+        for name, told in (
+            ("beta", options.divergence == "jensen"),
+            ("teacher_weights", options.teacher_weights != STORED),
+        )
+        if told
+    }
 
 
 def sentences(options: DistillationConfig, teacher: str) -> list[str]:
@@ -100,7 +112,8 @@ def sentences(options: DistillationConfig, teacher: str) -> list[str]:
     share = f"; {own} of the loss is cross-entropy of the tokens themselves" if options.weight < 1 else ""
     kind = worded(options.divergence, options.beta)
     size = f"at temperature {options.temperature:g}, weight {options.weight:g}"
-    return [f"Distilled from {teacher} {size}{rest}{kind}{share}."]
+    held = "" if options.teacher_weights == STORED else f", its weights {WAYS[options.teacher_weights]},"
+    return [f"Distilled from {teacher}{held} {size}{rest}{kind}{share}."]
 
 
 def build(
@@ -124,12 +137,17 @@ def taught_by(
     """Return the teacher, asked as `options` have it.
 
     Raises:
-        UserError: there is no teacher.
+        UserError: there is no teacher, or it is to be held in few bits and sharded.
     """
     from stages.recover.objectives.teacher import Teacher
 
     if teacher is None:
         raise UserError("distillation needs a teacher: the recover stage's input `teacher`, the dense model.")
+    if context.engine == "fsdp" and options.teacher_weights != STORED:
+        raise UserError(
+            f"teacher_weights={options.teacher_weights} holds the teacher whole on each worker, and runtime=fsdp shards"
+            f" models. Set runtime=ddp, or teacher_weights={STORED}."
+        )
     return Teacher(
         teacher,
         dtype,
@@ -137,6 +155,7 @@ def taught_by(
         temperature=options.temperature,
         top_k=options.teacher_top_k,
         cached=options.cache_teacher,
+        held=options.teacher_weights,
     )
 
 

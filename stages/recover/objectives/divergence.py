@@ -35,9 +35,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from stages.decoders.logits import PLAIN, Logits
+from stages.recover.chunks import chunk_size
 
 CHUNK = 128
-"""Labelled tokens whose logits exist at one time, of student and teacher: 50 MB in float32 for a vocabulary of 49k."""
+"""Labelled tokens whose logits exist at one time on a processor, of student and teacher: 50 MB in float32 for 49k."""
 
 
 class Targets(Protocol):
@@ -84,9 +85,10 @@ class TopK:
         """Return the `count` likeliest tokens at each labelled token of `exact`."""
         parts = []
         # At least one chunk, so that a batch without labels gives empty tensors.
-        for start in range(0, max(len(exact.hidden_NE), 1), CHUNK):
+        size = chunk_size(exact.hidden_NE.device, len(exact.head.weight), CHUNK)
+        for start in range(0, max(len(exact.hidden_NE), 1), size):
             # `Exact` does not read its second argument, so any tensor will do.
-            log_p_CV = exact.log_probabilities(slice(start, start + CHUNK), exact.hidden_NE)
+            log_p_CV = exact.log_probabilities(slice(start, start + size), exact.hidden_NE)
             log_p_CK, indices_CK = log_p_CV.topk(min(count, log_p_CV.shape[1]), dim=1)
             # With the likeliest tokens struck out, the sum is that of all others.
             parts.append((log_p_CK, indices_CK.int(), log_p_CV.scatter_(1, indices_CK, -torch.inf).logsumexp(1)))
@@ -157,8 +159,9 @@ class _Mixture(torch.autograd.Function):
         ctx.dtypes = [hidden_NE.dtype, weight_VE.dtype, None if bias_V is None else bias_V.dtype]
         weight_VE, bias_V = weight_VE.to(hidden_NE.dtype), None if bias_V is None else bias_V.to(hidden_NE.dtype)
         cross_entropy, divergence = torch.zeros(2, dtype=torch.float32, device=hidden_NE.device)
-        for start in range(0, len(labels_N), CHUNK):
-            chunk = slice(start, start + CHUNK)
+        size = chunk_size(hidden_NE.device, len(weight_VE), CHUNK)
+        for start in range(0, len(labels_N), size):
+            chunk = slice(start, start + size)
             hidden_CE, labels_C1 = hidden_NE[chunk], labels_N[chunk, None]
             logits_CV = logits.in_place(linear(hidden_CE, weight_VE, bias_V).float())
             said_CV = torch.log_softmax(logits_CV, 1)

@@ -23,8 +23,10 @@ from safetensors.torch import load_file, save_file
 from stages.common.files import sha256_of
 from stages.decoders.checkpoint import load_config, load_model, load_tokenizer
 from stages.decoders.copies import copy_of
+from stages.decoders.holding import STORED
 from stages.decoders.logits import Logits
 from stages.decoders.packed_attention import hidden_states, use_packed_attention
+from stages.decoders.quantised import hold
 from stages.errors import UserError
 from stages.recover.mapped import load_mapped
 from stages.recover.objectives.divergence import Exact, Targets, TopK
@@ -48,6 +50,7 @@ class Teacher:
         temperature: float = 1.0,
         top_k: int | None = None,
         cached: bool = False,
+        held: str = STORED,
     ) -> None:
         """Load the teacher, or find its cache.
 
@@ -58,10 +61,11 @@ class Teacher:
             temperature: temperature of the probabilities.
             top_k: number of likeliest tokens that the teacher names, or None for all.
             cached: whether the probabilities are kept on disk; this needs `top_k`.
+            held: how the weights are held (`stages.decoders.holding`).
         """
         self._source, self._dtype, self._device = source, dtype, context.device
         self._sharded, self._scratch = context.engine == "fsdp", context.cache
-        self._temperature, self._top_k = temperature, top_k
+        self._temperature, self._top_k, self._held = temperature, top_k, held
         self._loaded: PreTrainedModel | None = None
         self._cache = self._cache_directory(context.cache / "teacher") if cached else None
         if self._cache is None:
@@ -100,14 +104,15 @@ class Teacher:
 
     def _load(self) -> PreTrainedModel:
         if not isinstance(self._source, Path):
-            return copy_of(self._source, dtype=self._dtype, shared=True).to(self._device)  # type: ignore[no-any-return]
+            return hold(copy_of(self._source, dtype=self._dtype, shared=True), self._held, self._device)
         if self._sharded:
             return load_mapped(self._source, dtype=self._dtype, scratch=self._scratch)
-        return load_model(self._source, dtype=self._dtype, device=self._device)
+        return load_model(self._source, dtype=self._dtype, device=self._device, held=self._held)
 
     def _cache_directory(self, root: Path) -> Path:
         """Return the directory of this teacher's answers, named by everything that decides them but the batch."""
-        asked = [self._dtype, self._temperature, self._top_k]
+        # A teacher as it is stored keeps the names that it had before there were other ways.
+        asked = [self._dtype, self._temperature, self._top_k, *([self._held] if self._held != STORED else [])]
         decisive = json.dumps([_digests(self._source), *asked])
         return root / hashlib.sha256(decisive.encode()).hexdigest()[:32]
 

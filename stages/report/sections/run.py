@@ -15,6 +15,7 @@ def this_run(report: JSON) -> Iterator[Block]:
     if "stages" not in report:
         return
     yield Heading("This run")
+    on_device = any(stage.get("peak_device_memory_bytes") for stage in report["stages"])
     rows = [
         [
             stage["name"],
@@ -22,10 +23,12 @@ def this_run(report: JSON) -> Iterator[Block]:
             stage["status"],
             w.seconds(stage.get("seconds")),
             w.megabytes(stage.get("peak_memory_bytes")),
+            *([w.megabytes(stage.get("peak_device_memory_bytes"))] if on_device else []),
         ]
         for stage in report["stages"]
     ]
-    yield Table(["stage", "key", "status", "time", "peak memory of the stage alone"], rows, words=(1, 2))
+    titles = ["stage", "key", "status", "time", "peak memory of the stage alone"]
+    yield Table(titles + ["on the GPU"] * on_device, rows, words=(1, 2))
     facts = report.get("run", {})
     named = (("command", "Command"), ("started", "Started"), ("commit", "Commit"))
     lines = [f"{label}: {facts[name]}" for name, label in named if facts.get(name)]
