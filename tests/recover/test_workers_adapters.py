@@ -93,7 +93,9 @@ def assert_trained_as_by_one(
         for ours, theirs in zip(*curves, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4), name
         files = [load_file(next(trained.glob("*/*model.safetensors"))) for trained in (output / name, alone(name))]
-        assert_close(*files, rtol=1e-3, atol=1e-5, msg=lambda told, name=name: f"{name}: {told}")
+        # AdamW divides by the size of a gradient. Where that is nearly zero, its rounding moves a weight by up to a
+        # hundredth of the rate (2e-2, and 16 times that for B of LoRA+).
+        assert_close(*files, rtol=1e-3, atol=2e-4, msg=lambda told, name=name: f"{name}: {told}")
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
