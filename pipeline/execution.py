@@ -115,8 +115,8 @@ def _planned(config: Config, observe: Observe, *, measures: bool) -> Plan:
         engine=runtime.engine,
         workers=resolve_workers(runtime.engine, runtime.workers, graph.device),
         checkpoint_seconds=runtime.checkpoint_seconds,
-        deterministic=runtime.deterministic,
         cards=resolve_cards(runtime.device_map, graph.device),
+        deterministic=runtime.deterministic,
     )
     foreseen = preview(config, graph, _directory(engine, graph.roles["model"]))
     if graph.device == "cpu":

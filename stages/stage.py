@@ -32,9 +32,9 @@ class Context:
             is as often as it can.
         workers: the number of processes that may share the stage's work. The stage starts them itself.
         engine: how those processes share the work; one of `ENGINES`.
-        deterministic: whether sums are taken in a fixed order on a GPU too; those processes see to it themselves.
         cards: torch's names of the devices over which a stage that can do so spreads a model's layers; empty where a
             model is on `device`.
+        deterministic: whether sums are taken in a fixed order on a GPU too; those processes see to it themselves.
         log: called with each point of a curve (a flat dictionary of numbers) as it appears.
     """
 
@@ -45,8 +45,8 @@ class Context:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     workers: int = 1
     engine: str = "single"
-    deterministic: bool = False
     cards: tuple[str, ...] = ()
+    deterministic: bool = False
     log: Callable[[JSON], None] = lambda point: None
 
 

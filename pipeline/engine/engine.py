@@ -79,8 +79,8 @@ class Engine:
         engine: str = "single",
         workers: int = 1,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
-        deterministic: bool = False,
         cards: tuple[str, ...] = (),
+        deterministic: bool = False,
     ) -> None:
         """`force` names stages or roles that are built again, and everything that depends on them.
 
@@ -90,7 +90,7 @@ class Engine:
         """
         self.graph, self.store, self.cache, self.observe, self.threads = graph, store, cache, observe, threads
         self.checkpoint_seconds, self.engine, self.workers = checkpoint_seconds, engine, workers
-        self.deterministic, self.cards = deterministic, cards
+        self.cards, self.deterministic = cards, deterministic
         self.done: dict[str, Artifact] = {}
         self.runs: dict[str, StageRun] = {}
         self.forced = _forced(graph, force)
@@ -187,9 +187,9 @@ class Engine:
                 checkpoint_seconds=self.checkpoint_seconds,
                 workers=self.workers,
                 engine=self.engine,
+                cards=self.cards,
                 # A processor adds in a fixed order anyway.
                 deterministic=self.deterministic and self.graph.device != "cpu",
-                cards=self.cards,
                 log=self.observe(node),
             )
             self._set_threads()

@@ -14,10 +14,11 @@ from typing import Any
 
 from stages.adapters.loading import Source
 from stages.common.choices import lookup
+from stages.common.determinism import ordered_sums
 from stages.decoders.checkpoint import load_tokenizer
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.continuations import continuations
-from stages.evaluate.fitting import Advance
+from stages.evaluate.fitting import Advance, explained
 from stages.evaluate.judge import PROTOCOLS, Model, Paper
 from stages.evaluate.lm import FastLM
 from stages.evaluate.perplexity import corpora, texts
@@ -132,7 +133,8 @@ def together(config: EvaluateConfig, inputs: Mapping[str, Path], context: Contex
     def ask(units: Sequence[Unit], advance: Advance) -> Iterator[Any]:
         if not units:
             return
-        with Crew(context.workers, context.device, _begin, config, dict(inputs), context.device) as crew:
+        given = config, dict(inputs), context.device, context.deterministic
+        with Crew(context.workers, context.device, _begin, *given) as crew:
             for unit, answer in zip(units, crew.answers(units), strict=True):
                 advance(unit.answers)
                 yield answer
@@ -140,5 +142,13 @@ def together(config: EvaluateConfig, inputs: Mapping[str, Path], context: Contex
     return ask
 
 
-def _begin(config: EvaluateConfig, inputs: Mapping[str, Path], device: str) -> Callable[[Unit], Any]:
-    return Examination(config, inputs["tasks"], loader(config, inputs, device)).judge
+def _begin(
+    config: EvaluateConfig, inputs: Mapping[str, Path], device: str, deterministic: bool
+) -> Callable[[Unit], Any]:
+    examination = Examination(config, inputs["tasks"], loader(config, inputs, device))
+
+    def judge(unit: Unit) -> Any:
+        with ordered_sums(deterministic), explained():
+            return examination.judge(unit)
+
+    return judge

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from stages.common.machine import return_freed_memory
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -33,6 +35,7 @@ def shard(root: nn.Module, layers: Sequence[nn.Module], device: str, whole: Coll
         # The first gathering makes the buffers for the weights, and must not make them in inference mode.
         module.unshard()
         module.reshard()
+        return_freed_memory()
     return modules
 
 

@@ -8,9 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from helpers.decoders import decoder
 from helpers.toy import adapter_config
 from stages.adapters.registry import ADAPTERS
 from stages.common.machine import resident_bytes
+from stages.common.memory import release
 from stages.recover.config import RecoverStageConfig
 from stages.recover.mapped import load_mapped
 from stages.recover.stage import train_together
@@ -34,6 +38,16 @@ def share(config: Any, inputs: Mapping[str, Path], context: Context, workers: Wo
 
     "kept" is what it takes in the end, "most" the largest amount on the way. Mapped pages are nobody's own.
     """
+
+    def shared_out() -> PreTrainedModel:
+        model = load_mapped(inputs["model"] / "model", dtype="float32", scratch=context.cache)
+        ADAPTERS["lora"].attach(model, adapter_config("lora"), ())
+        workers.prepare(model, context.device)
+        return model
+
+    shared_out()  # the first time imports modules, which is not the model's memory
+    workers.prepare(decoder(), context.device)  # lets go of that model
+    release()
     before, most, done = own_memory(), [0], threading.Event()
 
     def watch() -> None:
@@ -42,12 +56,11 @@ def share(config: Any, inputs: Mapping[str, Path], context: Context, workers: Wo
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    model = load_mapped(inputs["model"] / "model", dtype="float32", scratch=context.cache)
-    ADAPTERS["lora"].attach(model, adapter_config("lora"), ())
-    workers.prepare(model, context.device)
+    model = shared_out()
     done.set()
     watcher.join()
     mine = {"kept": own_memory() - before, "most": most[0] - before}
+    del model
     return {"workers": workers.on_each(lambda: mine)}
 
 

@@ -93,12 +93,14 @@ def assert_trained_as_by_one(
         for ours, theirs in zip(*curves, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4), name
         files = [load_file(next(trained.glob("*/*model.safetensors"))) for trained in (output / name, alone(name))]
-        assert_close(*files, rtol=1e-3, atol=1e-5, msg=lambda told, name=name: f"{name}: {told}")
+        # AdamW divides by the size of a gradient. Where that is nearly zero, its rounding moves a weight by up to a
+        # hundredth of the rate (2e-2, and 16 times that for B of LoRA+).
+        assert_close(*files, rtol=1e-3, atol=2e-4, msg=lambda told, name=name: f"{name}: {told}")
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_a_worker_never_holds_more_than_its_share_and_a_layer(stored: str, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 252, "intermediate_size": 4096, "num_hidden_layers": 6}
+    sizes = {"hidden_size": 252, "intermediate_size": 2048, "num_hidden_layers": 12}
     model = decoder(**sizes)
     layer, whole = (4 * count_parameters(module) for module in (model.model.layers[0], model))
     model_artifact(tmp_path / "base", model.to(getattr(torch, stored)))
@@ -106,7 +108,7 @@ def test_a_worker_never_holds_more_than_its_share_and_a_layer(stored: str, tmp_p
     found = launched(share, None, {"model": tmp_path / "base"}, context)["workers"]
     assert len(found) == 2
     for worker in found:
-        # Gathering a layer takes it twice: as one buffer, and as weights. Interpreter and libraries grow a little too.
-        assert worker["most"] < whole / 2 + 2 * layer + 6 * 2**20 < whole
+        # A layer that is gathered is there three times: sent, received and as weights. Libraries grow a little too.
+        assert worker["most"] < whole / 2 + 3 * layer + 6 * 2**20 < whole
         assert whole / 2 * 0.9 < worker["kept"] < worker["most"]
     assert not list((tmp_path / "cache").glob("*"))

@@ -100,7 +100,7 @@ class _Sweep:
         """Return the moments of `maps`, all in the layers from `start` on that were not passed yet."""
         found = {
             position: SecondMoments(
-                *(own.weight.new_zeros(n, n, dtype=torch.float32) for n in (own.in_features, own.out_features))
+                *(torch.zeros(n, n, device=own.weight.device) for n in (own.in_features, own.out_features))
             )
             for position, own in maps.items()
         }
