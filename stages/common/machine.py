@@ -118,9 +118,8 @@ def release_memory() -> None:
     # Objects in reference cycles hold their memory until the collector runs.
     gc.collect()
     return_freed_memory()
-    # A process that has not imported torch has nothing on a GPU, and `empty_cache` does nothing before CUDA is used.
-    if "torch" in sys.modules:
-        sys.modules["torch"].cuda.empty_cache()
+    if (cuda := _cuda()) is not None:
+        cuda.empty_cache()
 
 
 def reset_peak_memory() -> None:

@@ -5,13 +5,11 @@ torch is imported at the top, so a plan does not import this.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from stages.common.machine import return_freed_memory
 from stages.errors import UserError
 
 SIGNS = (
@@ -76,14 +74,6 @@ def explained(remedy: str) -> Iterator[None]:
         if not ran_out(error):
             raise
         raise UserError(f"there is not enough memory ({_reason(error)}). {remedy}") from error
-
-
-def release() -> None:
-    """Give back the memory of a failed pass; call this once its exception, whose traceback holds tensors, is gone."""
-    gc.collect()  # an exception and its frames can refer to each other in a circle
-    return_freed_memory()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _reason(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from stages.common import memory
+from stages.common.machine import release_memory
 from stages.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def with_fewer_tokens(scorer: Scorer, work: Callable[[Advance], Done], advance: 
             scorer.limit(tokens := error.halved(REMEDY))
             log.warning(SAID, error.tokens, "tokens", error, tokens)
         # Behind the `except` block, whose error holds the tensors of the failed pass.
-        memory.release()
+        release_memory()
         counted.undo()
 
 
@@ -90,7 +91,7 @@ class InParts:
                     raise UserError(f"a single prompt does not fit in memory ({error}). {REMEDY}") from error
                 self.most = len(part) // 2
                 log.warning(SAID, len(part), "prompts", error, self.most)
-            memory.release()
+            release_memory()
             counted.undo()
         return written
 

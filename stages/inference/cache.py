@@ -167,13 +167,12 @@ class EndToEnd(Cache):
 
     def attend(self, layer: int, q_BQD: Tensor, k_BKD: Tensor, v_BKD: Tensor, scaling: float) -> Tensor:
         """Attend to the places of every row that hold a token, in one call."""
-        pair = self._by_head(layer, k_BKD, v_BKD)
-        for kept_BKSD, x_BKD in zip(pair, (k_BKD, v_BKD), strict=True):
+        for kept_BKSD, x_BKD in zip(self._by_head(layer, k_BKD, v_BKD), (k_BKD, v_BKD), strict=True):
             kept_BKSD[self.rows_B, :, self.opened_B] = x_BKD.to(kept_BKSD.dtype)
         # The query heads of a group are queries of one head, so keys and values are read once for all of them.
         q_BGKD = torch.unflatten(q_BQD, 1, (k_BKD.shape[1], -1)).transpose(1, 2)
         group = q_BGKD.shape[1]
-        keys, values = (kept_BKSD.transpose(1, 2).flatten(0, 1) for kept_BKSD in pair)
+        keys, values = (kept_BSKD.flatten(0, 1) for kept_BSKD in self.pairs[layer])
         out = self.kernel(q_BGKD.flatten(0, 1), keys, values, self._bounds(group), EVERYTHING, scaling)
         return torch.unflatten(out, 0, (-1, group)).transpose(1, 2).flatten(1, 2)
 

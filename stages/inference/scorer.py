@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from stages.decoders.chunks import chunk_size
 from stages.decoders.logits import Logits
 from stages.decoders.sdpa import without_plans
 from stages.errors import UserError
@@ -37,8 +38,6 @@ SEGMENT = {"cpu": 128}
 """Nodes up to which small trees share one call of attention."""
 CHUNK = 128
 """Nodes whose logits exist at a time on a processor. 128 × 49,152 in float32 are 25 MB."""
-LOGIT_BYTES = 2**28
-"""Bytes of float32 logits at a time elsewhere: 512 nodes of 128k words. Their head of 1 GB is read for each chunk."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 """The largest difference from the model's own forward pass that its precision explains, in nats a token."""
 
@@ -71,7 +70,7 @@ class Scorer:
         self.window: int | None = getattr(model.config, "sliding_window", None)
         self.limit(batch_tokens)
         self.segment = SEGMENT.get(model.device.type, 512)
-        self.chunk = _chunk(model)
+        self.chunk = chunk_size(model.device, int(model.config.get_text_config().vocab_size), CHUNK)
         self.encoder = Encoder(tokenizer, max_length=context_length(model, tokenizer))
         self.flat = self._checked_decoder(fast=flat, joined=joined)
 
@@ -201,13 +200,6 @@ def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     from lm_eval.models.utils import resolve_max_length
 
     return int(resolve_max_length(model.config, tokenizer, default=2048))
-
-
-def _chunk(model: PreTrainedModel) -> int:
-    """Return the number of nodes whose logits exist at a time."""
-    if model.device.type == "cpu":
-        return CHUNK
-    return max(CHUNK, LOGIT_BYTES // (4 * int(model.config.get_text_config().vocab_size)))
 
 
 def _flat_decoder(model: PreTrainedModel, *, joined: bool) -> FlatDecoder | None:

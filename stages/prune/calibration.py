@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stages.decoders.checkpoint import load_tokenizer
 from stages.errors import UserError
-from stages.prune.memory.estimate import check_memory
+from stages.prune.memory.estimate import check_memory, work_of
 from stages.rows.interleave import interleave
 from stages.rows.stream import Part, parts_of
 from stages.stage import JSON
@@ -72,7 +72,8 @@ def calibration_text(
     """
     ids_BT = read().to(device) if reads else None
     size = None if ids_BT is None else (ids_BT.shape[0], ids_BT.shape[1])
-    check_memory(shape, config, stored=stored, calibration=size, device=device, scores=scores, cuts=cuts)
+    work = work_of(shape, config, stored=stored, calibration=size, device=device, scores=scores, cuts=cuts)
+    check_memory(work, config.method)
     return ids_BT
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stages.recover.checkpoints import Progress
 from stages.recover.config import RecoverConfig
-from stages.rows.packing import Document, take
+from stages.rows.packing import Document, take, tokens_of
 from stages.rows.tokens import Tokenised
 
 
@@ -37,8 +37,3 @@ def steps(stream: Tokenised, config: RecoverConfig, progress: Progress) -> Itera
         size = tokens_of(drawn)
         yield Drawn(drawn, size, size / asked)
         tokens += size
-
-
-def tokens_of(documents: Sequence[Document]) -> int:
-    """Return the number of tokens of all documents."""
-    return sum(len(document.ids) for document in documents)

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from stages.adapters.cast import Casts
+from stages.common.machine import release_memory
 from stages.common.progress import progress as progress_bar
 from stages.decoders.architecture import DTYPES
 from stages.decoders.kernels import use_fused_kernels
@@ -40,13 +41,13 @@ from stages.recover.checkpoints import Progress
 from stages.recover.compiled import compile_layers
 from stages.recover.config import RecoverConfig
 from stages.recover.divergence import diverged
-from stages.recover.drawing import Drawn, steps, tokens_of
+from stages.recover.drawing import Drawn, steps
 from stages.recover.interruption import Signalled, leave
 from stages.recover.losses import Losses, read
 from stages.recover.schedules import learning_rate
 from stages.recover.seeds import seeded
 from stages.recover.workers import SINGLE, Turn, Workers
-from stages.rows.packing import Batch, Document, collate, split
+from stages.rows.packing import Batch, Document, collate, split, tokens_of
 from stages.rows.tokens import Tokenised
 from stages.stage import JSON, Context
 
@@ -199,7 +200,7 @@ class Training:
                 said = "%d tokens at a time do not fit in memory (%s): going on with %d; the global batch stays."
                 log.warning(said, error.tokens, error, tokens)
             # Behind the `except` block, whose error holds the tensors of the failed pass.
-            memory.release()
+            release_memory()
 
     def _accumulate(self, documents: list[Document], signalled: Signalled, beyond: float, tokens: int) -> Passed | None:
         """Add up the gradients of one step's documents, `tokens` at a time.

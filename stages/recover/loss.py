@@ -11,8 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
+from stages.decoders.chunks import chunk_size
 from stages.decoders.logits import PLAIN, Logits
-from stages.recover.chunks import chunk_size
 
 CHUNK = 256
 """Labelled tokens whose logits exist at one time on a processor: 50 MB in float32 for a vocabulary of 49k."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from functools import partial
 
 from stages.common import memory
-from stages.common.memory import OutOfMemory, noticed, release
+from stages.common.memory import OutOfMemory, noticed
 
-__all__ = ["OutOfMemory", "explained", "halved", "noticed", "release"]
+__all__ = ["OutOfMemory", "explained", "halved", "noticed"]
 
 REMEDY = (
     "Free some of it, train fewer parameters (adapter.rank, adapter.targets), or set recover.base=nf4, "

@@ -14,6 +14,7 @@ import torch
 from stages.adapters.adapter import Adapter
 from stages.common.files import read_jsonl, write_json, write_jsonl, write_text
 from stages.common.later import recorded
+from stages.common.machine import release_memory
 from stages.decoders.card import CARD, adapter_card
 from stages.decoders.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
 from stages.decoders.holding import STORED, WAYS
@@ -33,7 +34,7 @@ from stages.recover.objectives.teacher import check_vocabulary
 from stages.recover.plan import adapter_of, check_base, gives_model, taught
 from stages.recover.seeds import seeded
 from stages.recover.workers import SINGLE, Workers
-from stages.rows.packing import collate, take
+from stages.rows.packing import collate, take, tokens_of
 from stages.rows.tokens import Tokenised, tokenised
 from stages.stage import JSON, Context
 
@@ -230,7 +231,7 @@ def merge(config: RecoverStageConfig, inputs: Mapping[str, Path], context: Conte
     # A GPU that could hold the model only in few bits can't hold it whole.
     device = context.device if config.recover.base == STORED else "cpu"
     if device != "cpu":
-        memory.release()  # what the training held
+        release_memory()  # what the training held
     pruned = load_model(base, dtype=stored_dtype(base), device=device)
     merged = adapter.merge(pruned, context.output / "adapter", masked_modules(base))
     save_model(merged, context.output / "model", like=base, recovery=recovery)
@@ -300,7 +301,7 @@ def _test_facts(
 def _scored(curve: Curve) -> JSON:
     return {
         "rows": len(curve.documents),
-        "tokens": sum(len(document.ids) for document in curve.documents),
+        "tokens": tokens_of(curve.documents),
         "labelled_tokens": curve.labels,
         "questions": len(curve.questions),
     }

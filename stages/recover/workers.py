@@ -23,7 +23,7 @@ from stages.errors import UserError
 from stages.recover.interruption import Signalled, deferred_signals
 from stages.recover.memory import OutOfMemory
 from stages.recover.sharding import shard
-from stages.rows.packing import Document
+from stages.rows.packing import Document, tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -124,7 +124,7 @@ class Replicated(Workers):
 
     def turns(self, parts: Sequence[list[Document]]) -> Iterator[Turn]:
         """Yield rounds of about equally long micro-batches, because a round takes as long as its longest."""
-        order = sorted(range(len(parts)), key=lambda index: -_tokens(parts[index]))
+        order = sorted(range(len(parts)), key=lambda index: -tokens_of(parts[index]))
         for start in range(0, len(order), self.count):
             indices = order[start : start + self.count]
             everyones = [document for index in indices for document in parts[index]]
@@ -270,10 +270,6 @@ class Sharded(Replicated):
                     wholes[piece] = nn.Parameter(whole.cpu(), piece.requires_grad) if self.leads else None
                 if self.leads:
                     setattr(module, name, wholes[piece])
-
-
-def _tokens(documents: Sequence[Document]) -> int:
-    return sum(len(document.ids) for document in documents)
 
 
 ENGINE = {"ddp": Replicated, "fsdp": Sharded}

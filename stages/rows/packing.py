@@ -200,6 +200,11 @@ def _pieces(row: JSON, ids: list[int], length: int) -> list[Document]:
     return [Document(piece, 0, str(row.get("task", "")), cut=False) for piece in pieces]
 
 
+def tokens_of(documents: Iterable[Document]) -> int:
+    """Return the number of tokens of all documents."""
+    return sum(len(document.ids) for document in documents)
+
+
 def take(documents: Iterable[Document], tokens: int) -> list[Document]:
     """Draw documents until they hold at least `tokens` tokens, or until there are no more."""
     taken: list[Document] = []

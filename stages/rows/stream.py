@@ -18,7 +18,7 @@ from pathlib import Path
 from stages.common.files import read_json
 from stages.errors import UserError
 from stages.rows.interleave import interleave
-from stages.rows.packing import Document
+from stages.rows.packing import Document, tokens_of
 from stages.stage import JSON
 
 BLOCK = 64
@@ -79,7 +79,7 @@ class Stream:
         """Yield the documents of one row after another, without end."""
         parts = parts_of(self.path, len(self))
         drawn = {part.name: self._drawn(part) for part in parts}
-        return interleave(drawn, {part.name: part.weight for part in parts}, _tokens)
+        return interleave(drawn, {part.name: part.weight for part in parts}, tokens_of)
 
     def _drawn(self, part: Part) -> Iterator[list[Document]]:
         """Yield the rows of one part epoch by epoch."""
@@ -99,10 +99,6 @@ class Stream:
                     rows.append(json.loads(file.readline()))
                 for index, documents in zip(block, self._encode(rows), strict=True):
                     yield [replace(document, row=index + 1) for document in documents]
-
-
-def _tokens(documents: list[Document]) -> int:
-    return sum(len(document.ids) for document in documents)
 
 
 def _line_offsets(path: Path) -> array[int]:

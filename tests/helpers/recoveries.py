@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 from helpers.decoders import decoder
 from helpers.toy import adapter_config
 from stages.adapters.registry import ADAPTERS
-from stages.common.machine import resident_bytes
-from stages.common.memory import release
+from stages.common.machine import release_memory, resident_bytes
 from stages.recover.config import RecoverStageConfig
 from stages.recover.mapped import load_mapped
 from stages.recover.stage import train_together
@@ -47,7 +46,7 @@ def share(config: Any, inputs: Mapping[str, Path], context: Context, workers: Wo
 
     shared_out()  # the first time imports modules, which is not the model's memory
     workers.prepare(decoder(), context.device)  # lets go of that model
-    release()
+    release_memory()
     before, most, done = own_memory(), [0], threading.Event()
 
     def watch() -> None:

@@ -98,7 +98,7 @@ def of(work: Work, phase: str) -> Estimate:
 def check(shape: DecoderShape, method: str, **options: object) -> None:
     config = CRITERIA[method].config(**options)
     given = {"stored": "bfloat16", "calibration": (10, 64), "device": "cpu"}
-    check_memory(shape, config, scores=True, cuts=True, **given)  # type: ignore[arg-type]
+    check_memory(work_of(shape, config, scores=True, cuts=True, **given), config.method)  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_is_refused_with_the_estimate_and_what_needs_less() -> None:
@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_refused_with_the_estimate_and_what_needs_less() ->
     config = CRITERIA["wanda"].config(dtype="bfloat16", compensate="sequential")
     given = {"stored": "bfloat16", "calibration": (10**6, 256), "device": "cpu"}
     with pytest.raises(UserError, match=r"What needs less: .*prune\.compensate=least_squares \(\d"):
-        check_memory(LLAMA_7B, config, scores=False, cuts=True, **given)  # type: ignore[arg-type]
+        check_memory(work_of(LLAMA_7B, config, scores=False, cuts=True, **given), config.method)  # type: ignore[arg-type]
 
 
 def test_what_fits_is_let_through() -> None:
@@ -132,7 +132,7 @@ def test_a_family_that_norms_its_outputs_needs_what_least_squares_needs() -> Non
         shape = replace(LLAMA_7B, family=family, layers=LLAMA_7B.layers[:1])
         config = PruneConfig(method="magnitude", compensate=how, dtype="bfloat16")
         given = {"stored": "bfloat16", "calibration": (64, 256), "device": "cpu"}
-        return check_memory(shape, config, scores=False, cuts=True, **given).total  # type: ignore[arg-type]
+        return check_memory(work_of(shape, config, scores=False, cuts=True, **given), config.method).total  # type: ignore[arg-type]
 
     assert need("gemma2", "sequential") == need("gemma2", "least_squares")
     assert need("llama", "sequential") > need("llama", "least_squares")

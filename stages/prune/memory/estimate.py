@@ -20,37 +20,18 @@ from stages.prune.memory.quantities import Estimate, Work
 GIB = 2**30
 
 
-def check_memory(
-    shape: DecoderShape,
-    config: PruneConfig,
-    *,
-    stored: str,
-    calibration: tuple[int, int] | None,
-    device: str,
-    scores: bool,
-    cuts: bool,
-) -> Estimate:
-    """Return the most memory that pruning a model of `shape` will need.
-
-    Args:
-        shape: the dense decoder.
-        config: the options of the pruning.
-        stored: the checkpoint's precision.
-        calibration: sequences and tokens in each; None where no text is read.
-        device: where the model will be.
-        scores: whether groups are scored.
-        cuts: whether the model is cut.
+def check_memory(work: Work, method: str) -> Estimate:
+    """Return the most memory that pruning by `method` will need.
 
     Raises:
-        UserError: it is more than is free on `device`; the message says how much, and what would need less.
+        UserError: it is more than is free on its device; the message says how much, and what would need less.
     """
-    work = work_of(shape, config, stored=stored, calibration=calibration, device=device, scores=scores, cuts=cuts)
-    need, free = estimate(work), free_memory_bytes(device)
+    need, free = estimate(work), free_memory_bytes(work.device)
     if need.total <= free:
         return need
     text = f" of {work.sequences} x {work.length} tokens" if work.sequences else ""
     raise UserError(
-        f"prune={config.method} needs about {need.total / GIB:.1f} GiB on {device} for {need.phase} "
+        f"prune={method} needs about {need.total / GIB:.1f} GiB on {work.device} for {need.phase} "
         f"({need.weights / GIB:.1f} weights, {need.activations / GIB:.1f} activations{text}, "
         f"{need.matrices / GIB:.1f} matrices at work), and {free / GIB:.1f} GiB are free. {_remedies(work)}"
     )
@@ -71,7 +52,17 @@ def work_of(
     scores: bool,
     cuts: bool,
 ) -> Work:
-    """Return the quantities that decide the memory; the arguments are those of `check_memory`."""
+    """Return the quantities that decide the memory of pruning a model of `shape`.
+
+    Args:
+        shape: the dense decoder.
+        config: the options of the pruning.
+        stored: the checkpoint's precision.
+        calibration: sequences and tokens in each; None where no text is read.
+        device: where the model will be.
+        scores: whether groups are scored.
+        cuts: whether the model is cut.
+    """
     sequences, length = calibration or (0, 0)
     criterion, compensate = CRITERIA[config.method], config.compensate
     searched = cuts and allocation(config) == "searched"

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from stages.decoders.chunks import chunk_size
 from stages.decoders.logits import PLAIN, Logits
-from stages.recover.chunks import chunk_size
 
 CHUNK = 128
 """Labelled tokens whose logits exist at one time on a processor, of student and teacher: 50 MB in float32 for 49k."""

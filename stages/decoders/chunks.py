@@ -1,4 +1,4 @@
-"""How many labelled tokens meet the vocabulary at a time.
+"""How many tokens meet the vocabulary at a time.
 
 On a processor few tokens are best, because their logits stay near it. A GPU reads the whole head again for every chunk,
 1 GB for a vocabulary of 128k. So there the logits of a chunk fill a number of bytes.
@@ -15,5 +15,5 @@ one."""
 
 
 def chunk_size(device: torch.device, vocabulary: int, least: int) -> int:
-    """Return the labelled tokens of a chunk on `device`: `least` on a processor, and not fewer elsewhere."""
+    """Return the tokens of a chunk on `device`: `least` on a processor, and not fewer elsewhere."""
     return least if device.type == "cpu" else max(BYTES // (4 * vocabulary), least)

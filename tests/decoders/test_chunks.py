@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.recover.chunks import BYTES, chunk_size
+from stages.decoders.chunks import BYTES, chunk_size
 
 GPU = torch.device("cuda")
 
