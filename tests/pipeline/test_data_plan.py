@@ -207,12 +207,22 @@ def test_the_recommended_calibration_and_recovery_share_what_the_model_makes_up(
         assert calibration.config.parts == {"howto": 0.25, "passages": 0.5, "sampled": 0.25}
 
 
-@pytest.mark.parametrize(("native", "dtype"), [("avx512_bf16", "bfloat16"), ("", "float32")])
+@pytest.mark.parametrize(
+    ("vendor", "flags", "dtype"),
+    [
+        ("AuthenticAMD", "avx512_bf16", "bfloat16"),
+        ("GenuineIntel", "avx512_bf16", "float32"),
+        ("GenuineIntel", "avx512_bf16 amx_bf16", "bfloat16"),
+        ("", "bf16", "bfloat16"),
+        ("", "", "float32"),
+    ],
+)
 @pytest.mark.parametrize("asked", [DRAWN, WRITTEN], ids=["sampled", "selfwritten"])
 def test_a_precision_left_open_is_what_the_device_multiplies_and_is_keyed_as_that(
-    world: World, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...], native: str, dtype: str
+    world: World, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...], vendor: str, flags: str, dtype: str
 ) -> None:
-    monkeypatch.setattr("stages.common.machine.cpu_flags", lambda: frozenset([native]))
+    monkeypatch.setattr("stages.common.machine.cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr("stages.common.machine.cpu_vendor", lambda: vendor)
     graph = plan(world, *asked)
     assert graph.roles["data"].config.dtype == dtype
     assert graph.roles["data"].key == plan(world, *asked, f"data.dtype={dtype}").roles["data"].key

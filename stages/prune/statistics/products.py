@@ -1,8 +1,8 @@
-"""Products with bfloat16 weights on a processor without bfloat16 instructions: in float32, block by block.
+"""Products with bfloat16 weights on a processor that multiplies float32 faster: in float32, block by block.
 
-There torch emulates bfloat16. That takes three to six times as long as float32, and a float32 copy of the largest
-matrix. A block of rows that is cast and multiplied at once costs a cast and no copy. The result is also more exact:
-sums are in float32, and only the result is rounded.
+Without bfloat16 instructions torch emulates them. That takes three to six times as long as float32, and a float32 copy
+of the largest matrix. A block of rows that is cast and multiplied at once costs a cast and no copy. The result is also
+more exact: sums are in float32, and only the result is rounded.
 
 Shape legend: N tokens, R rows (outputs) and C columns (inputs) of a weight.
 """
@@ -10,13 +10,14 @@ Shape legend: N tokens, R rows (outputs) and C columns (inputs) of a weight.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from stages.common.machine import multiplies_bfloat16
 
 BLOCK = 2**20
 """Numbers of a weight that are in float32 at once (4 MiB); at least one row of them."""
@@ -26,13 +27,7 @@ def slow(tensor: Tensor) -> bool:
     """Return whether products with `tensor` are faster in float32."""
     if tensor.device.type != "cpu" or tensor.dtype not in (torch.bfloat16, torch.float16):
         return False
-    return not _has_bfloat16()
-
-
-@cache
-def _has_bfloat16() -> bool:
-    """Return whether the processor has instructions for bfloat16, on any architecture."""
-    return any(present for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return not multiplies_bfloat16()
 
 
 class FastProducts(TorchFunctionMode):
