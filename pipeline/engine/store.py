@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.planning import keys
-from stages.common.files import read_json, sha256_of, write_json
+from stages.common.files import read_json, sha256_of_each, write_json
 from stages.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -303,8 +303,10 @@ def damaged(artifact: Artifact) -> str:
     problem = missing_or_resized(artifact)
     if problem:
         return problem
-    for name, recorded in artifact.manifest["files"].items():
-        if sha256_of(artifact.path / name) != recorded["sha256"]:
+    files = artifact.manifest["files"]
+    found = sha256_of_each([artifact.path / name for name in files])
+    for (name, recorded), sha256 in zip(files.items(), found, strict=True):
+        if sha256 != recorded["sha256"]:
             return f"its file {name} is not what was written (SHA-256 differs)"
     return ""
 
@@ -315,15 +317,12 @@ def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     A link counts as the file it points to. Its entry also holds when that file was last written, because the file's
     owner may write it again.
     """
+    paths = [path for path in sorted(directory.rglob("*")) if path.is_file()]
     files = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            files[path.relative_to(directory).as_posix()] = entry = {
-                "bytes": path.stat().st_size,
-                "sha256": sha256_of(path),
-            }
-            if path.is_symlink():
-                entry["modified_ns"] = path.stat().st_mtime_ns
+    for path, sha256 in zip(paths, sha256_of_each(paths), strict=True):
+        files[path.relative_to(directory).as_posix()] = entry = {"bytes": path.stat().st_size, "sha256": sha256}
+        if path.is_symlink():
+            entry["modified_ns"] = path.stat().st_mtime_ns
     return files
 
 

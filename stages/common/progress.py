@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -30,3 +32,17 @@ def progress(
         mininterval=0.5,
         leave=False,
     )
+
+
+@contextmanager
+def no_bars_of_transformers() -> Iterator[None]:
+    """Show no bar of transformers for a while. Loading and saving takes seconds, and stages show what takes long."""
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()

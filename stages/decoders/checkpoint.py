@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.common.files import COMPANIONS, read_json, write_json
+from stages.common.progress import no_bars_of_transformers
 from stages.decoders.architecture import DTYPES, MODELLING_FILE, PRUNED_MODELS, config_class, cut_to
 from stages.decoders.card import CARD, model_card
 from stages.decoders.headers import INDEX, numbers_by_precision, read_header
@@ -70,14 +71,15 @@ def load_model(
         # With its number: safetensors takes "cuda" for the first GPU, torch for the one that this process has chosen.
         trust["device_map"] = {"": torch.empty(0, device=device).device}
     try:
-        model, report = loader.from_pretrained(
-            directory,
-            dtype=DTYPES[dtype],
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # transformers then reports them, and `incomplete` refuses them
-            **trust,
-        )
+        with no_bars_of_transformers():
+            model, report = loader.from_pretrained(
+                directory,
+                dtype=DTYPES[dtype],
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # transformers then reports them, and `incomplete` refuses them
+                **trust,
+            )
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(
             f"{directory} can't be loaded as a model: {error} Fetch or build the checkpoint again."
@@ -121,7 +123,8 @@ def save_model(model: PreTrainedModel, directory: Path, *, like: Path, recovery:
     whole, in one rename, and replaces an earlier one.
     """
     with _beside(directory) as beside:
-        model.save_pretrained(beside)
+        with no_bars_of_transformers():
+            model.save_pretrained(beside)
         copy_companions(like, beside)
         if model.config.model_type in PRUNED_MODELS:
             shutil.copyfile(MODELLING_FILE, beside / MODELLING_FILE.name)

