@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from stages.common.progress import progress
 from stages.decoders.anatomy import LayerAnatomy, Projection, decoder_layers, layer_anatomy
+from stages.decoders.modeling_pruned import remove_attention
 from stages.decoders.registry import family_of
 from stages.prune.groups import Kept, Selection, kept_layer
 from stages.prune.memory.resident import Resident, always
@@ -108,30 +109,49 @@ def _fitted_layer(
     seen = _seen(decoder, layer, dense_BTH)
     own = _cut_copy(model, layer, keep)
     scale = float(getattr(model.config, "residual_multiplier", 1.0))
-    with _stands_in(decoder, own):
-        streams = (dense_BTH, cut_BTH)
-        if seen.attention:
-            if own.attention:
-                _fit_part(decoder, own.attention, layer.index, seen.attention, cut_BTH, streams, scale)
-            streams = (
-                torch.add(dense_BTH, seen.attention.given_BTR, alpha=scale),
-                torch.add(cut_BTH, _added(decoder, own, cut_BTH), alpha=scale),
-            )
-            seen.attention = None  # as large as two streams, and no longer needed
+    streams = _Streams(dense_BTH, cut_BTH)
+    if seen.attention:
+        added_BTH = None
+        if own.attention:
+            with _stands_in(decoder, layer.index, own.module):
+                _fit_readers(decoder, own.attention, layer.index, seen.attention, streams)
+                read = Gathered(len(cut_BTH))
+                _fit_output(decoder, own.attention, layer.index, seen.attention, streams, scale, read)
+            added_BTH = _given(own.attention[-1].linear, read.whole(), decoder.batch)
+            del read
+        streams = streams.added(seen.attention.given_BTR, added_BTH, scale)
+        seen.attention = None  # as large as a stream, and no longer needed
+    with _stands_in(decoder, layer.index, _without_attention(model, own)):
         if seen.mlp and own.mlp:
-            _fit_part(decoder, own.mlp, layer.index, seen.mlp, cut_BTH, streams, scale)
+            _fit_readers(decoder, own.mlp, layer.index, seen.mlp, streams)
+            _fit_output(decoder, own.mlp, layer.index, seen.mlp, streams, scale)
         seen.mlp = None
-        del streams
-        cut_BTH = decoder.run(layer.index, cut_BTH)
+        cut_BTH = decoder.run(layer.index, streams.cut_BTH)
     _write_back(layer, own, keep)
     return seen.stream_BTH, cut_BTH
 
 
+@dataclass(frozen=True, slots=True)
+class _Streams:
+    """The residual streams [B, T, H] of both models in front of a sub-layer."""
+
+    dense_BTH: Tensor
+    cut_BTH: Tensor
+
+    def added(self, dense_BTH: Tensor, cut_BTH: Tensor | None, scale: float) -> _Streams:
+        """Return the streams behind a sub-layer that adds these, times `scale`; None adds nothing."""
+        behind_BTH = self.cut_BTH if cut_BTH is None else torch.add(self.cut_BTH, cut_BTH, alpha=scale)
+        return _Streams(torch.add(self.dense_BTH, dense_BTH, alpha=scale), behind_BTH)
+
+
 @dataclass(slots=True)
 class _Part:
-    """What passes a sub-layer of the dense model: its maps' input [B, T, H], and what its output projection gives."""
+    """What passes a sub-layer of the dense model: its maps' input [B, T, H], and what its output projection gives.
 
-    read_BTH: Tensor
+    The input is None once it is no longer needed.
+    """
+
+    read_BTH: Tensor | None
     given_BTR: Tensor
 
 
@@ -162,44 +182,52 @@ def _seen(decoder: Layerwise, layer: LayerAnatomy, stream_BTH: Tensor) -> _Seen:
     return _Seen(found.get("attention"), found.get("mlp"), after_BTH)
 
 
-def _fit_part(
+def _fit_readers(decoder: Layerwise, part: Sequence[Projection], index: int, seen: _Part, streams: _Streams) -> None:
+    """Fit the maps of one sub-layer of the cut layer that read the stream, in place. `seen` then holds no input."""
+    read_BTH, seen.read_BTH = seen.read_BTH, None
+    cut_BTH = streams.cut_BTH
+    if read_BTH is None or torch.equal(streams.dense_BTH, cut_BTH):
+        return
+    readers = list(dict.fromkeys(projection.linear for projection in part[:-1]))
+    hidden, device = cut_BTH.shape[-1], cut_BTH.device
+    squares_HH, cross_HH = torch.zeros(hidden, hidden, device=device), torch.zeros(hidden, hidden, device=device)
+    for start in range(0, len(cut_BTH), decoder.batch):
+        some = slice(start, start + decoder.batch)
+        x_NH = _input(decoder, index, cut_BTH[some], readers[0]).flatten(0, 1).float()
+        squares_HH.addmm_(x_NH.T, x_NH)
+        cross_HH.addmm_(x_NH.T, read_BTH[some].flatten(0, 1).float())
+    for linear in readers:
+        linear.weight.copy_(ridge_solved(squares_HH, cross_HH @ linear.weight.float().T, linear.weight))
+
+
+def _fit_output(
     decoder: Layerwise,
     part: Sequence[Projection],
     index: int,
     seen: _Part,
-    cut_BTH: Tensor,
-    streams: tuple[Tensor, Tensor],
+    streams: _Streams,
     scale: float,
+    read: Gathered | None = None,
 ) -> None:
-    """Fit the maps of one sub-layer of the cut layer, in place: first those that read the stream, then the output."""
-    dense_BTH, own_BTH = streams
-    batches = range(0, len(cut_BTH), decoder.batch)
-    if not torch.equal(dense_BTH, own_BTH):
-        readers = list(dict.fromkeys(projection.linear for projection in part[:-1]))
-        hidden, device = cut_BTH.shape[-1], cut_BTH.device
-        squares_HH, cross_HH = torch.zeros(hidden, hidden, device=device), torch.zeros(hidden, hidden, device=device)
-        for start in batches:
-            some = slice(start, start + decoder.batch)
-            x_NH = _input(decoder, index, cut_BTH[some], readers[0]).flatten(0, 1).float()
-            squares_HH.addmm_(x_NH.T, x_NH)
-            cross_HH.addmm_(x_NH.T, seen.read_BTH[some].flatten(0, 1).float())
-        for linear in readers:
-            linear.weight.copy_(ridge_solved(squares_HH, cross_HH @ linear.weight.float().T, linear.weight))
-    output = part[-1].linear
+    """Fit the output projection of one sub-layer of the cut layer, in place; `read` is to take the inputs of it."""
+    output, (dense_BTH, cut_BTH) = part[-1].linear, (streams.dense_BTH, streams.cut_BTH)
     square_BT = dense_BTH.float().square().mean(-1)
     weight_BT = 1 / (square_BT + FLOOR * square_BT.median() + torch.finfo(torch.float32).tiny)
     inputs, outputs = output.in_features, output.out_features
     products_CC = torch.zeros(inputs, inputs, device=cut_BTH.device)
     cross_CR = torch.zeros(inputs, outputs, device=cut_BTH.device)
-    for start in batches:
+    for start in range(0, len(cut_BTH), decoder.batch):
         some = slice(start, start + decoder.batch)
         root_N1 = weight_BT[some].flatten().sqrt()[:, None]
-        wanted_BTR = seen.given_BTR[some].float() + CORRECTION / scale * (dense_BTH[some] - own_BTH[some]).float()
+        wanted_BTR = seen.given_BTR[some].float() + CORRECTION / scale * (dense_BTH[some] - cut_BTH[some]).float()
         wanted_BTR = wanted_BTR if output.bias is None else wanted_BTR - output.bias.float()
-        x_NC = _input(decoder, index, cut_BTH[some], output).flatten(0, 1).float() * root_N1
+        x_BTC = _input(decoder, index, cut_BTH[some], output)
+        if read is not None:
+            read.add(x_BTC)
+        x_NC = x_BTC.flatten(0, 1).float() * root_N1
         products_CC.addmm_(x_NC.T, x_NC)
         cross_CR.addmm_(x_NC.T, wanted_BTR.flatten(0, 1) * root_N1)
-        del x_NC, wanted_BTR  # or the next batch would pass the layer beside them
+        del x_BTC, x_NC, wanted_BTR  # or the next batch would pass the layer beside them
     output.weight.copy_(ridge_solved(products_CC, cross_CR, output.weight))
 
 
@@ -225,15 +253,12 @@ def _input(decoder: Layerwise, index: int, stream_BTH: Tensor, linear: nn.Linear
     raise ValueError("the layer did not use the map")
 
 
-def _added(decoder: Layerwise, own: LayerAnatomy, cut_BTH: Tensor) -> Tensor:
-    """Return what the cut layer's attention adds to the stream before any factor, [B, T, H]; zero where it is gone."""
-    if not own.attention:
-        return torch.zeros_like(cut_BTH)
-    output = own.attention[-1].linear
-    added = Gathered(len(cut_BTH))
-    for some_BTH in torch.split(cut_BTH, decoder.batch):
-        added.add(output(_input(decoder, own.index, some_BTH, output).to(output.weight.dtype)).to(cut_BTH.dtype))
-    return added.whole()
+def _given(linear: nn.Linear, read_BTC: Tensor, batch: int) -> Tensor:
+    """Return what a map gives for these inputs, [B, T, R], a batch at a time."""
+    given = Gathered(len(read_BTC))
+    for some_BTC in torch.split(read_BTC, batch):
+        given.add(linear(some_BTC.to(linear.weight.dtype)))
+    return given.whole()
 
 
 def _cut_copy(model: PreTrainedModel, layer: LayerAnatomy, keep: Kept) -> LayerAnatomy:
@@ -243,14 +268,22 @@ def _cut_copy(model: PreTrainedModel, layer: LayerAnatomy, keep: Kept) -> LayerA
     return layer_anatomy(layer.index, module, model)
 
 
+def _without_attention(model: PreTrainedModel, own: LayerAnatomy) -> nn.Module:
+    """Return the layer with the same MLP and without attention, which then is not computed again for each pass."""
+    module = copy.copy(own.module)
+    module._modules = dict(module._modules)
+    remove_attention(module, family_of(model.config.to_dict()).attention_norms)
+    return module
+
+
 @contextmanager
-def _stands_in(decoder: Layerwise, own: LayerAnatomy) -> Iterator[None]:
-    """Let the cut copy run in the place of its layer within the block."""
-    dense, decoder.layers[own.index] = decoder.layers[own.index], own.module
+def _stands_in(decoder: Layerwise, index: int, module: nn.Module) -> Iterator[None]:
+    """Let `module` run in the place of a layer within the block."""
+    dense, decoder.layers[index] = decoder.layers[index], module
     try:
         yield
     finally:
-        decoder.layers[own.index] = dense
+        decoder.layers[index] = dense
 
 
 def _write_back(layer: LayerAnatomy, own: LayerAnatomy, keep: Kept) -> None:
