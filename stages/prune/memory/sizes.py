@@ -19,7 +19,7 @@ MOMENTS = 2**32
 """Bytes of second moments that are gathered at once; at least those of one layer."""
 LOGITS = 2**22
 """Logits that exist at once elsewhere (16 MiB in float32); at least those of one sequence."""
-LOSS = 32
+LOSS = 10
 """Number of calibration sequences, the first ones, whose loss is recorded before and after the cut."""
 TRIAL_FIT = 64
 """Largest number of sequences that a trial of an allocation is fitted on. It shows which is better, and is not kept."""
