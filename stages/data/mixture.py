@@ -26,7 +26,7 @@ from stages.errors import UserError
 from stages.rows.interleave import interleave
 from stages.stage import Context
 
-MIXTURES = ("mixture", "general", "best")
+MIXTURES = ("mixture", "general", "plain", "best")
 """The data sets that are mixtures."""
 MADE_UP = ("sampled",)
 """The data sets whose text is a model's own from the first token. A validation loss should be about real text."""

@@ -71,5 +71,6 @@ DATASETS: dict[str, DataSet] = {
     "sampled": DataSet(build=sampled.build, config=sampled.SampledConfig, pin=sampled.pin),
     "mixture": replace(NAMED_MIXTURE, label=mixture.label),
     "general": NAMED_MIXTURE,
+    "plain": NAMED_MIXTURE,
     "best": NAMED_MIXTURE,
 }

@@ -250,6 +250,7 @@ def test_the_recommended_recipe_leaves_the_data_alone() -> None:
     ("name", "parts"),
     [
         ("general", "{passages: 2, howto: 1, sampled: 1}"),
+        ("plain", "{passages: 2, howto: 1}"),
         ("best", "{passages: 2, howto: 1, sampled: 2, commonsense: 1}"),
     ],
 )
