@@ -24,11 +24,12 @@ from stages.prune.config import Calibration, PruneConfig, Search
 from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Kept, Selection
 from stages.prune.memory import phases as counted
+from stages.prune.memory import quantities
 from stages.prune.memory.estimate import check_memory, estimate, work_of
 from stages.prune.memory.phases import STREAMS, phases
 from stages.prune.memory.quantities import Estimate, Work
 from stages.prune.memory.sizes import GRAPH
-from stages.prune.statistics import gradients, second_moments
+from stages.prune.statistics import gradients, products, second_moments
 from stages.prune.statistics.activations import outputs
 from stages.prune.statistics.curvature import Elimination
 from stages.prune.statistics.gradients import calibration_loss
@@ -171,7 +172,7 @@ def tried(model: PreTrainedModel, ids: torch.Tensor) -> None:
 
 
 TAKEN: dict[str, tuple[Callable[[PreTrainedModel, torch.Tensor], object], dict[str, Any]]] = {
-    "the loss": (lambda model, ids: calibration_loss(model, ids), {}),
+    "the loss": (lambda model, ids: calibration_loss(model, ids[: counted.LOSS]), {}),
     "the gradients": (
         lambda model, ids: slice_scores(
             model, [p for layer in decoder_layers(model) for p in layer.projections], ids, ["param_first"]
@@ -191,9 +192,13 @@ TAKEN: dict[str, tuple[Callable[[PreTrainedModel, torch.Tensor], object], dict[s
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "native"), [("float32", True), ("bfloat16", True), ("bfloat16", False)])
 @pytest.mark.parametrize("phase", TAKEN)
-def test_the_estimate_is_within_a_tenth_of_what_a_phase_holds(phase: str, dtype: str) -> None:
+def test_the_estimate_is_within_a_tenth_of_what_a_phase_holds(
+    phase: str, dtype: str, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (products, quantities):
+        monkeypatch.setattr(module, "multiplies_bfloat16", lambda: native)
     run, options = TAKEN[phase]
     model, ids = small(getattr(torch, dtype)), tokens(32, 128)
     shape = DecoderShape.from_config(model.config.to_dict())

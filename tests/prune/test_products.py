@@ -15,7 +15,7 @@ def test_a_fast_product_and_its_gradient_are_the_exact_ones_rounded(
     bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "multiplies_bfloat16", lambda: False)
-    monkeypatch.setattr(products, "BLOCK", 7 * 48)
+    monkeypatch.setattr(products, "PRODUCT", 7 * 48)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(40, 48, generator=generator).bfloat16()
     offset = torch.randn(40, generator=generator).bfloat16() if bias else None

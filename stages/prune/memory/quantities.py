@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stages.common.machine import multiplies_bfloat16
 from stages.decoders.shapes import DecoderShape, LayerShape
-from stages.prune.memory.sizes import BATCH_TOKENS, LOGITS, forward_bytes
+from stages.prune.memory.sizes import BATCH_TOKENS, LOGITS, cast_forward_bytes, forward_bytes
 
 SCORES = ("", "weights", "activations", "elimination", "taylor", "surgeon")
 """What a criterion's scores are made of; empty where nothing is scored."""
@@ -90,7 +91,10 @@ def batch_of(work: Work, each: int, sequences: int) -> int:
     """
     tokens = min(sequences * work.length, max(work.length, BATCH_TOKENS))
     layer, shape = largest_layer(work), work.shape
-    return tokens * forward_bytes(layer, shape.head_dim, hidden=shape.hidden, each=each)
+    a_token = forward_bytes(layer, shape.head_dim, hidden=shape.hidden, each=each)
+    if each < 4 and work.device == "cpu" and not multiplies_bfloat16():
+        a_token = max(a_token, cast_forward_bytes(layer, hidden=shape.hidden, each=each))
+    return tokens * a_token
 
 
 def logits_of(work: Work, each: int, sequences: int) -> int:

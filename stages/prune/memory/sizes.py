@@ -27,6 +27,8 @@ BLOCK = 2**20
 """Numbers of a gradient that exist at once on a processor: about as many as its caches hold, at least one row."""
 DEVICE_BLOCK = 2**24
 """Numbers of a gradient that exist at once on a GPU, which wants larger products."""
+PRODUCT = 2**20
+"""Numbers of a weight that are in float32 at once where products with bfloat16 are made in it; at least one row."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -60,6 +62,16 @@ def forward_bytes(layer: LayerShape, head_dim: int, *, hidden: int, each: int) -
     """
     heads = (layer.heads + layer.kv_heads) * head_dim
     return each * (2 * hidden + 3 * max(heads, layer.mlp))
+
+
+def cast_forward_bytes(layer: LayerShape, *, hidden: int, each: int) -> int:
+    """Return what `forward_bytes` does where products are made in float32 (`stages.prune.statistics.products`).
+
+    The peak is in the MLP's up or down: the map's input is there in float32 too, and its product with a block.
+    """
+    up = each * (2 * hidden + 2 * layer.mlp) + 4 * (hidden + min(layer.mlp, max(1, PRODUCT // hidden)))
+    down = each * (2 * hidden + layer.mlp) + 4 * (layer.mlp + min(hidden, max(1, PRODUCT // max(1, layer.mlp))))
+    return max(up, down)
 
 
 def moment_bytes(shape: DecoderShape, layer: LayerShape) -> int:

@@ -18,9 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stages.common.machine import multiplies_bfloat16
-
-BLOCK = 2**20
-"""Numbers of a weight that are in float32 at once (4 MiB); at least one row of them."""
+from stages.prune.memory.sizes import PRODUCT
 
 
 def slow(tensor: Tensor) -> bool:
@@ -70,7 +68,7 @@ class _Linear(torch.autograd.Function):
 
 def _blocks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield rows of `weight` and their values in float32."""
-    step = max(1, BLOCK // weight.shape[1])
+    step = max(1, PRODUCT // weight.shape[1])
     for start in range(0, len(weight), step):
         rows = slice(start, start + step)
         yield rows, weight[rows].float()
