@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,14 +36,20 @@ def progress(
 
 
 @contextmanager
-def no_bars_of_transformers() -> Iterator[None]:
-    """Show no bar of transformers for a while. Loading and saving takes seconds, and stages show what takes long."""
+def others_quiet() -> Iterator[None]:
+    """Show no bar of transformers and no note of huggingface_hub for a while.
+
+    Loading and saving takes seconds, and stages show what takes long.
+    """
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-    shown = is_progress_bar_enabled()
+    shown, notes = is_progress_bar_enabled(), logging.getLogger("huggingface_hub.serialization._torch")
+    level = notes.level
     disable_progress_bar()
+    notes.setLevel(logging.WARNING)
     try:
         yield
     finally:
+        notes.setLevel(level)
         if shown:
             enable_progress_bar()

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.common.files import COMPANIONS, read_json, write_json
-from stages.common.progress import no_bars_of_transformers
+from stages.common.progress import others_quiet
 from stages.decoders.architecture import DTYPES, MODELLING_FILE, PRUNED_MODELS, config_class, cut_to
 from stages.decoders.card import CARD, model_card
 from stages.decoders.headers import INDEX, numbers_by_precision, read_header
@@ -71,7 +71,7 @@ def load_model(
         # With its number: safetensors takes "cuda" for the first GPU, torch for the one that this process has chosen.
         trust["device_map"] = {"": torch.empty(0, device=device).device}
     try:
-        with no_bars_of_transformers():
+        with others_quiet():
             model, report = loader.from_pretrained(
                 directory,
                 dtype=DTYPES[dtype],
@@ -123,7 +123,7 @@ def save_model(model: PreTrainedModel, directory: Path, *, like: Path, recovery:
     whole, in one rename, and replaces an earlier one.
     """
     with _beside(directory) as beside:
-        with no_bars_of_transformers():
+        with others_quiet():
             model.save_pretrained(beside)
         copy_companions(like, beside)
         if model.config.model_type in PRUNED_MODELS:
@@ -187,7 +187,8 @@ def _write_weights(
         }
 
     if resident is None:
-        save_torch_state_dict(stored(), directory, metadata={"format": "pt"})
+        with others_quiet():
+            save_torch_state_dict(stored(), directory, metadata={"format": "pt"})
         return
     weight_map: dict[str, str] = {}
     size, count = 0, model.config.num_hidden_layers

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from stages.common.progress import no_bars_of_transformers
+from stages.common.progress import others_quiet
 from stages.decoders.architecture import DTYPES, PRUNED_MODELS, cut_to
 from stages.decoders.checkpoint import incomplete
 from stages.decoders.shapes import DecoderShape
@@ -37,7 +37,7 @@ def model_of(
     kind = PRUNED_MODELS.get(config.model_type) or MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if kind is None:
         raise UserError(f"transformers has no causal language model of model_type '{config.model_type}'.")
-    with no_bars_of_transformers():
+    with others_quiet():
         model, report = kind.from_pretrained(
             None,
             config=config,

