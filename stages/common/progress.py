@@ -41,15 +41,27 @@ def others_quiet() -> Iterator[None]:
 
     Loading and saving takes seconds, and stages show what takes long.
     """
+    from huggingface_hub.serialization import _torch as writer
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-    shown, notes = is_progress_bar_enabled(), logging.getLogger("huggingface_hub.serialization._torch")
-    level = notes.level
+    shown = is_progress_bar_enabled()
     disable_progress_bar()
-    notes.setLevel(logging.WARNING)
+    try:
+        # Asked for its name, which is the path of the file and not the module's.
+        with hushed(writer.logger.name, logging.WARNING):
+            yield
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
+@contextmanager
+def hushed(logger: str, level: int) -> Iterator[None]:
+    """Let a logger of another library say nothing below `level` for a while."""
+    other = logging.getLogger(logger)
+    before = other.level
+    other.setLevel(level)
     try:
         yield
     finally:
-        notes.setLevel(level)
-        if shown:
-            enable_progress_bar()
+        other.setLevel(before)

@@ -123,8 +123,7 @@ def save_model(model: PreTrainedModel, directory: Path, *, like: Path, recovery:
     whole, in one rename, and replaces an earlier one.
     """
     with _beside(directory) as beside:
-        with others_quiet():
-            model.save_pretrained(beside)
+        model.save_pretrained(beside)
         copy_companions(like, beside)
         if model.config.model_type in PRUNED_MODELS:
             shutil.copyfile(MODELLING_FILE, beside / MODELLING_FILE.name)
@@ -187,8 +186,7 @@ def _write_weights(
         }
 
     if resident is None:
-        with others_quiet():
-            save_torch_state_dict(stored(), directory, metadata={"format": "pt"})
+        save_torch_state_dict(stored(), directory, metadata={"format": "pt"})
         return
     weight_map: dict[str, str] = {}
     size, count = 0, model.config.num_hidden_layers
@@ -260,7 +258,8 @@ def _beside(directory: Path) -> Iterator[Path]:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        yield beside
+        with others_quiet():
+            yield beside
         shutil.rmtree(directory, ignore_errors=True)
         beside.rename(directory)
     finally:

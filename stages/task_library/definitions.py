@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.common.choices import lookup, nearest
 from stages.common.files import read_json, read_jsonl
+from stages.common.progress import hushed
 from stages.errors import UserError
 from stages.stage import JSON
 from stages.task_library.check import carries_examples, evaluated_split, examples, fewshot_split
@@ -218,14 +219,12 @@ def _quiet() -> Iterator[None]:
     """Silence the bars and the advice of lm-eval and datasets while a task object is built."""
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    logger, bars = logging.getLogger("lm_eval"), not are_progress_bars_disabled()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    bars = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        yield
+        with hushed("lm_eval", logging.ERROR):
+            yield
     finally:
-        logger.setLevel(level)
         if bars:
             enable_progress_bars()
 

@@ -254,13 +254,16 @@ def test_attention_can_be_switched_after_loading_a_model_of_differing_layers(tmp
 
 
 def test_loading_and_saving_show_no_bar_and_leave_those_of_other_code(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     (tmp_path / "dense").mkdir()
     save_model(decoder(), tmp_path / "dense", like=tmp_path)
+    save_cut(tmp_path / "cut", UNIFORM)
     save_model(load_model(tmp_path / "dense", dtype="float32"), tmp_path / "again", like=tmp_path / "dense")
     copy_of(decoder(), dtype="float32")
     assert capfd.readouterr().err == ""
+    assert [record.getMessage() for record in caplog.records] == []
     decoder().save_pretrained(tmp_path / "plain")
     assert "Writing model shards" in capfd.readouterr().err
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from stages.common.progress import progress
+from stages.common.progress import hushed, progress
 from stages.errors import UserError
 from stages.prune.sparse.recipe import Masking
 from stages.prune.statistics.layerwise import BATCH_TOKENS
@@ -146,12 +146,10 @@ def _quiet() -> Iterator[None]:
     def plain(items: Iterable[Any], **_: Any) -> Iterable[Any]:
         return items
 
-    tracing = logging.getLogger("torch.fx._symbolic_trace")
-    level, bar = tracing.level, cache.tqdm
-    tracing.setLevel(logging.ERROR)
+    bar = cache.tqdm
     cache.tqdm = pipeline.tqdm = plain
     try:
-        yield
+        with hushed("torch.fx._symbolic_trace", logging.ERROR):
+            yield
     finally:
-        tracing.setLevel(level)
         cache.tqdm = pipeline.tqdm = bar

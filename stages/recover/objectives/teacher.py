@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from stages.common.files import sha256_of
+from stages.common.files import sha256_of_each
 from stages.decoders.checkpoint import load_config, load_model, load_tokenizer
 from stages.decoders.copies import copy_of
 from stages.decoders.holding import STORED
@@ -148,7 +148,7 @@ def check_sizes(teacher: PreTrainedConfig, student: PreTrainedConfig) -> None:
 def _digests(source: Path | PreTrainedModel) -> list[str]:
     """Return the SHA-256 of a teacher's configuration and of its files or tensors."""
     if isinstance(source, Path):
-        return [sha256_of(file) for file in (source / "config.json", *sorted(source.glob("*.safetensors")))]
+        return sha256_of_each([source / "config.json", *sorted(source.glob("*.safetensors"))])
     # As bytes, because numpy has no bfloat16.
     tensors = (tensor.detach().cpu().contiguous().view(-1) for tensor in source.state_dict().values())
     numbers = [hashlib.sha256(tensor.view(torch.uint8).numpy()).hexdigest() for tensor in tensors]
