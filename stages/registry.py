@@ -32,13 +32,13 @@ STAGES: dict[str, Stage] = {
         # In prune's folder: the scores of groups that several prunings of one model read.
         Stage(
             name="scores",
-            version=1,
+            version=2,
             function="stages.prune.scores:run",
             outputs=("scores.safetensors",),
         ),
         Stage(
             name="prune",
-            version=2,
+            version=3,
             function="stages.prune.stage:run",
             outputs=(
                 "model/config.json",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,3 +65,20 @@ def hushed(logger: str, level: int) -> Iterator[None]:
         yield
     finally:
         other.setLevel(before)
+
+
+@contextmanager
+def barless(*modules: Any) -> Iterator[None]:
+    """Let modules of other libraries that show bars of tqdm show none for a while."""
+
+    def plain(items: Iterable[Any], **_: Any) -> Iterable[Any]:
+        return items
+
+    bars = [module.tqdm for module in modules]
+    for module in modules:
+        module.tqdm = plain
+    try:
+        yield
+    finally:
+        for module, bar in zip(modules, bars, strict=True):
+            module.tqdm = bar

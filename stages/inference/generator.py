@@ -7,7 +7,7 @@ A beginning that prompts have in common (an instruction's template, examples) is
 values are kept by `stages.inference.cache`. A sequence that has ended leaves the batch, and the caller may end it as
 soon as it has read enough.
 
-Shapes: B sequences of a batch, T nodes of a pass, H hidden size, V vocabulary, R runs of W tokens in it.
+Shapes: B sequences of a batch, T nodes of a pass, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from stages.decoders.drawing import inverted
 from stages.decoders.sdpa import without_plans
 from stages.inference.beam_search import batches, end_tokens, generated
 from stages.inference.cache import Cache, cache_for
@@ -42,8 +43,6 @@ ROWS = {"cpu": 48}
 
 In bfloat16 they do. A batch there has twice as many sequences and places, in the same memory.
 """
-RUN = 128
-"""Tokens of the vocabulary whose probabilities are first summed, so that few sums are looked through."""
 KEEP = 0.75
 """Share of a batch still being written at which those rows move together. Moving costs about as much as a step."""
 
@@ -186,35 +185,6 @@ class _Choice:
         drawn_B = on_device(drawn, logits_BV.device, torch.float64)
         cooled_BV = logits_BV if self.temperature == 1 else logits_BV / self.temperature
         return inverted(cooled_BV.softmax(-1), drawn_B)
-
-
-def inverted(weight_BV: Tensor, drawn_B: Tensor) -> Tensor:
-    """Return the token at which each row's sums of `weight_BV` first exceed that share of the row's total, [B].
-
-    Drawn uniformly from [0, 1), a share gives each token with its share of the total: the inverse of the distribution.
-    Sums of runs are looked through first, then the tokens of one run. That is several times cheaper than all sums.
-    """
-    whole = weight_BV.shape[-1] // RUN * RUN
-    runs_BRW = torch.unflatten(weight_BV[:, :whole], 1, (-1, RUN))
-    # In float64, because the sums over a vocabulary would round small probabilities away.
-    rest_B1 = weight_BV[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)
-    sums_BR = torch.cat([runs_BRW.sum(-1, dtype=torch.float64), rest_B1], dim=1).cumsum(-1)
-    wanted_B1 = drawn_B[:, None] * sums_BR[:, -1:]
-    run_B1 = _after(sums_BR, wanted_B1)
-    before_B1 = torch.where(run_B1 > 0, sums_BR.gather(1, (run_B1 - 1).clamp_min(0)), 0.0)
-    token_BW = run_B1 * RUN + torch.arange(RUN, device=weight_BV.device)
-    inside_BW = token_BW < weight_BV.shape[-1]
-    weight_BW = weight_BV.gather(1, token_BW.clamp_max(weight_BV.shape[-1] - 1)).double() * inside_BW
-    place_B1 = _after(weight_BW.cumsum(-1), wanted_B1 - before_B1)
-    # Sums that are no numbers lead behind the last token.
-    return (run_B1 * RUN + place_B1)[:, 0].clamp_max(weight_BV.shape[-1] - 1)
-
-
-def _after(sums_BN: Tensor, wanted_B1: Tensor) -> Tensor:
-    """Return the first place whose sum exceeds the wanted one, [B, 1]; none behind the last that adds to the sums."""
-    # By rounding the wanted sum may be as large as the last one, which is first reached at a place that adds to it.
-    last_B1 = torch.searchsorted(sums_BN, sums_BN[:, -1:].contiguous())
-    return torch.minimum(torch.searchsorted(sums_BN, wanted_B1, right=True), last_B1)
 
 
 def _limits(model: PreTrainedModel) -> tuple[int, int]:

