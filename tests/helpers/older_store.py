@@ -1,8 +1,8 @@
 """A small store as an earlier version of this project left it, and the runs that it answers.
 
 `tests/golden/store` was written by `python -m helpers.older_store renew` (from the root, with `tests` on the path) at
-the commit that draws the answers of the curvature by inverted sums. A change that gives artifacts other keys on purpose says so
-and writes it anew with the same command.
+the commit that draws the answers of the curvature by inverted sums. A change that gives artifacts other keys on
+purpose says so and writes it anew with the same command.
 """
 
 from __future__ import annotations
