@@ -122,7 +122,7 @@ def caution(report: JSON) -> str | None:
     fitted = [report["tasks"][name]["label"] for name in report["trained_tasks"] if name in report["tasks"]]
     if not fitted or report["adapter"] == "none":
         return None
-    held_out = " Held-out text is in no training data." if report["texts"] else ""
+    held_out = " Held-out text is in no training data set of the package index." if report["texts"] else ""
     trained = f"The recovery trained on the train splits of judged tasks ({listing(fitted)})"
     if report["reference"] == "dense_recovered":
         return (
