@@ -11,7 +11,7 @@ From Python:
 and with a model that is in memory:
 
     pruned = pipeline.prune_model(model, tokenizer, ratio=0.3, text=rows)
-    recovered = pipeline.recover_model(pruned, tokenizer, rows, adapter="rora", teacher=model)
+    recovered = pipeline.recover_model(pruned, tokenizer, rows, teacher=model)
     pipeline.evaluate_model(recovered, tokenizer, ["piqa", "arc_easy"])
 
 Importing `pipeline` loads neither torch nor Hydra. A public name loads what it needs when it is first used.

@@ -118,7 +118,7 @@ def label(one: Recovery) -> str:
     report = one.report
     achieved = report["params"]["ratio_achieved"]
     removed = "" if achieved is None else f" −{w.percent(achieved, digits=0)}"
-    return f"{one.number}  {report['model']}, {report['prune']}{removed}, {_adapter(report)}"
+    return f"{one.number}  {report['model']}, {report['prune']}{removed}, {adapter_of(report)}"
 
 
 def _warning(everything: Iterable[Recovery]) -> list[Block]:
@@ -159,7 +159,7 @@ def _spread(values: Sequence[float | None], write: w.Write) -> Cell:
 
 def _setting(report: JSON) -> list[str]:
     achieved = w.percent(report["params"]["ratio_achieved"])
-    return [report["model"], report["prune"], achieved, _adapter(report), report["data"]]
+    return [report["model"], report["prune"], achieved, adapter_of(report), report["data"]]
 
 
 def _reference(report: JSON) -> str:
@@ -167,7 +167,7 @@ def _reference(report: JSON) -> str:
     return w.NAMES.get(reference, reference)
 
 
-def _adapter(report: JSON) -> str:
+def adapter_of(report: JSON) -> str:
     """Return an adapter's name with its size. An adapter that this version does not know is shown without a size."""
     kind, given = ADAPTERS.get(report["adapter"]), report["configuration"]["recover"]["adapter"]
     size = []

@@ -26,8 +26,9 @@ from pipeline.planning.speed import known
 from pipeline.planning.work import model_shapes, works
 from pipeline.schema.config import Config
 from pipeline.tracking import Tracker, open_tracker
-from stages.common.files import read_jsonl
+from stages.common.files import read_json, read_jsonl
 from stages.common.machine import hardware
+from stages.common.questions import questions_behind, telling
 from stages.errors import UserError
 from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.plan import outlook
@@ -208,7 +209,9 @@ def _track(tracker: Tracker, graph: Graph, engine: Engine, report: dict[str, Any
     if recover is None:
         return
     # A recovery that was a hit, or was resumed, has points that this run never logged.
-    tracker.replay(read_jsonl(engine.done[recover.key].path / "history.jsonl"))
+    artifact = engine.done[recover.key].path
+    questions = questions_behind(read_json(artifact / "recovery.json"))
+    tracker.replay(telling(point, questions) for point in read_jsonl(artifact / "history.jsonl"))
     tracker.summary(report, directory)
 
 

@@ -1,4 +1,4 @@
-"""The recoveries of a store, in groups that may stand side by side. Only report artifacts are read."""
+"""The reports of a store, and its recoveries in groups that may stand side by side. Only report artifacts are read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def recoveries(root: Path) -> list[list[Recovery]]:
     Raises:
         UserError: the store is missing or holds no recovery; the message says how to make one.
     """
-    found = list(_reports(root))
+    found = [(name, report) for name, report in reports(root) if report["adapter"] != "none"]
     if not found:
         raise UserError(
             f"no recoveries in {root}. Make one with: make recover (or python -m pipeline ratio=0.5 adapter=rora); "
@@ -88,13 +88,14 @@ def _once_each(alike: Iterable[tuple[str, JSON]], group: Sequence[Recovery]) -> 
 
 def _but_for_seeds(report: JSON) -> str:
     named = [report[key] for key in ("model", "prune", "adapter", "data", "reference")]
-    return json.dumps([named, _without_seeds(report["configuration"])], sort_keys=True)
+    return json.dumps([named, without_seeds(report["configuration"])], sort_keys=True)
 
 
-def _without_seeds(value: Any) -> Any:
+def without_seeds(value: Any) -> Any:
+    """Return a configuration without the seeds in it."""
     if isinstance(value, dict):
-        return {key: _without_seeds(inner) for key, inner in value.items() if key != "seed"}
-    return [_without_seeds(inner) for inner in value] if isinstance(value, list) else value
+        return {key: without_seeds(inner) for key, inner in value.items() if key != "seed"}
+    return [without_seeds(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _grouped(found: Iterable[tuple[str, JSON]], key: Any) -> list[list[tuple[str, JSON]]]:
@@ -111,7 +112,8 @@ def _order(report: JSON) -> tuple[str, str, float, str, int, str]:
     return (report["model"], report["prune"], removed, report["adapter"], rank, str(settings))
 
 
-def _reports(root: Path) -> Iterator[tuple[str, JSON]]:
+def reports(root: Path) -> Iterator[tuple[str, JSON]]:
+    """Yield the name and the contents of each complete report of this version's form, recovered or not."""
     for path in sorted((root / "report").glob("*/report.json")):
         directory = path.parent
         # An artifact is complete exactly when its manifest is there.
@@ -124,5 +126,5 @@ def _reports(root: Path) -> Iterator[tuple[str, JSON]]:
             continue
         if not isinstance(report, dict) or report.get("schema") != SCHEMA:
             print(f"left out: {path} was written by another version of this project.", file=sys.stderr)
-        elif report["adapter"] != "none":
+        else:
             yield directory.name, report

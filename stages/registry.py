@@ -80,7 +80,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="report",
-            version=5,
+            version=6,
             function="stages.report.stage:run",
             outputs=("report.json", "report.md", "report.html", "results.md"),
         ),

@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from helpers import wandbfile
+from helpers.tiny_wheels import commonsense_files, howto_files, passage_files, write_wheel
 from helpers.world import ROOT, World, make_world
 from stages.common.files import read_json
+from stages.common.questions import ENOUGH
 from stages.errors import UserError
 
 
@@ -80,6 +84,43 @@ def test_against_the_recovered_dense_model_only_its_branch_is_built(world: World
     if report["recovery"]["retained"] is not None:
         assert report["recovery"]["retained"] == accuracy["recovered"] / accuracy["dense_recovered"]
     assert set(statuses(world.run("reference=dense_recovered")).values()) == {"hit"}
+
+
+def test_the_recommended_road_recovers_a_tiny_model(world: World) -> None:
+    files = commonsense_files(rows=12) | howto_files(rows=12) | passage_files(rows=12)
+    wheel = write_wheel(world.root / "wheels", "tinymixture", files)
+    pin = f"wheel: {{requirement: '{wheel.requirement}', sha256: {wheel.sha256}}}"
+    of_wheel = ", ".join(f"{name}: {{weight: 1, {pin}}}" for name in ("passages", "howto", "commonsense"))
+    road = replace(world, overrides=[word for word in world.overrides if not word.startswith("data.wheel")])
+    report = road.run(
+        *(f"{group}=best" for group in ("prune", "adapter", "data", "recover")),
+        f"data.parts={{{of_wheel}, sampled: {{weight: 2, rows: 8}}}}",
+        "+data.parts.sampled.new_tokens=32",
+        "prune.calibration.data=null",
+        "prune.calibration.length=32",
+        "adapter.rank=8",
+        "evaluate=none",
+    )
+    assert {name for name, status in statuses(report).items() if status == "built"} >= {"data", "prune", "recover"}
+    assert (report["prune"], report["adapter"]) == ("surgeon", "rora")
+    assert report["training"]["objective"]["name"] == "distillation"
+    trained = report["training"]["training"]["rows_by_task"]
+    assert {"passages", "sampled"} <= trained.keys()
+    validation = report["training"]["validation"]
+    assert validation["final_loss"] < validation["initial_loss"]
+
+
+def test_the_tracker_has_the_curve_of_a_cached_recovery_but_no_scores_of_few_questions(
+    world: World, tmp_path: Path
+) -> None:
+    world.run()
+    report = world.run("tracker=wandb", f"tracker.directory={tmp_path}")
+    (path,) = (wandbfile.wait(path) for path in tmp_path.glob("wandb/*run-*/*.wandb"))
+    points = list(wandbfile.history(path))
+    assert len(points) == len(report["curve"])
+    assert 0 < report["training"]["validation"]["questions"] < ENOUGH
+    assert "curve_accuracy" in report["curve"][0]
+    assert not [name for point in points for name in point if "curve_" in name]
 
 
 def test_the_merged_model_loads_in_plain_transformers_elsewhere(world: World, tmp_path: Path) -> None:

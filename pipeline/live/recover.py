@@ -34,7 +34,7 @@ def recover_model(
     tokenizer: PreTrainedTokenizerBase,
     rows: Any,
     *,
-    adapter: str | Mapping[str, Any] = "rora",
+    adapter: str | Mapping[str, Any] = "best",
     teacher: PreTrainedModel | None = None,
     validation: Any = None,
     **options: Any,
@@ -51,7 +51,7 @@ def recover_model(
         model: the model to recover. Weights that `prune_model` has masked to zero stay zero.
         tokenizer: the model's tokenizer.
         rows: strings, or rows with prompt and response.
-        adapter: a name of conf/adapter, or a dictionary with the name and options: {"name": "rora", "rank": 32}.
+        adapter: a name of conf/adapter, or a dictionary with the name and options: {"name": "best", "rank": 32}.
         teacher: the dense model, with the same vocabulary.
         validation: rows that the curve is measured on. Without any, a tenth of the rows is set aside, 256 at most.
         options: options of the command line by their names without "recover.", such as tokens=300_000 or

@@ -1,7 +1,7 @@
 """Paragraphs of Wikipedia: the distinct passages of BoolQ's train split. Plain text, no instruction.
 
 Papers prune and heal language models on text like this (WikiText-2, C4, BookCorpus), which needs the hub. The passages
-whose perplexity is measured are of other articles (`stages.tasks.stage.held_out_passages`).
+whose perplexity is measured are of other articles (`stages.text_library.kinds.passages`).
 """
 
 from __future__ import annotations

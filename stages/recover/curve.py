@@ -93,7 +93,8 @@ class Curve:
         `batch_tokens` tokens are scored at a time, or without it as many as a micro-batch has.
 
         curve_accuracy is the share of questions whose likeliest choice is the response. curve_bits_per_byte is the bits
-        of all responses divided by their bytes in UTF-8. Both are left out where no row has choices.
+        of all responses divided by their bytes in UTF-8. Both are left out where no row has choices. Few questions say
+        little, so readers show a score only where there are enough (`stages.common.questions`).
         """
         self._scorer.limit(batch_tokens or self._batch_tokens)
         with asking(self._model, self._dtype):

@@ -15,6 +15,7 @@ from stages.adapters.adapter import Adapter
 from stages.common.files import read_jsonl, write_json, write_jsonl, write_text
 from stages.common.later import recorded
 from stages.common.machine import release_memory
+from stages.common.questions import telling
 from stages.decoders.card import CARD, adapter_card
 from stages.decoders.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
 from stages.decoders.holding import STORED, WAYS
@@ -181,7 +182,7 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
         config=config.recover,
         dtype=config.dtype,
         seed=config.seed,
-        context=context,
+        context=replace(context, log=lambda point: context.log(telling(point, len(curve.questions)))),
         identity={"config": recorded(config), "models": list(material.fingerprints), "rows": len(stream)},
         rates=adapter.rates(model, config.adapter),
         rewrite=rewrites and rewrites(model, material.tokenizer, options, config.dtype, config.seed),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from stages.common.questions import ENOUGH, questions_behind
 from stages.decoders.card import adapter_sizes, training_remarks
 from stages.report import wording as w
 from stages.report.blocks import Block, Cell, Heading, Page, Paragraph, Picture, Table
@@ -25,7 +26,7 @@ from stages.stage import JSON
 
 CAPTION = (
     "Recovery curve, over tokens trained on: loss of rows held out from the recovery data (dots) and of the rows "
-    "trained on (line); beside it, where they were followed, scores on a small fixed set of questions."
+    "trained on (line)"
 )
 
 
@@ -77,7 +78,7 @@ def _blocks(report: JSON, pictures: Mapping[str, str]) -> Iterator[Block]:
     yield from judging(report)
     if "curve" in pictures:
         yield Heading("Recovery curve")
-        yield Picture("curve.svg", pictures["curve"], CAPTION)
+        yield Picture("curve.svg", pictures["curve"], _caption(report["training"]))
         yield from _training(report["training"], report["configuration"].get("recover", {}).get("recover", {}))
     yield from tuning(report)
     yield from by_kind(report)
@@ -87,6 +88,12 @@ def _blocks(report: JSON, pictures: Mapping[str, str]) -> Iterator[Block]:
     yield from cost(report)
     yield from this_run(report)
     yield from configuration(report)
+
+
+def _caption(training: JSON) -> str:
+    questions = questions_behind(training)
+    followed = f"; beside it, scores on the {w.count(questions)} of the held-out rows that are questions"
+    return f"{CAPTION}{followed if questions >= ENOUGH else ''}."
 
 
 HELD_OUT = ("held-out rows of the recovery data", "loss before", "after", "perplexity before", "after")

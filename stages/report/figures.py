@@ -17,6 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from stages.common.questions import telling
 from stages.report.wording import NAMES
 from stages.stage import JSON
 
@@ -68,11 +69,13 @@ STYLE: dict[str, Any] = {
 }
 
 
-def curve_svg(curve: Sequence[JSON]) -> str | None:
+def curve_svg(curve: Sequence[JSON], questions: int) -> str | None:
     """Return the recovery curve over tokens trained on, or None where there is no curve to draw.
 
-    Scores that were followed during the recovery are beside the losses, in panels of their own.
+    Scores that were followed during the recovery are beside the losses, in panels of their own, where there were enough
+    questions (`stages.common.questions`).
     """
+    curve = [telling(point, questions) for point in curve]
     losses = {key: points for key in LOSSES if len(points := _points(curve, key)) > 1}
     followed = {key: points for key in FOLLOWED if len(points := _points(curve, key)) > 1}
     panels = bool(losses) + len(followed)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stages.common.files import read_json, read_jsonl, write_text
+from stages.common.questions import questions_behind
 from stages.errors import UserError
 from stages.report.blocks import markdown
 from stages.report.config import ReportConfig
@@ -28,7 +29,8 @@ from stages.stage import JSON, Context
 def run(config: ReportConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Write report.json, .md and .html, the pictures, and results.md for a model's card. Return the main figures."""
     report = build(config, inputs)
-    drawn = {"curve": curve_svg(report["curve"]), "tasks": tasks_svg(report["tasks"], report["mean"])}
+    curve = curve_svg(report["curve"], questions_behind(report["training"]))
+    drawn = {"curve": curve, "tasks": tasks_svg(report["tasks"], report["mean"])}
     for name, text in files(report, {name: svg for name, svg in drawn.items() if svg}).items():
         write_text(context.output / name, text)
     write_text(context.output / "results.md", markdown(results(report)))

@@ -114,7 +114,7 @@ def summary(report: JSON) -> str:
         closing = [*learned, unscored or "Nothing was evaluated, so nothing is said about quality."]
     first = verdict(report)
     opening = [*([first] if first else []), *_opening(report["params"])]
-    return "\n".join([*opening, *clear, *_repetition(report), *closing, *harmed])
+    return "\n".join([*opening, *clear, *closing, *harmed])
 
 
 def caution(report: JSON) -> str | None:
@@ -122,7 +122,7 @@ def caution(report: JSON) -> str | None:
     fitted = [report["tasks"][name]["label"] for name in report["trained_tasks"] if name in report["tasks"]]
     if not fitted or report["adapter"] == "none":
         return None
-    held_out = " Held-out text is in no training data." if report["texts"] else ""
+    held_out = " Held-out text is in no training data set of the package index." if report["texts"] else ""
     trained = f"The recovery trained on the train splits of judged tasks ({listing(fitted)})"
     if report["reference"] == "dense_recovered":
         return (
@@ -174,17 +174,6 @@ def _held_out_loss(report: JSON) -> tuple[list[str], list[str]]:
         f"The recovery made the model worse: the loss on its own held-out rows rose from {before} to {after} nats a "
         "token. Lower recover.learning_rate, or set recover.keep=best."
     ]
-
-
-def _repetition(report: JSON) -> list[str]:
-    """Return a warning where the last model's text clearly repeats itself more than the dense model's."""
-    found = report.get("generation") or {}
-    last = next((model for model in ("recovered", "pruned") if model in found), "")
-    effect = found.get("repeated", {}).get(f"{last}_minus_dense")
-    if not effect or not effect["clear"] or effect["value"] <= 0:
-        return []
-    own, dense = (percent(found[model]["repeated"], digits=0) for model in (last, "dense"))
-    return [f"The {last} model's greedy text repeats itself: {own} of its 4-grams, against {dense} of the dense one's."]
 
 
 def _opening(params: JSON) -> list[str]:

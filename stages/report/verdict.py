@@ -1,8 +1,9 @@
 """The first sentence of a report: is the model as good as the dense one, and if not, how far is it?
 
-It answers over text (the mean of the logarithms over the kinds that nothing was fitted to) and over tasks. A difference
-counts where its 95 % interval is outside zero. A recovery that clearly made something worse is named in the same
-sentence.
+It answers over text (the mean of the logarithms over the kinds that nothing was fitted to), over tasks, and over what
+the model writes by itself (the share of repeated 4-grams in greedy continuations), which has a clause only where it
+differs. A difference counts where its 95 % interval is outside zero. A recovery that clearly made something worse is
+named in the same sentence.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class Finding:
 
 
 def verdict(report: JSON) -> str:
-    """Return the sentence, or "" where nothing was judged.
+    """Return the sentence, or "" where there is nothing to say.
 
-    `report` needs the perplexities ("texts"), the scores ("tasks", "mean"), "trained_tasks" and what was done to the
-    model ("prune").
+    `report` needs the perplexities ("texts"), the scores ("tasks", "mean"), the continuations ("generation"),
+    "trained_tasks" and what was done to the model ("prune").
     """
     judged = _judged(report)
     last = "recovered" if "recovered" in judged else "pruned"
@@ -44,7 +45,9 @@ def verdict(report: JSON) -> str:
         return "This is the dense model itself: nothing was pruned and nothing recovered."
     if "dense" not in judged:
         return f"How far the {last} model is from the dense one is not known: no dense model was judged."
-    found = [*_of_text(report, last), *_of_tasks(report, last)]
+    found = [*_of_text(report, last), *_of_tasks(report, last), *_of_continuations(report, last)]
+    if not found:
+        return ""
     clauses = "; ".join([*(finding.clause for finding in found), *(finding.harm for finding in found if finding.harm)])
     return f"{_answer([finding.side for finding in found], last)}: {clauses}."
 
@@ -73,14 +76,17 @@ def label(texts: JSON, kind: str) -> str:
 
 
 def _judged(report: JSON) -> set[str]:
-    """Return the models that have a score on text or on tasks."""
+    """Return the models that have a score on text or on tasks, or that were asked to write."""
     text = text_measure(report)
-    return {*(text[0] if text else ()), *(report["mean"] or ())} & {"dense", "pruned", "recovered"}
+    judged = {*(text[0] if text else ()), *(report["mean"] or ()), *(report["generation"] or ())}
+    return judged & {"dense", "pruned", "recovered"}
 
 
 def _answer(sides: list[int], last: str) -> str:
     if -1 in sides and 1 in sides:
-        return f"The {last} model is worse than the dense one in one respect and better in another"
+        worse = "one respect" if sides.count(-1) == 1 else "two respects"
+        better = "another" if sides.count(1) == 1 else "two others"
+        return f"The {last} model is worse than the dense one in {worse} and better in {better}"
     if -1 in sides:
         return f"The {last} model is not as good as the dense one"
     if 1 in sides:
@@ -133,6 +139,22 @@ def _of_tasks(report: JSON, last: str) -> Iterator[Finding]:
     harm = average["accuracy"].get("recovered_minus_pruned")
     before = f"the recovery lowered the {score}, which before it was {percent(average.get('pruned', {}).get('acc'))}"
     yield Finding(side, clause, before if harm and last == "recovered" and _sign(harm) < 0 else "")
+
+
+def _of_continuations(report: JSON, last: str) -> Iterator[Finding]:
+    """Yield the finding on repetition where it is clear: a model may repeat itself whose likelihoods show nothing."""
+    found = report["generation"]
+    effect = found["repeated"].get(f"{last}_minus_dense") if found else None
+    if not effect or not _sign(effect):
+        return
+    own, dense = (percent(found[model]["repeated"], digits=0) for model in (last, "dense"))
+    apart = bare(percent(abs(effect["value"]), digits=0))
+    way = "more" if effect["value"] > 0 else "fewer"
+    clause = f"its greedy text repeats {apart} points {way} of its 4-grams ({own} against {dense})"
+    harm = found["repeated"].get("recovered_minus_pruned")
+    pruned = percent(found.get("pruned", {}).get("repeated"), digits=0)
+    before = f"the recovery raised that repetition, which before it was {pruned}"
+    yield Finding(-_sign(effect), clause, before if harm and _sign(harm) > 0 else "")
 
 
 def _ratio(nats: float | None) -> str:

@@ -43,7 +43,8 @@ if __name__ == "__main__":
         "plan": tiny(pipeline.plan),
         "load_rows": partial(pipeline.load_rows, **small("data")),
         "prune_model": partial(pipeline.prune_model, calibration=calibration),
-        "recover_model": partial(pipeline.recover_model, **small("recover")),
+        # The default's rank is more than the tiny model's layers can take.
+        "recover_model": partial(pipeline.recover_model, adapter={"name": "best", "rank": 8}, **small("recover")),
         "evaluate_model": partial(pipeline.evaluate_model, **small("evaluate", without="cost")),
     }
     for name, function in smaller.items():

@@ -173,10 +173,10 @@ def _corpus(nll: float, windows: int, length: int) -> dict[str, Any]:
     return {"perplexity": math.exp(whole / tokens), "nll": whole, "tokens": tokens, "windows": found.tolist()}
 
 
-def recovery(directory: Path, *, start: float = 5.0, end: float = 3.5, steps: int = 20, followed: bool = False) -> Path:
+def recovery(directory: Path, *, start: float = 5.0, end: float = 3.5, steps: int = 20, followed: int = 0) -> Path:
     """Write a recover artifact's curve: a training loss at every step, a validation loss at every fifth.
 
-    With `followed` the points with a validation loss also have scores on a fixed set of questions.
+    With `followed` the points with a validation loss also have scores on so many questions.
     """
     history: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "validation_loss": start}]
     for step in range(1, steps + 1):
@@ -196,6 +196,7 @@ def recovery(directory: Path, *, start: float = 5.0, end: float = 3.5, steps: in
             "initial_perplexity": math.exp(start),
             "final_loss": end,
             "final_perplexity": math.exp(end),
+            "questions": followed,
         },
         "test": {"loss": end + 0.1, "perplexity": math.exp(end + 0.1)},
     }

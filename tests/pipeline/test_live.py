@@ -16,7 +16,7 @@ from transformers import LlamaModel, PreTrainedModel
 from helpers.decoders import decoder, token_ids
 from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from helpers.world import World, environment, make_world
-from pipeline import evaluate_model, load_rows, prune_model, recover_model
+from pipeline import compose, evaluate_model, load_rows, prune_model, recover_model
 from stages.common.files import read_json, read_jsonl
 from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.errors import UserError
@@ -146,7 +146,8 @@ def test_five_lines_give_what_the_command_gives(world: World, cache: Path, scrat
     assert_equal(untouched(pruned), artifact(world, "prune") / "model")
     assert_same_record(pruned, artifact(world, "prune") / "model")
 
-    recovered = recover_model(pruned, tokenizer, rows, teacher=dense, validation=held_out, **SHORT)
+    options: dict[str, Any] = SHORT | {"adapter": "rora", "validation": held_out}
+    recovered = recover_model(pruned, tokenizer, rows, teacher=dense, **options)
     found = artifact(world, "recover")
     assert_same(recovered.recovery["history"], list(read_jsonl(found / "history.jsonl")))
     assert_equal(untouched(recovered), found / "model")
@@ -239,6 +240,13 @@ def test_each_kind_of_adapter_leaves_the_model_untouched_and_lowers_the_loss(
     assert not list(scratch.iterdir())
 
 
+def test_the_adapter_is_the_commands_unless_another_is_named(cache: Path) -> None:
+    wide = model(hidden_size=64, intermediate_size=64, num_attention_heads=2, num_key_value_heads=2)
+    made = recover_model(wide, byte_tokenizer(), ROWS, **SHORT).recovery["adapter"]
+    default = asdict(compose().adapter)
+    assert {name: made[name] for name in default} == default
+
+
 def test_a_mask_is_kept_by_the_recovery(cache: Path) -> None:
     text = {"text": ROWS, "calibration": {"sequences": 4, "length": 32}}
     masked = prune_model(model(), byte_tokenizer(), method="sparseml", ratio=0.5, algorithm="magnitude", **text)
@@ -251,14 +259,15 @@ def test_a_mask_is_kept_by_the_recovery(cache: Path) -> None:
 
 
 def test_rows_set_aside_are_not_trained_on_and_are_always_the_same(cache: Path) -> None:
-    first, second = (recover_model(model(), byte_tokenizer(), ROWS, **SHORT) for _ in range(2))
+    first, second = (recover_model(model(), byte_tokenizer(), ROWS, adapter="rora", **SHORT) for _ in range(2))
     assert first.recovery["history"] == second.recovery["history"]
     assert first.recovery["validation"]["rows"] == 6
-    given = recover_model(model(), byte_tokenizer(), ROWS, validation=ROWS[:3], **SHORT)
+    given = recover_model(model(), byte_tokenizer(), ROWS, adapter="rora", validation=ROWS[:3], **SHORT)
     assert given.recovery["validation"]["rows"] == 3
 
 
 def recovered_with(**options: Any) -> Any:
+    options = {"adapter": "rora"} | options
     return lambda: recover_model(model(), byte_tokenizer(), options.pop("rows", ROWS), **options)
 
 
@@ -383,7 +392,7 @@ def test_a_pruned_model_is_cut_further_only_when_asked(cache: Path) -> None:
 
 
 def test_a_model_with_an_adapter_attached_is_told_to_merge_it(cache: Path, tmp_path: Path) -> None:
-    attached = recover_model(model(), byte_tokenizer(), ROWS, merge=False, **SHORT)
+    attached = recover_model(model(), byte_tokenizer(), ROWS, adapter="rora", merge=False, **SHORT)
     with pytest.raises(UserError, match="merge"):
         prune_model(attached, method="magnitude")
     with pytest.raises(UserError, match="loads as another model"):

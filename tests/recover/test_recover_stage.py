@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM
 from helpers.decoders import decoder, token_ids
 from helpers.tiny_tokenizer import VOCABULARY
 from helpers.toy import config, data_artifact, model_artifact, recovered
-from stages.common.files import read_json, read_jsonl
+from stages.common.files import read_json, read_jsonl, write_jsonl
+from stages.common.questions import ENOUGH
 from stages.errors import UserError
+from stages.recover.stage import run
 from stages.stage import Context
 
 IDS = token_ids(vocabulary=VOCABULARY)
@@ -52,15 +54,32 @@ def test_nothing_in_the_artifact_names_where_it_was_made(tmp_path: Path) -> None
         assert str(tmp_path) not in file.read_text(), file
 
 
+def without(point: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name: value for name, value in point.items() if not name.startswith(prefix)}
+
+
+def test_scores_of_questions_are_logged_where_there_are_enough(tmp_path: Path) -> None:
+    inputs = {"model": model_artifact(tmp_path / "base"), "data": data_artifact(tmp_path / "data")}
+    rows = list(read_jsonl(inputs["data"] / "validation.jsonl")) * 2
+    for count in (ENOUGH, ENOUGH - 1):
+        logged: list[dict[str, Any]] = []
+        write_jsonl(inputs["data"] / "validation.jsonl", rows[:count])
+        output = tmp_path / str(count)
+        summary = run(config(tokens=100, validation_tokens=10_000), inputs, Context(output=output, log=logged.append))
+        assert summary["validation"]["questions"] == count
+        history = list(read_jsonl(output / "history.jsonl"))
+        assert "curve_accuracy" in history[0]
+        assert logged == (history if count == ENOUGH else [without(point, "curve_") for point in history])
+
+
 def test_the_curve_begins_and_ends_with_a_measured_point_and_was_logged_as_it_appeared(tmp_path: Path) -> None:
     logged: list[dict[str, Any]] = []
     inputs = {"model": model_artifact(tmp_path / "base"), "data": data_artifact(tmp_path / "data")}
-    from stages.recover.stage import run
-
     summary = run(config(), inputs, Context(output=tmp_path, log=logged.append))
     history = list(read_jsonl(tmp_path / "history.jsonl"))
 
-    assert history == logged
+    # Scores of a dozen questions are kept and not shown.
+    assert [without(point, "curve_") for point in history] == logged
     validation = summary["validation"]
     names = ("validation_loss", "validation_perplexity", "curve_accuracy", "curve_bits_per_byte")
     facts = ("loss", "perplexity", "accuracy", "bits_per_byte")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from helpers.synthetic import SKILL, config, evaluation, report_of
-from stages.common.files import read_jsonl, write_jsonl
+from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.errors import UserError
 
 REPETITION = {"dense": 0.2, "pruned": 0.6, "recovered": 0.4}
@@ -61,18 +61,49 @@ def test_the_page_shows_a_row_a_model_and_the_first_continuations_side_by_side(t
     assert "<b>" not in page
 
 
-def test_the_summary_says_that_the_last_model_repeats_itself(tmp_path: Path) -> None:
-    summary = reported(tmp_path)["summary"]
-    assert "The recovered model's greedy text repeats itself: 40\xa0% of its 4-grams, against 20\xa0% of" in summary
-    summary = reported(tmp_path / "alone", recovered=None)["summary"]
-    assert "The pruned model's greedy text repeats itself: 60\xa0% of its 4-grams, against 20\xa0% of" in summary
+def opening(directory: Path, **repetition: float | None) -> str:
+    """Return the first sentence, with spaces that break."""
+    line: str = reported(directory, **repetition)["summary"].splitlines()[0]
+    return line.replace("\u00a0", " ")
 
 
-@pytest.mark.parametrize("others", [{"recovered": 0.2}, {"recovered": 0.1}, {"dense": None}, {"dense": 0.4}])
-def test_nothing_is_said_where_the_last_model_does_not_clearly_repeat_more(
+def test_the_first_sentence_says_that_the_last_model_repeats_itself(tmp_path: Path) -> None:
+    said = opening(tmp_path)
+    assert said.startswith("The recovered model is not as good as the dense one: its perplexity")
+    assert said.endswith("; its greedy text repeats 20 points more of its 4-grams (40 % against 20 %).")
+    said = opening(tmp_path / "alone", recovered=None)
+    assert said.startswith("The pruned model is not as good as the dense one: its perplexity")
+    assert said.endswith("; its greedy text repeats 40 points more of its 4-grams (60 % against 20 %).")
+
+
+def test_a_recovery_that_clearly_raised_the_repetition_says_so_in_that_sentence(tmp_path: Path) -> None:
+    said = opening(tmp_path, pruned=0.3)
+    assert said.endswith("(40 % against 20 %); the recovery raised that repetition, which before it was 30 %.")
+
+
+def test_less_repetition_is_a_respect_in_which_a_model_is_better(tmp_path: Path) -> None:
+    said = opening(tmp_path, recovered=0.1)
+    assert said.startswith("The recovered model is worse than the dense one in two respects and better in another: ")
+    assert said.endswith("; its greedy text repeats 10 points fewer of its 4-grams (10 % against 20 %).")
+
+
+@pytest.mark.parametrize("others", [{"recovered": 0.2}, {"dense": None}, {"dense": 0.4}])
+def test_nothing_is_said_where_repetition_is_not_clearly_another(
     others: dict[str, float | None], tmp_path: Path
 ) -> None:
-    assert "repeats itself" not in reported(tmp_path, **others)["summary"]
+    assert "4-grams" not in reported(tmp_path, **others)["summary"]
+
+
+@pytest.mark.parametrize("recovered", [0.4, 0.2])
+def test_where_nothing_else_was_judged_repetition_alone_answers(recovered: float, tmp_path: Path) -> None:
+    inputs = judged(tmp_path, recovered=recovered)
+    for path in inputs.values():
+        write_json(path / "results.json", read_json(path / "results.json") | {"tasks": {}})
+        write_json(path / "perplexity.json", read_json(path / "perplexity.json") | {"texts": {}})
+    said = report_of(tmp_path / "report", config(), inputs)["summary"].splitlines()[0]
+    first = "The recovered model is not as good as the dense one: its greedy text repeats 20"
+    assert said.startswith(first) == (recovered == 0.4)
+    assert ":" not in said or recovered == 0.4
 
 
 def test_evaluations_without_continuations_have_no_such_section(tmp_path: Path) -> None:

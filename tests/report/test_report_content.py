@@ -11,6 +11,7 @@ import pytest
 
 from helpers.synthetic import FAIR, SKILL, config, cost, evaluation, everything, recovery, report_of
 from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
+from stages.common.questions import ENOUGH
 from stages.errors import UserError
 from stages.report.stage import run
 from stages.stage import Context
@@ -21,7 +22,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """All inputs, with a corpus, the recovered dense model and scores followed during the recovery."""
     root = tmp_path_factory.mktemp("inputs")
     fair = evaluation(root / "dense_recovered", **FAIR, windows=40)
-    recover = recovery(root / "followed", followed=True)
+    recover = recovery(root / "followed", followed=ENOUGH)
     return everything(root, windows=40) | {"dense_recovered": fair, "recover": recover}
 
 
@@ -257,6 +258,18 @@ def test_scores_followed_during_the_recovery_are_drawn_beside_the_loss(fair: Pat
     svg = (fair / "curve.svg").read_text()
     for label in ("loss (nats a token)", "bits per byte", "accuracy (%)"):
         assert label in svg
+    assert "scores on the 20 of the held-out rows that are questions" in (fair / "report.md").read_text()
+
+
+def test_scores_of_too_few_questions_are_not_drawn(inputs: dict[str, Path], tmp_path: Path) -> None:
+    recover = recovery(tmp_path / "few", followed=ENOUGH - 1)
+    report = report_of(tmp_path / "report", config(), inputs | {"recover": recover})
+    svg = (tmp_path / "report" / "curve.svg").read_text()
+    assert "loss (nats a token)" in svg
+    assert "bits per byte" not in svg
+    assert "accuracy" not in svg
+    assert "that are questions" not in (tmp_path / "report" / "report.md").read_text()
+    assert "curve_accuracy" in report["curve"][0], "what was measured stays in the JSON"
 
 
 def test_a_cost_without_latencies_is_still_shown(inputs: dict[str, Path], tmp_path: Path) -> None:
