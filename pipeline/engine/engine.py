@@ -13,7 +13,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipeline.engine.store import Artifact, Store, begin, discard_if_empty, expl
 from pipeline.planning.graph import Graph, Node
 from pipeline.planning.speed import machine_name
 from stages.common.determinism import ordered_sums
-from stages.common.machine import peak_device_memory_bytes, reset_peak_memory, resident_bytes
+from stages.common.machine import peak, peaks_of_workers, reset_peak_memory
 from stages.decoders.work import Work
 from stages.errors import UserError
 from stages.stage import CHECKPOINT_SECONDS, Context
@@ -60,6 +60,9 @@ class StageRun:
     peak_memory_bytes: int | None
     artifact: str
     peak_device_memory_bytes: int | None = None
+    """The most bytes of tensors on one GPU: the fullest, whichever process held them; None where no stage used one."""
+    peaks: Mapping[str, Any] = field(default_factory=dict)
+    """The peak of each process by its name, where workers or several GPUs took part."""
     why: str = ""
     drift: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -216,11 +219,11 @@ class Engine:
                 raise
             raise explained from error
         seconds = time.perf_counter() - started
-        peak, on_device = resident_bytes("VmHWM"), peak_device_memory_bytes()
+        resident, on_device, peaks = _peaks()
         done, more = "resumed" if resumed else "built", {"why": status.why, "peak_device_memory_bytes": on_device}
-        self._record(node, done, seconds, peak, artifact, **more)
-        memory = f", peak {peak / 2**30:.1f} GiB" if peak else ""
-        memory += f" and {on_device / 2**30:.1f} GiB on the GPU" if on_device else ""
+        self._record(node, done, seconds, resident, artifact, **more, peaks=peaks)
+        memory = f", peak {resident / 2**30:.1f} GiB" if resident else ""
+        memory += f" and {on_device / 2**30:.1f} GiB on the {'fullest ' if peaks else ''}GPU" if on_device else ""
         log.info("built  %s in %.1f s%s", artifact.name, seconds, memory)
         return artifact
 
@@ -279,6 +282,19 @@ def _forced(graph: Graph, names: list[str]) -> set[str]:
         if any(upstream.key in forced for upstream in node.inputs.values()):
             forced.add(node.key)
     return forced
+
+
+def _peaks() -> tuple[int | None, int | None, dict[str, Any]]:
+    """Return the most resident bytes of this process, the most bytes on one GPU, and the peak of each process.
+
+    The last is empty where neither workers nor several GPUs took part.
+    """
+    own, workers = peak(), peaks_of_workers()
+    found = {"this process": own} | {f"worker {rank}": each for rank, each in workers.items()}
+    fullest = max((bytes_ for each in found.values() for bytes_ in each.device_memory_bytes.values()), default=None)
+    if not workers and len(own.device_memory_bytes) < 2:
+        return own.memory_bytes, fullest, {}
+    return own.memory_bytes, fullest, {name: asdict(each) for name, each in found.items()}
 
 
 def _check_promises(node: Node, directory: Path) -> None:

@@ -8,7 +8,9 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -133,14 +135,30 @@ def release_memory() -> None:
         cuda.empty_cache()
 
 
-def reset_peak_memory() -> None:
-    """Start a new measurement of this process's peak resident memory, where the system can (Linux), and of a GPU's.
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The most memory that one process held at a time."""
 
-    Memory that earlier work freed and the C library still holds is given back first: it is not part of this peak.
+    memory_bytes: int | None
+    """Its resident memory; None where the system does not tell."""
+    device_memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    """The tensors on each GPU that had any, by torch's name of the GPU as this process numbers them."""
+
+
+_workers: dict[int, Peak] = {}
+
+
+def reset_peak_memory() -> None:
+    """Start a new measurement of this process's peak resident memory, where the system can (Linux), and of GPUs'.
+
+    Memory that earlier work freed and the C library still holds is given back first: it is not part of this peak. The
+    peaks of earlier workers are forgotten.
     """
     release_memory()
+    _workers.clear()
     if (cuda := _cuda()) is not None:
-        cuda.reset_peak_memory_stats()
+        for number in range(cuda.device_count()):
+            cuda.reset_peak_memory_stats(number)
     try:
         # 5 resets VmHWM to the current resident size (proc(5)).
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -148,10 +166,31 @@ def reset_peak_memory() -> None:
         return
 
 
-def peak_device_memory_bytes() -> int | None:
-    """Return the most bytes of tensors that the GPU held since `reset_peak_memory`; None where no stage used one."""
+def peak() -> Peak:
+    """Return this process's peak since `reset_peak_memory`, or since it began."""
+    return Peak(resident_bytes("VmHWM"), _peaks_of_cards())
+
+
+def note_worker(rank: int, found: Peak) -> None:
+    """Keep the peak that a process of this one's reports; the larger numbers where it has reported before."""
+    before = _workers.get(rank, Peak(None))
+    cards = before.device_memory_bytes.keys() | found.device_memory_bytes.keys()
+    most = {card: max(each.device_memory_bytes.get(card, 0) for each in (before, found)) for card in sorted(cards)}
+    resident = [each.memory_bytes for each in (before, found) if each.memory_bytes is not None]
+    _workers[rank] = Peak(max(resident, default=None), most)
+
+
+def peaks_of_workers() -> dict[int, Peak]:
+    """Return the peaks that workers have reported since `reset_peak_memory`, by rank."""
+    return dict(sorted(_workers.items()))
+
+
+def _peaks_of_cards() -> dict[str, int]:
     cuda = _cuda()
-    return None if cuda is None else int(cuda.max_memory_allocated())
+    if cuda is None:
+        return {}
+    found = {f"cuda:{number}": int(cuda.max_memory_allocated(number)) for number in range(cuda.device_count())}
+    return {name: most for name, most in found.items() if most}
 
 
 def _cuda() -> Any:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.data.blocks import REMEDY
 from stages.data.text import place_to_end
 from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.errors import UserError
+from stages.inference.fitting import InParts, continued
 from stages.inference.generator import Generator, Sampling, Written
 from stages.inference.scorer import Scorer
 from stages.stage import JSON
@@ -53,6 +55,7 @@ class Writer:
             )
         self.new_tokens, self.temperature, self.chat, self.prompt_tokens = new_tokens, temperature, chat, prompt_tokens
         self.generator = Generator(Scorer(load_model(directory, dtype=dtype, device=device), self.tokenizer))
+        self.in_parts = InParts(REMEDY)
 
     def answer(self, rows: Sequence[JSON], seeds: Sequence[str]) -> list[JSON]:
         """Return a line for each of `rows`: prompt, response, task, tokens (of both), finished (whether it ended).
@@ -65,7 +68,7 @@ class Writer:
         asked = [self._asked(row) for row in rows]
         contexts = self.generator.scorer.encoder.prompts(asked, room=self.new_tokens)
         sampling = Sampling(self.temperature, seeds) if self.temperature else None
-        found = self.generator.continuations(contexts, new_tokens=self.new_tokens, sampling=sampling)
+        found = continued(self.generator, self.in_parts, contexts, new_tokens=self.new_tokens, sampling=sampling)
         return [self._line(*each) for each in zip(rows, asked, contexts, found, strict=True)]
 
     def _asked(self, row: JSON) -> str:

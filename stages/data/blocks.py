@@ -1,7 +1,8 @@
 """Rows that a model writes, in blocks: what a killed stage goes on with, and the seed of every row.
 
 Which rows share a pass decides the shapes of its matrix products, and with them the rounding. So blocks are cut by the
-row's number, and a block is never written in part. No torch here, because a plan reads the data sets' options.
+row's number, and a block is never written in part, unless it does not fit in memory: then it is written in halves
+(`stages.inference.fitting`), and only rounding may tell. No torch here, because a plan reads the data sets' options.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from stages.common.journal import Journal
 from stages.common.progress import progress
 from stages.stage import JSON
 
+REMEDY = "Free some of it, or let the model write with data.dtype=bfloat16 or fewer data.new_tokens."
+"""What may help where a single row does not fit in memory."""
 Write = Callable[[Sequence[str]], Sequence[JSON]]
 """Returns the lines of the next block, one for each of the seeds that it is given."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from stages.data.blocks import REMEDY
 from stages.decoders.checkpoint import load_model, load_tokenizer
+from stages.inference.fitting import InParts, continued
 from stages.inference.generator import Generator, Sampling, Written
 from stages.inference.scorer import Scorer
 from stages.stage import JSON
@@ -33,12 +35,15 @@ class Drawer:
         self.temperature = temperature
         self.tokenizer = load_tokenizer(directory)
         self.generator = Generator(Scorer(load_model(directory, dtype=dtype, device=device), self.tokenizer))
+        self.in_parts = InParts(REMEDY)
         self.new_tokens = min(new_tokens, self.generator.scorer.encoder.max_length - 1)
 
     def draw(self, seeds: Sequence[str]) -> list[JSON]:
         """Return a line for each of `seeds`, which decides what is drawn: text, tokens, finished (whether it ended)."""
         encoder = self.generator.scorer.encoder
-        found = self.generator.continuations(
+        found = continued(
+            self.generator,
+            self.in_parts,
             encoder.prompts([""] * len(seeds), room=self.new_tokens),
             new_tokens=self.new_tokens,
             sampling=Sampling(self.temperature, seeds),

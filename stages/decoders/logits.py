@@ -50,7 +50,10 @@ class Logits:
         # With z = c tanh(h / (s c)), dz/dh = (1 − (z/c)²) / s.
         if self.softcap is not None:
             return (logits / self.softcap).square_().neg_().add_(1).div_(self.scaling)
-        return None if self.scaling == 1 else logits.new_tensor(1 / self.scaling).expand_as(logits)
+        if self.scaling == 1:
+            return None
+        # Filled where the logits are: a number that is copied there would wait for the device.
+        return logits.new_full((), 1 / self.scaling).expand_as(logits)
 
 
 PLAIN = Logits()

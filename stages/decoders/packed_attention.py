@@ -74,7 +74,8 @@ def in_one_call(
     window: int | None = None,
 ) -> Tensor:
     """Return attention [B, T, H, D] by one call of `kernel`, whose shapes don't depend on where documents end."""
-    query_THD, key_SKD, value_SKD = (part[0].transpose(0, 1) for part in (query_BHTD, key_BKTD, value_BKTD))
+    # `squeeze`, because the backward pass of an index makes a tensor of zeros and copies the gradient into it.
+    query_THD, key_SKD, value_SKD = (part.squeeze(0).transpose(0, 1) for part in (query_BHTD, key_BKTD, value_BKTD))
     if layout.shared is not None:
         key_SKD, value_SKD = (part.index_select(0, layout.shared.sources_S) for part in (key_SKD, value_SKD))
     # A token sees itself and the window's other tokens before it.
@@ -172,4 +173,4 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
         document_layout=batch.layout,
         use_cache=False,
     )
-    return output.last_hidden_state[0]  # type: ignore[no-any-return]
+    return output.last_hidden_state.squeeze(0)  # type: ignore[no-any-return]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
@@ -27,6 +26,7 @@ from stages.evaluate.fitting import with_fewer_tokens
 from stages.evaluate.judge import Model
 from stages.evaluate.lm import FastLM
 from stages.inference.encoding import Query
+from stages.inference.fitting import continued
 from stages.stage import JSON
 from stages.text_library.kinds import CONTINUED
 
@@ -103,8 +103,7 @@ def continuation_rows(lm: FastLM, prompts: Sequence[Beginning], *, new_tokens: i
         for one, context in zip(prompts, contexts, strict=True)
     ]
     with progress("continuations", total=len(prompts), unit="text") as bar:
-        write = partial(lm.generator.continuations, new_tokens=new_tokens)
-        written = lm.in_parts(lambda some, done: write(some, advance=done), contexts, bar.update)
+        written = continued(lm.generator, lm.in_parts, contexts, new_tokens=new_tokens, advance=bar.update)
     likeliest = with_fewer_tokens(lm.scorer, lambda done: lm.scorer.likeliest(queries))
     return [
         {

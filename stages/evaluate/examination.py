@@ -18,10 +18,11 @@ from stages.common.determinism import ordered_sums
 from stages.decoders.checkpoint import load_tokenizer
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.continuations import continuations
-from stages.evaluate.fitting import Advance, explained
+from stages.evaluate.fitting import explained
 from stages.evaluate.judge import PROTOCOLS, Model, Paper
 from stages.evaluate.lm import FastLM
 from stages.evaluate.perplexity import corpora, texts
+from stages.inference.fitting import Advance
 from stages.inference.scorer import Scorer
 from stages.processes.crew import Crew
 from stages.stage import JSON, Context

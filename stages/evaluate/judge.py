@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
-from stages.evaluate.fitting import Advance, scored
+from stages.evaluate.fitting import scored
 from stages.evaluate.generation import finished, judge_generation
 from stages.evaluate.lm import FastLM
 from stages.inference.beam_search import beam_search
+from stages.inference.fitting import Advance
 from stages.stage import JSON
 from stages.task_library.definitions import Document, documents, leaf_folder, load, metrics
 

@@ -17,7 +17,8 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 
 from stages.common.progress import progress
 from stages.errors import UserError
-from stages.evaluate.fitting import InParts, scored
+from stages.evaluate.fitting import REMEDY, scored
+from stages.inference.fitting import InParts
 from stages.inference.generator import Generator
 from stages.inference.scorer import Answer, Scorer
 
@@ -40,7 +41,7 @@ class FastLM(LM):  # type: ignore[misc]
         super().__init__()
         self.scorer = scorer
         self.generator = Generator(scorer)
-        self.in_parts = InParts()
+        self.in_parts = InParts(REMEDY)
 
     @property
     def tokenizer_name(self) -> str:

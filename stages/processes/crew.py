@@ -10,6 +10,7 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from stages.common.machine import Peak, note_worker, peak
 from stages.common.progress import silence
 from stages.processes.failure import Failed, as_failure, ended_outside, send
 from stages.processes.start import check_devices, started, threads_each
@@ -64,6 +66,14 @@ class Crew:
             yield found.pop(place)
 
 
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """The answer to a question, and the most memory that the process has held so far."""
+
+    value: Any
+    peak: Peak
+
+
 class _Member:
     """One process of a crew, seen from outside."""
 
@@ -90,7 +100,8 @@ class _Member:
             answer = ended_outside(self.rank, self._process.exitcode, REMEDY)
         if isinstance(answer, Failed):
             raise answer.error(self.rank)
-        return answer
+        note_worker(self.rank, answer.peak)
+        return answer.value
 
     def end(self) -> None:
         self.connection.close()
@@ -112,7 +123,8 @@ def _serve(
     try:
         answer = begin(*arguments)
         while True:
-            connection.send(answer(connection.recv()))
+            # With each answer, because a process is ended without a word when nothing is left to ask.
+            connection.send(_Answered(answer(connection.recv()), peak()))
     except (EOFError, OSError):
         return
     except Exception as error:

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from stages.common.machine import Peak, note_worker
 from stages.processes.failure import Failed, ended_outside
 from stages.processes.start import check_devices, started, threads_each
 from stages.recover.interruption import Signalled, deferred_signals, leave
@@ -108,6 +109,8 @@ def _supervised(workers: Sequence[_Worker], log: Callable[[JSON], None], signall
                 log(message.point)
             elif isinstance(message, Said):
                 logging.getLogger(message.name).log(message.level, "%s", message.message)
+            elif isinstance(message, Peak):
+                note_worker(worker.rank, message)
             elif isinstance(message, Finished):
                 finished = message
             elif isinstance(message, Failed):

@@ -1,6 +1,7 @@
 """The messages between a worker and the process that started it: job, points of the curve, log, result.
 
-A failure is told as any worker's is (`stages.processes.failure`).
+A failure is told as any worker's is (`stages.processes.failure`), and a worker's peak memory as it is kept
+(`stages.common.machine.Peak`).
 """
 
 from __future__ import annotations

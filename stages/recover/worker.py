@@ -15,6 +15,7 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from stages.common.determinism import ordered_sums
+from stages.common.machine import peak
 from stages.processes.failure import as_failure, send
 from stages.recover.interruption import DEFERRED
 from stages.recover.messages import Finished, Job, Point, Said
@@ -68,6 +69,7 @@ def _work(job: Job, connection: Connection, told: Callable[[], int | None]) -> N
     _join(job)
     with ordered_sums(context.deterministic):
         summary = job.work(job.config, job.inputs, context, ENGINE[context.engine](job.rank, context.workers, told))
+    send(connection, peak())
     if job.rank == 0:
         send(connection, Finished(summary))
     torch.distributed.barrier()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from stages.errors import UserError
-from stages.rows.bounds import Bounds, bounds, on_device
+from stages.rows.bounds import Bounds, bounds, on_device, sent
 from stages.stage import JSON
 
 if TYPE_CHECKING:
@@ -113,6 +113,9 @@ class Batch:
     """Positions in the sequence from which a label is predicted."""
     labels_N: torch.Tensor
     """The token that follows each of these positions in its document."""
+    on_host: tuple[torch.Tensor, ...]
+    """Tokens, predictors, labels, and the sources of shared tokens where there are any: to be read without waiting for
+    the device."""
     written: bool = False
     """Whether the labels were written by the model that is trained (`Document.written`)."""
 
@@ -274,13 +277,16 @@ def collate(documents: Sequence[Document], device: str = "cpu", *, share: bool =
         predictors += places[index][first - 1 : -1]
         labels += document.ids[first:]
     lengths = tuple(len(documents[index].ids) - context for index, context in zip(order, contexts, strict=True))
-    shared = Shared(tuple(contexts), on_device(sources, device, torch.long)) if any(contexts) else None
+    numbers = (ids, predictors, labels, sources) if any(contexts) else (ids, predictors, labels)
+    on_host = tuple(torch.tensor(each, dtype=torch.long) for each in numbers)
+    input_ids_T, predictors_N, labels_N, *sources_S = (sent(tensor, device) for tensor in on_host)
     return Batch(
-        input_ids_1T=on_device(ids, device, torch.long)[None],
+        input_ids_1T=input_ids_T[None],
         position_ids_1T=on_device(positions, device, torch.long)[None],
-        layout=Layout(lengths, shared),
-        predictors_N=on_device(predictors, device, torch.long),
-        labels_N=on_device(labels, device, torch.long),
+        layout=Layout(lengths, Shared(tuple(contexts), *sources_S) if sources_S else None),
+        predictors_N=predictors_N,
+        labels_N=labels_N,
+        on_host=on_host,
         written=any(document.written for document in documents),
     )
 

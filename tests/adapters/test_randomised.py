@@ -8,8 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.decoders import decoder
 from helpers.toy import adapter_config
+from helpers.waits import Waits
 from stages.adapters.randomised import leading
 from stages.adapters.registry import ADAPTERS
+from stages.adapters.shira import chosen
 
 RANDOM = ("rand", "normal_", "uniform_", "bernoulli_", "multinomial")
 
@@ -38,7 +40,11 @@ def test_on_a_processor_it_is_torchs_own_to_the_bit(shape: tuple[int, int]) -> N
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["rora", "dora", "pissa", "prefix", "series", "parallel"])
+DRAWING = {"rora", "lora", "dora", "dora_rs", "lora_plus", "pissa", "olora", "hira", "prefix", "series", "parallel"}
+"""Adapters that draw random numbers when they are attached, as far as the meta device lets them run."""
+
+
+@pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"shira"}))
 def test_an_adapter_draws_on_the_processor_wherever_its_model_is(name: str) -> None:
     """The meta device stands in for a GPU: numbers that were drawn there would be seen as drawn there."""
     options = {"iterations": 2} if name == "pissa" else {}
@@ -48,4 +54,13 @@ def test_an_adapter_draws_on_the_processor_wherever_its_model_is(name: str) -> N
     model = decoder().to("meta")
     with Drawn() as drawn:
         ADAPTERS[name].attach(model, settings, ())
+    assert drawn.devices == ({"cpu"} if name in DRAWING else set())
+
+
+def test_shira_draws_its_places_on_the_processor_wherever_its_model_is() -> None:
+    """By its choice of places alone: PEFT then looks at where the places are, which the meta device can't tell."""
+    layer = torch.nn.Linear(8, 6).to("meta")
+    with Drawn() as drawn, Waits(number=1000):
+        mask_OI = chosen("random")(layer, 2)
     assert drawn.devices == {"cpu"}
+    assert (mask_OI.device.type, mask_OI.shape) == ("meta", (6, 8))

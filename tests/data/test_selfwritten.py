@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from helpers.decoders import decoder
+from helpers.hungry import make_hungry
 from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from helpers.toy import model_artifact
 from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.data import selfwritten
-from stages.data.answers import as_message, beginning
+from stages.data.answers import Writer, as_message, beginning
 from stages.data.selfwritten import SelfWrittenConfig
 from stages.data.stage import run
 from stages.data.text import place_to_end
@@ -110,6 +111,30 @@ def test_sampled_answers_are_those_of_the_seed(inputs: dict[str, Path], tmp_path
     assert first == again
     assert first != other
     assert first != greedy
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_that_do_not_fit_in_memory_together_are_written_in_parts_and_are_the_same(
+    inputs: dict[str, Path], temperature: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = list(read_jsonl(inputs["rows"] / "train.jsonl"))
+    seeds, answers = [str(number) for number in range(len(rows))], []
+    for fits in (None, 150):
+        writer = Writer(
+            inputs["model"] / "model",
+            dtype="float32",
+            device="cpu",
+            new_tokens=10,
+            temperature=temperature,
+            chat=False,
+            prompt_tokens=32,
+        )
+        if fits is not None:
+            make_hungry(writer.generator.scorer.model, fits)
+        answers.append(writer.answer(rows, seeds))
+    assert answers[1] == answers[0]
+    assert 1 <= (writer.in_parts.most or 0) < len(rows)
+    assert "prompts at a time do not fit in memory" in caplog.text
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

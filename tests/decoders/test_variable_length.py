@@ -117,29 +117,52 @@ class Counted(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def counted(lengths: Sequence[int]) -> Counter[tuple[str, tuple[Any, ...]]]:
-    """Return the operations of a training pass over documents of these lengths, on the meta device."""
+def counted(batch: Batch) -> Counter[tuple[str, tuple[Any, ...]]]:
+    """Return the operations of a training pass over a batch, on the meta device."""
     model = decoder(hidden_size=96, num_attention_heads=6, head_dim=16).to(torch.bfloat16)
     use_packed_attention(model)
-    batch = collate(documents(lengths), "meta")
     with Counted() as counting:
         hidden_states(model.to("meta"), batch).sum().backward()
     return counting.calls
 
 
-def test_no_shape_depends_on_the_documents_lengths_and_attention_is_one_operation_a_layer(
+def sharing(count: int, tokens: int) -> list[Document]:
+    """Return `count` documents of one beginning that have `tokens` tokens in sequence."""
+    begin = list(range(10, 30))
+    own = [[40 + place] for place in range(count - 1)]
+    own.append([60] * (tokens - len(begin) - len(own)))
+    return [Document(begin + ids, 0, "toy", cut=False) for ids in own]
+
+
+def without(found: Counter[tuple[str, tuple[Any, ...]]], *words: str) -> Counter[tuple[str, tuple[Any, ...]]]:
+    """Return the operations whose names have none of these words."""
+    return Counter({each: count for each, count in found.items() if not any(word in each[0] for word in words)})
+
+
+def test_no_shape_depends_on_the_documents_and_attention_is_one_operation_a_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cuda = KERNELS["cuda"]
     monkeypatch.setitem(KERNELS, "meta", replace(cuda, lacking=lambda device: None))
-    found = [counted(lengths) for lengths in ((5, 17, 1, 30, 8), (12, 12, 12, 12, 13), (57, 1, 1, 1, 1))]
-    assert found[0] == found[1] == found[2]
-    names = Counter({name: 0 for name, _ in found[0]})
-    for (name, _), count in found[0].items():
-        names[name] += count
-    attention = {name: count for name, count in names.items() if "varlen" in name or "attention" in name}
-    assert sorted(attention.values()) == [3, 3], attention
-    assert not [name for name in names if "split" in name or "scaled_dot" in name]
+    layouts = [(5, 17, 1, 30, 8), (12, 12, 12, 12, 13), (57, 1, 1, 1, 1), (61,), (3,) * 20 + (1,)]
+    apart = [counted(collate(documents(lengths), "meta")) for lengths in layouts]
+    assert apart[0] == apart[1] == apart[2]
+    # The number of documents is in the cumulative lengths alone, which are copied and given to attention. Its kernel is
+    # compiled for a head size and a precision. It reads those lengths on the card, and has no plan.
+    lengths_of = ("varlen", "_to_copy", "lift_fresh")
+    assert without(apart[0], *lengths_of) == without(apart[3], *lengths_of) == without(apart[4], *lengths_of)
+    # Shared beginnings give attention more keys and values than the sequence has tokens. They are gathered, and their
+    # gradients added up, by kernels that have no plan either.
+    batches = [collate(sharing(count, 61), "meta", share=True) for count in (2, 7)]
+    shared = [counted(batch) for batch in batches]
+    gathers = ("index_select", "index_add", "new_zeros", *lengths_of)
+    for batch, found in zip(batches, shared, strict=True):
+        assert (batch.input_ids_1T.shape[1], batch.layout.shared is None) == (61, False)
+        assert without(found, *gathers) == without(apart[0], *gathers)
+    for found in (*apart, *shared):
+        names = [name for name, _ in found.elements()]
+        assert len([name for name in names if "varlen" in name or "attention" in name]) == 6, found
+        assert not [name for name in names if "split" in name or "scaled_dot" in name]
 
 
 def test_boundaries_are_made_once_a_batch() -> None:

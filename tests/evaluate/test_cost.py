@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ from stages.decoders.checkpoint import load_model
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig
 from stages.evaluate.cost import ONE_BY_ONE, _in_turns, measure, run
+from stages.evaluate.timing import timed_passes
 from stages.stage import JSON, Context
 
 CONFIG = CostConfig(prompt_tokens=8, new_tokens=2, repeats=3, batch_sizes=[1, 4])
@@ -86,6 +88,30 @@ def test_models_take_turns_pass_by_pass_and_another_begins_each_time(inputs: dic
     assert {name: len(turns) for name, turns in times.items()} == {"dense": 1, "pruned": 1}
     warming = [("dense", 4, 8), ("pruned", 4, 8), ("dense", 4, 1), ("pruned", 4, 1)]
     assert passes == warming + [("pruned", 4, 8), ("dense", 4, 8)] + 2 * [("pruned", 4, 1), ("dense", 4, 1)]
+
+
+class OnACard:
+    """A model on a GPU that is not there, which notes whether cuDNN may serve its attention."""
+
+    device = torch.device("cuda")
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=7))
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+    def __call__(self, **options: Any) -> SimpleNamespace:
+        self.seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return SimpleNamespace(logits=torch.zeros(1, 1, 7), past_key_values=None)
+
+
+def test_no_pass_waits_for_a_plan_of_cudnn_though_each_has_a_new_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor)
+    model: Any = OnACard()
+    for _ in timed_passes(model, prompt_tokens=4, new_tokens=2):
+        # Between two passes another model may run, as it would by itself.
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+    assert model.seen == [False] * 3
 
 
 def test_each_model_has_the_peak_memory_of_its_own_process(cost: JSON) -> None:

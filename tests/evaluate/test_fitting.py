@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 
+from helpers.hungry import MORE_THAN_THERE_IS, make_hungry
 from helpers.questions import PASSAGES, reader
 from helpers.tiny_tokenizer import byte_tokenizer
 from stages.errors import UserError
@@ -17,20 +17,14 @@ from stages.evaluate.lm import FastLM
 from stages.evaluate.perplexity import document_rows
 from stages.inference.scorer import Scorer
 
-MORE_THAN_THERE_IS = 1 << 60
 TEXTS = [row | {"text": f"{number}. {row['text']}"} for number in range(8) for row in PASSAGES]
 
 
 def judge(fits: int | None = None) -> FastLM:
     """Return a model that needs more memory than there is for a pass of more tokens than `fits`."""
-    model = reader()
-    lm = FastLM(Scorer(model, byte_tokenizer(), batch_tokens=1024))
-
-    def hungry(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        if fits is not None and inputs[0].numel() > fits:
-            torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8)
-
-    model.get_input_embeddings().register_forward_pre_hook(hungry)
+    lm = FastLM(Scorer(reader(), byte_tokenizer(), batch_tokens=1024))
+    if fits is not None:
+        make_hungry(lm.scorer.model, fits)
     return lm
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-FREE = ("empty", "new_empty", "_unsafe_view", "lift_fresh")
-"""Beginnings of the names of calls that only allocate or rename memory; views say so themselves."""
+FREE = ("empty", "new_empty", "_unsafe_view", "lift_fresh", "profiler::")
+"""Beginnings of the names of calls that only allocate, rename memory or tell a profiler; views say so themselves."""
 
 
 class Launches(TorchDispatchMode):

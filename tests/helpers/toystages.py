@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.planning.graph import Graph, Node
+from stages.common.machine import Peak, note_worker
 from stages.stage import Context, Stage
 
 
@@ -55,6 +56,45 @@ def litter(config: Number, inputs: Mapping[str, Path], context: Context) -> dict
     """Write how much of what earlier stages left behind is still in memory, and leave something behind."""
     (context.output / "number.txt").write_text(str(sum(left() is not None for left in LITTER)))
     LITTER.append(weakref.ref(_Cycle()))
+    return {}
+
+
+class Cards:
+    """Two GPUs that are not there: the functions of `torch.cuda` that tell and free memory, on numbers alone."""
+
+    def __init__(self) -> None:
+        self.kept, self.most = [0, 0], [0, 0]
+
+    def hold(self, card: int, size: int) -> None:
+        """Hold tensors of `size` bytes for a moment; the allocator keeps the memory."""
+        self.kept[card], self.most[card] = max(self.kept[card], size), max(self.most[card], size)
+
+    def empty_cache(self) -> None:
+        self.kept = [0, 0]
+
+    def reset_peak_memory_stats(self, card: int) -> None:
+        self.most[card] = 0
+
+    def max_memory_allocated(self, card: int) -> int:
+        return self.most[card]
+
+    def device_count(self) -> int:
+        return 2
+
+    def is_initialized(self) -> bool:
+        return True
+
+
+CARDS = Cards()
+
+
+def on_cards(config: Number, inputs: Mapping[str, Path], context: Context) -> dict[str, Any]:
+    """Write how much memory is kept on the cards when the stage begins, and hold some; above 10 a worker does too."""
+    (context.output / "number.txt").write_text(str(sum(CARDS.kept)))
+    CARDS.hold(0, config.value)
+    if config.value > 10:
+        CARDS.hold(1, 2 * config.value)
+        note_worker(1, Peak(7, {"cuda:1": 3 * config.value}))
     return {}
 
 

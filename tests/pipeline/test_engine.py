@@ -6,10 +6,13 @@ import gc
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
+from helpers import toystages
 from helpers.processes import same_imports
 from helpers.toystages import Number, chain, stage
 from pipeline.engine.engine import Engine
@@ -139,6 +142,22 @@ def test_a_stage_finds_nothing_in_memory_that_the_stage_before_left_there(run) -
     finally:
         gc.enable()
     assert [number(engine, node) for node in graph] == [0, 0, 0]
+
+
+def test_a_stage_finds_the_cards_free_and_its_own_peak_on_each_is_recorded(run, monkeypatch) -> None:
+    cards = toystages.CARDS
+    for name in ("empty_cache", "reset_peak_memory_stats", "max_memory_allocated", "device_count", "is_initialized"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cards, name))
+    graph = chain(20, 5, 8, function="on_cards")
+    engine = run(graph)
+    assert [number(engine, node) for node in graph] == [0, 0, 0]
+    first, second, third = (engine.runs[node.key] for node in graph)
+    # The fullest card of any process; a peak that stayed would be seen in the smaller stages.
+    assert [each.peak_device_memory_bytes for each in (first, second, third)] == [60, 5, 8]
+    assert first.peaks["this process"]["device_memory_bytes"] == {"cuda:0": 20, "cuda:1": 40}
+    assert first.peaks["worker 1"] == {"memory_bytes": 7, "device_memory_bytes": {"cuda:1": 60}}
+    assert not second.peaks
+    json.dumps(asdict(first))
 
 
 def test_forcing_an_unknown_stage_names_the_known(run) -> None:

@@ -6,6 +6,8 @@ import psutil
 import pytest
 
 from helpers.crews import begin
+from helpers.peak import has_mark
+from stages.common.machine import peaks_of_workers, reset_peak_memory
 from stages.errors import UserError
 from stages.processes.crew import Crew
 
@@ -18,6 +20,18 @@ def test_answers_come_in_the_order_of_the_questions_from_all_processes() -> None
     processes = {process for _, process in found}
     assert len(processes) == 2
     assert not [process for process in processes if psutil.pid_exists(process)]
+
+
+@has_mark
+def test_each_process_reports_its_own_peak_memory() -> None:
+    reset_peak_memory()
+    assert not peaks_of_workers()
+    with Crew(2, "cpu", begin, 10) as crew:
+        list(crew.answers(range(1, 12)))
+    found = peaks_of_workers()
+    assert list(found) == [0, 1]
+    # Each has imported torch, and no more.
+    assert all(2**26 < (peak.memory_bytes or 0) < 2**32 for peak in found.values())
 
 
 @pytest.mark.parametrize(("question", "message"), [(13, "13 brings no luck"), (0, "was ended from outside")])

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from helpers.launches import Launches
 from helpers.tiny_tokenizer import byte_tokenizer
 from helpers.toy import config, recovered, resumed
 from stages.adapters.registry import ADAPTERS
@@ -96,16 +95,6 @@ def test_a_step_that_ends_beyond_its_share_is_one_micro_batch(tmp_path: Path, mo
     _, summary = recovered(tmp_path, config(tokens=1300, batch_tokens=130, micro_batch_tokens=130))
     assert len(sizes) == summary["training"]["steps"] == 10
     assert sum(sizes) == summary["training"]["rows"]
-
-
-def test_a_step_waits_for_the_device_as_often_with_many_micro_batches_as_with_one(tmp_path: Path) -> None:
-    reads = []
-    for size in (32, 256):
-        launches = Launches()
-        with launches:
-            recovered(tmp_path, config({"name": "dora"}, tokens=512, micro_batch_tokens=size), name=str(size))
-        reads.append(launches.calls["_local_scalar_dense"])
-    assert reads[0] == reads[1]
 
 
 def test_the_curve_equals_that_of_a_plain_loop_over_the_same_rows(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from helpers.decoders import decoder
+from helpers.hungry import make_hungry
 from helpers.processes import same_imports
 from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from helpers.toy import adapter_config, config, data_artifact, model_artifact
@@ -139,6 +140,21 @@ def written(scorer: Scorer, contexts: list[list[int]], dtype: str) -> list[list[
     with asking(scorer.model, dtype):
         found = Generator(scorer).continuations(contexts, new_tokens=12)
     return [[*each.tokens, *([] if each.end is None else [each.end])] for each in found]
+
+
+def test_writing_that_does_not_fit_in_memory_is_done_in_parts_and_writes_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    drawn = [replace(document, ids=document.ids[place:]) for place in range(4) for document in documents()]
+    written = []
+    for fits in (None, 40):
+        model = decoder(vocab_size=VOCABULARY, max_position_embeddings=256)
+        rewrite = rewriting(model, OnPolicyConfig(share=1.0, new_tokens=7, prompt_tokens=6))
+        if fits is not None:
+            make_hungry(model, fits)
+        written.append(rewrite(drawn, 0))
+    assert written[1] == written[0] != drawn
+    assert "prompts at a time do not fit in memory" in caplog.text
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.25])

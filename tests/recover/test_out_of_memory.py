@@ -96,21 +96,30 @@ def test_a_single_row_that_does_not_fit_is_an_error_with_the_remedies(
         recovered(tmp_path, config(**SHORT))
 
 
-def _training(model: PreTrainedModel, *, checkpointing: bool) -> Training:
-    settings = config({"dropout": 0.1, "targets": ["o_proj", "down_proj"]}, gradient_checkpointing=checkpointing)
+def _training(
+    model: PreTrainedModel,
+    *,
+    checkpointing: bool,
+    dtype: str = "float32",
+    name: str = "rora",
+    dropout: float = 0.1,
+    targets: list[str] | None = ["o_proj", "down_proj"],  # noqa: B006
+) -> Training:
+    adapter = {"name": name, "dropout": dropout} | ({} if targets is None else {"targets": targets})
+    settings = config(adapter, gradient_checkpointing=checkpointing)
     use_packed_attention(model)
     with seeded(0):
-        ADAPTERS["rora"].attach(model, settings.adapter, ())
+        ADAPTERS[name].attach(model, settings.adapter, ())
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
     return Training(
         model=model,
-        objective=OBJECTIVES["cross_entropy"].build(model, None, None, "float32", Context(output=Path())),
+        objective=OBJECTIVES["cross_entropy"].build(model, None, None, dtype, Context(output=Path())),
         stream=cast(Any, None),
         measure=lambda tokens: {},
         config=settings.recover,
-        dtype="float32",
+        dtype=dtype,
         seed=0,
         context=Context(output=Path()),
         identity={},
@@ -133,6 +142,31 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str) -> None:
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
         torch.testing.assert_close(checkpointing.parameters[name].grad, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("adapter", "dropout"), [("rora", 0.0), ("rora", 0.1), ("dora", 0.0)])
+def test_gradient_checkpointing_gives_the_same_gradients_where_adapters_are_cast_once_a_step(
+    adapter: str, dropout: float
+) -> None:
+    """In bfloat16 projections of one input are one operation, whose outputs wait for each other. Each layer is run
+    again in the backward pass, and must not meet what waited in the first pass."""
+    found = []
+    for on in (False, True):
+        training = _training(
+            decoder().bfloat16(), checkpointing=on, dtype="bfloat16", name=adapter, dropout=dropout, targets=None
+        )
+        training.model.train()
+        with training.casts.step():
+            for documents in (DOCUMENTS, DOCUMENTS[:2]):
+                _backward(training, documents)
+                training.casts.collect()
+        assert training.casts._maps
+        found.append({name: parameter.grad for name, parameter in training.parameters.items()})
+    plain, checkpointing = found
+    for name, gradient in plain.items():
+        assert gradient is not None
+        assert gradient.abs().sum() > 0, name
+        torch.testing.assert_close(checkpointing[name], gradient, rtol=0, atol=0, msg=name)
 
 
 @has_mark

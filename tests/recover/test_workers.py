@@ -20,6 +20,7 @@ from torch.testing import assert_close
 from helpers.processes import same_imports
 from helpers.toy import config, data_artifact, model_artifact
 from pipeline.planning.runtime import resolve_workers
+from stages.common.machine import Peak, peaks_of_workers, reset_peak_memory
 from stages.errors import UserError
 from stages.recover.stage import run
 from stages.stage import JSON, Context
@@ -106,8 +107,12 @@ def at_step(step: int, strike: Callable[[], None]) -> Callable[[JSON], None]:
 
 
 def test_two_replicas_give_the_curve_and_the_adapter_of_one_process(recoveries: Recoveries) -> None:
+    reset_peak_memory()
     summary = recoveries.run("ddp", "ddp")
 
+    # Each worker has reported its own, beside that of this process.
+    assert list(peaks_of_workers()) == [0, 1]
+    assert all(peak == Peak(None) or (peak.memory_bytes or 0) > 2**26 for peak in peaks_of_workers().values())
     recoveries.assert_same("ddp", "single")
     assert summary == json.loads((recoveries.root / "ddp" / "recovery.json").read_text())
 

@@ -27,6 +27,11 @@ RUN = {
             "status": "built",
             "seconds": 412.3,
             "peak_memory_bytes": 3 * 2**30,
+            "peak_device_memory_bytes": 5 * 10**9,
+            "peaks": {
+                "this process": {"memory_bytes": 3 * 2**30, "device_memory_bytes": {}},
+                "worker 0": {"memory_bytes": 4 * 10**9, "device_memory_bytes": {"cuda:0": 5 * 10**9}},
+            },
             "drift": {"torch": ["2.12.0", "2.13.0"]},
         },
     ],
@@ -242,7 +247,8 @@ def test_the_run_report_adds_the_run_and_leaves_the_artifact_alone(tmp_path: Pat
     assert report["run"]["commit"] == "abc1234"
     assert {name: report[name] for name in json.loads(before["report.json"])} == json.loads(before["report.json"])
     text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
-    for said in ("aaaaaaaaaaaaaaaa", "412 s", "python -m pipeline ratio=0.5", "torch 2.12.0, now 2.13.0"):
+    peaks = ("Peak memory of the processes of recover: this process 3,221 MB", "worker 0 4,000 MB, 5,000 MB on cuda:0")
+    for said in ("aaaaaaaaaaaaaaaa", "412 s", "python -m pipeline ratio=0.5", "torch 2.12.0, now 2.13.0", *peaks):
         assert said in text
         assert said in page
     assert (tmp_path / "curve.svg").read_bytes() == before["curve.svg"]

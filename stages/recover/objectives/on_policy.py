@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from stages.recover.objectives.objective import Rewrite, Summed
     from stages.rows.packing import Batch, Document
 
+REMEDY = "Free some of it, or set a smaller recover.on_policy.new_tokens or a shorter recover.sequence_length."
+"""What may help where the writing of a single document does not fit in memory."""
+
 
 @dataclass(kw_only=True, slots=True)
 class OnPolicyConfig:
@@ -127,6 +130,7 @@ def rewrites(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: OnPolicyConfig, dtype: str, seed: int
 ) -> Rewrite:
     """Return what lets `model` continue the beginnings of the documents of on-policy steps."""
+    from stages.inference.fitting import InParts, continued
     from stages.inference.generator import Generator, Sampling
     from stages.inference.scorer import Scorer
     from stages.recover.asking import asking
@@ -140,6 +144,7 @@ def rewrites(
         f"below the {room + options.new_tokens} tokens that the model reads",
         options.new_tokens,
     )
+    in_parts = InParts(REMEDY)
 
     def rewritten(documents: list[Document], step: int) -> list[Document]:
         if not on_policy(options.share, step):
@@ -147,9 +152,8 @@ def rewrites(
         beginnings = [beginning(document, options.prompt_tokens)[-room:] for document in documents]
         seeds = [f"{seed} {step} {place}" for place in range(len(documents))]
         with asking(model, dtype):
-            found = generator.continuations(
-                beginnings, new_tokens=options.new_tokens, sampling=Sampling(options.temperature, seeds)
-            )
+            sampling = Sampling(options.temperature, seeds)
+            found = continued(generator, in_parts, beginnings, new_tokens=options.new_tokens, sampling=sampling)
         return [_continued(*each) for each in zip(documents, beginnings, found, strict=True)]
 
     return rewritten

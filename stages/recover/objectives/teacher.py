@@ -31,6 +31,7 @@ from stages.errors import UserError
 from stages.recover.mapped import load_mapped
 from stages.recover.objectives.divergence import Exact, Targets, TopK
 from stages.recover.sharding import everywhere, shard_layers
+from stages.rows.bounds import sent
 from stages.rows.packing import Batch
 from stages.stage import Context
 
@@ -158,18 +159,17 @@ def _digests(source: Path | PreTrainedModel) -> list[str]:
 def _digest(batch: Batch) -> str:
     """Return the SHA-256 of a batch: its tokens, the ends of its documents, and its labelled tokens."""
     digest = hashlib.sha256(repr(batch.layout.lengths).encode())
-    shared = batch.layout.shared
-    # Which beginnings are shared decides the rounding, and what is cached equals what would be computed to the bit.
-    sources = [] if shared is None else [shared.sources_S]
-    for tensor in (batch.input_ids_1T, batch.predictors_N, batch.labels_N, *sources):
-        digest.update(tensor.to("cpu", torch.int64).contiguous().numpy().tobytes())
+    # Which beginnings are shared decides the rounding, and what is cached equals what would be computed to the bit. So
+    # the places of shared tokens count too.
+    for tensor in batch.on_host:
+        digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
 
 def _read(path: Path, device: str) -> TopK | None:
     """Return the cached probabilities; None where there are none, or none that can be read."""
     try:
-        return TopK(**load_file(path, device=device))
+        return TopK(**{name: sent(tensor, device) for name, tensor in load_file(path).items()})
     except (FileNotFoundError, SafetensorError, TypeError):
         return None
 
@@ -185,6 +185,7 @@ def _write(targets: TopK, path: Path) -> None:
     names = TopK.__slots__
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Waits for the device, in the one recovery that fills the cache.
         save_file({name: getattr(targets, name).cpu().contiguous() for name in names}, beside)
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:

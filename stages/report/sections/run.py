@@ -29,6 +29,9 @@ def this_run(report: JSON) -> Iterator[Block]:
     ]
     titles = ["stage", "key", "status", "time", "peak memory of the stage alone"]
     yield Table(titles + ["on the GPU"] * on_device, rows, words=(1, 2))
+    for stage in report["stages"]:
+        if stage.get("peaks"):
+            yield Paragraph(f"Peak memory of the processes of {stage['name']}: {_peaks(stage['peaks'])}.", "note")
     facts = report.get("run", {})
     named = (("command", "Command"), ("started", "Started"), ("commit", "Commit"))
     lines = [f"{label}: {facts[name]}" for name, label in named if facts.get(name)]
@@ -42,6 +45,18 @@ def this_run(report: JSON) -> Iterator[Block]:
         yield Paragraph(f"Parts from the store were built by other versions than this run's: {changes}.", "note")
     if facts.get("versions"):
         yield Folded("Package versions", verbatim(facts["versions"]))
+
+
+def _peaks(peaks: JSON) -> str:
+    """Return what each process held at most, and what each of its GPUs did."""
+    return "; ".join(
+        f"{name} {', '.join([w.megabytes(own['memory_bytes']), *_on_cards(own['device_memory_bytes'])])}"
+        for name, own in peaks.items()
+    )
+
+
+def _on_cards(cards: JSON) -> list[str]:
+    return [f"{w.megabytes(most)} on {card}" for card, most in cards.items()]
 
 
 def configuration(report: JSON) -> Iterator[Block]:
