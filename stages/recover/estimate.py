@@ -29,6 +29,7 @@ from stages.common.machine import free_memory_bytes
 from stages.decoders.activations import forward_bytes
 from stages.decoders.chunks import chunk_tokens
 from stages.decoders.holding import STORED, bytes_of_weights
+from stages.decoders.registry import FAMILIES
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.recover.config import RecoverConfig, RecoverStageConfig
@@ -95,7 +96,7 @@ class Estimate:
         sizes = {
             "weights": self.weights,
             "teacher": self.teacher,
-            "adapter with its optimizer": self.trained,
+            "adapter and optimizer": self.trained,
             f"activations of {self.tokens:,} tokens": self.activations,
             "logits": self.logits,
         }
@@ -204,7 +205,7 @@ def _frozen(work: Work, layer: LayerShape) -> int:
     They are the inputs of the norms; q, k, v, what attention gives, and a float32 number a head; and the MLP's gate
     before and after its activation, and up.
     """
-    shape, each = work.shape, work.each
+    shape, each, family = work.shape, work.each, FAMILIES[work.shape.family]
     fused = work.device != "cpu" and not work.config.recover.compile
     # A norm op by op keeps its input in float32, torch's fused one as it is.
     norm = shape.hidden * (each if fused and not work.full else 4)
@@ -213,10 +214,12 @@ def _frozen(work: Work, layer: LayerShape) -> int:
     # Attention in one call gives o its input; one by one, its outputs are copied end to end, and both are kept.
     if work.device != "cpu" and each < 4 and "o_proj" in getattr(work.config.adapter, "targets", ["o_proj"]):
         attended = 0
-    attention = norm + each * (queries + 2 * keys + attended) + 4 * layer.heads if layer.heads else 0
+    attention = each * (queries + 2 * keys + attended) + 4 * layer.heads
+    attention += len(family.attention_norms) * norm + (4 * (queries + keys) if family.head_norms else 0)
     # liger-kernel computes the activation again.
     channels = 2 if fused and find_spec("liger_kernel") else 3
-    return attention + (norm + each * channels * layer.mlp if layer.mlp else 0)
+    mlp = each * channels * layer.mlp + len(family.mlp_norms) * norm
+    return (attention if layer.heads else 0) + (mlp if layer.mlp else 0)
 
 
 def _backward(work: Work) -> int:
@@ -239,24 +242,40 @@ def _teacher_pass(work: Work) -> int:
 
 def logits_bytes(work: Work) -> int:
     """Return the bytes of the logits of a chunk with all that is made of them, and the hidden states' gradient."""
-    vocabulary, each, objective = work.shape.vocabulary, work.each, work.config.recover.objective
-    gradient = work.tokens * work.shape.hidden * 4
-    if objective == "cross_entropy":
-        least = TRAINED_CHUNK if _trains_head(work) else CROSS_ENTROPY_CHUNK
-        count = min(chunk_tokens(work.device, vocabulary, least), work.tokens)
-        # In bfloat16 the head's output, its copy in float32, and the gradient in bfloat16 again.
-        return work.hidden + count * vocabulary * (4 if each == 4 else 8)
-    count = min(chunk_tokens(work.device, vocabulary, DIVERGENCE_CHUNK), work.tokens)
-    # Logits and log-probabilities of the model, the teacher's, and what the divergence makes of them.
-    several = 5 if count == work.tokens else 6
-    if teaching(work.config.recover).temperature != 1:
-        several += 2
-    return work.hidden + gradient + count * vocabulary * 4 * several
+    recover, vocabulary = work.config.recover, work.shape.vocabulary
+    if recover.objective == "cross_entropy":
+        if _trains_head(work):
+            # In float32, computed again in the backward pass: logits, log-probabilities and their gradient.
+            return work.hidden + _chunks(work, TRAINED_CHUNK, first=12, later=12) * vocabulary
+        if work.each == 4:
+            return work.hidden + _chunks(work, CROSS_ENTROPY_CHUNK, first=4, later=0, left=4) * vocabulary
+        # The head's output, which is in one buffer for all chunks, its copy in float32, and the gradient in bfloat16.
+        return work.hidden + _chunks(work, CROSS_ENTROPY_CHUNK, first=8, later=4, left=6) * vocabulary
+    divergences = {recover.distillation.divergence}
+    if recover.objective == "on_policy":
+        divergences = {recover.on_policy.divergence, recover.on_policy.rows.divergence}
+    # In float32: logits and log-probabilities of the model, log-probabilities of the teacher, and two that the
+    # divergence makes of them (jensen five).
+    each = 4 * ((8 if "jensen" in divergences else 5) + (teaching(recover).temperature != 1))
+    chunks = _chunks(work, DIVERGENCE_CHUNK, first=each, later=each, left=4) * vocabulary
+    return work.hidden + 4 * work.tokens * work.shape.hidden + chunks + _head_gradient(work)
+
+
+def _chunks(work: Work, least: int, *, first: int, later: int, left: int = 0) -> int:
+    """Return the bytes for each token of the vocabulary at the peak of a loss that is taken chunk by chunk.
+
+    `first` and `later` are the bytes that a chunk takes for each of its logits. Beside a later one, `left` bytes are
+    left of each logit of the one before.
+    """
+    count = min(chunk_tokens(work.device, work.shape.vocabulary, least), work.tokens)
+    second = min(count, work.tokens - count)
+    return max(count * first, second * later + count * left if second else 0)
 
 
 def _head_gradient(work: Work) -> int:
-    """Return the bytes of the gradient of a head that is trained."""
-    return 4 * work.shape.vocabulary * work.shape.hidden if _trains_head(work) else 0
+    """Return the bytes of the gradient of a head that is trained, and of its cast."""
+    numbers = work.shape.vocabulary * work.shape.hidden
+    return numbers * (4 + (work.each if work.each < 4 else 0)) if _trains_head(work) else 0
 
 
 def _trains_head(work: Work) -> bool:
