@@ -19,7 +19,8 @@ from pipeline.engine.provenance import commit, versions
 from pipeline.engine.store import Store, explain_disk_error
 from pipeline.planning.build import TRIAL, build_graph
 from pipeline.planning.graph import Graph, Node
-from pipeline.planning.preview import preview
+from pipeline.planning.memory import needs
+from pipeline.planning.preview import fields_of, preview
 from pipeline.planning.runtime import resolve_cards, resolve_workers
 from pipeline.planning.settled import cache_directory
 from pipeline.planning.speed import known
@@ -48,7 +49,7 @@ class Plan:
         config: the configuration.
         graph: its stages, with every key.
         engine: says which of the artifacts are in the store.
-        text: the plan as the command line prints it, with what pruning will cut.
+        text: the plan as the command line prints it, with what pruning will cut and the memory that is foreseen.
     """
 
     config: Config
@@ -119,11 +120,14 @@ def _planned(config: Config, observe: Observe, *, measures: bool) -> Plan:
         cards=resolve_cards(runtime.device_map, graph.device),
         deterministic=runtime.deterministic,
     )
-    foreseen = preview(config, graph, _directory(engine, graph.roles["model"]))
+    directory = _directory(engine, graph.roles["model"])
+    foreseen = preview(config, graph, directory)
+    shapes = model_shapes(config, graph, lambda node: _directory(engine, node))
     if graph.device == "cpu":
-        shapes = model_shapes(config, graph, lambda node: _directory(engine, node))
         engine.works = works(graph, shapes, foreseen)
-    return Plan(config, graph, engine, _describe(graph, engine, foreseen, _seconds(engine, measures=measures)))
+    text = _describe(graph, engine, foreseen, _seconds(engine, measures=measures))
+    memory = needs(graph, shapes, foreseen, fields_of(config, graph, directory), runtime.engine)
+    return Plan(config, graph, engine, f"{text}\n\n{memory}" if memory else text)
 
 
 def _seconds(engine: Engine, *, measures: bool) -> Mapping[str, float]:

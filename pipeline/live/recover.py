@@ -15,6 +15,7 @@ from pipeline.planning.settled import cache_directory, recovery_of
 from stages.common.files import write_jsonl
 from stages.decoders.copies import copy_of
 from stages.decoders.quantised import hold
+from stages.decoders.shapes import shape_in
 from stages.errors import UserError
 from stages.recover import memory
 from stages.recover.config import RecoverStageConfig
@@ -79,6 +80,7 @@ def recover_model(
             held_out=as_rows(held_out, "validation"),
             masked=masked,
             teacher=teacher if taught(config) else None,
+            shape=shape_in(model.config.to_dict()),
             base=base_of(model),
             taught_by={} if teacher is None else base_of(teacher),
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.planning.graph import Graph
 from pipeline.schema.config import Config
@@ -12,6 +14,12 @@ from stages.model.plan import config_fields
 from stages.prune import plan as prune_plan
 from stages.prune.allocation.outcome import PrunePlan
 from stages.recover.plan import check_fits
+
+
+def fields_of(config: Config, graph: Graph, directory: Path | None) -> Mapping[str, Any] | None:
+    """Return the config.json of the model to prune; None where it is not known yet. The arguments are `preview`'s."""
+    model = graph.roles["model"]
+    return config_fields(config.model, model.config, (directory, model.locations.get("model")))
 
 
 def preview(config: Config, graph: Graph, directory: Path | None) -> PrunePlan | None:
@@ -26,8 +34,7 @@ def preview(config: Config, graph: Graph, directory: Path | None) -> PrunePlan |
         UserError: the ratio can't be reached, the architecture is unknown, the adapter does not fit the pruned model,
             or llama.cpp takes no model of the shape to export.
     """
-    model = graph.roles["model"]
-    fields = config_fields(config.model, model.config, (directory, model.locations.get("model")))
+    fields = fields_of(config, graph, directory)
     foreseen = None if graph.pruning is None else prune_plan.preview(graph.pruning, fields)
     if foreseen is not None:
         check_fits(config.adapter, foreseen.pruned)

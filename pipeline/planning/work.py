@@ -52,13 +52,13 @@ def works(graph: Graph, shapes: Shapes, foreseen: PrunePlan | None) -> dict[str,
 
     `foreseen` is the outcome of pruning. Where it is not known yet, the share that is asked for takes its place.
     """
-    counting = _Counting(graph, shapes, foreseen)
+    counting = Counting(graph, shapes, foreseen)
     found = {node.key: counting.work(node) for node in graph}
     return {key: work for key, work in found.items() if work is not None and work.total}
 
 
-class _Counting:
-    """The work of one graph's nodes."""
+class Counting:
+    """The work of one graph's nodes, and the shapes of their models."""
 
     def __init__(self, graph: Graph, shapes: Shapes, foreseen: PrunePlan | None) -> None:
         self.pruning, self.shapes, self.foreseen = graph.pruning, shapes, foreseen
@@ -66,7 +66,7 @@ class _Counting:
     def work(self, node: Node) -> Work | None:
         """Return the work of `node`; None for a stage whose work is not counted, or a model of unknown shape."""
         stage = node.stage.name
-        shape = self._shape(node.inputs["model"]) if "model" in node.inputs else None
+        shape = self.shape(node.inputs["model"]) if "model" in node.inputs else None
         if shape is None:
             return None
         if isinstance(node.config, AskingConfig):
@@ -84,14 +84,14 @@ class _Counting:
     def _recovery(self, node: Node, shape: DecoderShape) -> Work | None:
         if "teacher" not in node.inputs:
             return recover_work.work(node.config, shape, None)
-        teacher = self._shape(node.inputs["teacher"])
+        teacher = self.shape(node.inputs["teacher"])
         return None if teacher is None else recover_work.work(node.config, shape, teacher)
 
-    def _shape(self, node: Node) -> DecoderShape | None:
+    def shape(self, node: Node) -> DecoderShape | None:
         """Return the shape of a node's model, as far as it is known."""
         if "model" not in node.inputs:
             return self.shapes.get(node.key)
-        before = self._shape(node.inputs["model"])
+        before = self.shape(node.inputs["model"])
         if node.stage.name != "prune" or before is None or self.pruning is None or self.pruning.scored is None:
             return before  # a recovery keeps the shape, and so do masks
         return _left(before, self.pruning.ratio or 0.0) if self.foreseen is None else self.foreseen.pruned

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stages.adapters.config import AdapterConfig
 from stages.decoders.shapes import DecoderShape
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 """PEFT's name for an adapter; a model has only this one here."""
+
+
+class Kept(NamedTuple):
+    """The bytes that backward needs of a layer because of its adapter, beside those that the frozen layer needs."""
+
+    token: int = 0
+    """For each token, such as the inputs of an adapted map."""
+    layer: int = 0
+    """Whatever the number of tokens, such as a changed copy of a weight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +55,10 @@ class Adapter:
             whole ones. Only then may they be held in fewer bits.
         fits: raises a `UserError` where a model of this shape can't have the adapter. A plan calls it with the shape of
             the pruned model.
+        parameters: returns how many numbers are trained in a model of this shape; those of norms and biases that are
+            trained beside an adapter are so few that they may be left out.
+        keeps: returns what backward needs of each layer of this shape because of the adapter. The last argument is the
+            bytes of a number in the precision of the computation. An estimate of memory reads this and `parameters`.
     """
 
     config: type[AdapterConfig]
@@ -62,6 +75,8 @@ class Adapter:
     start: Callable[[Module, Any, Collection[str], Callable[[int], None]], None] | None = None
     leaves_base: Callable[[Any], bool] = lambda config: False
     fits: Callable[[Any, DecoderShape], None] = lambda config, shape: None
+    parameters: Callable[[Any, DecoderShape], int] = lambda config, shape: 0
+    keeps: Callable[[Any, DecoderShape, int], Sequence[Kept]] = lambda config, shape, each: [Kept()] * len(shape.layers)
 
 
 def no_rates(adapted: Module, config: Any) -> Mapping[str, float]:

@@ -15,14 +15,15 @@ torch is imported inside the functions, because a plan reads the dictionary of a
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.adapters.adapter import Adapter, no_rates
+from stages.adapters.adapter import Adapter, Kept, no_rates
 from stages.adapters.config import AdapterConfig
 from stages.adapters.low_rank import check_targets, check_wrapping
+from stages.adapters.ranks import Sizes, targeted_in
 from stages.common.checks import require
 from stages.common.choices import lookup
 from stages.common.files import read_json, write_json
@@ -31,6 +32,8 @@ from stages.errors import UserError
 if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
+
+    from stages.decoders.shapes import DecoderShape
 
 ACTIVATIONS = ("tanh", "relu", "gelu", "silu")
 
@@ -65,6 +68,20 @@ def bottleneck(config: type[BottleneckConfig], *, series: bool) -> Adapter:
         attach(base, config(**read_json(directory / "adapter_config.json")))
         read(base, directory)
 
+    def read_by(sizes: Sizes) -> int:
+        return sizes.out_features if series else sizes.in_features
+
+    def parameters(settings: BottleneckConfig, shape: DecoderShape) -> int:
+        maps = (sizes for layer in targeted_in(shape, settings.targets) for sizes in layer.values())
+        return sum(settings.bottleneck * (read_by(sizes) + sizes.out_features) for sizes in maps)
+
+    def keeps(settings: BottleneckConfig, shape: DecoderShape, each: int) -> Sequence[Kept]:
+        # What D reads, and its outputs before and after the nonlinearity.
+        return [
+            Kept(each * sum(read_by(sizes) + 2 * settings.bottleneck for sizes in maps.values()))
+            for maps in targeted_in(shape, settings.targets)
+        ]
+
     return Adapter(
         config=config,
         check=check_bottleneck,
@@ -80,6 +97,8 @@ def bottleneck(config: type[BottleneckConfig], *, series: bool) -> Adapter:
         load=load,
         merge=None,
         leaves_base=lambda settings: True,
+        parameters=parameters,
+        keeps=keeps,
     )
 
 

@@ -29,9 +29,8 @@ from torch.distributed.tensor import DTensor
 
 from stages.adapters.adapter import ADAPTER
 from stages.adapters.fused import FusedLora
+from stages.adapters.ranks import JOINED
 
-JOINED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate and up", "up_proj": "gate and up"}
-"""Projections that read the same input as their siblings in a module, by the name of what they form."""
 ALIGNED = 64
 """Elements to whose multiples views begin, because products of unaligned matrices run in slower kernels."""
 

@@ -13,12 +13,13 @@ there, and so does its update; its weight decay takes a zero to zero. So masks s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages.adapters.adapter import Adapter, no_rates
+from stages.adapters.adapter import Adapter, Kept, no_rates
 from stages.adapters.config import AdapterConfig
+from stages.adapters.ranks import PROJECTIONS, inputs_of, layers_of, targeted_in
 from stages.common.checks import require
 from stages.decoders.masks import with_mask
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
     from transformers import PreTrainedModel
+
+    from stages.decoders.shapes import DecoderShape
 
 WEIGHTS = ("all", "decoder", "projections")
 KEPT = "kept_OI"
@@ -104,6 +107,27 @@ def trained(model: Module, dtype: str) -> PreTrainedModel:
     return model  # type: ignore[return-value]
 
 
+def parameters(config: FullConfig, shape: DecoderShape) -> int:
+    """Return how many of the model's numbers are trained; of projections without their biases, which are few."""
+    if config.weights == "all":
+        return shape.parameters()
+    if config.weights == "decoder":
+        return shape.parameters() - shape.embedding_parameters()
+    return sum(sizes.in_features * sizes.out_features for _, sizes in layers_of(shape))
+
+
+def keeps(config: FullConfig, shape: DecoderShape, each: int) -> Sequence[Kept]:
+    """Return what backward needs: inputs of maps and norms; where maps run in another precision, weights in it."""
+    cast, found = each < 4, []
+    for maps in targeted_in(shape, PROJECTIONS):
+        # Autocast casts the input of each map by itself.
+        inputs = sum(sizes.in_features for sizes in maps.values()) if cast else inputs_of(maps)
+        norms = 0 if config.weights == "projections" else 8 * shape.hidden
+        weights = sum(sizes.in_features * sizes.out_features for sizes in maps.values())
+        found.append(Kept(each * inputs + norms, each * weights if cast else 0))
+    return found
+
+
 FULL = Adapter(
     config=FullConfig,
     check=check,
@@ -113,4 +137,6 @@ FULL = Adapter(
     attach=attach,
     rates=no_rates,
     trained=trained,
+    parameters=parameters,
+    keeps=keeps,
 )

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from stages.adapters.adapter import Kept
+from stages.adapters.ranks import Sizes, inputs_of
 from stages.adapters.through_peft import PeftAdapterConfig, through_peft
 
 if TYPE_CHECKING:
@@ -40,4 +42,16 @@ def configured(settings: HiraConfig, model: PreTrainedModel, shared: Mapping[str
     return peft.HiraConfig(hira_dropout=settings.dropout, **shared)
 
 
-HIRA = through_peft(configured, HiraConfig, largest=lambda layer: min(layer.in_features, layer.out_features))
+def keeps(maps: Mapping[str, Sizes], rank: int, each: int) -> Kept:
+    """Return what backward needs: the inputs of the maps, and for each weight B A and the changed weight."""
+    weights = sum(sizes.in_features * sizes.out_features for sizes in maps.values())
+    return Kept(each * inputs_of(maps), 2 * each * weights)
+
+
+HIRA = through_peft(
+    configured,
+    HiraConfig,
+    largest=lambda layer: min(layer.in_features, layer.out_features),
+    trained=lambda layer, rank: rank * (layer.in_features + layer.out_features),
+    keeps=keeps,
+)

@@ -5,15 +5,15 @@ torch and PEFT are imported inside the functions, because a plan reads the dicti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.adapters.adapter import ADAPTER, Adapter, no_rates
+from stages.adapters.adapter import ADAPTER, Adapter, Kept, no_rates
 from stages.adapters.also import check_also, saved_also, train_also
 from stages.adapters.config import AdapterConfig
-from stages.adapters.ranks import PROJECTIONS, layers_of, ranks_of
+from stages.adapters.ranks import PROJECTIONS, inputs_of, layers_of, rank_of, ranks_of, targeted_in
 from stages.common.checks import require
 from stages.common.choices import nearest
 from stages.common.files import write_json
@@ -57,6 +57,8 @@ def low_rank(
     def attach(model: PreTrainedModel, settings: LowRankConfig, masked: Collection[str] = ()) -> Module:
         return attach_lora(model, settings, masked, **options)
 
+    scaled = bool(options.get("use_dora"))
+
     return Adapter(
         config=config,
         check=check_low_rank,
@@ -70,6 +72,8 @@ def low_rank(
         merge=merge_lora,
         leaves_base=lambda settings: True,
         fits=check_ranks,
+        parameters=lambda settings, shape: _parameters(settings, shape, scaled=scaled),
+        keeps=lambda settings, shape, each: _kept(settings, shape, each, scaled=scaled),
     )
 
 
@@ -95,6 +99,28 @@ def check_ranks(config: LowRankConfig, shape: DecoderShape) -> None:
     if set(config.targets) <= set(PROJECTIONS):
         layers = {name: sizes for name, sizes in layers_of(shape) if name.rpartition(".")[2] in config.targets}
         ranks_of(layers, config.rank, config.ranks)
+
+
+def _parameters(config: LowRankConfig, shape: DecoderShape, *, scaled: bool) -> int:
+    """Return the numbers of A and B, and where outputs are `scaled` those of DoRA's magnitudes."""
+    return sum(
+        rank_of(name, config.rank, config.ranks) * sum(sizes) + scaled * sizes.out_features
+        for maps in targeted_in(shape, config.targets)
+        for name, sizes in maps.items()
+    )
+
+
+def _kept(config: LowRankConfig, shape: DecoderShape, each: int, *, scaled: bool) -> Sequence[Kept]:
+    """Return what backward needs: inputs of the maps, A's outputs, and where outputs are `scaled` these before it."""
+    found = []
+    for maps in targeted_in(shape, config.targets):
+        numbers = inputs_of(maps) + sum(rank_of(name, config.rank, config.ranks) for name in maps)
+        if config.dropout:  # each map drops inputs of its own, and the noise is kept
+            numbers += sum(2 * sizes.in_features for sizes in maps.values()) - inputs_of(maps)
+        if scaled:
+            numbers += sum(sizes.out_features for sizes in maps.values())
+        found.append(Kept(each * numbers))
+    return found
 
 
 def attach_lora(model: PreTrainedModel, config: LowRankConfig, masked: Collection[str], **options: Any) -> Module:

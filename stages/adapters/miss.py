@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from stages.adapters.adapter import Kept
 from stages.adapters.through_peft import PeftAdapterConfig, through_peft
 
 if TYPE_CHECKING:
@@ -51,6 +52,13 @@ def keep_masks(model: PreTrainedModel, masked: Collection[str]) -> None:
 
 
 MISS = replace(
-    through_peft(configured, MissConfig, largest=lambda layer: layer.in_features, keep_masks=keep_masks),
+    through_peft(
+        configured,
+        MissConfig,
+        largest=lambda layer: layer.in_features,
+        trained=lambda layer, rank: rank * layer.out_features,
+        keeps=lambda maps, rank, each: Kept(each * rank * len(maps)),
+        keep_masks=keep_masks,
+    ),
     leaves_base=lambda settings: True,
 )

@@ -131,6 +131,11 @@ def load(base: PreTrainedModel, directory: Path, masked: Collection[str] = ()) -
     add_prefix(base, list(zip(parts[::2], parts[1::2], strict=True)))
 
 
+def parameters(config: PrefixConfig, shape: DecoderShape) -> int:
+    """Return the numbers of all keys and values."""
+    return sum(2 * config.virtual_tokens * layer.kv_heads * shape.head_dim for layer in shape.layers)
+
+
 def _facts(config: Any) -> Mapping[str, Any]:
     return {"unmergeable": "keys and values that no token makes are in no weight"}
 
@@ -148,4 +153,5 @@ PREFIX = Adapter(
     merge=None,
     leaves_base=lambda config: True,
     fits=check_shape,
+    parameters=parameters,
 )

@@ -5,7 +5,7 @@ No torch here: a layer is anything with `in_features` and `out_features`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 from stages.common.choices import nearest
@@ -14,6 +14,8 @@ from stages.errors import UserError
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """A decoder's linear layers."""
+JOINED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate and up", "up_proj": "gate and up"}
+"""Projections that read the same input as their siblings in a module, by the name of what they form."""
 
 
 class Layer(Protocol):
@@ -46,6 +48,21 @@ def layers_of(shape: DecoderShape) -> Iterator[tuple[str, Sizes]]:
                 yield f"model.layers.{index}.{'self_attn' if place < 4 else 'mlp'}.{name}", Sizes(inputs, outputs)
 
 
+def targeted_in(shape: DecoderShape, targets: Collection[str]) -> list[dict[str, Sizes]]:
+    """Return, for each layer of this shape, the projections that `targets` name, by their full names."""
+    found: list[dict[str, Sizes]] = [{} for _ in shape.layers]
+    for name, sizes in layers_of(shape):
+        if _own(name) in targets:
+            found[int(name.split(".")[2])][name] = sizes
+    return found
+
+
+def inputs_of(projections: Mapping[str, Sizes]) -> int:
+    """Return how many numbers a token has in all inputs of these projections of a layer; siblings read one input."""
+    read = {JOINED.get(_own(name), name): sizes.in_features for name, sizes in projections.items()}
+    return sum(read.values())
+
+
 def ranks_of(layers: Mapping[str, Layer], rank: int, named: Mapping[str, int]) -> dict[str, int]:
     """Return the rank of each of `layers` by its full name.
 
@@ -58,18 +75,23 @@ def ranks_of(layers: Mapping[str, Layer], rank: int, named: Mapping[str, int]) -
     """
     for name in named:
         if not any(_fits(name, layer) for layer in layers):
-            known = sorted({part for layer in layers for part in (layer.rpartition(".")[2],)})
+            known = sorted({_own(layer) for layer in layers})
             raise UserError(
                 f"adapter.ranks: '{name}' is no layer that adapter.targets adapts{nearest(name, known) or '.'} "
                 f"One of them: {next(iter(layers))}."
             )
-    found = {layer: _rank(layer, rank, named) for layer in layers}
+    found = {layer: rank_of(layer, rank, named) for layer in layers}
     for name, layer in layers.items():
         _require_possible(name, layer, found[name])
     return found
 
 
-def _rank(layer: str, rank: int, named: Mapping[str, int]) -> int:
+def rank_of(layer: str, rank: int, named: Mapping[str, int]) -> int:
+    """Return the rank of one layer by its full name, whether it can have that rank or not.
+
+    Raises:
+        UserError: two names of equally many parts give it different ranks.
+    """
     fitting = [name for name in named if _fits(name, layer)]
     closest = max((_parts(name) for name in fitting), default=0)
     wanted = {name: named[name] for name in fitting if _parts(name) == closest}
@@ -98,3 +120,7 @@ def _fits(name: str, layer: str) -> bool:
 
 def _parts(name: str) -> int:
     return name.count(".") + 1
+
+
+def _own(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stages.adapters import through_peft as common
-from stages.adapters.ranks import Layer
+from stages.adapters.adapter import Kept
+from stages.adapters.ranks import Layer, Sizes, inputs_of
 from stages.adapters.through_peft import PeftAdapterConfig, through_peft
 from stages.common.checks import require
 from stages.errors import UserError
@@ -95,4 +96,20 @@ def prepare() -> None:
     torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]
 
 
-SHIRA = replace(through_peft(configured, ShiraConfig, largest=largest, prepare=prepare), check=check)
+def keeps(maps: Mapping[str, Sizes], rank: int, each: int) -> Kept:
+    """Return what backward needs: the inputs of the maps, and each weight with S added to it."""
+    weights = sum(sizes.in_features * sizes.out_features for sizes in maps.values())
+    return Kept(each * inputs_of(maps), each * weights)
+
+
+SHIRA = replace(
+    through_peft(
+        configured,
+        ShiraConfig,
+        largest=largest,
+        trained=lambda layer, rank: rank * (layer.in_features + layer.out_features),
+        keeps=keeps,
+        prepare=prepare,
+    ),
+    check=check,
+)

@@ -10,16 +10,16 @@ torch and PEFT are imported inside the functions, because a plan reads the dicti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.adapters.adapter import Adapter, no_rates
+from stages.adapters.adapter import Adapter, Kept, no_rates
 from stages.adapters.also import train_also
 from stages.adapters.config import AdapterConfig
 from stages.adapters.low_rank import check_targets, check_wrapping, save_lora
-from stages.adapters.ranks import PROJECTIONS, Layer, layers_of
+from stages.adapters.ranks import PROJECTIONS, Layer, Sizes, layers_of, targeted_in
 from stages.common.checks import require
 from stages.decoders.masks import with_mask
 from stages.errors import UserError
@@ -35,6 +35,10 @@ Configured = Callable[[Any, "PreTrainedModel", Mapping[str, Any]], "PeftConfig"]
 """Returns PEFT's configuration for (options, model, the fields that every configuration has)."""
 Largest = Callable[[Layer], int]
 """Returns the largest rank that a layer can have."""
+Trained = Callable[[Layer, int], int]
+"""Returns how many numbers are trained of a layer, given the rank."""
+Keeps = Callable[[Mapping[str, Sizes], int, int], Kept]
+"""Returns what backward needs of a layer's adapted projections, given the rank and the bytes of a number."""
 KeepMasks = Callable[["PreTrainedModel", Collection[str]], None]
 """Changes the attached layers of the named modules so that zeros of their weights stay zeros."""
 
@@ -56,12 +60,14 @@ def through_peft(
     config: type[PeftAdapterConfig],
     *,
     largest: Largest,
+    trained: Trained,
+    keeps: Keeps,
     keep_masks: KeepMasks = lambda model, masked: None,
     prepare: Callable[[], None] = lambda: None,
 ) -> Adapter:
     """Return the adapter whose PEFT configuration `configured` returns.
 
-    `prepare` is called before PEFT's layers are made.
+    `prepare` is called before PEFT's layers are made. `trained` and `keeps` tell an estimate of memory its sizes.
     """
 
     def attach(model: PreTrainedModel, settings: Any, masked: Collection[str] = ()) -> Module:
@@ -92,6 +98,13 @@ def through_peft(
         given = {name: sizes for name, sizes in layers_of(shape) if _ends(name, settings.targets)}
         _check_ranks(given, settings.rank, largest)
 
+    def parameters(settings: Any, shape: DecoderShape) -> int:
+        maps = (sizes for layer in targeted_in(shape, settings.targets) for sizes in layer.values())
+        return sum(trained(sizes, settings.rank) for sizes in maps)
+
+    def kept(settings: Any, shape: DecoderShape, each: int) -> Sequence[Kept]:
+        return [keeps(maps, settings.rank, each) for maps in targeted_in(shape, settings.targets)]
+
     return Adapter(
         config=config,
         check=check,
@@ -104,6 +117,8 @@ def through_peft(
         load=load,
         merge=merge,
         fits=fits,
+        parameters=parameters,
+        keeps=kept,
     )
 
 

@@ -1,12 +1,15 @@
 """How many tokens meet the vocabulary at a time.
 
 On a processor few tokens are best, because their logits stay near it. A GPU reads the whole head again for every chunk,
-1 GB for a vocabulary of 128k. So there the logits of a chunk fill a number of bytes.
+1 GB for a vocabulary of 128k. So there the logits of a chunk fill a number of bytes. No torch here: a plan reads this.
 """
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 BYTES = 1 << 28
 """Bytes of a chunk's logits in float32 on a GPU: 512 tokens for a vocabulary of 128k. A product of so many rows does
@@ -16,4 +19,9 @@ one."""
 
 def chunk_size(device: torch.device, vocabulary: int, least: int) -> int:
     """Return the tokens of a chunk on `device`: `least` on a processor, and not fewer elsewhere."""
-    return least if device.type == "cpu" else max(BYTES // (4 * vocabulary), least)
+    return chunk_tokens(device.type, vocabulary, least)
+
+
+def chunk_tokens(device: str, vocabulary: int, least: int) -> int:
+    """Return the same for a device's type by name."""
+    return least if device == "cpu" else max(BYTES // (4 * vocabulary), least)

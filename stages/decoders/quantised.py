@@ -20,13 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.decoders.holding import STORED
+from stages.decoders.holding import BLOCKS, STORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BLOCKS = {"nf4": 64, "8bit": 256}
-"""Weights that share one scale, by the way in which they are held."""
 
 
 class Packing(NamedTuple):

@@ -152,6 +152,14 @@ class DecoderShape:
         return projections * self.hidden + 2 * layer.heads * self.head_dim * tokens
 
 
+def shape_in(config: Mapping[str, Any]) -> DecoderShape | None:
+    """Return the shape that the fields of a `config.json` describe; None for an architecture that is not known."""
+    try:
+        return DecoderShape.from_config(config)
+    except UserError:
+        return None
+
+
 def _size(config: Mapping[str, Any], name: str) -> int:
     value = config.get(name)
     if type(value) is not int or value < 1:

@@ -13,11 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from stages.decoders.chunks import chunk_size
 from stages.decoders.logits import PLAIN, Logits
-
-CHUNK = 256
-"""Labelled tokens whose logits exist at one time on a processor: 50 MB in float32 for a vocabulary of 49k."""
-TRAINED_CHUNK = 512
-"""The same for a head that is trained. Each chunk forms a gradient of the head's size."""
+from stages.recover.sizes import CROSS_ENTROPY_CHUNK as CHUNK
+from stages.recover.sizes import TRAINED_CHUNK as TRAINED_CHUNK
 
 
 class _HeadCrossEntropy(torch.autograd.Function):

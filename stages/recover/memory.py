@@ -1,7 +1,8 @@
 """Running out of memory in a recovery: smaller micro-batches are tried, and the error at the end names the remedies.
 
 The global batch stays as it was. A step that does not fit is taken again in more and smaller micro-batches. That
-affects only rounding (and the inputs that a dropout drops). Which errors mean it: `stages.common.memory`.
+affects only rounding (and the inputs that a dropout drops). Which errors mean it: `stages.common.memory`. What is
+foreseen before anything is loaded: `.estimate`.
 """
 
 from __future__ import annotations

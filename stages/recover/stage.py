@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from stages.adapters.adapter import Adapter
-from stages.common.files import read_jsonl, write_json, write_jsonl, write_text
+from stages.common.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from stages.common.later import recorded
 from stages.common.machine import release_memory
+from stages.common.memory import LEAST
 from stages.common.questions import telling
 from stages.decoders.card import CARD, adapter_card
 from stages.decoders.checkpoint import count_parameters, load_model, load_tokenizer, save_model, stored_dtype
@@ -22,10 +23,12 @@ from stages.decoders.holding import STORED, WAYS
 from stages.decoders.lineage import base_of, described, lineage
 from stages.decoders.masks import masked_modules
 from stages.decoders.packed_attention import hidden_states, use_packed_attention
+from stages.decoders.shapes import DecoderShape, shape_in
 from stages.recover import checkpoints, memory
 from stages.recover.checkpoints import Progress
 from stages.recover.config import RecoverStageConfig
 from stages.recover.curve import Curve
+from stages.recover.estimate import Work, check_memory, teaching
 from stages.recover.launch import launched
 from stages.recover.loop import Training
 from stages.recover.mapped import load_mapped
@@ -80,6 +83,8 @@ class Material:
         held_out: rows that are never trained on, as in validation.jsonl.
         masked: full names of the modules whose zeros stay.
         teacher: the model that a taught objective learns from: a model directory or a live model.
+        shape: the shape of the model to recover; None where it is not known, and memory is then not foreseen.
+        teacher_shape: the shape of a teacher that is not in memory yet, as far as it is known.
         base: the origin of the dense model, as far as it is known.
         taught_by: the origin of the teacher, as far as it is known.
         fingerprints: digests of the models, by which a checkpoint is known to be of this recovery.
@@ -91,6 +96,8 @@ class Material:
     held_out: Sequence[JSON]
     masked: frozenset[str] = frozenset()
     teacher: Path | PreTrainedModel | None = None
+    shape: DecoderShape | None = None
+    teacher_shape: DecoderShape | None = None
     base: JSON = field(default_factory=dict)
     taught_by: JSON = field(default_factory=dict)
     fingerprints: Sequence[str] = ()
@@ -136,6 +143,8 @@ def material_of(config: RecoverStageConfig, inputs: Mapping[str, Path], device: 
         held_out=list(read_jsonl(inputs["data"] / "validation.jsonl")),
         masked=masked_modules(base),
         teacher=teacher,
+        shape=shape_in(read_json(base / "config.json")),
+        teacher_shape=None if teacher is None else shape_in(read_json(teacher / "config.json")),
         base=base_of(base),
         taught_by={} if teacher is None else base_of(teacher),
         fingerprints=_fingerprints(base, teacher),
@@ -160,6 +169,9 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
         tokens=config.recover.tokens,
         cache=context.cache,
     )
+    # Several processes share weights or memory (`check_memory`).
+    if context.engine == "single":
+        _check_memory(config, material, stream, context.device)
     # Weights that are trained themselves are float32, because bfloat16 would lose most updates.
     model = material.load(config.dtype if adapter.trained is None else "float32")
     total = count_parameters(model)
@@ -205,6 +217,18 @@ def trained(config: RecoverStageConfig, material: Material, context: Context, wo
     # Last, because a sharded model whose parameters are whole can't run any more.
     workers.gather(model, frozen=adapter.trained is not None)
     return Trained(adapted, summary, progress.history)
+
+
+def _check_memory(config: RecoverStageConfig, material: Material, stream: Tokenised, device: str) -> None:
+    """Raise a `UserError` where the recovery can't fit on `device`, however small its micro-batches are made."""
+    if material.shape is None:
+        return
+    objective, _ = objective_of(config.recover)
+    # A teacher whose answers are all in the cache is never loaded.
+    teacher = None if teaching(config.recover).cache_teacher else material.teacher_shape
+    # The longest row is a micro-batch by itself, unless rows are rewritten.
+    tokens = LEAST if objective.rewrites else stream.longest
+    check_memory(Work(config=config, shape=material.shape, teacher=teacher, device=device, tokens=tokens))
 
 
 def _run_on(model: PreTrainedModel, stream: Tokenised, config: RecoverStageConfig, tokens: int) -> None:

@@ -63,6 +63,11 @@ class Tokenised:
         """Number of rows of the data, whether drawn or not."""
         return self._rows
 
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest document."""
+        return max(int(self._table_DF[0][0]), int((self._table_DF[1:, 0] - self._table_DF[:-1, 0]).max(initial=0)))
+
     def drawn(self, documents: int) -> int:
         """Return how many rows the first `documents` documents come from. A row that is drawn again counts again."""
         return int(self._table_DF[documents - 1][-1]) + 1 if documents else 0

@@ -160,6 +160,11 @@ def tokens(sequences: int, length: int) -> torch.Tensor:
     return torch.randint(1, 96, (sequences, length), generator=torch.Generator().manual_seed(0))
 
 
+def scored(model: PreTrainedModel, ids: torch.Tensor, method: str) -> None:
+    criterion = CRITERIA[method]
+    criterion.score(model, decoder_layers(model), ids, criterion.config())
+
+
 def swept(model: PreTrainedModel, ids: torch.Tensor, curvature: int) -> None:
     maps = [output.linear for layer in decoder_layers(model) for output in outputs(layer)]
     for _, own in second_moments.moments(model, maps, ids, seed=0, curvature=curvature):
@@ -181,6 +186,7 @@ TAKEN: dict[str, tuple[Callable[[PreTrainedModel, torch.Tensor], object], dict[s
         ),
         {"scores": "taylor"},
     ),
+    "the activations": (lambda model, ids: scored(model, ids, "wanda"), {"scores": "activations"}),
     "second moments": (lambda model, ids: swept(model, ids, 8), {"scores": "surgeon", "curvature": 8}),
     "trials of allocations": (tried, {"trials": 3, "judges": 8, "fits": True}),
     "compensation": (
@@ -207,6 +213,18 @@ def test_the_estimate_is_within_a_tenth_of_what_a_phase_holds(
     work = Work(shape=shape, dtype=dtype, stored=dtype, sequences=32, length=128, **options)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     assert of(work, phase).total == pytest.approx(weights + held_bytes(lambda: run(model, ids), model), rel=0.1)
+
+
+@pytest.mark.parametrize("method", ["flap", "block_influence", "ziplm"])
+def test_other_criteria_of_activations_hold_what_is_estimated(method: str) -> None:
+    model, ids = small(torch.float32), tokens(32, 128)
+    shape = DecoderShape.from_config(model.config.to_dict())
+    config = CRITERIA[method].config(dtype="float32")
+    given = {"stored": "float32", "calibration": (32, 128), "device": "cpu"}
+    work = work_of(shape, config, scores=True, cuts=False, **given)  # type: ignore[arg-type]
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    held = held_bytes(lambda: scored(model, ids, method), model)
+    assert of(work, "the activations").total == pytest.approx(weights + held, rel=0.1)
 
 
 @pytest.mark.parametrize("phase", ["the gradients", "second moments"])

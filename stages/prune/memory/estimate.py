@@ -15,9 +15,7 @@ from stages.prune.allocation.allocate import allocation
 from stages.prune.config import FITTED, PruneConfig
 from stages.prune.criteria.registry import CRITERIA
 from stages.prune.memory.phases import phases
-from stages.prune.memory.quantities import Estimate, Work
-
-GIB = 2**30
+from stages.prune.memory.quantities import GIB, Estimate, Work
 
 
 def check_memory(work: Work, method: str) -> Estimate:

@@ -54,18 +54,8 @@ def graph_bytes(layer: LayerShape, head_dim: int, *, hidden: int, each: int, inp
     return 8 * hidden + each * (attention + mlp + read)
 
 
-def forward_bytes(layer: LayerShape, head_dim: int, *, hidden: int, each: int) -> int:
-    """Return the bytes that one layer needs at its peak for each token without backward, beside its input.
-
-    The peak is in the attention, with the residual stream and q, k and v before and after their rotation, or in the
-    MLP, with the stream before and after its norm and three times the channels.
-    """
-    heads = (layer.heads + layer.kv_heads) * head_dim
-    return each * (2 * hidden + 3 * max(heads, layer.mlp))
-
-
 def cast_forward_bytes(layer: LayerShape, *, hidden: int, each: int) -> int:
-    """Return what `forward_bytes` does where products are made in float32 (`stages.prune.statistics.products`).
+    """Return `forward_bytes` where products are made in float32 (`stages.prune.statistics.products`).
 
     The peak is in the MLP's up or down: the map's input is there in float32 too, and its product with a block.
     """

@@ -36,9 +36,7 @@ from torch.nn.functional import linear
 
 from stages.decoders.chunks import chunk_size
 from stages.decoders.logits import PLAIN, Logits
-
-CHUNK = 128
-"""Labelled tokens whose logits exist at one time on a processor, of student and teacher: 50 MB in float32 for 49k."""
+from stages.recover.sizes import DIVERGENCE_CHUNK as CHUNK
 
 
 class Targets(Protocol):
