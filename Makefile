@@ -8,6 +8,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 OVERRIDES = $(if $(MODEL),model=$(MODEL)) $(if $(PRUNE),prune=$(PRUNE)) $(if $(RATIO),ratio=$(RATIO)) \
 	$(if $(ADAPTER),adapter=$(ADAPTER)) $(ARGS)
 INSTALLED := $(VENV)/.installed
+FOR_A_GPU := $(VENV)/.installed-for-a-gpu
 # A file's tests stay in one process, because they share what its fixtures build; conftest.py says which files begin.
 TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 SLOW := real or slow
@@ -39,7 +40,13 @@ plan: setup ## print what a recover would do, and do nothing
 compare: setup ## lay all recoveries of the store side by side
 	@$(RUN) -m pipeline.compare $(ARGS)
 
-gpu-check: setup ## measure a GPU in eight minutes (FULL=1: whole 7Bs, DEVICE=cpu: at toy size)
+# Two optional packages that only an NVIDIA GPU has a use for. Without them the checks that use them say so.
+$(FOR_A_GPU): $(INSTALLED)
+	@echo 'installing liger-kernel and bitsandbytes into $(VENV)'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,gpu,quantised]' \
+		&& touch $@ || echo 'note: that failed. The checks go on without them.' >&2
+
+gpu-check: setup $(if $(filter cpu,$(DEVICE)),,$(shell command -v nvidia-smi >/dev/null && echo $(FOR_A_GPU))) ## measure a GPU in eight minutes (FULL=1: whole 7Bs, DEVICE=cpu: at toy size)
 	@$(RUN) -m benchmarks.gpu_check $(if $(DEVICE),--device $(DEVICE)) $(if $(FULL),--full) $(ARGS)
 
 test: setup ## run the tests: minutes, and no network

@@ -9,7 +9,8 @@ Models have random weights, made on the card. What is said of a 7B follows from 
 measures whole 7Bs. On a processor all of it runs at toy size. It then says that the script works, and nothing of speed.
 
 Each check has a process of its own. One that fails, or whose package is missing, is a line with its reason. The checks
-are in the order of their worth, and none begins once the time is over. The results are written after each of them.
+are in the order of their worth, and the one that runs when the time is over is ended. The results are written after
+each of them.
 docs/gpu.md says what is measured, and how to read it.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -42,6 +44,11 @@ NEEDED = {
     "llmcompressor": "0.14.0.1",
 }
 """The packages that the checks import, with the versions that they were written with; of torch the oldest."""
+OPTIONAL = {"liger-kernel": "0.8.5", "bitsandbytes": "0.50.2"}
+"""The packages that are used where they are there, with the oldest version that pyproject.toml allows.
+
+liger-kernel has fused kernels for recoveries, and bitsandbytes holds weights in 4 bits.
+"""
 OLDEST_TORCH = (2, 11)
 MINUTES, FULL_MINUTES = 8.0, 60.0
 """Time for all checks, and for those on whole 7Bs, unless told otherwise."""
@@ -66,8 +73,10 @@ CHECKS = (
     Check(name="writing", function="benchmarks.gpu.asking:writing", full_seconds=240),
     Check(name="dora", function="benchmarks.gpu.training:dora", full_seconds=240),
     Check(name="rora", function="benchmarks.gpu.training:rora", full_seconds=240),
+    Check(name="quantised", function="benchmarks.gpu.training:quantised", full_seconds=240),
+    Check(name="checkpointing", function="benchmarks.gpu.training:checkpointing", full_seconds=240),
     Check(name="widths", function="benchmarks.gpu.training:widths", full_seconds=240),
-    Check(name="stages", function="benchmarks.gpu.memory:stages"),
+    Check(name="stages", function="benchmarks.gpu.memory:stages", seconds=90),
     Check(name="halving", function="benchmarks.gpu.memory:halving"),
     Check(name="resume", function="benchmarks.gpu.resume:resume"),
     Check(name="compiled", function="benchmarks.gpu.training:compiled", seconds=120, full_seconds=300),
@@ -77,6 +86,7 @@ CHECKS = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the checks that the command line asks for; the exit status is 1 if one failed or could not run."""
+    began = time.monotonic()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that it can be followed while it runs
     options = _parser().parse_args(arguments)
     refuse_old_torch()
@@ -93,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result |= {"toy": setting.toy, "commit": commit(), "versions": versions(), "checks": {}}
     ended: list[Outcome] = []
     minutes = options.minutes or (FULL_MINUTES if options.full else MINUTES)
-    for outcome in outcomes(chosen, setting, minutes=minutes, logs=folder):
+    for outcome in outcomes(chosen, setting, ends=began + 60 * minutes, logs=folder):
         ended.append(outcome)
         print(f"{outcome.name:14}{outcome.state:14}{outcome.seconds:7.1f} s  {outcome.reason}".rstrip())
         result["checks"][outcome.name] = _entry(outcome)
@@ -110,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--full", action="store_true", help="measure whole 7Bs, which takes longer")
     names = [check.name for check in CHECKS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="CHECK", help=f"some of: {', '.join(names)}")
-    parser.add_argument("--minutes", type=float, help="no check begins after them (8, with --full 60)")
+    parser.add_argument("--minutes", type=float, help="all checks end with them (8, with --full 60)")
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu-check"), help="where results and logs go")
     parser.add_argument("--save", action="store_true", help="also write results/gpu/CARD-DATE.json")
     return parser
@@ -125,9 +135,9 @@ def refuse_old_torch() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the installed versions of the packages that the checks need."""
+    """Return the installed versions of the packages that the checks use."""
     found = {}
-    for name in NEEDED:
+    for name in NEEDED | OPTIONAL:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -73,7 +73,7 @@ class Check:
         function: "module:name" of what does the work, `(setting, found) -> Part`. It is imported in the process of the
             check, so a missing package costs the checks that need it, and raises `Skipped` where the device has nothing
             to measure.
-        seconds: its time. A check that takes longer is ended, and the next one goes on.
+        seconds: its time. A check that takes longer has failed: it is ended, and the next one goes on.
         full_seconds: the same with `Setting.full`, where that takes longer.
     """
 
@@ -95,8 +95,8 @@ class Check:
         return (self.full_seconds or self.seconds) if setting.full else self.seconds
 
 
-DONE, FAILED, MISSING, SKIPPED, UNREACHED = "done", "failed", "could not run", "skipped", "no time left"
-"""How a check ends. Exit status 1 follows from `FAILED` and `MISSING`."""
+DONE, FAILED, MISSING, SKIPPED, UNREACHED = "done", "failed", "could not run", "skipped", "not measured"
+"""How a check ends. Exit status 1 follows from `FAILED` and `MISSING`; `UNREACHED` is for want of time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

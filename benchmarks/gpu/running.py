@@ -34,6 +34,7 @@ LIBRARIES = "benchmarks.gpu.libraries"
 """Imported once; the process of every check begins with what it has imported."""
 QUOTED = 240
 """Characters of an error's message that are passed on. The check's log has all of it."""
+OVER = "out of time"
 
 
 def absent(device: str) -> str | None:
@@ -43,29 +44,36 @@ def absent(device: str) -> str | None:
     return absent(device)
 
 
-def outcomes(checks: Sequence[Check], setting: Setting, *, minutes: float, logs: Path) -> Iterator[Outcome]:
-    """Yield how each of `checks` ended; none begins once `minutes` are over. What a check prints is in `logs`."""
-    begun, found = time.monotonic(), dict[str, JSON]()
+def outcomes(checks: Sequence[Check], setting: Setting, *, ends: float, logs: Path) -> Iterator[Outcome]:
+    """Yield how each of `checks` ended. None goes on after `ends`, a time of `time.monotonic`.
+
+    What a check prints is in `logs`.
+    """
+    found = dict[str, JSON]()
     for check in checks:
-        if time.monotonic() - begun > 60 * minutes:
-            yield Outcome(name=check.name, state=UNREACHED, reason=f"the {minutes:g} minutes were over")
+        left = ends - time.monotonic()
+        if left <= 0:
+            yield Outcome(name=check.name, state=UNREACHED, reason=OVER)
             continue
-        outcome = run_apart(check, setting, found, logs / f"{check.name}.log")
+        outcome = run_apart(check, setting, found, logs / f"{check.name}.log", left=left)
         found[check.name] = outcome.numbers
         yield outcome
 
 
-def run_apart(check: Check, setting: Setting, found: Found, log: Path) -> Outcome:
-    """Return how `check` ended in a process of its own, which writes to `log`."""
-    begun = time.monotonic()
+def run_apart(check: Check, setting: Setting, found: Found, log: Path, *, left: float) -> Outcome:
+    """Return how `check` ended in a process of its own, which writes to `log` and has `left` seconds at most."""
+    begun, own = time.monotonic(), check.allowed(setting)
+    state, reason = FAILED, f"ended after {own} s, the time that it has"
+    if left < own:
+        state, reason = UNREACHED, f"{OVER} after {left:.0f} s of it"
     try:
-        outcome: Outcome = apart(LIBRARIES, ended, check, setting, found, log, seconds=check.allowed(setting))
+        outcome: Outcome = apart(LIBRARIES, ended, check, setting, found, log, seconds=min(own, left))
         return outcome
     except TimeoutError:
-        reason = f"ended after {check.allowed(setting)} s, the time that it has"
+        pass
     except BrokenProcessPool:
-        reason = f"its process died: too little memory, or a library crashed ({log})"
-    return Outcome(name=check.name, state=FAILED, reason=reason, seconds=time.monotonic() - begun)
+        state, reason = FAILED, f"its process died: too little memory, or a library crashed ({log})"
+    return Outcome(name=check.name, state=state, reason=reason, seconds=time.monotonic() - begun)
 
 
 def ended(check: Check, setting: Setting, found: Found, log: Path) -> Outcome:

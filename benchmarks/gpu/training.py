@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +26,7 @@ from benchmarks.gpu.slices import WHOLE, byte_tokenizer, llama, rows, whole
 from stages.adapters.registry import ADAPTERS
 from stages.common.files import write_jsonl
 from stages.decoders.packed_attention import use_packed_attention
+from stages.decoders.quantised import hold
 from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.recover.loop import Training
 from stages.recover.objectives.registry import objective_of
@@ -156,6 +160,8 @@ def measured(
         model = llama(setting, layers=layers, channels=channels)
         teacher = llama(setting, layers=layers, seed=1) if objective != "cross_entropy" else None
         operations = 4 * matrices(model) + (0 if teacher is None else 2 * matrices(teacher))
+        model = hold(model, config.recover.base, device)
+        emptied(device)  # the weights as they were, which a run never has on the device
         context = Context(output=output, device=device, cache=output, checkpoint_seconds=math.inf, log=windows)
         progress = training(model, config, train, context, teacher=teacher).run()
     return windows.numbers() | {
@@ -211,38 +217,45 @@ def depths(setting: Setting) -> tuple[int, ...]:
 
 def lora(setting: Setting, found: Found) -> Part:
     """Measure LoRA at both sizes of a step, and the large one at two depths, from which the whole 7B follows."""
-    small, large = sizes(setting)
-    steps = {str(size): measured(setting, batch_tokens=size, layers=depths(setting)[-1]) for size in (small, large)}
-    numbers: JSON = {"steps": steps}
-    lines = [step_row(f"LoRA, {size} tokens a step", step, found) for size, step in steps.items()]
-    lines[-1] = Row(lines[-1].what, lines[-1].value, "45 % of matmul")
-    if len(depths(setting)) == 2:
-        shallow = measured(setting, batch_tokens=large, layers=depths(setting)[0])
-        numbers["whole"] = extrapolated(shallow, steps[str(large)])
-        lines.append(whole_row("LoRA, 32 layers", numbers["whole"], found))
-    return Part(numbers, lines)
+    return _with_whole(setting, found, "LoRA", "45 % of matmul", size=sizes(setting)[1])
 
 
 def distillation(setting: Setting, found: Found) -> Part:
-    """Measure distillation from a teacher of the same size, with a large step."""
-    return _large(setting, found, "distillation", "35 % of matmul", objective="distillation")
+    """Measure distillation from a teacher of the same size."""
+    steps, large = _steps(setting, objective="distillation"), sizes(setting)[1]
+    return _part(found, "distillation", steps, {str(large): "35 % of matmul"})
 
 
 def dora(setting: Setting, found: Found) -> Part:
-    """Measure DoRA with a large step."""
-    return _large(setting, found, "DoRA", "", adapter="dora")
+    """Measure DoRA."""
+    return _part(found, "DoRA", _steps(setting, adapter="dora"))
 
 
 def rora(setting: Setting, found: Found) -> Part:
-    """Measure RoRA with a large step."""
-    return _large(setting, found, "RoRA", "", adapter="rora")
+    """Measure RoRA."""
+    return _part(found, "RoRA", _steps(setting, adapter="rora"))
+
+
+def checkpointing(setting: Setting, found: Found) -> Part:
+    """Measure LoRA with gradient checkpointing, and the small step at two depths."""
+    size = sizes(setting)[0]
+    return _with_whole(setting, found, "LoRA, checkpointing", "", size=size, gradient_checkpointing=True)
+
+
+def quantised(setting: Setting, found: Found) -> Part:
+    """Measure LoRA on weights in 4 bits, and the small step at two depths, because that has to fit in 16 GB."""
+    if find_spec("bitsandbytes") is None:
+        raise Skipped("there is no bitsandbytes, which holds weights in 4 bits")
+    return _with_whole(setting, found, "LoRA on NF4", "14.9 GiB (16 GB)", size=sizes(setting)[0], base="nf4")
 
 
 def compiled(setting: Setting, found: Found) -> Part:
-    """Measure LoRA with compiled layers."""
+    """Measure LoRA with compiled layers, with a large step."""
     if setting.toy:
         raise Skipped("compiling takes a minute; tests/recover/test_compiled.py does it on a processor")
-    return _large(setting, found, "LoRA, compiled", "", compile=True)
+    large = sizes(setting)[1]
+    step = measured(setting, batch_tokens=large, layers=depths(setting)[-1], compile=True)
+    return _part(found, "LoRA, compiled", {str(large): step})
 
 
 def widths(setting: Setting, found: Found) -> Part:
@@ -256,11 +269,30 @@ def widths(setting: Setting, found: Found) -> Part:
     )
 
 
-def _large(setting: Setting, found: Found, name: str, wanted: str, **options: Any) -> Part:
-    large = sizes(setting)[1]
-    step = measured(setting, batch_tokens=large, layers=depths(setting)[-1], **options)
-    row = step_row(f"{name}, {large} tokens a step", step, found)
-    return Part({"steps": {str(large): step}}, [Row(row.what, row.value, wanted)])
+def _steps(setting: Setting, **options: Any) -> dict[str, JSON]:
+    """Return what `measured` finds at both sizes of a step."""
+    layers = depths(setting)[-1]
+    return {str(size): measured(setting, batch_tokens=size, layers=layers, **options) for size in sizes(setting)}
+
+
+def _part(found: Found, name: str, steps: dict[str, JSON], wanted: Mapping[str, str] = MappingProxyType({})) -> Part:
+    """Return the findings of a recovery by the size of its step; `wanted` has the goals."""
+    lines = [
+        replace(step_row(f"{name}, {size} tokens a step", step, found), wanted=wanted.get(size, ""))
+        for size, step in steps.items()
+    ]
+    return Part({"steps": steps}, lines)
+
+
+def _with_whole(setting: Setting, found: Found, name: str, wanted: str, *, size: int, **options: Any) -> Part:
+    """Measure both sizes of a step, and `size` at two depths, from which the whole 7B follows; `wanted` is its goal."""
+    steps, (shallow, *deeper) = _steps(setting, **options), depths(setting)
+    if not deeper:
+        return _part(found, name, steps, {str(size): wanted})
+    part = _part(found, name, steps)
+    whole = extrapolated(measured(setting, batch_tokens=size, layers=shallow, **options), steps[str(size)])
+    row = whole_row(f"{name}, {size} tokens a step ({WHOLE} layers)", whole, found)
+    return Part(part.numbers | {"whole": whole}, [*part.rows, replace(row, wanted=wanted)])
 
 
 def share(rate: float, operations: float, found: Found) -> float | None:
