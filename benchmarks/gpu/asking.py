@@ -13,7 +13,8 @@ from benchmarks.gpu.agreement import agreed, difference
 from benchmarks.gpu.check import Found, Part, Row, Setting
 from benchmarks.gpu.device import emptied
 from benchmarks.gpu.slices import WHOLE, byte_tokenizer, llama, toy
-from stages.inference.generator import Generator, Sampling, Written, inverted
+from stages.decoders.drawing import inverted
+from stages.inference.generator import Generator, Sampling, Written
 from stages.inference.scorer import Scorer
 from stages.stage import JSON
 
