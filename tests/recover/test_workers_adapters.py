@@ -74,11 +74,12 @@ def test_two_processes_train_as_one(engine: str, inputs: dict[str, Path], alone:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-def test_four_processes_train_every_adapter_as_one(
-    engine: str, inputs: dict[str, Path], alone: Alone, tmp_path: Path
+def test_several_processes_train_every_adapter_as_one(
+    engine: str, workers: int, inputs: dict[str, Path], alone: Alone, tmp_path: Path
 ) -> None:
-    assert_trained_as_by_one(list(trainings()), engine, 4, inputs, alone, tmp_path)
+    assert_trained_as_by_one(list(trainings()), engine, workers, inputs, alone, tmp_path)
 
 
 def assert_trained_as_by_one(
