@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from stages.common.machine import reset_peak_memory, resident_bytes
-
-GIB = 2**30
+from stages.common.units import GIB as GIB
 
 
 def synchronise(device: str) -> None:

@@ -24,6 +24,7 @@ from pipeline.planning.graph import Graph, Node
 from pipeline.planning.speed import machine_name
 from stages.common.determinism import ordered_sums
 from stages.common.machine import peak, peaks_of_workers, reset_peak_memory
+from stages.common.units import GIB
 from stages.decoders.work import Work
 from stages.errors import UserError
 from stages.stage import CHECKPOINT_SECONDS, Context
@@ -222,8 +223,8 @@ class Engine:
         resident, on_device, peaks = _peaks()
         done, more = "resumed" if resumed else "built", {"why": status.why, "peak_device_memory_bytes": on_device}
         self._record(node, done, seconds, resident, artifact, **more, peaks=peaks)
-        memory = f", peak {resident / 2**30:.1f} GiB" if resident else ""
-        memory += f" and {on_device / 2**30:.1f} GiB on the {'fullest ' if peaks else ''}GPU" if on_device else ""
+        memory = f", peak {resident / GIB:.1f} GiB" if resident else ""
+        memory += f" and {on_device / GIB:.1f} GiB on the {'fullest ' if peaks else ''}GPU" if on_device else ""
         log.info("built  %s in %.1f s%s", artifact.name, seconds, memory)
         return artifact
 

@@ -8,15 +8,15 @@ from typing import Any
 from pipeline.planning.graph import Graph
 from pipeline.planning.work import Counting, Shapes
 from stages.common.tables import aligned
+from stages.common.units import BYTES, GIB
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.memory.estimate import estimate as of_pruning
 from stages.prune.memory.estimate import work_of
 from stages.prune.memory.quantities import Work as PruningWork
-from stages.prune.memory.sizes import BYTES
 from stages.prune.plan import Pruning
 from stages.recover.config import RecoverStageConfig
-from stages.recover.estimate import GIB, Work, longest_micro_batch
+from stages.recover.estimate import Work, longest_micro_batch
 from stages.recover.estimate import estimate as of_recovery
 
 HUB = "float16"

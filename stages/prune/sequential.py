@@ -183,7 +183,7 @@ def _fitted_part(
     """Fit one sub-layer of the cut layer in place; returns what it then gives [B, T, R]. `seen` is used up."""
     _fit_readers(decoder, part, index, seen, streams)
     read_BTC = _fit_output(decoder, part, index, seen, streams, scale)
-    return _given(part[-1].linear, read_BTC, decoder.batch)
+    return _given(decoder, part[-1].linear, read_BTC)
 
 
 def _fit_readers(decoder: Layerwise, part: Sequence[Projection], index: int, seen: _Part, streams: _Streams) -> None:
@@ -256,11 +256,12 @@ def _input(decoder: Layerwise, index: int, stream_BTH: Tensor, linear: nn.Linear
     raise ValueError("the layer did not use the map")
 
 
-def _given(linear: nn.Linear, read_BTC: Tensor, batch: int) -> Tensor:
+def _given(decoder: Layerwise, linear: nn.Linear, read_BTC: Tensor) -> Tensor:
     """Return what a map gives for these inputs, [B, T, R], a batch at a time."""
     given = Gathered(len(read_BTC))
-    for some_BTC in torch.split(read_BTC, batch):
-        given.add(linear(some_BTC.to(linear.weight.dtype)))
+    with decoder.products(read_BTC.device.type):
+        for some_BTC in torch.split(read_BTC, decoder.batch):
+            given.add(linear(some_BTC))
     return given.whole()
 
 

@@ -26,6 +26,7 @@ from stages.adapters.low_rank import LowRankConfig
 from stages.adapters.ranks import layers_of
 from stages.adapters.registry import ADAPTERS
 from stages.common.machine import free_memory_bytes
+from stages.common.units import BYTES, GIB, in_gib
 from stages.decoders.activations import forward_bytes
 from stages.decoders.chunks import chunk_tokens
 from stages.decoders.holding import STORED, bytes_of_weights
@@ -35,9 +36,6 @@ from stages.errors import UserError
 from stages.recover.config import RecoverConfig, RecoverStageConfig
 from stages.recover.objectives.distillation import DistillationConfig
 from stages.recover.sizes import CROSS_ENTROPY_CHUNK, DIVERGENCE_CHUNK, TRAINED_CHUNK
-
-GIB = 2**30
-BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,14 +91,14 @@ class Estimate:
 
     def parts(self) -> str:
         """Return the parts in GiB, as a plan and an error show them."""
-        sizes = {
+        parts = {
             "weights": self.weights,
             "teacher": self.teacher,
             "adapter and optimizer": self.trained,
             f"activations of {self.tokens:,} tokens": self.activations,
             "logits": self.logits,
         }
-        return ", ".join(f"{size / GIB:.1f} {name}" for name, size in sizes.items() if size)
+        return in_gib(parts)
 
 
 def estimate(work: Work) -> Estimate:

@@ -16,13 +16,14 @@ from helpers.packings import needs_library
 from helpers.peak import held_bytes
 from helpers.toy import adapter_config, config, data_artifact, model_artifact, recovered
 from stages.adapters.registry import ADAPTERS
+from stages.common.units import GIB
 from stages.decoders.packed_attention import use_packed_attention
 from stages.decoders.quantised import hold
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.recover import estimate as counted
 from stages.recover.config import RecoverConfig, RecoverStageConfig
-from stages.recover.estimate import GIB, Work, check_memory, estimate, longest_micro_batch, weights_bytes
+from stages.recover.estimate import Work, check_memory, estimate, longest_micro_batch, weights_bytes
 from stages.recover.loop import Training
 from stages.recover.objectives.distillation import DistillationConfig
 from stages.recover.objectives.registry import objective_of

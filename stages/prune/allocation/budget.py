@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from stages.common.units import BYTES
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.config import PruneConfig
@@ -12,7 +13,6 @@ TOLERANCE = 0.005
 """Largest difference of the achieved share from `ratio`."""
 CONTEXT = 64
 """Tokens of the sequence for which multiply-accumulates a token are counted (as LLM-Pruner counts them)."""
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stages.common.machine import free_memory_bytes
+from stages.common.units import GIB
 from stages.decoders.registry import FAMILIES
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
@@ -15,7 +16,7 @@ from stages.prune.allocation.allocate import allocation
 from stages.prune.config import FITTED, PruneConfig
 from stages.prune.criteria.registry import CRITERIA
 from stages.prune.memory.phases import phases
-from stages.prune.memory.quantities import GIB, Estimate, Work
+from stages.prune.memory.quantities import Estimate, Work
 
 
 def check_memory(work: Work, method: str) -> Estimate:

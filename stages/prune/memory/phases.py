@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from stages.common.units import BYTES
 from stages.decoders.shapes import DecoderShape
 from stages.prune.config import FITTED
 from stages.prune.memory.quantities import (
@@ -27,7 +28,6 @@ from stages.prune.memory.quantities import (
 from stages.prune.memory.sizes import (
     BATCH_TOKENS,
     BLOCK,
-    BYTES,
     CURVATURE_TOKENS,
     DEVICE_BLOCK,
     GRAPH,

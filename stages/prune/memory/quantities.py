@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stages.common.machine import multiplies_bfloat16
+from stages.common.units import in_gib
 from stages.decoders.activations import forward_bytes
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.prune.memory.sizes import BATCH_TOKENS, LOGITS, cast_forward_bytes
 
-GIB = 2**30
 SCORES = ("", "weights", "activations", "elimination", "taylor", "surgeon")
 """What a criterion's scores are made of; empty where nothing is scored."""
 
@@ -69,8 +69,7 @@ class Estimate:
 
     def parts(self) -> str:
         """Return the three parts in GiB, as a plan shows them."""
-        sizes = {"weights": self.weights, "activations": self.activations, "matrices": self.matrices}
-        return ", ".join(f"{size / GIB:.1f} {name}" for name, size in sizes.items() if size)
+        return in_gib({"weights": self.weights, "activations": self.activations, "matrices": self.matrices})
 
 
 def weights_of(work: Work, each: int) -> int:

@@ -29,7 +29,6 @@ DEVICE_BLOCK = 2**24
 """Numbers of a gradient that exist at once on a GPU, which wants larger products."""
 PRODUCT = 2**20
 """Numbers of a weight that are in float32 at once where products with bfloat16 are made in it; at least one row."""
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def runs_of(sizes: Sequence[int], most: int) -> list[range]:

@@ -88,12 +88,17 @@ class Layerwise:
     @torch.no_grad()
     def run(self, index: int, hidden_BTH: Tensor) -> Tensor:
         """Return the output of layer `index` for its input [B, T, H]."""
-        device, dtype = hidden_BTH.device.type, self.products_in
-        with self.resident(index), FastProducts(), torch.autocast(device, dtype, enabled=dtype is not None):
+        with self.resident(index), self.products(hidden_BTH.device.type):
             after = Gathered(len(hidden_BTH))
             for part in torch.split(hidden_BTH, self.batch):
                 after.add(self.layer(index, part))
             return after.whole()
+
+    @contextmanager
+    def products(self, device: str) -> Iterator[None]:
+        """Make matrix products in the block as `run` makes them."""
+        with FastProducts(), torch.autocast(device, self.products_in, enabled=self.products_in is not None):
+            yield
 
     def run_from(self, index: int, hidden_BTH: Tensor) -> Tensor:
         """Return the last layer's output for the input [B, T, H] of layer `index`."""
