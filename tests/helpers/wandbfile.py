@@ -28,16 +28,16 @@ def records(path: Path) -> Iterator[Any]:
     ident, magic, _ = HEADER.unpack_from(data)
     if ident != b":W&B" or magic != 0xBEE1:
         raise ValueError(f"{path} is not a W&B file")
-    parts = b""
+    parts: bytes | None = None
     for kind, fragment in _fragments(data):
-        if (kind in (WHOLE, FIRST)) == bool(parts):
+        if (kind in (WHOLE, FIRST)) != (parts is None):
             raise ValueError("fragments out of order")
-        parts += fragment
+        parts = (parts or b"") + fragment  # a first fragment is empty where a block has just a header's room left
         if kind in (WHOLE, LAST):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(parts)
             yield record
-            parts = b""
+            parts = None
 
 
 def _fragments(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -60,14 +60,16 @@ def _fragments(data: bytes) -> Iterator[tuple[int, bytes]]:
 def wait(path: Path, seconds: float = 30) -> Path:
     """Return `path` once it is whole: W&B's service closes the file a moment after `finish` returns."""
     deadline = time.monotonic() + seconds
+    reason: Exception | None = None
     while time.monotonic() < deadline:
         try:
             if any(record.WhichOneof("record_type") == "exit" for record in records(path)):
                 return path
-        except (ValueError, struct.error):
-            pass
+            reason = None
+        except (ValueError, struct.error) as error:
+            reason = error
         time.sleep(0.02)
-    raise TimeoutError(f"{path} has no exit record")
+    raise TimeoutError(f"{path} has no exit record") from reason
 
 
 def history(path: Path) -> list[dict[str, Any]]:

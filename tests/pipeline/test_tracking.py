@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from wandb.proto import wandb_internal_pb2
 
 from helpers import wandbfile
 from helpers.synthetic import config, everything, recovery
@@ -112,6 +114,25 @@ def test_a_long_curve_is_read_back_across_blocks(tmp_path: Path, report: dict[st
     (path,) = runs(tmp_path)
     assert path.stat().st_size > 2 * wandbfile.BLOCK
     assert curve(path) == points
+
+
+def test_a_file_is_read_where_a_block_has_just_a_headers_room_left(tmp_path: Path) -> None:
+    def record(length: int) -> bytes:
+        made = wandb_internal_pb2.Record()
+        made.output_raw.line = "x" * length
+        return bytes(made.SerializeToString())
+
+    def fragment(kind: int, data: bytes) -> bytes:
+        return wandbfile.FRAGMENT.pack(zlib.crc32(bytes([kind]) + data), len(data), kind) + data
+
+    header = wandbfile.HEADER.pack(b":W&B", 0xBEE1, 0)
+    room = wandbfile.BLOCK - len(header) - 2 * wandbfile.FRAGMENT.size
+    length = 2 * room - len(record(room))
+    path = tmp_path / "run.wandb"
+    whole, empty = fragment(wandbfile.WHOLE, record(length)), fragment(wandbfile.FIRST, b"")
+    assert len(header + whole + empty) == wandbfile.BLOCK
+    path.write_bytes(header + whole + empty + fragment(wandbfile.LAST, record(100)))
+    assert [len(found.output_raw.line) for found in wandbfile.records(path)] == [length, 100]
 
 
 def test_a_run_that_fails_is_finished_and_keeps_what_it_had(tmp_path: Path, report: dict[str, Any]) -> None:
