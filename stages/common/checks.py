@@ -9,3 +9,9 @@ def require(fulfilled: bool, field: str, rule: str, value: object) -> None:
     """Raise a `UserError` that names the field, the rule and the value, unless the rule is `fulfilled`."""
     if not fulfilled:
         raise UserError(f"{field} must be {rule}, and is {value!r}.")
+
+
+def short(value: object, most: int = 40) -> str:
+    """Return `value` as an error shows it, cut in the middle where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 + 1 :]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ COMPANIONS = (
     "pruning.json",
 )
 """Files of a model directory that travel with the weights unchanged."""
+MOST_JSON = 1 << 28
+"""Bytes that a JSON file has at most. The largest are tokenizers, of some tens of millions."""
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""An escape in JSON that stands for half of a pair."""
 THREADS = 8
 """Files that are hashed at a time. Their blocks need 256 KiB each."""
 
@@ -55,18 +60,59 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Return the JSON value in `path`.
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Return the JSON value in `text`, which anyone may have written; `where` names the text in errors.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the text is not JSON, is nested too deeply, or holds a number or a text that no file can hold again:
+            NaN, infinity, half of a surrogate pair.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text, parse_constant=_no_number)
+        if SURROGATE.search(text if isinstance(text, bytes) else text.encode("utf-8")):
+            # An escape may stand for half a pair, which is no text. Both halves together are.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise UserError(f"{where} is not JSON that can be read (it is nested too deeply).") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{where} is not JSON that can be read (an escape stands for half a character).") from None
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error}).") from None
+    return value
+
+
+def read_json(path: Path, *, most: int = MOST_JSON) -> Any:
+    """Return the JSON value in a file of at most so many bytes.
+
+    Raises:
+        UserError: the file is missing, can't be read, is too large or is not JSON.
+    """
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise UserError(f"{path} has {size:,} bytes, and no such file has more than {most:,}.")
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} is missing.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}).") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}).") from None
+    return parse_json(content, str(path))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`.
+
+    Raises:
+        UserError: as `read_json`, or the file holds another value.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold an object, {{name: value, …}}, and holds a {type(found).__name__}.")
+    return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
@@ -82,9 +128,9 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
 def read_jsonl(path: Path) -> Iterator[Any]:
     """Yield the JSON value of each line of `path`. An unfinished last line, left by a killed writer, is skipped."""
     with path.open(encoding="utf-8") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             if line.endswith("\n"):
-                yield json.loads(line)
+                yield parse_json(line, f"{path} line {number}")
 
 
 def sha256_of(path: Path) -> str:

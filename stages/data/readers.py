@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from stages.common.files import parse_json
 from stages.errors import UserError
 
 Record = dict[str, Any]
@@ -79,11 +79,8 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path} line {number} is not JSON ({error.msg} at column {error.colno}).") from None
-            yield _object(value, f"{path} line {number}")
+            where = f"{path} line {number}"
+            yield _object(parse_json(line, where), where)
 
 
 def _json(path: Path) -> Iterator[tuple[str, Record]]:
@@ -92,11 +89,7 @@ def _json(path: Path) -> Iterator[tuple[str, Record]]:
         while (first := stream.read(1)) and first.isspace():
             pass
         if first == "[":
-            try:
-                values = json.loads(first + stream.read())
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path} is not JSON ({error}).") from None
-            for number, value in enumerate(values, 1):
+            for number, value in enumerate(parse_json(first + stream.read(), str(path)), 1):
                 yield _object(value, f"{path} row {number}")
             return
     yield from _json_lines(path)
@@ -124,20 +117,32 @@ def _csv(path: Path) -> Iterator[tuple[str, Record]]:
 
 def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
     number = 0
-    for batch in _open_parquet(path).iter_batches(batch_size=BATCH):
-        for record in batch.to_pylist():
-            number += 1
-            yield f"{path} row {number}", record
+    with _parquet_errors(path):
+        for batch in _open_parquet(path).iter_batches(batch_size=BATCH):
+            for record in batch.to_pylist():
+                number += 1
+                yield f"{path} row {number}", record
 
 
 def _open_parquet(path: Path) -> Any:
-    import pyarrow
     from pyarrow import parquet
 
-    try:
+    with _parquet_errors(path):
         return parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    """Turn an error in a Parquet file inside the block into a `UserError`."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not Parquet ({' '.join(str(error).split())}).") from None
+    except OSError as error:
+        # Arrow reports pages that can't be unpacked so.
+        raise UserError(f"{path} can't be read as Parquet ({' '.join(str(error).split())}).") from None
 
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[str, Record]]]] = {

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.common.files import COMPANIONS, read_json, write_json
+from stages.common.files import COMPANIONS, read_json, read_object, write_json
 from stages.common.progress import others_quiet
 from stages.decoders.architecture import DTYPES, MODELLING_FILE, PRUNED_MODELS, config_class, cut_to
 from stages.decoders.card import CARD, model_card
@@ -32,15 +31,22 @@ from stages.decoders.registry import PRUNED_PREFIX
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 
+REASON = 500
+"""Characters of a library's reason that an error shows."""
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_config(directory: Path) -> PreTrainedConfig:
-    """Return the configuration of the model in `directory`."""
-    config: PreTrainedConfig = config_class(read_json(directory / "config.json")["model_type"]).from_pretrained(
-        directory
-    )
+    """Return the configuration of the model in `directory`.
+
+    Raises:
+        UserError: there is none, or its fields can't be what they are.
+    """
+    with _explained(directory, "a model's configuration"):
+        kind = config_class(read_object(directory / "config.json")["model_type"])
+        config: PreTrainedConfig = kind.from_pretrained(directory)
     return config
 
 
@@ -62,7 +68,8 @@ def load_model(
     Raises:
         UserError: the directory lacks its config or some of its weights, or weights are truncated or of another shape.
     """
-    loader = PRUNED_MODELS.get(read_json(directory / "config.json").get("model_type"), AutoModelForCausalLM)
+    kind = read_object(directory / "config.json").get("model_type")
+    loader = PRUNED_MODELS.get(kind, AutoModelForCausalLM) if isinstance(kind, str) else AutoModelForCausalLM
     # Only the automatic class knows the flag. Left unset, it would ask on the terminal.
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code} if loader is AutoModelForCausalLM else {}
     trust |= {} if config is None else {"config": config}
@@ -70,20 +77,15 @@ def load_model(
     if device != "cpu" and held == STORED:
         # With its number: safetensors takes "cuda" for the first GPU, torch for the one that this process has chosen.
         trust["device_map"] = {"": torch.empty(0, device=device).device}
-    try:
-        with others_quiet():
-            model, report = loader.from_pretrained(
-                directory,
-                dtype=DTYPES[dtype],
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # transformers then reports them, and `incomplete` refuses them
-                **trust,
-            )
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(
-            f"{directory} can't be loaded as a model: {error} Fetch or build the checkpoint again."
-        ) from error
+    with _explained(directory, "a model"), others_quiet():
+        model, report = loader.from_pretrained(
+            directory,
+            dtype=DTYPES[dtype],
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # transformers then reports them, and `incomplete` refuses them
+            **trust,
+        )
     if problem := incomplete(report):
         raise UserError(f"{directory} is not a whole checkpoint: {problem}. Fetch or build it again.")
     return hold(model, held, device).eval()
@@ -102,7 +104,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer in `directory`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or none that can be read.
     """
     if not _has_tokenizer(directory):
         raise UserError(
@@ -110,10 +112,11 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             "or run without text: prune.calibration_ids=FILE.json adapter=none evaluate=none."
         )
     config = directory / "config.json"
-    model_type = read_json(config).get("model_type") if config.is_file() else None
+    model_type = read_object(config).get("model_type") if config.is_file() else None
     # transformers chooses a tokenizer's class by the model's, and knows only the family of a pruned model.
     known = {"config": config_class(model_type.removeprefix(PRUNED_PREFIX))()} if model_type in PRUNED_MODELS else {}
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **known)
+    with _explained(directory, "a tokenizer"):
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **known)
 
 
 def save_model(model: PreTrainedModel, directory: Path, *, like: Path, recovery: dict[str, Any] | None = None) -> None:
@@ -249,6 +252,21 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> Non
     tokenizer.save_pretrained(directory)
     path = directory / "tokenizer_config.json"
     write_json(path, read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+@contextmanager
+def _explained(directory: Path, kind: str) -> Iterator[None]:
+    """Turn what a library says of files that it can't use into a `UserError` that names the directory."""
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    # transformers takes the fields of a JSON file as they are, so a wrong one may fail anywhere.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{directory} can't be loaded as {kind}: {type(error).__name__}: {reason[:REASON]} Fetch or build it again."
+        ) from error
 
 
 @contextmanager

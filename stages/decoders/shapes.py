@@ -11,8 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stages.common.checks import short
 from stages.decoders.registry import FAMILIES, family_name, family_of
 from stages.errors import UserError
+
+MOST = 2**31 - 1
+"""The largest size that a config.json may give: what a kernel's 32-bit indices reach."""
+MOST_LAYERS = 10_000
+"""The largest number of layers. The deepest published models have less than 1,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ class DecoderShape:
         kv_heads = heads if fields.get("num_key_value_heads") is None else _size(fields, "num_key_value_heads")
         dense = LayerShape(heads, kv_heads, _size(fields, "intermediate_size"))
         count = _size(fields, "num_hidden_layers")
-        layers = tuple(LayerShape(*shape) for shape in fields.get("layer_shapes") or ()) or (dense,) * count
+        layers = _layers(fields, count) or (dense,) * count
         for layer in layers:
             if layer.heads and layer.heads % layer.kv_heads:
                 raise UserError(
@@ -161,10 +167,36 @@ def shape_in(config: Mapping[str, Any]) -> DecoderShape | None:
 
 
 def _size(config: Mapping[str, Any], name: str) -> int:
-    value = config.get(name)
-    if type(value) is not int or value < 1:
-        raise UserError(f"config.json: {name} is {value!r} and must be a whole number of at least 1.")
+    value, most = config.get(name), MOST_LAYERS if name == "num_hidden_layers" else MOST
+    if type(value) is not int or not 1 <= value <= most:
+        raise UserError(f"config.json: {name} is {short(value)} and must be a whole number from 1 to {most:,}.")
     return value
+
+
+def _layers(config: Mapping[str, Any], count: int) -> tuple[LayerShape, ...]:
+    """Return the shapes of layers that differ, as a pruned model's config.json has them; none where it has none."""
+    shapes = config.get("layer_shapes")
+    if shapes is None:
+        return ()
+    sound = isinstance(shapes, (list, tuple)) and len(shapes) == count
+    if not sound or not all(_is_layer(shape) for shape in shapes):
+        raise UserError(
+            "config.json: layer_shapes must hold [query heads, key/value heads, MLP channels] for each of the "
+            f"{count} layers, as whole numbers, and is {short(shapes)}."
+        )
+    return tuple(LayerShape(*shape) for shape in shapes)
+
+
+def _is_layer(shape: Any) -> bool:
+    if (
+        not isinstance(shape, (list, tuple))
+        or len(shape) != 3
+        or not all(type(n) is int and 0 <= n <= MOST for n in shape)
+    ):
+        return False
+    heads, kv_heads, _ = shape
+    # Heads need keys to read, and keys heads that read them.
+    return bool(heads) == bool(kv_heads)
 
 
 def _flag(rule: bool | str, config: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.checks import require
-from stages.common.files import read_json
+from stages.common.files import read_object
 from stages.errors import UserError
 from stages.fetch.hub import resolve_revision
 from stages.model.config import ModelEntry, ModelSource
@@ -51,7 +51,7 @@ def planned(entry: ModelEntry, cache: Path) -> Planned:
 def known_fields(entry: ModelEntry) -> Mapping[str, Any] | None:
     """Return the model's config.json as far as the options alone tell it: a local directory's, or the model's YAML."""
     local = None if entry.path is None else Path(entry.path).expanduser().resolve() / "config.json"
-    return read_json(local) if local is not None and local.is_file() else entry.shape or None
+    return read_object(local) if local is not None and local.is_file() else entry.shape or None
 
 
 def config_fields(entry: ModelEntry, source: ModelSource, places: Iterable[Path | None]) -> Mapping[str, Any] | None:
@@ -61,7 +61,6 @@ def config_fields(entry: ModelEntry, source: ModelSource, places: Iterable[Path 
     """
     for place in places:
         if place is not None and (place / "config.json").is_file():
-            fields: dict[str, Any] = read_json(place / "config.json")
-            return fields
+            return read_object(place / "config.json")
     found = cached_config(entry.repo, source.revision) if entry.repo and source.revision else None
     return found or entry.shape or None

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from stages.common.choices import lookup
-from stages.common.files import read_json, write_json
+from stages.common.files import read_object, write_json
 from stages.decoders.lineage import ORIGIN
 from stages.decoders.registry import PRUNED_PREFIX
+from stages.decoders.shapes import shape_in
 from stages.errors import UserError
 from stages.model.config import ModelSource
 from stages.model.gguf import from_wheel
@@ -23,6 +24,10 @@ SOURCES: dict[str, Loader] = {"wheel": from_wheel, "hub": from_hub, "local": fro
 """For each kind of source, the function that writes the model directory and returns the origin."""
 
 
+WHOLE = 0.99
+"""The least share of a model's parameters that its files hold. Some leave out what is computed."""
+
+
 def run(config: ModelSource, inputs: Mapping[str, Path], context: Context) -> JSON:
     """Write `model/` and `origin.json`, and return the model's size, dtype, type and origin.
 
@@ -34,15 +39,22 @@ def run(config: ModelSource, inputs: Mapping[str, Path], context: Context) -> JS
     origin = load(config, context, target)
     _check_readable(target, config.trust_remote_code)
     write_json(context.output / ORIGIN, {"kind": config.kind} | origin)
-    return {"kind": config.kind, "origin": origin} | summarise(target)
+    summary = summarise(target)
+    _check_sizes(target, summary["parameters"])
+    return {"kind": config.kind, "origin": origin} | summary
 
 
 def _check_readable(directory: Path, trust_remote_code: bool) -> None:
     """Raise unless this project or transformers has the checkpoint's code, or may run the code that comes with it."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = read_json(directory / "config.json")
+    config = read_object(directory / "config.json")
     model_type = config.get("model_type")
+    if config.get("quantization_config"):
+        raise UserError(
+            "config.json has quantization_config: the weights are quantised already. Pruning and recovery need them as "
+            "they were trained: use the checkpoint that this one was made from."
+        )
     # A model that this project pruned is read by the project's own copy of the code that lies beside the weights.
     known = str(model_type).removeprefix(PRUNED_PREFIX) in CONFIG_MAPPING
     if known or (config.get("auto_map") and trust_remote_code):
@@ -53,3 +65,13 @@ def _check_readable(directory: Path, trust_remote_code: bool) -> None:
             "unless you ask. Read it, then set model.trust_remote_code=true."
         )
     raise UserError(f"config.json gives the model type '{model_type}', which the installed transformers does not know.")
+
+
+def _check_sizes(directory: Path, stored: int) -> None:
+    """Raise where config.json tells of more parameters than are `stored`, before anything makes room for them."""
+    shape = shape_in(read_object(directory / "config.json"))
+    if shape is not None and stored < WHOLE * shape.parameters():
+        raise UserError(
+            f"the sizes in config.json make {shape.parameters():,} parameters, and the weights hold {stored:,}. "
+            "The two are not of one model, or some weights are missing. Fetch the checkpoint again."
+        )

@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.common.files import COMPANIONS, read_json, write_json
+from stages.common.checks import short
+from stages.common.files import COMPANIONS, read_json, read_object, write_json
 from stages.common.progress import progress
 from stages.decoders.headers import INDEX, numbers_by_precision, read_header
 from stages.errors import UserError
@@ -39,7 +40,7 @@ def weight_files(names: Collection[str], read_index: Callable[[str], Any], where
         if single in names:
             return [single]
         if index in names:
-            shards = sorted(set(read_index(index)["weight_map"].values()))
+            shards = _shards(read_index(index), f"{index} of {where}")
             missing = [shard for shard in shards if shard not in names]
             if missing:
                 raise UserError(
@@ -49,6 +50,22 @@ def weight_files(names: Collection[str], read_index: Callable[[str], Any], where
             return [index, *shards]
     known = ", ".join(name for names_ in FORMATS for name in names_)
     raise UserError(f"{where} has no weights. Looked for: {known}.")
+
+
+def _shards(index: Any, where: str) -> list[str]:
+    """Return the files that an index names, sorted.
+
+    Raises:
+        UserError: the index has another form, or names a file elsewhere.
+    """
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{where} must hold {{weight_map: {{tensor: file, …}}}}, and does not. Fetch it again.")
+    files = set(map(str, weight_map.values()))
+    elsewhere = sorted(file for file in files if file != Path(file).name or not file)
+    if elsewhere:
+        raise UserError(f"{where} names {short(elsewhere[0])}, which is no file beside it. Fetch it again.")
+    return sorted(files)
 
 
 def model_files(directory: Path) -> list[str]:
@@ -65,7 +82,7 @@ def model_files(directory: Path) -> list[str]:
     weights = weight_files(names, lambda index: read_json(directory / index), str(directory))
     code = sorted(name for name in names if name.endswith(".py"))
     small = [name for name in COMPANIONS if name in names]
-    return ["config.json", *weights, *small, *(code if read_json(directory / "config.json").get("auto_map") else [])]
+    return ["config.json", *weights, *small, *(code if read_object(directory / "config.json").get("auto_map") else [])]
 
 
 def place(source: Path, target: Path) -> None:
@@ -85,14 +102,17 @@ def place(source: Path, target: Path) -> None:
             # A snapshot of the hub is itself links into blobs. The link made here goes to the blob.
             (target / name).symlink_to((source / name).resolve())
         elif not name.startswith("pytorch_model"):
+            if name.endswith(".json"):
+                # Read only to name the file. A library that meets it later names none.
+                read_object(source / name)
             shutil.copyfile(source / name, target / name)
     if pickled:
-        convert(pickled, target, tied=bool(read_json(source / "config.json").get("tie_word_embeddings")))
+        convert(pickled, target, tied=bool(read_object(source / "config.json").get("tie_word_embeddings")))
 
 
 def summarise(directory: Path) -> dict[str, Any]:
     """Return {"parameters", "dtype", "model_type", "bytes"} of a model directory. Tied embeddings count once."""
-    config = read_json(directory / "config.json")
+    config = read_object(directory / "config.json")
     headers = {path: read_header(path) for path in sorted(directory.glob("*.safetensors"))}
     tensors = {name: entry for header in headers.values() for name, entry in header.items()}
     skipped = {"lm_head.weight"} if config.get("tie_word_embeddings") and len(tensors) > 1 else set()

@@ -7,11 +7,11 @@ plan reads these.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stages.common.files import parse_json
 from stages.errors import UserError
 from stages.task_library.yaml_definition import Definition
 
@@ -58,21 +58,14 @@ def _located(path: Path) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error}).") from None
     if path.suffix == ".json":
-        rows = _parsed(text, str(path))
+        rows = parse_json(text, str(path))
         if not isinstance(rows, list):
             raise UserError(f"{path} must be a list of questions; one question a line goes into a .jsonl file.")
         yield from ((f"{path}, question {number}", row) for number, row in enumerate(rows, start=1))
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{path}, line {number}", _parsed(line, f"{path}, line {number}")
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error}).") from None
+            yield f"{path}, line {number}", parse_json(line, f"{path}, line {number}")
 
 
 def _question(row: Any, where: str) -> Row:
