@@ -42,11 +42,12 @@ def job(composed: DictConfig) -> None:
         BEGUN.add(once)
         config = OmegaConf.to_object(composed)
         assert isinstance(config, Config)
+        words = list(HydraConfig.get().overrides.task)
         if config.action is Action.plan:
-            log.info("%s", plan(config))
+            log.info("%s", plan(config, words))
         else:
             command = shlex.join(["python", "-m", "pipeline", *sys.argv[1:]])
-            run(config, Path(HydraConfig.get().runtime.output_dir), command)
+            run(config, Path(HydraConfig.get().runtime.output_dir), command, words)
     except (UserError, OmegaConfBaseException) as error:
         # Hydra 1.3 leaves the log of a failing sweep job empty, so the error is logged here.
         log.error("error: %s", error)

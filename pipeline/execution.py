@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from pipeline.engine.provenance import commit, versions
 from pipeline.engine.store import Store, explain_disk_error
 from pipeline.planning.build import TRIAL, build_graph
 from pipeline.planning.graph import Graph, Node
+from pipeline.planning.idle import idle
 from pipeline.planning.memory import needs
 from pipeline.planning.preview import fields_of, preview
 from pipeline.planning.runtime import resolve_cards, resolve_workers
@@ -94,16 +95,18 @@ class Run:
         return last / "model"
 
 
-def plan(config: Config, observe: Observe = lambda node: lambda point: None) -> Plan:
-    """Return what `config` would do. Nothing is built or measured. `observe` is passed to the engine.
+def plan(config: Config, words: Sequence[str] = ()) -> Plan:
+    """Return what `config` would do. Nothing is built or measured.
+
+    `words` are the overrides that composed `config`. The plan says which of them have no effect.
 
     Raises:
         UserError: something the user can mend.
     """
-    return _planned(config, observe, measures=False)
+    return _planned(config, words, lambda node: lambda point: None, measures=False)
 
 
-def _planned(config: Config, observe: Observe, *, measures: bool) -> Plan:
+def _planned(config: Config, words: Sequence[str], observe: Observe, *, measures: bool) -> Plan:
     """Return the plan of `config`. With `measures` the machine's speed is measured where a long stage needs it."""
     graph = build_graph(config)
     runtime = config.runtime
@@ -127,7 +130,8 @@ def _planned(config: Config, observe: Observe, *, measures: bool) -> Plan:
         engine.works = works(graph, shapes, foreseen)
     text = _describe(graph, engine, foreseen, _seconds(engine, measures=measures))
     memory = needs(graph, shapes, foreseen, fields_of(config, graph, directory), runtime.engine)
-    return Plan(config, graph, engine, f"{text}\n\n{memory}" if memory else text)
+    notes = "\n".join(idle(config, graph, words))
+    return Plan(config, graph, engine, "\n\n".join(filter(None, (text, memory, notes))))
 
 
 def _seconds(engine: Engine, *, measures: bool) -> Mapping[str, float]:
@@ -145,10 +149,11 @@ def _directory(engine: Engine, node: Node) -> Path:
     return engine.store.directory("model", node.label, node.key) / "model"
 
 
-def run(config: Config, directory: Path, command: str) -> Run:
+def run(config: Config, directory: Path, command: str, words: Sequence[str] = ()) -> Run:
     """Run `config`, whatever its action, and return what the run left.
 
-    `directory` is the run's own, where its report is written. `command` is the command line that the report names.
+    `directory` is the run's own, where its report is written. `command` is the command line that the report names, and
+    `words` are the overrides that composed `config`, as `plan` takes them.
 
     Raises:
         UserError: something the user can mend.
@@ -157,7 +162,7 @@ def run(config: Config, directory: Path, command: str) -> Run:
     tracker_of: dict[str, Tracker] = {}
     # The engine needs `observe` before the recovery's node is known, so trackers are looked up when a node is built.
     observe: Observe = lambda node: tracker_of[node.key].log if node.key in tracker_of else lambda point: None  # noqa: E731
-    planned = _planned(config, observe, measures=True)
+    planned = _planned(config, words, observe, measures=True)
     graph, engine = planned.graph, planned.engine
     log.info("%s", planned.text)
     engine.store.prepare()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pipeline.planning.graph import Graph
 from pipeline.schema.config import RuntimeConfig
 from stages.common.checks import require
 from stages.common.choices import lookup
@@ -19,6 +20,19 @@ def check_runtime(runtime: RuntimeConfig) -> None:
     require(threads is None or threads >= 1, "runtime.threads", "at least 1", threads)
     require(runtime.device_map in (None, "auto"), "runtime.device_map", "null or auto", runtime.device_map)
     require(seconds >= 0, "runtime.checkpoint_seconds", "at least 0", seconds)
+
+
+def unread(runtime: RuntimeConfig, graph: Graph) -> dict[str, str]:
+    """Return the options of the runtime and the tracker that change nothing for `graph`, each with the reason."""
+    found = {}
+    if graph.device == "cpu":
+        found["runtime.deterministic"] = "a processor adds in a fixed order anyway"
+    if not resolve_cards("auto", graph.device):
+        found["runtime.device_map"] = f"there are not several GPUs to spread a model over (device: {graph.device})"
+    if "recover" not in graph.roles:
+        found["tracker"] = "nothing is recovered, so there is no curve to track"
+        found["runtime.checkpoint_seconds"] = "nothing is recovered, and only recoveries keep checkpoints"
+    return found
 
 
 def resolve_device(device: str) -> str:

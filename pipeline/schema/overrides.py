@@ -5,21 +5,48 @@ Hydra refuses most unknown names without a near match, and takes `+ration=0.5` f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from pipeline.schema.config import Config, register
 from stages.common.choices import nearest
 from stages.errors import UserError
 from stages.prune.config import RENAMED
 
 
+@dataclass(frozen=True, slots=True)
+class Word:
+    """An override that sets an option, or chooses one for a group.
+
+    Attributes:
+        text: the override as it was written.
+        name: the option or the group: "recover.tune", "data".
+        is_group: whether it chooses an option for a group.
+    """
+
+    text: str
+    name: str
+    is_group: bool
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The place in the configuration."""
+        return tuple(self.name.split("."))
+
+
+@cache
 def groups() -> dict[str, list[str]]:
     """Return {group: its options}, read from the files in `conf`."""
     found = {}
@@ -44,13 +71,11 @@ def check_arguments(arguments: list[str]) -> None:
         overrides = OverridesParser.create().parse_overrides(parsed.overrides)
     except HydraException as error:
         raise UserError(f"the command line can't be read: {error}. Overrides look like ratio=0.5.") from None
-    ours = [o for o in overrides if not o.key_or_group.startswith(("hydra.", "hydra/"))]
-    known = groups()
-    choices = [o for o in ours if o.key_or_group in known and isinstance(_first(o), (str, type(None)))]
+    known, (choices, others) = groups(), _sorted(overrides)
     for override in choices:
         _check_choice(override, known[override.key_or_group])
     # The keys that exist depend on the chosen options: each prune method, for one, has fields of its own.
-    _check_keys([o for o in ours if o not in choices], _composed(choices), known)
+    _check_keys(others, _composed(_chosen(choices)), known)
 
 
 def check_single(overrides: list[str]) -> None:
@@ -60,12 +85,44 @@ def check_single(overrides: list[str]) -> None:
             raise UserError(f"{override.input_line} is a sweep: compose or run each of its values by itself.")
 
 
-def _composed(choices: list[Override]) -> DictConfig:
-    """Return the configuration with the chosen options alone. Of a sweep over options the first one is taken."""
-    chosen = [f"{o.key_or_group}={_first(o)}" for o in choices if _first(o) is not None]
+def set_words(words: Sequence[str]) -> list[Word]:
+    """Return the overrides among `words` that set an option or choose one of a group, the last one of each name."""
+    choices, others = _sorted(OverridesParser.create().parse_overrides(list(words)))
+    # An override with a package is of a group too, and puts it where a reader of names would not look.
+    plain = [o for o in others if o.package is None and not o.is_delete()]
+    found = [Word(o.input_line or "", o.key_or_group, o in choices) for o in (*choices, *plain)]
+    return list({word.name: word for word in found}.values())
+
+
+def chosen(words: Sequence[str]) -> Config:
+    """Return the configuration in which only the options of groups are chosen as in `words`, and none is set."""
+    choices, _ = _sorted(OverridesParser.create().parse_overrides(list(words)))
+    config = OmegaConf.to_object(_composed(_chosen(choices)))
+    assert isinstance(config, Config)
+    return config
+
+
+def _sorted(overrides: list[Override]) -> tuple[list[Override], list[Override]]:
+    """Return the overrides that choose an option of a group, and the others. Hydra's own are left out."""
+    ours = [o for o in overrides if not o.key_or_group.startswith(("hydra.", "hydra/"))]
+    choices = [o for o in ours if o.key_or_group in groups() and isinstance(_first(o), (str, type(None)))]
+    return choices, [o for o in ours if o not in choices]
+
+
+def _chosen(choices: list[Override]) -> tuple[str, ...]:
+    """Return the chosen options as words. Of a sweep over options the first one is taken."""
+    return tuple(f"{o.key_or_group}={_first(o)}" for o in choices if _first(o) is not None)
+
+
+@cache
+def _composed(chosen: tuple[str, ...]) -> DictConfig:
+    """Return the configuration with the chosen options alone, once a process: composing takes most of a second."""
+    register()
     try:
-        with initialize_config_module("conf", version_base="1.3"):
-            return compose("config", overrides=chosen)
+        # Inside of a job Hydra has been started, and starts only once.
+        started = GlobalHydra.instance().is_initialized()
+        with nullcontext() if started else initialize_config_module("conf", version_base="1.3"):
+            return compose("config", overrides=list(chosen))
     except HydraException as error:
         raise UserError(f"{error} {error.__cause__ or ''}".strip()) from None
 
