@@ -6,7 +6,10 @@ import logging
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import NoReturn
 
@@ -71,6 +74,20 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(TERMINATED)
 
 
+@contextmanager
+def _nowhere(arguments: list[str]) -> Iterator[list[str]]:
+    """Yield `arguments` so that Hydra makes no directory of a run, nor a log in it, where nothing is run."""
+    word = f"action={Action.plan.name}"
+    if word not in arguments or any(given.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for given in arguments):
+        yield arguments
+        return
+    with TemporaryDirectory() as directory:
+        # Beside the word itself, because overrides have to stand together.
+        after = arguments.index(word) + 1
+        places = [f"hydra.run.dir='{directory}'", f"hydra.sweep.dir='{directory}'"]
+        yield [*arguments[:after], *places, *arguments[after:]]
+
+
 def main() -> None:
     """Check the command line, then hand it to Hydra."""
     register()
@@ -79,7 +96,9 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    job()
+    with _nowhere(sys.argv[1:]) as arguments:
+        sys.argv[1:] = arguments
+        job()
     if FAILED:
         print(f"error: {len(FAILED)} of the sweep's jobs failed: {'; '.join(FAILED)}", file=sys.stderr)
         raise SystemExit(1)

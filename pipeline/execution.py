@@ -22,7 +22,7 @@ from pipeline.planning.graph import Graph, Node
 from pipeline.planning.idle import idle
 from pipeline.planning.memory import needs
 from pipeline.planning.preview import fields_of, preview
-from pipeline.planning.runtime import resolve_cards, resolve_workers
+from pipeline.planning.runtime import check_gpu, no_gpu, resolve_cards, resolve_workers
 from pipeline.planning.settled import cache_directory
 from pipeline.planning.speed import known
 from pipeline.planning.work import model_shapes, works
@@ -86,13 +86,23 @@ class Run:
         Raises:
             UserError: the recovery left an adapter that is not merged.
         """
-        last = next(self.artifacts[role] for role in LAST if role in self.artifacts)
-        if not (last / "model").is_dir():
+        if not (self._last / "model").is_dir():
             raise UserError(
-                f"{last} holds an adapter beside the pruned model, and no model of its own. Load both: "
+                f"{self._last} holds an adapter beside the pruned model, and no model of its own. Load both: "
                 "stages.adapters.loading.Source.of(run.artifacts['recover'], base=run.artifacts['prune']).load()."
             )
-        return last / "model"
+        return self._last / "model"
+
+    @property
+    def whereabouts(self) -> str:
+        """The line that says where the last model lies, or the adapter that is beside the pruned model."""
+        if (self._last / "model").is_dir():
+            return f"model: {self.model}"
+        return f"adapter: {self._last}, of the model {self.artifacts.get('prune', self.artifacts.get('model'))}"
+
+    @property
+    def _last(self) -> Path:
+        return next(self.artifacts[role] for role in LAST if role in self.artifacts)
 
 
 def plan(config: Config, words: Sequence[str] = ()) -> Plan:
@@ -130,7 +140,7 @@ def _planned(config: Config, words: Sequence[str], observe: Observe, *, measures
         engine.works = works(graph, shapes, foreseen)
     text = _describe(graph, engine, foreseen, _seconds(engine, measures=measures))
     memory = needs(graph, shapes, foreseen, fields_of(config, graph, directory), runtime.engine)
-    notes = "\n".join(idle(config, graph, words))
+    notes = "\n".join(filter(None, (*idle(config, graph, words), no_gpu(graph.device))))
     return Plan(config, graph, engine, "\n\n".join(filter(None, (text, memory, notes))))
 
 
@@ -165,6 +175,8 @@ def run(config: Config, directory: Path, command: str, words: Sequence[str] = ()
     planned = _planned(config, words, observe, measures=True)
     graph, engine = planned.graph, planned.engine
     log.info("%s", planned.text)
+    if engine.due():
+        check_gpu(graph.device)
     engine.store.prepare()
     try:
         with _tracker(config, graph) as tracker:
@@ -182,10 +194,12 @@ def run(config: Config, directory: Path, command: str, words: Sequence[str] = ()
     log.info("\n%s\n\nreport: %s", report["summary"], directory / "report.html")
     if "export" in graph.roles:
         log.info("export: %s", engine.done[graph.roles["export"].key].path)
+    found = {role: engine.done[node.key].path for role, node in graph.roles.items() if node.key in engine.done}
+    done = Run(report, directory, found, engine.store)
+    log.info("%s", done.whereabouts)
     if line := closing(config, engine.store, report, command):
         log.info("%s", line)
-    found = {role: engine.done[node.key].path for role, node in graph.roles.items() if node.key in engine.done}
-    return Run(report, directory, found, engine.store)
+    return done
 
 
 def _describe(graph: Graph, engine: Engine, foreseen: PrunePlan | None, seconds: Mapping[str, float]) -> str:

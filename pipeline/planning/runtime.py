@@ -39,9 +39,34 @@ def resolve_device(device: str) -> str:
     """Return the device's name. "auto" is "cuda" where a CUDA driver is loaded and not hidden, else "cpu"."""
     if device != "auto":
         return device
+    return "cuda" if driver_found() else "cpu"
+
+
+def driver_found() -> bool:
+    """Return whether a CUDA driver is loaded and not hidden, as far as that is seen without torch."""
     # The driver's device file is there once the driver is loaded. Asking torch would mean importing it.
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    return "cuda" if Path("/dev/nvidiactl").exists() and not hidden else "cpu"
+    return Path("/dev/nvidiactl").exists() and not hidden
+
+
+def no_gpu(device: str) -> str:
+    """Return the line of a plan whose GPU is not seen on this machine; empty where there is one, or none is needed."""
+    if device == "cpu" or driver_found():
+        return ""
+    return "this plan can't run here: runtime=cuda, and no CUDA driver was found (runtime=cpu runs on the processor)"
+
+
+def check_gpu(device: str) -> None:
+    """Raise a `UserError` where stages would run on a GPU and torch finds none."""
+    if not no_gpu(device):
+        return
+    import torch  # some systems have GPUs without the device file that `driver_found` looks for
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "runtime=cuda: torch finds no CUDA GPU on this machine. Run on the processor with runtime=cpu, or see that "
+            "nvidia-smi lists a GPU, that CUDA_VISIBLE_DEVICES does not hide it, and that torch is a CUDA build."
+        )
 
 
 def resolve_workers(engine: str, workers: int | None, device: str) -> int:

@@ -5,9 +5,11 @@ Hydra refuses most unknown names without a near match, and takes `+ration=0.5` f
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from enum import Enum
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -18,12 +20,21 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.schema.config import Config, register
 from stages.common.choices import nearest
 from stages.errors import UserError
 from stages.prune.config import RENAMED
+
+WORDS: dict[Any, tuple[str, str]] = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "true or false"),
+    str: ("text", "names"),
+}
+"""Types in a user's words: one value, and several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +72,8 @@ def check_arguments(arguments: list[str]) -> None:
     """Check the overrides among the command line's `arguments` (without the program's name).
 
     Raises:
-        UserError: an override that can't be parsed, an unknown group option, or an unknown key.
+        UserError: an override that can't be parsed, an unknown group option, an unknown key, a value of another type,
+            or an empty mapping that would change nothing.
     """
     # Hydra's own parser, so that flags are told from overrides as Hydra tells them.
     parsed = get_args_parser().parse_args(arguments)
@@ -75,7 +87,9 @@ def check_arguments(arguments: list[str]) -> None:
     for override in choices:
         _check_choice(override, known[override.key_or_group])
     # The keys that exist depend on the chosen options: each prune method, for one, has fields of its own.
-    _check_keys(others, _composed(_chosen(choices)), known)
+    config = _composed(_chosen(choices))
+    _check_keys(others, config, known)
+    _check_values(others, config)
 
 
 def check_single(overrides: list[str]) -> None:
@@ -165,6 +179,47 @@ def _check_keys(overrides: list[Override], config: DictConfig, known_groups: dic
                 raise UserError(_unknown(key, walked, part, names, config))
             walked.append(part)
             node = OmegaConf.select(config, ".".join(walked), throw_on_missing=False)
+
+
+def _check_values(overrides: list[Override], config: DictConfig) -> None:
+    """Raise a `UserError` for a value of another type than the schema's, in plainer words than Hydra has."""
+    tried = copy.deepcopy(config)
+    for override in overrides:
+        # A part that a package moves, or that is taken out, has no value here; a range holds numbers alone.
+        if override.package is not None or override.is_delete() or override.is_range_sweep():
+            continue
+        key = override.key_or_group.replace("/", ".")
+        for value in _values(override):
+            before = OmegaConf.select(config, key, throw_on_missing=False)
+            if value == {} and isinstance(before, DictConfig) and before:
+                raise UserError(
+                    f"{key}={{}} changes nothing, because a mapping is merged with what is there: "
+                    f"{', '.join(map(str, before))}. Take an entry out with '~{key}.NAME'."
+                )
+            try:
+                OmegaConf.update(tried, key, value, force_add=True)
+            except OmegaConfBaseException as error:
+                wanted = _wanted(config, key) or str(error).splitlines()[0].rstrip(".")
+                shown = "null" if value is None else repr(value)
+                raise UserError(f"{key} must be {wanted}, and is {shown}.") from None
+
+
+def _wanted(config: DictConfig, key: str) -> str:
+    """Return what the schema wants of a value in words; empty where that has no short ones."""
+    parent, _, name = key.rpartition(".")
+    holder = OmegaConf.select(config, parent) if parent else config
+    node = holder._get_node(name) if isinstance(holder, DictConfig) else None
+    if isinstance(node, ListConfig):
+        element = WORDS.get(node._metadata.element_type, ("", "values"))[1]
+        return f"a list of {element}, as [ONE,TWO]{' or null' if node._metadata.optional else ''}"
+    if not isinstance(node, Node):
+        return ""
+    kind, null = node._metadata.ref_type, " or null" if node._metadata.optional else ""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return f"one of {', '.join(kind.__members__)}{null}"
+    if isinstance(node, DictConfig):
+        return f"a mapping, as {{NAME: VALUE}}{null}"
+    return f"{WORDS[kind][0]}{null}" if kind in WORDS else ""
 
 
 def _is_open(node: DictConfig) -> bool:
