@@ -18,6 +18,7 @@ from pipeline.engine.estimates import estimate
 from pipeline.engine.provenance import commit, versions
 from pipeline.engine.store import Store, explain_disk_error
 from pipeline.planning.build import TRIAL, build_graph
+from pipeline.planning.downloads import downloads
 from pipeline.planning.graph import Graph, Node
 from pipeline.planning.idle import idle
 from pipeline.planning.memory import needs
@@ -140,7 +141,8 @@ def _planned(config: Config, words: Sequence[str], observe: Observe, *, measures
         engine.works = works(graph, shapes, foreseen)
     text = _describe(graph, engine, foreseen, _seconds(engine, measures=measures))
     memory = needs(graph, shapes, foreseen, fields_of(config, graph, directory), runtime.engine)
-    notes = "\n".join(filter(None, (*idle(config, graph, words), no_gpu(graph.device))))
+    fetched = downloads(engine.due(), shapes, engine.cache)
+    notes = "\n".join(filter(None, (fetched, *idle(config, graph, words), no_gpu(graph.device))))
     return Plan(config, graph, engine, "\n\n".join(filter(None, (text, memory, notes))))
 
 

@@ -35,6 +35,10 @@ SHORT = 16
 """Hex digits of the key in a directory's name; the manifest holds all 64."""
 
 
+Differences = dict[str, tuple[Any, Any]]
+"""The fields in which two payloads differ, by their dotted names: (ours, theirs)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """A complete artifact: its directory and its manifest."""
@@ -122,19 +126,36 @@ class Store:
         names = ", ".join(a.name for a in found)
         raise UserError(f"'{key}' could be {names}. Give more digits.")
 
-    def nearest(
-        self, payload: Mapping[str, Any], *, but: str = ""
-    ) -> tuple[Artifact, dict[str, tuple[Any, Any]]] | None:
+    def nearest(self, payload: Mapping[str, Any], *, but: str = "") -> tuple[Artifact, Differences] | None:
         """Return the artifact of the same stage that differs in the fewest fields, with those fields (ours, its).
 
         `but` is the key of an artifact to leave out. None where the stage has no other artifact.
         """
-        others = [artifact for artifact in self.artifacts(payload["stage"]) if artifact.key != but]
-        if not others:
-            return None
-        found = [(artifact, keys.differences(payload, artifact.manifest["payload"])) for artifact in others]
-        # The name breaks ties, so that the answer does not depend on the file system's order.
-        return min(found, key=lambda pair: (len(pair[1]), pair[0].name))
+        return min(self._differing(payload, but), key=_distance, default=None)
+
+    def related(self, payload: Mapping[str, Any], label: str, most: int) -> tuple[Artifact, Differences] | None:
+        """Return the nearest artifact of which at most `most` options are others, if it is one to compare with.
+
+        It has the same model, or without a model among its inputs some input in common. An artifact that is built from
+        nothing has to go by the same `label`.
+        """
+        own = payload["inputs"]
+        return min(
+            (
+                (artifact, fields)
+                for artifact, fields in self._differing(payload)
+                if 0 < sum(not name.startswith("inputs.") for name in fields) <= most
+                and (_kin(own, artifact.manifest["payload"]["inputs"]) if own else artifact.manifest["label"] == label)
+            ),
+            key=_distance,
+            default=None,
+        )
+
+    def _differing(self, payload: Mapping[str, Any], but: str = "") -> Iterator[tuple[Artifact, Differences]]:
+        """Yield the artifacts of the same stage, each with the fields in which it differs."""
+        for artifact in self.artifacts(payload["stage"]):
+            if artifact.key != but:
+                yield artifact, keys.differences(payload, artifact.manifest["payload"])
 
     def check(
         self, path: Path, payload: Mapping[str, Any], inputs: Mapping[str, Artifact]
@@ -181,7 +202,10 @@ class Store:
         """Return whether a process is building the artifact (or unfinished build) at `path` right now."""
         # Locks are named by stage and key, so the label and the suffix are taken off.
         key = path.name.partition(PARTIAL)[0].partition(".replaced-")[0][-SHORT:]
-        lock = FileLock(self.root / ".locks" / f"{path.parent.name}-{key}.lock")
+        file = self.root / ".locks" / f"{path.parent.name}-{key}.lock"
+        if not file.exists():
+            return False  # nobody has built it yet, and asking makes no file
+        lock = FileLock(file)
         try:
             with lock.acquire(timeout=0):
                 return False
@@ -232,6 +256,16 @@ class Store:
         os.rename(partial, final)
         shutil.rmtree(old, ignore_errors=True)
         return Artifact(final, manifest)
+
+
+def _distance(found: tuple[Artifact, Differences]) -> tuple[int, str]:
+    """Return how far an artifact is; the name breaks ties, so that the file system's order does not decide."""
+    return len(found[1]), found[0].name
+
+
+def _kin(own: Mapping[str, str], others: Mapping[str, str]) -> bool:
+    """Return whether two artifacts with these inputs are of one model, or else have an input in common."""
+    return own["model"] == others.get("model") if "model" in own else bool(own.items() & others.items())
 
 
 def input_digests(inputs: Mapping[str, Artifact]) -> dict[str, str]:
