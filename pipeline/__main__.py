@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.execution import plan, run
 from pipeline.schema.config import Action, Config, register
-from pipeline.schema.overrides import check_arguments
+from pipeline.schema.help import text
+from pipeline.schema.overrides import asked_for_help, check_arguments
 from stages.errors import UserError
 
 log = logging.getLogger("pipeline")
@@ -89,9 +90,12 @@ def _nowhere(arguments: list[str]) -> Iterator[list[str]]:
 
 
 def main() -> None:
-    """Check the command line, then hand it to Hydra."""
+    """Print the help where it is asked for. Otherwise check the command line, then hand it to Hydra."""
     register()
     try:
+        if (words := asked_for_help(sys.argv[1:])) is not None:
+            print(text(words))
+            return
         check_arguments(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

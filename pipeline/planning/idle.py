@@ -21,6 +21,7 @@ from pipeline.planning.build import build_graph
 from pipeline.planning.data import has_prompts
 from pipeline.planning.graph import Graph
 from pipeline.schema.config import Config
+from pipeline.schema.documented import meaning
 from pipeline.schema.overrides import Word, chosen, set_words
 from stages.errors import UserError
 from stages.prune import plan as prune_plan
@@ -90,7 +91,8 @@ def _cause(config: Config, word: Word, given: Sequence[Word], start: Config) -> 
                 without = _with(without, kept.path, _at(config, kept.path))
         if _keys(without) and not _decides_nothing(without, word, start):
             return f"because of {also.text}"
-    return "nothing in this plan depends on it"
+    said = meaning(config, word.path).rstrip(".")
+    return f"nothing in this plan reads it{f': {said[0].lower()}{said[1:]}' if said else ''}"
 
 
 def _keys(config: Config) -> frozenset[str] | None:

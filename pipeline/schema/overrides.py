@@ -68,6 +68,12 @@ def groups() -> dict[str, list[str]]:
     return found
 
 
+def asked_for_help(arguments: list[str]) -> list[str] | None:
+    """Return the overrides among `arguments` where they ask for the help of this program, else None."""
+    parsed = get_args_parser().parse_args(arguments)
+    return list(parsed.overrides) if parsed.help else None
+
+
 def check_arguments(arguments: list[str]) -> None:
     """Check the overrides among the command line's `arguments` (without the program's name).
 
@@ -77,7 +83,7 @@ def check_arguments(arguments: list[str]) -> None:
     """
     # Hydra's own parser, so that flags are told from overrides as Hydra tells them.
     parsed = get_args_parser().parse_args(arguments)
-    if parsed.help or parsed.hydra_help or parsed.shell_completion:
+    if parsed.hydra_help or parsed.shell_completion:
         return
     try:
         overrides = OverridesParser.create().parse_overrides(parsed.overrides)

@@ -20,7 +20,7 @@ def lines(*words: str) -> list[str]:
     ("option", "beside", "because"),
     [
         ("recover.tune=lr", "adapter=none", "because of adapter=none"),
-        ("recover.tune_tokens=500", "", "nothing in this plan depends on it"),
+        ("recover.tune_tokens=500", "", "nothing in this plan reads it: budget of each trial in tokens"),
         ("recover.distillation.weight=0.5", "recover=standard", "because of recover=standard"),
         ("recover.on_policy.share=0.5", "recover.objective=cross_entropy", "nothing in this plan"),
         ("recover.loss=response", "data=plain", "plain text"),
@@ -33,7 +33,7 @@ def lines(*words: str) -> list[str]:
         ("prune.search.trials=5", "prune=wanda", "nothing is searched"),
         ("prune.max_per_layer=0.5", "prune=magnitude", "across layers"),
         ("data=howto", "adapter=none", "because of adapter=none"),
-        ("evaluate.beams=4", "", "nothing in this plan depends on it"),
+        ("evaluate.beams=4", "", "nothing in this plan reads it: generation: beams of the search"),
         ("evaluate.limit=3", "evaluate=none", "because of evaluate=none"),
         ("tracker.mode=online", "adapter=none", "nothing is recovered"),
         ("runtime.deterministic=true", "runtime=cpu", "a processor adds in a fixed order"),
