@@ -73,7 +73,7 @@ def built(overrides: Sequence[str], roles: Sequence[str]) -> Built:
 
 def engine_of(config: Config, graph: Graph) -> Engine:
     """Return an engine over the configuration's store. `Engine.ensure` builds a node where the store lacks it."""
-    store = Store(Path(config.runtime.artifact_root).expanduser().resolve())
+    store = Store.at(config.runtime.artifact_root)
     store.prepare()
     return Engine(graph, store, cache=cache_directory(config), force=[])
 

@@ -54,8 +54,8 @@ from benchmarks.roads import (
 )
 from benchmarks.workers import apart
 from pipeline.planning.graph import Node
-from pipeline.planning.keys import digest
 from stages.common.machine import hardware
+from stages.common.sealed import digest
 from stages.errors import UserError
 from stages.evaluate.config import EvaluateConfig
 from stages.stage import JSON

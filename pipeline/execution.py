@@ -123,7 +123,7 @@ def _planned(config: Config, words: Sequence[str], observe: Observe, *, measures
     runtime = config.runtime
     engine = Engine(
         graph,
-        Store(Path(runtime.artifact_root).expanduser().resolve()),
+        Store.at(runtime.artifact_root),
         cache=cache_directory(config),
         force=config.force,
         observe=observe,
@@ -134,9 +134,9 @@ def _planned(config: Config, words: Sequence[str], observe: Observe, *, measures
         cards=resolve_cards(runtime.device_map, graph.device),
         deterministic=runtime.deterministic,
     )
-    directory = _directory(engine, graph.roles["model"])
+    directory = _found(engine, graph.roles["model"])
     foreseen = preview(config, graph, directory)
-    shapes = model_shapes(config, graph, lambda node: _directory(engine, node))
+    shapes = model_shapes(config, graph, lambda node: _found(engine, node))
     if graph.device == "cpu":
         engine.works = works(graph, shapes, foreseen)
     text = _describe(graph, engine, foreseen, _seconds(engine, measures=measures))
@@ -156,9 +156,10 @@ def _seconds(engine: Engine, *, measures: bool) -> Mapping[str, float]:
     return expected.seconds
 
 
-def _directory(engine: Engine, node: Node) -> Path:
-    """Return the directory of a model's node in the store. The model need not be there."""
-    return engine.store.directory("model", node.label, node.key) / "model"
+def _found(engine: Engine, node: Node) -> Path | None:
+    """Return the directory of a model that is in the store, as it was written; None where there is none."""
+    artifact = engine.status(node).artifact
+    return None if artifact is None else artifact.path / "model"
 
 
 def run(config: Config, directory: Path, command: str, words: Sequence[str] = ()) -> Run:
@@ -179,9 +180,10 @@ def run(config: Config, directory: Path, command: str, words: Sequence[str] = ()
     log.info("%s", planned.text)
     if engine.due():
         check_gpu(graph.device)
-    engine.store.prepare()
+        # A run that builds nothing takes a store that it can't write.
+        engine.store.prepare()
     try:
-        with _tracker(config, graph) as tracker:
+        with engine.holding(), _tracker(config, graph) as tracker:
             if "recover" in graph.roles:
                 tracker_of[graph.roles["recover"].key] = tracker
             engine.run()

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
-import shutil
 import sys
 from pathlib import Path
 
 from pipeline.console.tables import DIGITS, describe_differences, short, size, table
+from pipeline.engine.garbage import Garbage, age
+from pipeline.engine.integrity import missing_or_resized
 from pipeline.engine.provenance import drift
-from pipeline.engine.store import Artifact, Store, damaged, missing_or_resized
+from pipeline.engine.store import DEFAULT, VARIABLE, Artifact, Store, lock_of
 from pipeline.planning.keys import flatten
 from stages.errors import UserError
-from stages.registry import STAGES
+
+COMMAND = "python -m pipeline.inspect"
+DAY = 24 * 60 * 60
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.inspect", description="What is in the artifact store.")
-    # The same default as conf/runtime/auto.yaml has.
-    default = os.environ.get("PRUNE_RECOVER_ARTIFACTS", "artifacts")
+    default = os.environ.get(VARIABLE, DEFAULT)
     parser.add_argument("--root", default=default, help=f"the store (runtime.artifact_root; here {default})")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("ls", help="every artifact, newest last, and unfinished builds")
@@ -31,14 +34,18 @@ def main(arguments: list[str] | None = None) -> int:
         commands.add_parser(name, help=text).add_argument("key", help="the key's first digits, or the directory's name")
     verify = commands.add_parser("verify", help="check the SHA-256 of every file")
     verify.add_argument(
-        "--discard", action="store_true", help="delete broken artifacts, so that the next run rebuilds them"
+        "--repair", action="store_true", help="set broken artifacts aside, so that the next run builds them again"
     )
-    collect = commands.add_parser("gc", help="what no report needs; a dry run unless --delete")
+    collect = commands.add_parser("gc", help="what no report needs and no run holds; a dry run unless --delete")
     collect.add_argument("--delete", action="store_true", help="delete it")
     collect.add_argument("--unfinished", action="store_true", help="with the builds that a run would go on from")
+    collect.add_argument("--older-than", type=_number, default=0.0, metavar="DAYS", help="only what is older")
+    collect.add_argument(
+        "--keep-bytes", type=_number, metavar="BYTES", help="only what the store has above BYTES, the oldest first"
+    )
     given = parser.parse_args(arguments)
-    store = Store(Path(given.root).expanduser().resolve())
     try:
+        store = Store.at(given.root)
         if not store.root.is_dir():
             raise UserError(f"there is no store at {store.root}. Run a pipeline first, or name one: --root DIR.")
         if given.command == "ls":
@@ -48,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "why":
             return why(store, store.find(given.key))
         if given.command == "verify":
-            return verify_all(store, discard=given.discard)
-        return garbage(store, delete=given.delete, unfinished=given.unfinished)
+            return verify_all(store, repair=given.repair)
+        return collect_garbage(store, given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -59,7 +66,7 @@ def ls(store: Store) -> int:
     """Print every artifact and unfinished build."""
     rows = [("artifact", "key", "size", "created", "")]
     for artifact in sorted(store.artifacts(), key=lambda a: str(a.manifest["created"])):
-        problem = missing_or_resized(artifact)
+        problem = missing_or_resized(artifact.path, artifact.manifest["files"])
         rows.append(
             (artifact.name, artifact.key[:DIGITS], size(weight(artifact)), artifact.manifest["created"], problem)
         )
@@ -101,65 +108,83 @@ def why(store: Store, artifact: Artifact) -> int:
     return 0
 
 
-def verify_all(store: Store, *, discard: bool) -> int:
-    """Check every file's SHA-256. Return 1 where an artifact is broken, else 0."""
-    broken = 0
-    for artifact in list(store.artifacts()):
-        problem = damaged(artifact)
-        broken += bool(problem)
-        print(f"{'BROKEN' if problem else 'ok    '}  {artifact.name}{'  ' + problem if problem else ''}")
-        if problem and discard:
-            shutil.rmtree(artifact.path)
-    if broken and not discard:
-        print(f"{broken} broken. Delete and let the next run rebuild: python -m pipeline.inspect verify --discard")
-    return 1 if broken else 0
+def verify_all(store: Store, *, repair: bool) -> int:
+    """Check every manifest and every file's SHA-256. Return 1 where an artifact is broken, else 0.
 
-
-def garbage(store: Store, *, delete: bool, unfinished: bool) -> int:
-    """Print the artifacts that no current report or export rests on. With `delete`, remove them.
-
-    A build that was stopped may hold hours of training. It stays unless `unfinished` is set.
+    With `repair`, what is broken is set aside, unless a run holds it.
     """
-    # A run that was killed while it replaced an artifact left the old one under such a name.
-    paths = list(store.root.glob("*/*.replaced-*"))
-    for path in store.partials():
-        if unfinished:
-            paths.append(path)
-        else:
-            print(f"kept  {path.parent.name}/{path.name}  {size(bytes_under(path))}  unfinished; --unfinished takes it")
-    needed: set[str] = set()
-    by_name = {artifact.name: artifact for artifact in store.artifacts()}
-    reports = [a for a in by_name.values() if a.manifest["stage"] in ("report", "export") and current(a)]
-    # Whatever a needed artifact was built from is needed too.
-    while reports:
-        artifact = reports.pop()
-        needed.add(artifact.name)
-        reports += [by_name[n] for n in artifact.manifest["inputs"].values() if n in by_name and n not in needed]
-    paths += [artifact.path for name, artifact in by_name.items() if name not in needed]
-    if not paths:
-        print("nothing to collect: every artifact belongs to a report or an export.")
+    problems = [(artifact.path, store.changed(artifact)) for artifact in store.artifacts()] + store.unreadable()
+    for path, problem in sorted(problems):
+        print(f"{'BROKEN' if problem else 'ok    '}  {named(path)}{'  ' + problem if problem else ''}")
+    broken = [path for path, problem in problems if problem]
+    if not broken:
         return 0
-    for path in paths:
-        if store.in_use(path):
-            print(f"in use  {path.parent.name}/{path.name}")
-            continue
-        print(f"{'deleted' if delete else 'would delete'}  {path.parent.name}/{path.name}  {size(bytes_under(path))}")
-        if delete:
-            shutil.rmtree(path)
-    if not delete:
-        print("This was a dry run. Delete with: python -m pipeline.inspect gc --delete")
+    if not repair:
+        print(f"{len(broken)} broken. Set aside, so that the next run builds again: {COMMAND} verify --repair")
+        return 1
+    with store.cleaning():
+        held = store.held()
+        for path in broken:
+            if lock_of(path) in held:
+                print(f"in use  {named(path)}")
+            else:
+                print(f"moved   {named(path)} to {store.set_aside(path)}")
+    print(f"The next run builds them again. Delete what was set aside: {COMMAND} gc --delete")
+    return 1
+
+
+def collect_garbage(store: Store, given: argparse.Namespace) -> int:
+    """Print what can go of a store, and delete it where that was asked for.
+
+    A build that was stopped may hold hours of training. It stays unless `given.unfinished` is set.
+    """
+    with store.cleaning():
+        garbage = Garbage.of(store)
+        for path in garbage.held:
+            print(f"in use  {named(path)}")
+        candidates = garbage.free
+        if given.unfinished:
+            candidates = sorted([*candidates, *garbage.unfinished], key=age, reverse=True)
+        else:
+            for path in garbage.unfinished:
+                print(f"kept  {named(path)}  {size(bytes_under(path))}  unfinished; --unfinished takes it")
+        excess = math.inf if given.keep_bytes is None else bytes_under(store.root) - given.keep_bytes
+        freed = 0
+        for path in candidates:
+            if age(path) < given.older_than * DAY or freed >= excess:
+                continue
+            bytes_ = bytes_under(path)
+            freed += bytes_
+            print(f"{'deleted' if given.delete else 'would delete'}  {named(path)}  {size(bytes_)}")
+            if given.delete:
+                store.delete(path)
+        if given.delete:
+            store.forget_locks()
+    if not freed:
+        print("nothing to collect.")
+    elif given.delete:
+        print(f"{size(freed)} freed.")
+    else:
+        print(f"This was a dry run: {size(freed)} can be freed. Delete with: {COMMAND} gc --delete")
     return 0
 
 
-def current(artifact: Artifact) -> bool:
-    """Return whether today's code would still use the artifact: its stage has the version that built it."""
-    stage = STAGES.get(artifact.manifest["stage"])
-    return stage is not None and stage.version == artifact.manifest["payload"]["version"]
+def named(path: Path) -> str:
+    """Return a directory of the store as users see it."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def weight(artifact: Artifact) -> int:
     """Return the bytes of the artifact's files."""
     return sum(int(file["bytes"]) for file in artifact.manifest["files"].values())
+
+
+def _number(text: str) -> float:
+    """Return a number of at least 0; argparse names what is not."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise ValueError
+    return number
 
 
 def bytes_under(path: Path) -> int:

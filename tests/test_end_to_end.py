@@ -16,6 +16,7 @@ import pytest
 from helpers import wandbfile
 from helpers.tiny_wheels import commonsense_files, howto_files, passage_files, write_wheel
 from helpers.world import ROOT, World, make_world
+from pipeline.engine.store import MANIFEST, Store
 from stages.common.files import read_json
 from stages.common.questions import ENOUGH
 from stages.errors import UserError
@@ -261,6 +262,23 @@ def test_the_command_works_from_any_directory_and_points_at_the_report(world: Wo
     status, output = world.call()
     assert status == 0, output
     assert (world.root / "outputs" / "latest" / "report.md").is_file()
+
+
+@pytest.mark.parametrize("role", ["model", "data", "prune", "recover", "evaluate", "report"])
+def test_damaged_small_files_are_built_again_before_a_plan_or_a_report_reads_them(world: World, role: str) -> None:
+    store = Store(world.root / "damaged")
+    before = world.run(store="damaged")
+    artifact = next(store.artifacts(role))
+    for file in sorted(path for path in artifact.path.rglob("*.json") if path.name != MANIFEST):
+        file.write_text("{")
+    again = world.run(store="damaged")
+    assert (again["summary"], again["recovery"]) == (before["summary"], before["recovery"])
+    assert not [one.name for one in store.artifacts() if store.changed(one)]
+
+
+def test_an_empty_name_of_the_store_is_one_error(world: World) -> None:
+    with pytest.raises(UserError, match="empty name.*PRUNE_RECOVER_ARTIFACTS"):
+        world.run("runtime.artifact_root=''")
 
 
 def test_a_fully_cached_run_loads_no_torch(world: World) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pipeline.engine.store import DEFAULT, VARIABLE, Store
 from stages.common.choices import nearest
 from stages.errors import UserError
 
@@ -36,13 +37,12 @@ def show(command: str, arguments: Sequence[str] | None, output: str, work: Calla
         output: the file written where none is named.
         work: gets the store and the file, prints and writes. Its user and disk errors end the process with one line.
     """
-    # The same default as conf/runtime/auto.yaml has.
-    options = {"artifact_root": os.environ.get("PRUNE_RECOVER_ARTIFACTS", "artifacts"), "output": output}
+    options = {"artifact_root": os.environ.get(VARIABLE, DEFAULT), "output": output}
     usage = f"python -m {command} [artifact_root=DIR] [output=FILE{Path(output).suffix}]"
     try:
         options |= parse(sys.argv[1:] if arguments is None else arguments, options, usage)
-        root, file = (Path(options[name]).expanduser().resolve() for name in ("artifact_root", "output"))
-        work(root, file)
+        file = Path(options["output"]).expanduser().resolve()
+        work(Store.at(options["artifact_root"]).root, file)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

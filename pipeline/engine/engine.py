@@ -5,7 +5,8 @@
     resume    a killed build left its directory, and the stage goes on in it
     wait      another process is building it right now
 
-A hit never runs the stages upstream of it.
+A hit never runs the stages upstream of it. Before a build reads an artifact, every file of it is hashed. What is not
+what was written is built again first.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.engine.estimates import timing
+from pipeline.engine.holds import holding
 from pipeline.engine.provenance import drift, provenance
-from pipeline.engine.store import Artifact, Store, begin, discard_if_empty, explain_disk_error, resumable
+from pipeline.engine.store import Artifact, Store, begin, discard_if_empty, explain_disk_error, lock_name, resumable
 from pipeline.planning.graph import Graph, Node
 from pipeline.planning.speed import machine_name
 from stages.common.determinism import ordered_sums
@@ -102,6 +106,8 @@ class Engine:
         self.done: dict[str, Artifact] = {}
         self.runs: dict[str, StageRun] = {}
         self.forced = _forced(graph, force)
+        self.damaged: dict[str, str] = {}
+        """What is wrong with artifacts that only their hashes give away, by key."""
         self.works: Mapping[str, Work] = {}
         """The work of stages by key, as far as it is counted; kept with their time."""
 
@@ -112,6 +118,8 @@ class Engine:
             return Status("hit", "", self.done[node.key])
         if node.key in self.forced:
             return Status("build", "forced")
+        if node.key in self.damaged:
+            return Status("build", f"{path.name} can't be used: {self.damaged[node.key]}")
         # An input that was removed is left out: what was built from it stays valid.
         inputs = {name: found for name, up in node.inputs.items() if (found := self._present(up)) is not None}
         artifact, problem = self.store.check(path, node.payload, inputs)
@@ -153,6 +161,14 @@ class Engine:
         for node in self.graph:
             self._note(node)
 
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep all artifacts of the graph, there or not yet, from being cleaned up until the block ends."""
+        waiting = lambda: log.info("artifacts are being cleaned up in %s; waiting for it to end.", self.store.root)  # noqa: E731
+        names = [lock_name(node.stage.name, node.key) for node in self.graph]
+        with holding(self.store.root, names, waiting=waiting):
+            yield
+
     def ensure(self, node: Node) -> Artifact:
         """Return the artifact of `node`. The node, and whatever it needs, is built where it is missing."""
         if node.key in self.done:
@@ -163,20 +179,59 @@ class Engine:
             changed = drift(status.artifact.manifest)
             self._record(node, "hit", time.perf_counter() - started, None, status.artifact, drift=changed)
             return self._finish(node, status.artifact)
-        inputs = {name: self.ensure(upstream) for name, upstream in node.inputs.items()}
+        inputs = self._whole_inputs(node)
         waiting = lambda: log.info("%s is being built by another process; waiting for it.", node.name)  # noqa: E731
         with self.store.lock(node.stage.name, node.key, waiting=waiting):
-            artifact = None
             if status.state == "wait":
                 status = Status("resume", RESUMES)  # unless the other process has finished it
-            # Another process may have built the artifact while this one waited for the lock.
-            if node.key not in self.forced:
-                path = self.store.directory(node.stage.name, node.label, node.key)
-                artifact, _ = self.store.check(path, node.payload, inputs)
+            artifact = self._built_meanwhile(node, inputs)
             if artifact is not None:
                 self._record(node, "hit", 0.0, None, artifact, why="built by another process meanwhile")
                 return self._finish(node, artifact)
             return self._finish(node, self._build(node, inputs, status))
+
+    def _whole_inputs(self, node: Node) -> dict[str, Artifact]:
+        """Return the artifacts that a build of `node` reads, with every file as it was written.
+
+        Raises:
+            UserError: what was built again in this run is damaged again.
+        """
+        with ThreadPoolExecutor(1) as thread:
+            while True:
+                inputs = {name: self.ensure(upstream) for name, upstream in node.inputs.items()}
+                hashing = thread.submit(self._changed, inputs)
+                # Hashing a large model takes seconds, and so does loading the stage's code.
+                node.stage.load()
+                changed = hashing.result()
+                if not changed:
+                    return inputs
+                for name, problem in changed.items():
+                    self._distrust(node.inputs[name], problem)
+
+    def _changed(self, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+        """Return the inputs that are not what was written, and what is wrong with each."""
+        found = {name: self.store.changed(artifact) for name, artifact in inputs.items()}
+        return {name: problem for name, problem in found.items() if problem}
+
+    def _distrust(self, node: Node, problem: str) -> None:
+        """Let `node` be built again, though its artifact looks whole."""
+        artifact = self.done.pop(node.key)
+        if node.key in self.damaged:
+            raise UserError(
+                f"{artifact.path} was built again and is damaged again: {problem}. The disk or the memory of this "
+                "machine is failing. Check them, or move the store: runtime.artifact_root=DIR."
+            )
+        self.damaged[node.key] = problem
+
+    def _built_meanwhile(self, node: Node, inputs: Mapping[str, Artifact]) -> Artifact | None:
+        """Return the artifact that another process built while this one waited for the lock; None where it did not."""
+        if node.key in self.forced:
+            return None
+        path = self.store.directory(node.stage.name, node.label, node.key)
+        artifact, _ = self.store.check(path, node.payload, inputs)
+        if artifact is not None and node.key in self.damaged and self.store.changed(artifact):
+            return None
+        return artifact
 
     def _build(self, node: Node, inputs: Mapping[str, Artifact], status: Status) -> Artifact:
         stage = node.stage

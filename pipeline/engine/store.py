@@ -5,34 +5,52 @@
     <root>/.locks/                                      one file lock an artifact
 
 The manifest is written last, and one rename commits the artifact. A hit is checked, not trusted. Its payload must be
-the same, every file must be there with its recorded size, and every input must be the one that it was built from.
-There is no other state that could disagree with the disk.
+the same, every file must be there with its recorded size, small files must have their recorded content, and every
+input must be the one that it was built from. There is no other state that could disagree with the disk.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.engine import holds
+from pipeline.engine.holds import LOCKS
+from pipeline.engine.integrity import SMALL, Hashes, flush
 from pipeline.planning import keys
-from stages.common.files import read_json, sha256_of_each, write_json
+from stages.common.files import read_json, write_json
+from stages.common.sealed import SEAL, digest, is_sealed, sealed
 from stages.errors import UserError
 
+log = logging.getLogger("pipeline")
+
+VARIABLE, DEFAULT = "PRUNE_RECOVER_ARTIFACTS", "artifacts"
+"""The environment variable that names the store's directory, and its name without any; conf/runtime/auto.yaml too."""
 MANIFEST = "manifest.json"
 INPUTS = ".inputs.json"
 """The file of an unfinished build that holds the digests of the inputs it was begun with."""
 PARTIAL = ".partial"
+ASIDE = ".broken"
+"""Where broken artifacts are set aside."""
 SHORT = 16
 """Hex digits of the key in a directory's name; the manifest holds all 64."""
+ARTIFACT = re.compile(rf"-[0-9a-f]{{{SHORT}}}\Z")
+"""The end of an artifact's name. The label before it may be anything, so nothing else in a name means anything."""
+UNFINISHED = re.compile(rf"-[0-9a-f]{{{SHORT}}}{re.escape(PARTIAL)}\Z")
+REPLACED = re.compile(rf"-[0-9a-f]{{{SHORT}}}\.replaced-[0-9]+\Z")
+"""An artifact that was moved aside, to put another into its place; the number is the process's."""
 
 
 Differences = dict[str, tuple[Any, Any]]
@@ -64,9 +82,24 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The artifacts under one root directory."""
+    """The artifacts under one root directory, and the hashes of their files that this process took."""
 
     root: Path
+    hashes: Hashes = field(default_factory=Hashes, compare=False, repr=False)
+
+    @classmethod
+    def at(cls, root: str) -> Store:
+        """Return the store at the directory that the user named, there or not.
+
+        Raises:
+            UserError: the name is empty.
+        """
+        if not root.strip():
+            raise UserError(
+                "the artifact directory has an empty name. Set runtime.artifact_root or the environment variable "
+                f"{VARIABLE} to a directory, or leave both out: then it is {DEFAULT}."
+            )
+        return cls(Path(root).expanduser().resolve())
 
     def prepare(self) -> None:
         """Create the root and check that it can be written.
@@ -100,16 +133,36 @@ class Store:
 
     def artifacts(self, stage: str = "*") -> Iterator[Artifact]:
         """Yield every complete artifact (of one stage) whose manifest can be read, ordered by stage and name."""
-        for manifest in sorted(self.root.glob(f"{stage}/*/{MANIFEST}")):
-            # A run that was killed while it committed leaves a manifest under such a name.
-            if not manifest.parent.name.endswith(PARTIAL) and ".replaced-" not in manifest.parent.name:
-                artifact = _read(manifest.parent)
-                if artifact is not None:
-                    yield artifact
+        for path in self._named(ARTIFACT, stage):
+            artifact, _ = _read(path)
+            if artifact is not None:
+                yield artifact
+
+    def unreadable(self) -> list[tuple[Path, str]]:
+        """Return each directory of an artifact whose manifest can't be used, and why."""
+        found = [(path, _read(path)[1]) for path in self._named(ARTIFACT)]
+        return [(path, problem) for path, problem in found if problem]
 
     def partials(self) -> list[Path]:
         """Return the directories of unfinished builds."""
-        return sorted(path for path in self.root.glob(f"*/*{PARTIAL}") if path.is_dir())
+        return self._named(UNFINISHED)
+
+    def leftovers(self) -> list[Path]:
+        """Return what killed runs left when they replaced an artifact, and the broken artifacts that were set aside."""
+        aside = self.root / ASIDE
+        return [*self._named(REPLACED), *(sorted(aside.iterdir()) if aside.is_dir() else ())]
+
+    def set_aside(self, path: Path) -> Path:
+        """Move the directory of a broken artifact out of the way, and return its new place."""
+        (self.root / ASIDE).mkdir(exist_ok=True)
+        place = self.root / ASIDE / f"{path.parent.name}-{path.name}-{time.time_ns()}"
+        os.rename(path, place)
+        return place
+
+    def _named(self, ending: re.Pattern[str], stage: str = "*") -> list[Path]:
+        """Return the directories of the store (or of one stage) whose names end so."""
+        found = (path for path in self.root.glob(f"{stage}/*") if not path.parent.name.startswith("."))
+        return sorted(path for path in found if ending.search(path.name) and path.is_dir())
 
     def find(self, key: str) -> Artifact:
         """Return the one artifact that `key` names: the first digits of its key, its directory or `stage/directory`.
@@ -166,14 +219,12 @@ class Store:
         """
         if not path.exists():
             return None, ""
-        if not (path / MANIFEST).is_file():
-            return None, "its manifest is missing"
-        artifact = _read(path)
+        artifact, problem = _read(path)
         if artifact is None:
-            return None, "its manifest is damaged"
+            return None, problem
         if artifact.manifest["payload"] != payload:
             return None, "its recorded configuration is another"
-        problem = missing_or_resized(artifact)
+        problem = self.hashes.changed(path, artifact.manifest["files"], most=SMALL)
         if problem:
             return None, problem
         for name, upstream in inputs.items():
@@ -181,13 +232,17 @@ class Store:
                 return None, f"its input '{name}' was rebuilt and differs"
         return artifact, ""
 
+    def changed(self, artifact: Artifact) -> str:
+        """Return which file is not what was written, by its SHA-256; empty where none is."""
+        return self.hashes.changed(artifact.path, artifact.manifest["files"])
+
     @contextmanager
-    def lock(self, stage: str, key: str, *, waiting: Any) -> Iterator[None]:
+    def lock(self, stage: str, key: str, *, waiting: Callable[[], None]) -> Iterator[None]:
         """Hold the artifact's lock. `waiting` is called once where another process holds it."""
-        directory = self.root / ".locks"
+        directory = self.root / LOCKS
         directory.mkdir(parents=True, exist_ok=True)
         # The system releases a file lock with its process, so a killed run blocks nobody.
-        lock = FileLock(directory / f"{stage}-{key[:SHORT]}.lock")
+        lock = FileLock(directory / f"{lock_name(stage, key)}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -200,17 +255,43 @@ class Store:
 
     def in_use(self, path: Path) -> bool:
         """Return whether a process is building the artifact (or unfinished build) at `path` right now."""
-        # Locks are named by stage and key, so the label and the suffix are taken off.
-        key = path.name.partition(PARTIAL)[0].partition(".replaced-")[0][-SHORT:]
-        file = self.root / ".locks" / f"{path.parent.name}-{key}.lock"
-        if not file.exists():
+        lock = self.root / LOCKS / f"{lock_of(path)}.lock"
+        if not lock.exists():
             return False  # nobody has built it yet, and asking makes no file
-        lock = FileLock(file)
         try:
-            with lock.acquire(timeout=0):
+            with FileLock(lock).acquire(timeout=0):
                 return False
         except Timeout:
             return True
+
+    @contextmanager
+    def cleaning(self) -> Iterator[None]:
+        """Keep runs from starting, and others from cleaning, until the block ends.
+
+        Raises:
+            UserError: the store can't be written.
+        """
+        waiting = lambda: log.info("%s is being cleaned by another process; waiting for it.", self.root)  # noqa: E731
+        self.prepare()
+        with holds.cleaning(self.root, waiting=waiting):
+            yield
+
+    def held(self) -> set[str]:
+        """Return the names of the locks of what living runs hold. To be called within `cleaning`."""
+        return holds.held(self.root)
+
+    def delete(self, path: Path) -> None:
+        """Remove a directory of the store. No reader finds half of it."""
+        if path.parent.name != ASIDE:
+            path = self.set_aside(path)
+        shutil.rmtree(path)
+
+    def forget_locks(self) -> None:
+        """Remove the locks of artifacts that are gone. To be called within `cleaning`: no run may start meanwhile."""
+        living = {lock_of(path) for path in (*self._named(ARTIFACT), *self.partials())} | self.held()
+        for path in (self.root / LOCKS).glob(f"*-{'[0-9a-f]' * SHORT}.lock"):
+            if path.stem not in living:
+                path.unlink(missing_ok=True)
 
     def commit(
         self,
@@ -232,28 +313,33 @@ class Store:
         (partial / MANIFEST).unlink(missing_ok=True)
         clear_leftovers(partial)
         (partial / INPUTS).unlink(missing_ok=True)
-        files = describe_files(partial)
+        files = self.hashes.describe(partial)
         manifest = {
             "stage": payload["stage"],
             "label": label,
-            "key": keys.digest(payload),
+            "key": digest(payload),
             "payload": payload,
             "inputs": {name: upstream.name for name, upstream in sorted(inputs.items())},
             "input_digests": input_digests(inputs),
             # Of names and contents alone: a rebuild with equal files leaves valid what was built from it.
-            "digest": keys.digest({name: file["sha256"] for name, file in files.items()}),
+            "digest": digest({name: file["sha256"] for name, file in files.items()}),
             "files": files,
             "summary": summary,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "provenance": provenance,
             **({} if timing is None else {"timing": timing}),
         }
+        manifest = sealed(manifest)
+        # After a power cut a manifest must not stand beside files whose content never reached the disk.
+        flush(path for path in (*(partial / name for name in files), *_directories(partial)) if not path.is_symlink())
         write_json(partial / MANIFEST, manifest)
+        flush([partial / MANIFEST, partial])
         # A directory can't be renamed onto one that holds files, so the old artifact is moved aside first.
         old = final.with_name(f"{final.name}.replaced-{os.getpid()}")
         if final.exists():
             os.rename(final, old)
         os.rename(partial, final)
+        flush([final.parent])
         shutil.rmtree(old, ignore_errors=True)
         return Artifact(final, manifest)
 
@@ -266,6 +352,17 @@ def _distance(found: tuple[Artifact, Differences]) -> tuple[int, str]:
 def _kin(own: Mapping[str, str], others: Mapping[str, str]) -> bool:
     """Return whether two artifacts with these inputs are of one model, or else have an input in common."""
     return own["model"] == others.get("model") if "model" in own else bool(own.items() & others.items())
+
+
+def lock_name(stage: str, key: str) -> str:
+    """Return the name of an artifact's lock."""
+    return f"{stage}-{key[:SHORT]}"
+
+
+def lock_of(path: Path) -> str:
+    """Return the name of the lock of the artifact, unfinished build or replaced artifact at `path`."""
+    name = path.name if ARTIFACT.search(path.name) else path.name.rpartition(".")[0]
+    return lock_name(path.parent.name, name[-SHORT:])
 
 
 def input_digests(inputs: Mapping[str, Artifact]) -> dict[str, str]:
@@ -306,58 +403,26 @@ def discard_if_empty(partial: Path) -> None:
         shutil.rmtree(partial)
 
 
-def _read(path: Path) -> Artifact | None:
-    """Return the artifact in `path`, or None where its manifest is missing, damaged or not one of this store's."""
+def _directories(directory: Path) -> list[Path]:
+    """Return a directory and all those under it, the deepest first."""
+    return [*sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True), directory]
+
+
+def _read(path: Path) -> tuple[Artifact | None, str]:
+    """Return (the artifact in `path`, ""), or (None, what is wrong with its manifest)."""
+    if not (path / MANIFEST).is_file():
+        return None, "its manifest is missing"
     try:
         manifest = read_json(path / MANIFEST)
     except (UserError, OSError):
-        return None
+        return None, "its manifest is damaged"
     needed = {"stage", "key", "payload", "digest", "files", "input_digests", "summary"}
     if not isinstance(manifest, dict) or not needed <= manifest.keys():
-        return None
-    return Artifact(path, manifest)
-
-
-def missing_or_resized(artifact: Artifact) -> str:
-    """Return what is wrong with the files by their presence and size; empty where nothing is."""
-    for name, recorded in artifact.manifest["files"].items():
-        try:
-            status = (artifact.path / name).stat()
-        except OSError:
-            return f"its file {name} is missing"
-        if status.st_size != recorded["bytes"]:
-            return f"its file {name} has {status.st_size} bytes and was written with {recorded['bytes']}"
-        if recorded.get("modified_ns", status.st_mtime_ns) != status.st_mtime_ns:
-            return f"the file that its link {name} points to was written again"
-    return ""
-
-
-def damaged(artifact: Artifact) -> str:
-    """Return what is wrong with the files by their SHA-256; empty where nothing is."""
-    problem = missing_or_resized(artifact)
-    if problem:
-        return problem
-    files = artifact.manifest["files"]
-    found = sha256_of_each([artifact.path / name for name in files])
-    for (name, recorded), sha256 in zip(files.items(), found, strict=True):
-        if sha256 != recorded["sha256"]:
-            return f"its file {name} is not what was written (SHA-256 differs)"
-    return ""
-
-
-def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
-    """Return {relative path: {"bytes", "sha256"}} of every file under `directory`.
-
-    A link counts as the file it points to. Its entry also holds when that file was last written, because the file's
-    owner may write it again.
-    """
-    paths = [path for path in sorted(directory.rglob("*")) if path.is_file()]
-    files = {}
-    for path, sha256 in zip(paths, sha256_of_each(paths), strict=True):
-        files[path.relative_to(directory).as_posix()] = entry = {"bytes": path.stat().st_size, "sha256": sha256}
-        if path.is_symlink():
-            entry["modified_ns"] = path.stat().st_mtime_ns
-    return files
+        return None, "its manifest is damaged"
+    # Manifests of older versions have no seal.
+    if SEAL in manifest and not is_sealed(manifest):
+        return None, "its manifest is damaged"
+    return Artifact(path, manifest), ""
 
 
 def explain_disk_error(error: Exception, doing: str) -> UserError | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.planning import keys
+from stages.common.sealed import digest
 from stages.prune.plan import Pruning
 from stages.stage import Stage
 
@@ -33,7 +34,7 @@ class Node:
     @cached_property
     def key(self) -> str:
         """The artifact's key, 64 hex digits."""
-        return keys.digest(self.payload)
+        return digest(self.payload)
 
     @property
     def name(self) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -59,12 +58,6 @@ def payload(stage: str, version: int, config: Any, inputs: Mapping[str, str]) ->
         "config": canonical(config),
         "inputs": {name: inputs[name] for name in sorted(inputs)},
     }
-
-
-def digest(value: Any) -> str:
-    """Return the SHA-256 (64 hex digits) of a JSON value, independent of the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def derive_seed(seed: int, stage: str) -> int:

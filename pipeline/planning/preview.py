@@ -28,7 +28,7 @@ def preview(config: Config, graph: Graph, directory: Path | None) -> PrunePlan |
     Args:
         config: the configuration.
         graph: the configuration's plan.
-        directory: the store's directory of the model to prune. The model need not be there.
+        directory: the store's directory of the model to prune, where it is there.
 
     Raises:
         UserError: the ratio can't be reached, the architecture is unknown, the adapter does not fit the pruned model,

@@ -26,8 +26,8 @@ Shapes = Mapping[str, DecoderShape]
 """The shapes of models that no stage has changed, by the keys of their nodes."""
 
 
-def model_shapes(config: Config, graph: Graph, place: Callable[[Node], Path]) -> Shapes:
-    """Return the shapes of the plan's models that are known; `place` gives a model's directory, there or not."""
+def model_shapes(config: Config, graph: Graph, place: Callable[[Node], Path | None]) -> Shapes:
+    """Return the shapes of the plan's models that are known; `place` gives a model's directory."""
     entries: dict[str, ModelEntry] = {graph.roles["model"].key: config.model}
     if config.model.dense is not None:
         others = [node for node in graph if node.stage.name == "model" and node.key not in entries]

@@ -26,8 +26,6 @@ COMPANIONS = (
     "pruning.json",
 )
 """Files of a model directory that travel with the weights unchanged."""
-REMEMBERED_FROM = 1 << 24
-"""Size in bytes from which a file's hash is remembered."""
 THREADS = 8
 """Files that are hashed at a time. Their blocks need 256 KiB each."""
 
@@ -102,21 +100,3 @@ def sha256_of_each(paths: Sequence[Path]) -> list[str]:
     """
     with ThreadPoolExecutor(min(THREADS, len(paths)) or 1) as threads:
         return list(threads.map(sha256_of, paths))
-
-
-def remembered_sha256(path: Path, cache: Path) -> str:
-    """Return `sha256_of(path)`. `cache` remembers a big file's hash by real path, size and time of modification."""
-    real = path.resolve()
-    stat = real.stat()
-    if stat.st_size < REMEMBERED_FROM:
-        return sha256_of(real)
-    identity: dict[str, Any] = {"path": str(real), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    # The path is hashed, because a file's name can't hold every path.
-    memory = cache / "digests" / f"{hashlib.sha256(str(real).encode()).hexdigest()}.json"
-    if memory.is_file():
-        remembered = read_json(memory)
-        if {name: remembered.get(name) for name in identity} == identity:
-            return str(remembered["sha256"])
-    sha256 = sha256_of(real)
-    write_json(memory, identity | {"sha256": sha256})
-    return sha256

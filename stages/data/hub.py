@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stages.common.choices import nearest
-from stages.common.files import read_json, write_json
+from stages.common.sealed import read_sealed, write_sealed
 from stages.data.columns import ColumnsConfig, chosen, rows
 from stages.data.config import DataConfig
 from stages.data.readers import columns_of, format_of, records
@@ -93,10 +93,12 @@ def _files(config: HubConfig, cache: Path) -> list[dict[str, Any]]:
     """Return path and size in bytes of each file of the split, from our cache or from the hub."""
     asked = "\n".join(map(str, (config.repo, config.revision, config.subset, config.split)))
     memory = cache / "splits" / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
-    if not memory.is_file():
-        write_json(memory, _asked(config))
-    remembered: list[dict[str, Any]] = read_json(memory)
-    return remembered
+    remembered = read_sealed(memory)
+    if remembered is None:
+        remembered = {"files": _asked(config)}
+        write_sealed(memory, remembered)
+    files: list[dict[str, Any]] = remembered["files"]
+    return files
 
 
 def _asked(config: HubConfig) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.choices import nearest
-from stages.common.files import remembered_sha256
+from stages.common.sealed import remembered_sha256
 from stages.errors import UserError
 
 HERE = "data"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from stages.common.files import remembered_sha256
+from stages.common.sealed import remembered_sha256
 from stages.errors import UserError
 from stages.model.config import ModelSource
 from stages.model.license import license_of

@@ -1,7 +1,8 @@
 """The documents of one recovery, tokenised once and kept on disk under the hash of what decides them.
 
 A recovery draws the beginning of a `Stream`, as far as its budget of tokens reaches. The cache keeps that beginning
-under the hash of the rows, the tokenizer, the lengths and labels, the seed and the budget. It is mapped into memory:
+under the hash of the rows, the tokenizer, the lengths and labels, the seed and the budget. What is damaged is written
+again. It is mapped into memory:
 
 - Another adapter, rank or rate on the same data tokenises nothing.
 - A resumed run continues at a document's number after one look at the table.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from array import array
@@ -26,15 +28,18 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from stages.common.files import read_json, sha256_of, write_json
+from stages.common.files import read_json, sha256_of, sha256_of_each
 from stages.common.progress import progress
+from stages.common.sealed import read_sealed, write_sealed
 from stages.rows.packing import Document, encode_whole
 from stages.rows.stream import Stream, parts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 2
+log = logging.getLogger("pipeline")
+
+FORMAT = 3
 """Raised by one when the same rows and options would give other documents."""
 IDS, TABLE, FACTS = "ids.u32", "documents.i64", "facts.json"
 FIELDS = 7
@@ -53,7 +58,7 @@ class Tokenised:
     def __init__(self, path: Path, directory: Path) -> None:
         import numpy
 
-        facts = read_json(directory / FACTS)
+        facts = read_sealed(directory / FACTS) or {}
         self.path, self.directory = path, directory
         self._rows, self._tasks = int(facts["rows"]), list(facts["tasks"])
         self._ids_T = numpy.memmap(directory / IDS, dtype=numpy.uint32, mode="r")
@@ -127,6 +132,8 @@ def tokenised(
     # Another process may be writing the same documents.
     with FileLock(final.with_suffix(".lock")):
         if not _is_whole(final):
+            if final.exists():
+                log.info("the tokens kept in %s are damaged: the rows are tokenised again", final)
             encode = partial(encode_whole, tokenizer=tokenizer, length=length, label_prompts=label_prompts)
             _write(Stream(path, encode, seed=seed), tokens, final)
     return Tokenised(path, final)
@@ -139,17 +146,18 @@ def _write(stream: Stream, tokens: int, final: Path) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     beside.mkdir()
     tasks: dict[str, int] = {}
-    total = documents = 0
+    total = 0
     try:
         with (beside / IDS).open("wb") as ids, (beside / TABLE).open("wb") as table, _bar(tokens) as bar:
             for number, document in _until(stream, tokens):
-                total, documents = total + len(document.ids), documents + 1
+                total += len(document.ids)
                 array("I", document.ids).tofile(ids)
                 task = tasks.setdefault(document.task, len(tasks))
                 fields = (total, document.first_label, task, document.cut, document.row, document.prompt, number)
                 array("q", fields).tofile(table)
                 bar.update(len(document.ids))
-        write_json(beside / FACTS, {"rows": len(stream), "tasks": list(tasks), "tokens": total, "documents": documents})
+        hashes = dict(zip((IDS, TABLE), sha256_of_each([beside / IDS, beside / TABLE]), strict=True))
+        write_sealed(beside / FACTS, {"rows": len(stream), "tasks": list(tasks), "sha256": hashes})
         os.replace(beside, final)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -167,12 +175,11 @@ def _until(stream: Stream, tokens: int) -> Iterator[tuple[int, Document]]:
 
 
 def _is_whole(directory: Path) -> bool:
-    """Return whether the files in `directory` have the sizes that were recorded when they were written."""
-    if not (directory / FACTS).is_file():
+    """Return whether the files in `directory` are what was written."""
+    facts = read_sealed(directory / FACTS)
+    if facts is None or not all((directory / name).is_file() for name in facts["sha256"]):
         return False
-    facts = read_json(directory / FACTS)
-    sizes = {IDS: 4 * facts["tokens"], TABLE: 8 * FIELDS * facts["documents"]}
-    return all((directory / name).is_file() and (directory / name).stat().st_size == sizes[name] for name in sizes)
+    return sha256_of_each([directory / name for name in facts["sha256"]]) == list(facts["sha256"].values())
 
 
 def _digest(path: Path) -> str:

@@ -73,7 +73,7 @@ def test_the_digest_is_of_contents_and_not_of_the_place(directory: Path, tmp_pat
 def test_the_digest_of_a_big_file_is_remembered_until_it_changes(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.common.files.REMEMBERED_FROM", 1)
+    monkeypatch.setattr("stages.common.sealed.REMEMBERED_FROM", 1)
     file = directory / "model.safetensors"
     first = directory_digest(directory, tmp_path)
     state = file.stat()

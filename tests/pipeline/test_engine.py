@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -16,9 +17,12 @@ from helpers import toystages
 from helpers.processes import same_imports
 from helpers.toystages import Number, chain, stage
 from pipeline.console.tables import plan_table
+from pipeline.engine import integrity, store
 from pipeline.engine.engine import Engine, Status
+from pipeline.engine.integrity import Hashes
 from pipeline.engine.store import MANIFEST, Store
 from pipeline.planning.graph import Graph, Node
+from stages.common.sealed import sealed
 from stages.errors import UserError
 
 
@@ -115,6 +119,73 @@ def test_a_damaged_manifest_is_no_artifact(run, ran) -> None:
     assert ran() == [2]
 
 
+def test_a_manifest_with_another_figure_in_it_is_no_artifact(run, ran) -> None:
+    graph = chain(1, 2)
+    engine = run(graph)
+    ran()
+    path = engine.done[graph.roles["report"].key].path / MANIFEST
+    path.write_text(path.read_text().replace('"number": 8', '"number": 9'))
+    assert "damaged" in run(chain(1, 2)).runs[graph.roles["report"].key].why
+    assert ran() == [2]
+
+
+def test_a_small_file_with_another_byte_is_rebuilt(run, ran) -> None:
+    graph = chain(1, 2)
+    engine = run(graph)
+    ran()
+    (engine.done[graph.roles["report"].key].path / "number.txt").write_text("9")
+    again = run(chain(1, 2))
+    assert ran() == [2]
+    assert number(again, graph.roles["report"]) == 8
+    assert "number.txt is not what was written" in again.runs[graph.roles["report"].key].why
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is too large to be hashed whenever its artifact is looked at."""
+    monkeypatch.setattr(store, "SMALL", 0)
+
+
+def flip(path: Path) -> None:
+    """Write another digit over the last, and set the time of modification back."""
+    before = path.stat()
+    content = path.read_text()
+    path.write_text(content[:-1] + str((int(content[-1]) + 1) % 10))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_large_file_with_another_byte_is_rebuilt_before_a_build_reads_it(run, ran) -> None:
+    graph = chain(1, 2)
+    engine = run(graph)
+    ran()
+    flip(engine.done[graph.roles["model"].key].path / "number.txt")
+    assert {one.status for one in run(chain(1, 2)).runs.values()} == {"hit"}, "nothing reads it"
+    again = run(chain(1, 3))
+    assert ran() == [1, 3]
+    assert number(again, chain(1, 3).roles["report"]) == 2 * (3 + 2)
+    assert "number.txt is not what was written" in again.runs[graph.roles["model"].key].why
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_file_that_changes_again_after_its_rebuild_is_one_error(run, tmp_path: Path, monkeypatch) -> None:
+    run(chain(1, 2))
+    monkeypatch.setattr(Hashes, "changed", lambda *given, most=None: "" if most is not None else "a byte differs")
+    with pytest.raises(UserError, match="damaged again.*disk"):
+        run(chain(1, 3))
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_file_is_hashed_once_in_a_run(run, monkeypatch) -> None:
+    run(chain(1))
+    hashed: list[Path] = []
+    original = integrity.sha256_of_each
+    monkeypatch.setattr(integrity, "sha256_of_each", lambda paths: hashed.extend(paths) or original(paths))
+    run(chain(1, 2, 3))
+    # The model is read by one build; the artifact between is hashed when it is committed, the last likewise.
+    assert len(hashed) == 3
+
+
 def test_an_input_that_was_rebuilt_differently_rebuilds_what_used_it(run, ran) -> None:
     graph = chain(1, 2)
     engine = run(graph)
@@ -122,7 +193,7 @@ def test_an_input_that_was_rebuilt_differently_rebuilds_what_used_it(run, ran) -
     path = engine.done[graph.roles["report"].key].path / MANIFEST
     manifest = json.loads(path.read_text())
     manifest["input_digests"]["previous"] = "0" * 64
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(sealed(manifest)))
     again = run(chain(1, 2))
     assert ran() == [2]
     assert "differs" in again.runs[graph.roles["report"].key].why

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.planning import keys
+from stages.common.sealed import digest
 
 
 @dataclass
@@ -34,7 +35,7 @@ trees = st.recursive(leaves, lambda t: st.lists(t) | st.dictionaries(st.text(), 
 @given(st.dictionaries(st.text(), trees))
 def test_a_key_does_not_depend_on_the_order_of_fields(value: dict[str, object]) -> None:
     backwards = dict(reversed(list(value.items())))
-    assert keys.digest(keys.canonical(value)) == keys.digest(keys.canonical(backwards))
+    assert digest(keys.canonical(value)) == digest(keys.canonical(backwards))
 
 
 def test_dataclasses_enums_and_tuples_become_json() -> None:
@@ -55,7 +56,7 @@ def test_numbers_that_json_lacks_raise(value: float) -> None:
 
 
 def test_every_part_of_the_payload_changes_the_key() -> None:
-    base = keys.digest(keys.payload("prune", 1, Inner(4), {"model": "k"}))
+    base = digest(keys.payload("prune", 1, Inner(4), {"model": "k"}))
     others = [
         keys.payload("recover", 1, Inner(4), {"model": "k"}),
         keys.payload("prune", 2, Inner(4), {"model": "k"}),
@@ -63,7 +64,7 @@ def test_every_part_of_the_payload_changes_the_key() -> None:
         keys.payload("prune", 1, Inner(4), {"model": "l"}),
         keys.payload("prune", 1, Inner(4), {"dense": "k"}),
     ]
-    assert len({base, *map(keys.digest, others)}) == 6
+    assert len({base, *map(digest, others)}) == 6
 
 
 def test_seeds_of_stages_differ_and_stay() -> None:

@@ -290,14 +290,17 @@ def test_what_is_cached_is_what_would_be_computed(taught: Path, tmp_path: Path) 
     recover(taught, tmp_path / "fly", settings(teacher_top_k=8, tokens=500))
     cached = settings(teacher_top_k=8, tokens=500, cache_teacher=True)
     recover(taught, tmp_path / "first", cached)
-    damaged, *others = sorted((tmp_path / "cache").rglob("*.safetensors"))
-    damaged.write_bytes(damaged.read_bytes()[:100])
+    short, flipped, *others = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    whole = flipped.read_bytes()
+    short.write_bytes(short.read_bytes()[:100])
+    flipped.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     stamps = [file.stat().st_mtime_ns for file in others]
     recover(taught, tmp_path / "again", cached)
 
     assert others
     assert [file.stat().st_mtime_ns for file in others] == stamps, "what is there is not read"
-    assert load_file(damaged), "what is damaged is not written again"
+    assert load_file(short), "what is damaged is not written again"
+    assert flipped.read_bytes() == whole, "what is damaged is not written again"
     for name in ("first", "again"):
         for file in ("adapter/adapter_model.safetensors", "history.jsonl"):
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "fly" / file).read_bytes(), (name, file)

@@ -93,6 +93,22 @@ def test_a_file_that_lost_its_end_is_written_again(path: Path, tokenizer: PreTra
     assert not list((path.parent / "cache" / "tokens").glob("*.tmp"))
 
 
+@pytest.mark.parametrize("name", ["ids.u32", "documents.i64", "facts.json"])
+def test_a_file_with_another_bit_is_written_again_and_said_so(
+    path: Path, tokenizer: PreTrainedTokenizerFast, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = list(islice(of(path, tokenizer).documents(), 20))
+    (kept,) = (path.parent / "cache" / "tokens").glob(f"*/{name}")
+    content = bytearray(kept.read_bytes())
+    for place in range(0, len(content), max(1, len(content) // 20)):
+        kept.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with caplog.at_level("INFO", "pipeline"):
+            assert list(islice(of(path, tokenizer).documents(), 20)) == first
+        assert "tokenised again" in caplog.text, place
+        caplog.clear()
+        assert kept.read_bytes() == content
+
+
 def test_text_that_is_too_long_becomes_documents_and_every_token_is_labelled_once(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from stages.common.files import sha256_of_each
+from stages.common.sealed import SEAL
 from stages.decoders.checkpoint import load_config, load_model, load_tokenizer
 from stages.decoders.copies import copy_of
 from stages.decoders.holding import STORED
@@ -36,6 +37,9 @@ from stages.rows.packing import Batch
 from stages.stage import Context
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -167,11 +171,26 @@ def _digest(batch: Batch) -> str:
 
 
 def _read(path: Path, device: str) -> TopK | None:
-    """Return the cached probabilities; None where there are none, or none that can be read."""
+    """Return the cached probabilities; None where there are none, or they are not what was written."""
     try:
-        return TopK(**{name: sent(tensor, device) for name, tensor in load_file(path).items()})
-    except (FileNotFoundError, SafetensorError, TypeError):
+        with safe_open(path, framework="pt") as file:
+            written = (file.metadata() or {}).get(SEAL)
+            tensors = {name: file.get_tensor(name) for name in TopK.__slots__}
+    except (OSError, SafetensorError):
         return None
+    if written != _seal(tensors):
+        return None
+    return TopK(**{name: sent(tensor, device) for name, tensor in tensors.items()})
+
+
+def _seal(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors on the host: of their names, types, shapes and bytes."""
+    seal = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        seal.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        # As bytes, because numpy has no bfloat16.
+        seal.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return seal.hexdigest()
 
 
 def _write(targets: TopK, path: Path) -> None:
@@ -186,7 +205,8 @@ def _write(targets: TopK, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Waits for the device, in the one recovery that fills the cache.
-        save_file({name: getattr(targets, name).cpu().contiguous() for name in names}, beside)
+        tensors = {name: getattr(targets, name).cpu().contiguous() for name in names}
+        save_file(tensors, beside, {SEAL: _seal(tensors)})
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
         raise UserError(
