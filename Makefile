@@ -21,6 +21,9 @@ help: ## show this
 	@echo 'recover and plan take MODEL=  PRUNE=  RATIO=  ADAPTER=  ARGS="any.hydra=override"'
 
 setup: $(INSTALLED) ## create .venv with the pinned dependencies (done once)
+ifneq ($(filter setup,$(MAKECMDGOALS)),)
+	@echo '$(VENV) is ready. Next: make plan (what a run would do, in seconds), then make recover'
+endif
 
 # torch first and by pip: other packages would pull another build of it.
 $(INSTALLED): pyproject.toml constraints.txt

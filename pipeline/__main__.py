@@ -6,7 +6,10 @@ import logging
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import NoReturn
 
@@ -18,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.execution import plan, run
 from pipeline.schema.config import Action, Config, register
-from pipeline.schema.overrides import check_arguments
+from pipeline.schema.help import text
+from pipeline.schema.overrides import asked_for_help, check_arguments
 from stages.errors import UserError
 
 log = logging.getLogger("pipeline")
@@ -42,11 +46,12 @@ def job(composed: DictConfig) -> None:
         BEGUN.add(once)
         config = OmegaConf.to_object(composed)
         assert isinstance(config, Config)
+        words = list(HydraConfig.get().overrides.task)
         if config.action is Action.plan:
-            log.info("%s", plan(config))
+            log.info("%s", plan(config, words))
         else:
             command = shlex.join(["python", "-m", "pipeline", *sys.argv[1:]])
-            run(config, Path(HydraConfig.get().runtime.output_dir), command)
+            run(config, Path(HydraConfig.get().runtime.output_dir), command, words)
     except (UserError, OmegaConfBaseException) as error:
         # Hydra 1.3 leaves the log of a failing sweep job empty, so the error is logged here.
         log.error("error: %s", error)
@@ -70,15 +75,34 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(TERMINATED)
 
 
+@contextmanager
+def _nowhere(arguments: list[str]) -> Iterator[list[str]]:
+    """Yield `arguments` so that Hydra makes no directory of a run, nor a log in it, where nothing is run."""
+    word = f"action={Action.plan.name}"
+    if word not in arguments or any(given.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for given in arguments):
+        yield arguments
+        return
+    with TemporaryDirectory() as directory:
+        # Beside the word itself, because overrides have to stand together.
+        after = arguments.index(word) + 1
+        places = [f"hydra.run.dir='{directory}'", f"hydra.sweep.dir='{directory}'"]
+        yield [*arguments[:after], *places, *arguments[after:]]
+
+
 def main() -> None:
-    """Check the command line, then hand it to Hydra."""
+    """Print the help where it is asked for. Otherwise check the command line, then hand it to Hydra."""
     register()
     try:
+        if (words := asked_for_help(sys.argv[1:])) is not None:
+            print(text(words))
+            return
         check_arguments(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    job()
+    with _nowhere(sys.argv[1:]) as arguments:
+        sys.argv[1:] = arguments
+        job()
     if FAILED:
         print(f"error: {len(FAILED)} of the sweep's jobs failed: {'; '.join(FAILED)}", file=sys.stderr)
         raise SystemExit(1)

@@ -35,7 +35,7 @@ def plan(*overrides: str, config: Config | None = None) -> Plan:
     Raises:
         UserError: something the user can mend.
     """
-    return execution.plan(_config(overrides, config))
+    return execution.plan(_config(overrides, config), overrides)
 
 
 def run(*overrides: str, config: Config | None = None, directory: Path | str | None = None) -> Run:
@@ -55,7 +55,8 @@ def run(*overrides: str, config: Config | None = None, directory: Path | str | N
     _show_progress()
     # Microseconds, so that runs begun in one second have directories of their own.
     own = Path("outputs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}" if directory is None else Path(directory)
-    return execution.run(settings, own.expanduser().resolve(), shlex.join(["python", "-m", "pipeline", *overrides]))
+    command = shlex.join(["python", "-m", "pipeline", *overrides])
+    return execution.run(settings, own.expanduser().resolve(), command, overrides)
 
 
 def _config(overrides: tuple[str, ...], config: Config | None) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +18,12 @@ from pipeline.engine.estimates import estimate
 from pipeline.engine.provenance import commit, versions
 from pipeline.engine.store import Store, explain_disk_error
 from pipeline.planning.build import TRIAL, build_graph
+from pipeline.planning.downloads import downloads
 from pipeline.planning.graph import Graph, Node
+from pipeline.planning.idle import idle
 from pipeline.planning.memory import needs
 from pipeline.planning.preview import fields_of, preview
-from pipeline.planning.runtime import resolve_cards, resolve_workers
+from pipeline.planning.runtime import check_gpu, no_gpu, resolve_cards, resolve_workers
 from pipeline.planning.settled import cache_directory
 from pipeline.planning.speed import known
 from pipeline.planning.work import model_shapes, works
@@ -85,25 +87,37 @@ class Run:
         Raises:
             UserError: the recovery left an adapter that is not merged.
         """
-        last = next(self.artifacts[role] for role in LAST if role in self.artifacts)
-        if not (last / "model").is_dir():
+        if not (self._last / "model").is_dir():
             raise UserError(
-                f"{last} holds an adapter beside the pruned model, and no model of its own. Load both: "
+                f"{self._last} holds an adapter beside the pruned model, and no model of its own. Load both: "
                 "stages.adapters.loading.Source.of(run.artifacts['recover'], base=run.artifacts['prune']).load()."
             )
-        return last / "model"
+        return self._last / "model"
+
+    @property
+    def whereabouts(self) -> str:
+        """The line that says where the last model lies, or the adapter that is beside the pruned model."""
+        if (self._last / "model").is_dir():
+            return f"model: {self.model}"
+        return f"adapter: {self._last}, of the model {self.artifacts.get('prune', self.artifacts.get('model'))}"
+
+    @property
+    def _last(self) -> Path:
+        return next(self.artifacts[role] for role in LAST if role in self.artifacts)
 
 
-def plan(config: Config, observe: Observe = lambda node: lambda point: None) -> Plan:
-    """Return what `config` would do. Nothing is built or measured. `observe` is passed to the engine.
+def plan(config: Config, words: Sequence[str] = ()) -> Plan:
+    """Return what `config` would do. Nothing is built or measured.
+
+    `words` are the overrides that composed `config`. The plan says which of them have no effect.
 
     Raises:
         UserError: something the user can mend.
     """
-    return _planned(config, observe, measures=False)
+    return _planned(config, words, lambda node: lambda point: None, measures=False)
 
 
-def _planned(config: Config, observe: Observe, *, measures: bool) -> Plan:
+def _planned(config: Config, words: Sequence[str], observe: Observe, *, measures: bool) -> Plan:
     """Return the plan of `config`. With `measures` the machine's speed is measured where a long stage needs it."""
     graph = build_graph(config)
     runtime = config.runtime
@@ -127,7 +141,9 @@ def _planned(config: Config, observe: Observe, *, measures: bool) -> Plan:
         engine.works = works(graph, shapes, foreseen)
     text = _describe(graph, engine, foreseen, _seconds(engine, measures=measures))
     memory = needs(graph, shapes, foreseen, fields_of(config, graph, directory), runtime.engine)
-    return Plan(config, graph, engine, f"{text}\n\n{memory}" if memory else text)
+    fetched = downloads(engine.due(), shapes, engine.cache)
+    notes = "\n".join(filter(None, (fetched, *idle(config, graph, words), no_gpu(graph.device))))
+    return Plan(config, graph, engine, "\n\n".join(filter(None, (text, memory, notes))))
 
 
 def _seconds(engine: Engine, *, measures: bool) -> Mapping[str, float]:
@@ -146,10 +162,11 @@ def _found(engine: Engine, node: Node) -> Path | None:
     return None if artifact is None else artifact.path / "model"
 
 
-def run(config: Config, directory: Path, command: str) -> Run:
+def run(config: Config, directory: Path, command: str, words: Sequence[str] = ()) -> Run:
     """Run `config`, whatever its action, and return what the run left.
 
-    `directory` is the run's own, where its report is written. `command` is the command line that the report names.
+    `directory` is the run's own, where its report is written. `command` is the command line that the report names, and
+    `words` are the overrides that composed `config`, as `plan` takes them.
 
     Raises:
         UserError: something the user can mend.
@@ -158,10 +175,11 @@ def run(config: Config, directory: Path, command: str) -> Run:
     tracker_of: dict[str, Tracker] = {}
     # The engine needs `observe` before the recovery's node is known, so trackers are looked up when a node is built.
     observe: Observe = lambda node: tracker_of[node.key].log if node.key in tracker_of else lambda point: None  # noqa: E731
-    planned = _planned(config, observe, measures=True)
+    planned = _planned(config, words, observe, measures=True)
     graph, engine = planned.graph, planned.engine
     log.info("%s", planned.text)
     if engine.due():
+        check_gpu(graph.device)
         # A run that builds nothing takes a store that it can't write.
         engine.store.prepare()
     try:
@@ -180,10 +198,12 @@ def run(config: Config, directory: Path, command: str) -> Run:
     log.info("\n%s\n\nreport: %s", report["summary"], directory / "report.html")
     if "export" in graph.roles:
         log.info("export: %s", engine.done[graph.roles["export"].key].path)
+    found = {role: engine.done[node.key].path for role, node in graph.roles.items() if node.key in engine.done}
+    done = Run(report, directory, found, engine.store)
+    log.info("%s", done.whereabouts)
     if line := closing(config, engine.store, report, command):
         log.info("%s", line)
-    found = {role: engine.done[node.key].path for role, node in graph.roles.items() if node.key in engine.done}
-    return Run(report, directory, found, engine.store)
+    return done
 
 
 def _describe(graph: Graph, engine: Engine, foreseen: PrunePlan | None, seconds: Mapping[str, float]) -> str:

@@ -102,9 +102,9 @@ def why(store: Store, artifact: Artifact) -> int:
         return 0
     other, fields = found
     print(f"{artifact.name} is another artifact than {other.name} because of: {describe_differences(fields, most=50)}.")
-    if any(name.startswith("inputs.") for name in fields):
-        for name, ours in artifact.manifest["inputs"].items():
-            print(f"  input {name}: {other.manifest['inputs'].get(name, 'none')} → {ours}")
+    for name in (field.removeprefix("inputs.") for field in fields if field.startswith("inputs.")):
+        theirs, ours = (one.manifest["inputs"].get(name, "none") for one in (other, artifact))
+        print(f"  input {name}: {theirs} → {ours}")
     return 0
 
 

@@ -9,9 +9,11 @@ import pytest
 from nbclient import NotebookClient
 
 from helpers.synthetic import store
+from stages.common.files import read_json
 from stages.decoders.checkpoint import load_model
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+GOLDEN = Path(__file__).parent / "golden" / "store" / "artifacts"
 NOTEBOOK = NOTEBOOKS / "recovery_curves.ipynb"
 
 
@@ -33,20 +35,53 @@ def executed(
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
-def test_the_notebook_overlays_the_curves_of_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_lays_the_recoveries_of_a_store_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store(tmp_path / "artifacts", adapters=("rora", "lora"))
     outputs = executed(tmp_path / "artifacts", monkeypatch, tmp_path)
     shown = "".join(str(output) for output in outputs)
     assert "2 recoveries in" in shown
     assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert "comparison.html" in next(
+        output["data"]["text/html"] for output in outputs if "text/html" in output.get("data", {})
+    )
+    page = (tmp_path / "comparison.html").read_text()
+    assert "rora" in page
+    assert "lora" in page
+
+
+@pytest.mark.parametrize("name", ["recovery_curves", "what_was_pruned"])
+def test_a_notebook_that_reads_a_store_says_what_to_do_with_an_empty_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = executed(tmp_path / "none", monkeypatch, tmp_path, path=NOTEBOOKS / f"{name}.ipynb")
+    assert "run `make recover` first" in "".join(str(output) for output in outputs)
+
+
+def test_the_notebook_shows_what_each_pruning_of_a_store_kept_and_what_it_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = executed(GOLDEN, monkeypatch, tmp_path, path=NOTEBOOKS / "what_was_pruned.ipynb")
+    shown = "".join(str(output) for output in outputs)
+    assert "4 pruned models in" in shown
+    assert "sparseml" not in shown, "masks remove no groups"
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5, "what was kept, and scores of each"
     table = next(output["data"]["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {}))
-    assert "tiny-llama llmpruner −50%, rora r16" in table
-    assert "21.3 → 142.6 → 43.0 | 63% [63%, 63%]" in table
+    assert "| wanda-older-r0.20 | 20.2% | 6.097 → 6.141 |" in table
+    assert "| surgeon-older-r0.20 | channels, mlp in competition | 0.0337 | 6.1169 |" in table
 
 
-def test_the_notebook_says_what_to_do_with_an_empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = "".join(str(output) for output in executed(tmp_path / "none", monkeypatch, tmp_path))
-    assert "run `make recover` first" in shown
+def test_the_notebook_adds_a_criterion_that_runs_and_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNE_RECOVER_CACHE", str(tmp_path / "cache"))
+    executed(tmp_path / "none", monkeypatch, tmp_path, path=NOTEBOOKS / "add_a_criterion.ipynb", seconds=300)
+    records = [read_json(path) for path in (tmp_path / "toy-artifacts" / "prune").glob("*/model/pruning.json")]
+    kept = {record["method"]: record["layers"] for record in records}
+    assert kept.keys() == {"magnitude", "largest_weight"}
+    assert kept["magnitude"] != kept["largest_weight"], "the criteria disagree, so the new one was asked"
+    assert "largest_weight" in (tmp_path / "toy-outputs" / "comparison.html").read_text()
 
 
 @pytest.mark.real

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tomllib
 from importlib import resources
 from importlib.metadata import EntryPoint
@@ -32,3 +33,14 @@ def test_the_command_is_the_pipeline() -> None:
     ((name, value),) = PROJECT["project"]["scripts"].items()
     assert name == "prune-recover"
     assert EntryPoint(name, value, "console_scripts").load() is pipeline.__main__.main
+
+
+def test_setup_ends_with_what_to_do_next_and_other_targets_do_not() -> None:
+    assert make("setup") == (".venv is ready. Next: make plan (what a run would do, in seconds), then make recover\n")
+    assert "Next:" not in make("--dry-run", "plan")
+
+
+def make(*arguments: str) -> str:
+    """Return what make prints, where everything is installed."""
+    command = ["make", "--old-file=.venv/.installed", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

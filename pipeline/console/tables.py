@@ -12,6 +12,8 @@ from stages.common.tables import aligned
 
 DIGITS = 12
 """Hex digits of a key that are shown."""
+TOLD = 3
+"""At most so many differences of two artifacts are told; with more, they are not compared in a plan."""
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
@@ -40,15 +42,17 @@ def plan_table(graph: Graph, engine: Engine, seconds: Mapping[str, float]) -> st
 
 
 def nearest_difference(engine: Engine, node: Node) -> str:
-    """Return a clause on how `node` differs from the most similar artifact in the store; empty without one."""
-    found = engine.store.nearest(node.payload)
+    """Return a clause on how `node` differs from the artifact in the store that is nearly it; empty without one."""
+    found = engine.store.related(node.payload, node.label, TOLD)
     if found is None:
         return ""
     artifact, fields = found
-    return f"; {artifact.path.name} differs in {describe_differences(fields)}"
+    # What was built from other inputs follows from the rows above.
+    own = {name: values for name, values in fields.items() if not name.startswith("inputs.")}
+    return f"; {artifact.path.name} differs in {describe_differences(own)}"
 
 
-def describe_differences(fields: dict[str, tuple[Any, Any]], most: int = 3) -> str:
+def describe_differences(fields: Mapping[str, tuple[Any, Any]], most: int = TOLD) -> str:
     """Return "ratio 0.2 → 0.5, …" (theirs → ours) for the first `most` fields that differ, config first."""
     # Two long values may be cut to the same text. Such fields are named only where no other field differs.
     told = [name for name in fields if short(fields[name][0]) != short(fields[name][1])]

@@ -3,6 +3,7 @@
     hit       complete, and built from exactly these inputs
     build     not in the store, or not to be trusted (the reason is given)
     resume    a killed build left its directory, and the stage goes on in it
+    wait      another process is building it right now
 
 A hit never runs the stages upstream of it. Before a build reads an artifact, every file of it is hashed. What is not
 what was written is built again first.
@@ -39,6 +40,9 @@ Observe = Callable[[Node], Callable[[dict[str, Any]], None]]
 """`observe(node)` returns the function that gets the points of that node's curve while the node is built."""
 MISSING = "not in the store"
 RESUMES = "a run was stopped in it"
+BUILDING = "being built by another process"
+SOUND = ("", MISSING, RESUMES, BUILDING)
+"""The reasons of nodes that are not broken, and that nobody forced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,8 @@ class Engine:
             return Status("build", f"input '{rebuilt[0]}' is forced") if rebuilt else Status("hit", "", artifact)
         if problem:
             return Status("build", f"{path.name} can't be used: {problem}")
+        if self.store.in_use(path):
+            return Status("wait", BUILDING)
         if self.store.partial(node.stage.name, node.label, node.key).exists():
             return Status("resume", RESUMES)
         return Status("build", MISSING)
@@ -139,7 +145,7 @@ class Engine:
                 for upstream in node.inputs.values():
                     want(upstream)
 
-        broken = [node for node in self.graph if statuses[node.key].why not in ("", MISSING, RESUMES)]
+        broken = [node for node in self.graph if statuses[node.key].why not in SOUND]
         for node in (*broken, *self.graph.targets):
             want(node)
         return [node for node in self.graph if node.key in wanted]
@@ -148,7 +154,7 @@ class Engine:
         """Bring every target into the store. Artifacts that are there but broken are rebuilt on the way."""
         # Broken and forced artifacts are built even where every target is a hit and would not read them.
         for node in self.graph:
-            if self.status(node).why not in ("", MISSING, RESUMES):
+            if self.status(node).why not in SOUND:
                 self.ensure(node)
         for node in self.graph.targets:
             self.ensure(node)
@@ -176,6 +182,8 @@ class Engine:
         inputs = self._whole_inputs(node)
         waiting = lambda: log.info("%s is being built by another process; waiting for it.", node.name)  # noqa: E731
         with self.store.lock(node.stage.name, node.key, waiting=waiting):
+            if status.state == "wait":
+                status = Status("resume", RESUMES)  # unless the other process has finished it
             artifact = self._built_meanwhile(node, inputs)
             if artifact is not None:
                 self._record(node, "hit", 0.0, None, artifact, why="built by another process meanwhile")

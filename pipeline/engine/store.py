@@ -53,6 +53,10 @@ REPLACED = re.compile(rf"-[0-9a-f]{{{SHORT}}}\.replaced-[0-9]+\Z")
 """An artifact that was moved aside, to put another into its place; the number is the process's."""
 
 
+Differences = dict[str, tuple[Any, Any]]
+"""The fields in which two payloads differ, by their dotted names: (ours, theirs)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """A complete artifact: its directory and its manifest."""
@@ -175,19 +179,36 @@ class Store:
         names = ", ".join(a.name for a in found)
         raise UserError(f"'{key}' could be {names}. Give more digits.")
 
-    def nearest(
-        self, payload: Mapping[str, Any], *, but: str = ""
-    ) -> tuple[Artifact, dict[str, tuple[Any, Any]]] | None:
+    def nearest(self, payload: Mapping[str, Any], *, but: str = "") -> tuple[Artifact, Differences] | None:
         """Return the artifact of the same stage that differs in the fewest fields, with those fields (ours, its).
 
         `but` is the key of an artifact to leave out. None where the stage has no other artifact.
         """
-        others = [artifact for artifact in self.artifacts(payload["stage"]) if artifact.key != but]
-        if not others:
-            return None
-        found = [(artifact, keys.differences(payload, artifact.manifest["payload"])) for artifact in others]
-        # The name breaks ties, so that the answer does not depend on the file system's order.
-        return min(found, key=lambda pair: (len(pair[1]), pair[0].name))
+        return min(self._differing(payload, but), key=_distance, default=None)
+
+    def related(self, payload: Mapping[str, Any], label: str, most: int) -> tuple[Artifact, Differences] | None:
+        """Return the nearest artifact of which at most `most` options are others, if it is one to compare with.
+
+        It has the same model, or without a model among its inputs some input in common. An artifact that is built from
+        nothing has to go by the same `label`.
+        """
+        own = payload["inputs"]
+        return min(
+            (
+                (artifact, fields)
+                for artifact, fields in self._differing(payload)
+                if 0 < sum(not name.startswith("inputs.") for name in fields) <= most
+                and (_kin(own, artifact.manifest["payload"]["inputs"]) if own else artifact.manifest["label"] == label)
+            ),
+            key=_distance,
+            default=None,
+        )
+
+    def _differing(self, payload: Mapping[str, Any], but: str = "") -> Iterator[tuple[Artifact, Differences]]:
+        """Yield the artifacts of the same stage, each with the fields in which it differs."""
+        for artifact in self.artifacts(payload["stage"]):
+            if artifact.key != but:
+                yield artifact, keys.differences(payload, artifact.manifest["payload"])
 
     def check(
         self, path: Path, payload: Mapping[str, Any], inputs: Mapping[str, Artifact]
@@ -235,6 +256,8 @@ class Store:
     def in_use(self, path: Path) -> bool:
         """Return whether a process is building the artifact (or unfinished build) at `path` right now."""
         lock = self.root / LOCKS / f"{lock_of(path)}.lock"
+        if not lock.exists():
+            return False  # nobody has built it yet, and asking makes no file
         try:
             with FileLock(lock).acquire(timeout=0):
                 return False
@@ -321,6 +344,16 @@ class Store:
         return Artifact(final, manifest)
 
 
+def _distance(found: tuple[Artifact, Differences]) -> tuple[int, str]:
+    """Return how far an artifact is; the name breaks ties, so that the file system's order does not decide."""
+    return len(found[1]), found[0].name
+
+
+def _kin(own: Mapping[str, str], others: Mapping[str, str]) -> bool:
+    """Return whether two artifacts with these inputs are of one model, or else have an input in common."""
+    return own["model"] == others.get("model") if "model" in own else bool(own.items() & others.items())
+
+
 def lock_name(stage: str, key: str) -> str:
     """Return the name of an artifact's lock."""
     return f"{stage}-{key[:SHORT]}"
@@ -328,7 +361,7 @@ def lock_name(stage: str, key: str) -> str:
 
 def lock_of(path: Path) -> str:
     """Return the name of the lock of the artifact, unfinished build or replaced artifact at `path`."""
-    name = path.name.rpartition(".")[0] if path.suffix else path.name
+    name = path.name if ARTIFACT.search(path.name) else path.name.rpartition(".")[0]
     return lock_name(path.parent.name, name[-SHORT:])
 
 

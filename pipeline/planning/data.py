@@ -99,6 +99,13 @@ def kinds_in(node: Node) -> list[str]:
     return _in_parts(node, data_plan.resembles)
 
 
+def has_prompts(node: Node) -> bool:
+    """Return whether rows of `node` have a prompt before their response, as far as that is known."""
+    parts = [part for _, part in _parts(node)]
+    own = data_plan.has_prompts(node.config)
+    return any(has_prompts(part) for part in parts) if parts and not data_plan.asks_model(node.config) else own
+
+
 def _in_parts(node: Node, of: Callable[[DataConfig], Iterable[str]]) -> list[str]:
     """Return the names that `of` finds for the rows of `node` and for those of its parts, each once."""
     parts = (name for _, part in _parts(node) for name in _in_parts(part, of))

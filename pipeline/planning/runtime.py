@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pipeline.planning.graph import Graph
 from pipeline.schema.config import RuntimeConfig
 from stages.common.checks import require
 from stages.common.choices import lookup
@@ -21,13 +22,51 @@ def check_runtime(runtime: RuntimeConfig) -> None:
     require(seconds >= 0, "runtime.checkpoint_seconds", "at least 0", seconds)
 
 
+def unread(runtime: RuntimeConfig, graph: Graph) -> dict[str, str]:
+    """Return the options of the runtime and the tracker that change nothing for `graph`, each with the reason."""
+    found = {}
+    if graph.device == "cpu":
+        found["runtime.deterministic"] = "a processor adds in a fixed order anyway"
+    if not resolve_cards("auto", graph.device):
+        found["runtime.device_map"] = f"there are not several GPUs to spread a model over (device: {graph.device})"
+    if "recover" not in graph.roles:
+        found["tracker"] = "nothing is recovered, so there is no curve to track"
+        found["runtime.checkpoint_seconds"] = "nothing is recovered, and only recoveries keep checkpoints"
+    return found
+
+
 def resolve_device(device: str) -> str:
     """Return the device's name. "auto" is "cuda" where a CUDA driver is loaded and not hidden, else "cpu"."""
     if device != "auto":
         return device
+    return "cuda" if driver_found() else "cpu"
+
+
+def driver_found() -> bool:
+    """Return whether a CUDA driver is loaded and not hidden, as far as that is seen without torch."""
     # The driver's device file is there once the driver is loaded. Asking torch would mean importing it.
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    return "cuda" if Path("/dev/nvidiactl").exists() and not hidden else "cpu"
+    return Path("/dev/nvidiactl").exists() and not hidden
+
+
+def no_gpu(device: str) -> str:
+    """Return the line of a plan whose GPU is not seen on this machine; empty where there is one, or none is needed."""
+    if device == "cpu" or driver_found():
+        return ""
+    return "this plan can't run here: runtime=cuda, and no CUDA driver was found (runtime=cpu runs on the processor)"
+
+
+def check_gpu(device: str) -> None:
+    """Raise a `UserError` where stages would run on a GPU and torch finds none."""
+    if not no_gpu(device):
+        return
+    import torch  # some systems have GPUs without the device file that `driver_found` looks for
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "runtime=cuda: torch finds no CUDA GPU on this machine. Run on the processor with runtime=cpu, or see that "
+            "nvidia-smi lists a GPU, that CUDA_VISIBLE_DEVICES does not hide it, and that torch is a CUDA build."
+        )
 
 
 def resolve_workers(engine: str, workers: int | None, device: str) -> int:

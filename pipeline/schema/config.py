@@ -77,19 +77,29 @@ class Config:
     """The whole command line."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    """The model that is pruned and recovered."""
     prune: PruneConfig = field(default_factory=PruneConfig)
+    """How the model is pruned: the criterion, and how the cut is shared out."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """What is trained to recover the model; none recovers nothing."""
     data: DataConfig = field(default_factory=DataConfig)
+    """The text that the recovery trains on; pruning reads it too, unless prune.calibration.data names another."""
     recover: RecoverOptions = field(default_factory=RecoverOptions)
+    """How the recovery trains: budget, rate, loss."""
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
+    """How the dense, the pruned and the recovered model are judged."""
     export: ExportConfig = field(default_factory=ExportConfig)
+    """The form in which the last model is written once more, to be published."""
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    """Where the recovery's curve is followed."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    """Where the run takes place, and where its files are."""
     action: Action = Action.run
     ratio: float = 0.2
     """Share of all parameters to remove, in [0, 1)."""
     reference: Reference = Reference.dense
     seed: int = 0
+    """Seed of everything that is drawn; the groups take it unless they have one of their own."""
     force: list[str] = field(default_factory=list)
     """Stages to build again, with every stage that depends on them: [prune], [recover], …"""
 

@@ -64,3 +64,8 @@ def tasks(config: DataConfig) -> tuple[str, ...]:
 def resembles(config: DataConfig) -> tuple[str, ...]:
     """Return the kinds of held-out text whose like the rows are. A mixture's parts are not looked into."""
     return DATASETS[config.name].resembles
+
+
+def has_prompts(config: DataConfig) -> bool:
+    """Return whether the rows have prompts. A mixture's parts are not looked into."""
+    return DATASETS[config.name].prompts

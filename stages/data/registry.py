@@ -39,6 +39,7 @@ class DataSet:
         tasks: lm-eval's names of those tasks. Their scores mix recovery with task fitting, and the report says so.
         resembles: kinds of held-out text (`stages.text_library.kinds`) whose like the rows are. The report says so, and
             leaves them out of the mean over kinds that nothing was fitted to.
+        prompts: whether rows have a prompt before their response. False where they are plain text.
     """
 
     build: Callable[[Any, Mapping[str, Path], Context], Built]
@@ -48,6 +49,7 @@ class DataSet:
     parts: Callable[[Any], dict[str, Part]] = lambda config: {}
     tasks: tuple[str, ...] = ()
     resembles: tuple[str, ...] = ()
+    prompts: bool = True
 
 
 NAMED_MIXTURE = DataSet(build=mixture.build, config=mixture.MixtureConfig, pin=mixture.pin, parts=mixture.parts_of)
@@ -55,12 +57,12 @@ NAMED_MIXTURE = DataSet(build=mixture.build, config=mixture.MixtureConfig, pin=m
 
 DATASETS: dict[str, DataSet] = {
     "commonsense": DataSet(build=commonsense.build, tasks=tuple(FORMATS)),
-    "passages": DataSet(build=passages.build, resembles=("wikipedia",)),
-    "howto": DataSet(build=howto.build, tasks=howto.SOURCES),
+    "passages": DataSet(build=passages.build, resembles=("wikipedia",), prompts=False),
+    "howto": DataSet(build=howto.build, tasks=howto.SOURCES, prompts=False),
     "alpaca": DataSet(build=hub.build, config=hub.HubConfig, pin=hub.pin, label=hub.label),
     "hub": DataSet(build=hub.build, config=hub.HubConfig, pin=hub.pin, label=hub.label),
     "file": DataSet(build=file.build, config=file.FileConfig, pin=file.pin, label=file.label),
-    "text": DataSet(build=text.build, config=text.TextConfig, pin=text.pin, label=text.label),
+    "text": DataSet(build=text.build, config=text.TextConfig, pin=text.pin, label=text.label, prompts=False),
     "selfwritten": DataSet(
         build=selfwritten.build,
         config=selfwritten.SelfWrittenConfig,
@@ -68,7 +70,7 @@ DATASETS: dict[str, DataSet] = {
         label=selfwritten.label,
         parts=selfwritten.parts_of,
     ),
-    "sampled": DataSet(build=sampled.build, config=sampled.SampledConfig, pin=sampled.pin),
+    "sampled": DataSet(build=sampled.build, config=sampled.SampledConfig, pin=sampled.pin, prompts=False),
     "mixture": replace(NAMED_MIXTURE, label=mixture.label),
     "general": NAMED_MIXTURE,
     "plain": NAMED_MIXTURE,

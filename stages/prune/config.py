@@ -99,6 +99,7 @@ class PruneConfig:
     dtype: str = "float32"
     """Precision of the scores' forward and backward passes: float32 or bfloat16."""
     seed: int = 0
+    """Seed of what a criterion draws; the command's own `seed` unless set."""
 
     @property
     def multiple(self) -> int:

@@ -16,6 +16,7 @@ from stages.common.machine import precision
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.prune.allocation.allocate import (
+    allocation,
     check_options,
     decided_by_shapes,
     for_scores,
@@ -149,6 +150,22 @@ def preview(pruning: Pruning, fields: Mapping[str, Any] | None) -> PrunePlan | N
     if config.megabytes is not None and stored is None:
         return None  # megabytes are of a precision, which this config.json does not tell
     return foreseen(shape, config, None if ruled(config) else budget_of(shape, config, stored))
+
+
+def unread(pruning: Pruning) -> dict[str, str]:
+    """Return the options that are in a pruning's keys and that nothing reads, each with the reason."""
+    config, found = pruning.config, {}
+    if config.method in CRITERIA:
+        way = allocation(config)
+        if way != "searched":
+            found["prune.search"] = f"nothing is searched; the allocation is {way} (prune.allocation=searched)"
+        if way not in ("global", "searched"):
+            found["prune.max_per_layer"] = f"it limits a ranking across layers, and the allocation is {way}"
+    if config.calibration_ids is not None:
+        found["prune.calibration"] = "prune.calibration_ids takes the place of rows"
+    elif not (pruning.reads_text or pruning.scores_read_text):
+        found["prune.calibration"] = f"prune={config.method} reads no text"
+    return found
 
 
 def outlook(pruning: Pruning, foreseen: PrunePlan | None) -> str:

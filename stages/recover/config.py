@@ -101,6 +101,7 @@ class RecoverOptions(RecoverConfig):
     dtype: str = "auto"
     """Precision of the computation: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)."""
     seed: int = 0
+    """Seed of the adapter's start and of what the training draws; the command's own `seed` unless set."""
     tune: str = "none"
     """lr: try several learning rates, and recover at the one with the lowest validation loss; none: try no others."""
     tune_factors: list[float] = field(default_factory=lambda: [0.1, 0.3, 1.0, 3.0, 10.0])

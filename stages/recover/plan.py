@@ -141,6 +141,19 @@ def check_recover(config: RecoverConfig) -> None:
         )
 
 
+def unread(config: RecoverConfig, *, prompts: bool) -> dict[str, str]:
+    """Return the options that are in a recovery's key and that nothing reads, each with the reason.
+
+    `prompts` says whether rows have prompts.
+    """
+    found = {}
+    if config.schedule != "wsd":
+        found["recover.decay"] = f"recover.schedule={config.schedule} does not use it, wsd does"
+    if not prompts:
+        found["recover.loss"] = "the rows are plain text, of which every token is the response"
+    return found
+
+
 def gives_model(config: RecoverStageConfig) -> bool:
     """Return whether the recovery gives a whole model of the base's shape, and not only an adapter beside the base."""
     adapter = ADAPTERS[config.adapter.name]

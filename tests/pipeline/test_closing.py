@@ -1,4 +1,4 @@
-"""The last line of a run on the terminal: what `prune=best` gave in its place, or how to get it."""
+"""The last lines of a run on the terminal: where its model lies, and what `prune=best` gave or how to get it."""
 
 from __future__ import annotations
 
@@ -115,6 +115,9 @@ def test_the_line_ends_the_run_and_is_in_no_artifact(tmp_path: Path, caplog: pyt
     with caplog.at_level(logging.INFO, logger="pipeline"):
         world.run("prune=magnitude", "adapter=none", "evaluate.limit=2", "evaluate.cost.repeats=1")
     assert caplog.messages[-1] == "the same command with prune=best keeps more"
+    model = world.artifact("prune", "prune=magnitude", "adapter=none") / "model"
+    assert caplog.messages[-2] == f"model: {model}"
+    assert (model / "config.json").is_file()
     written = [path for path in (tmp_path / "artifacts").rglob("*.*") if path.suffix in (".json", ".md", ".html")]
     assert written
     assert not [path for path in written if "keeps more" in path.read_text()]

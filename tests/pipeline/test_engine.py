@@ -16,8 +16,9 @@ import torch
 from helpers import toystages
 from helpers.processes import same_imports
 from helpers.toystages import Number, chain, stage
+from pipeline.console.tables import plan_table
 from pipeline.engine import integrity, store
-from pipeline.engine.engine import Engine
+from pipeline.engine.engine import Engine, Status
 from pipeline.engine.integrity import Hashes
 from pipeline.engine.store import MANIFEST, Store
 from pipeline.planning.graph import Graph, Node
@@ -327,3 +328,41 @@ def test_equal_nodes_are_one_artifact(run, ran) -> None:
     report = Node(stage(), "report", Number(9), {"dense": model, "pruned": twin})
     run(Graph({"model": model, "twin": twin, "report": report}, "cpu"))
     assert ran() == [1, 9]
+
+
+def test_what_another_process_is_building_is_waited_for_and_not_resumed(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    store, graph = Store(tmp_path / "store"), chain(1, 2)
+    engine, node = Engine(graph, store, cache=tmp_path / "cache", force=[]), graph.roles["model"]
+    assert engine.status(node).state == "build"
+    assert not store.root.exists(), "asking leaves nothing behind"
+    store.partial(node.stage.name, node.label, node.key).mkdir(parents=True)
+    with store.lock(node.stage.name, node.key, waiting=lambda: None):
+        assert engine.status(node) == Status("wait", "being built by another process")
+        assert node in engine.due()
+    assert engine.status(node).state == "resume"
+
+
+def why(run, graph: Graph, role: str) -> str:
+    """Return the last column of a role's row in the plan of `graph`, on what `run` has left in the store."""
+    store = run(chain(1)).store
+    engine = Engine(graph, store, cache=store.root, force=[])
+    rows = plan_table(graph, engine, {}).splitlines()
+    return next(row.partition("build  ")[2] for row in rows if row.startswith(role))
+
+
+def test_a_plan_compares_what_is_missing_with_what_is_nearly_it(run) -> None:
+    run(chain(1, 2, 3))
+    assert "differs in value 2 → 5" in why(run, chain(1, 5, 3), "middle1")
+
+
+def test_a_plan_compares_nothing_with_an_artifact_of_another_model_or_name(run) -> None:
+    run(chain(1, 2))
+    other = Node(stage(), "other", Number(7))
+    graph = Graph({"model": other, "report": Node(stage(), "n1", Number(3), {"model": other})}, "cpu")
+    assert why(run, graph, "model") == why(run, graph, "report") == "not in the store"
+
+
+def test_a_plan_says_no_more_where_only_what_came_before_is_another(run) -> None:
+    run(chain(1, 2))
+    assert why(run, chain(9, 2), "report") == "not in the store"
