@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.engine.store import DEFAULT, VARIABLE, Store
 from stages.common.choices import nearest
+from stages.common.files import users_path
 from stages.errors import UserError
 
 
@@ -41,7 +42,7 @@ def show(command: str, arguments: Sequence[str] | None, output: str, work: Calla
     usage = f"python -m {command} [artifact_root=DIR] [output=FILE{Path(output).suffix}]"
     try:
         options |= parse(sys.argv[1:] if arguments is None else arguments, options, usage)
-        file = Path(options["output"]).expanduser().resolve()
+        file = users_path(options["output"])
         work(Store.at(options["artifact_root"]).root, file)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

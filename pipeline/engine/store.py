@@ -30,7 +30,7 @@ from pipeline.engine import holds
 from pipeline.engine.holds import LOCKS
 from pipeline.engine.integrity import SMALL, Hashes, flush
 from pipeline.planning import keys
-from stages.common.files import read_json, write_json
+from stages.common.files import read_json, users_path, write_json
 from stages.common.sealed import SEAL, digest, is_sealed, sealed
 from stages.errors import UserError
 
@@ -99,7 +99,7 @@ class Store:
                 "the artifact directory has an empty name. Set runtime.artifact_root or the environment variable "
                 f"{VARIABLE} to a directory, or leave both out: then it is {DEFAULT}."
             )
-        return cls(Path(root).expanduser().resolve())
+        return cls(users_path(root))
 
     def prepare(self) -> None:
         """Create the root and check that it can be written.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.planning.keys import derive_seed
 from pipeline.schema.config import Config
+from stages.common.files import users_path
 from stages.prune import plan as prune_plan
 from stages.prune.plan import Pruning
 from stages.recover import plan as recover_plan
@@ -17,7 +18,7 @@ from stages.text_library.kinds import CONTINUED
 
 def cache_directory(config: Config) -> Path:
     """Return the directory of downloads."""
-    return Path(config.runtime.cache).expanduser().resolve()
+    return users_path(config.runtime.cache)
 
 
 def pruning_of(config: Config, device: str) -> Pruning | None:

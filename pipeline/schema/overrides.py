@@ -24,6 +24,7 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.schema.config import Config, register
+from stages.common.checks import short
 from stages.common.choices import nearest
 from stages.errors import UserError
 from stages.prune.config import RENAMED
@@ -35,6 +36,10 @@ WORDS: dict[Any, tuple[str, str]] = {
     str: ("text", "names"),
 }
 """Types in a user's words: one value, and several."""
+
+
+MOST = 1e18
+"""What the magnitude of a number must be below. It is less than 64 bits hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +207,25 @@ def _check_values(overrides: list[Override], config: DictConfig) -> None:
                     f"{key}={{}} changes nothing, because a mapping is merged with what is there: "
                     f"{', '.join(map(str, before))}. Take an entry out with '~{key}.NAME'."
                 )
+            _check_numbers(key, value)
             try:
                 OmegaConf.update(tried, key, value, force_add=True)
             except OmegaConfBaseException as error:
                 wanted = _wanted(config, key) or str(error).splitlines()[0].rstrip(".")
                 shown = "null" if value is None else repr(value)
                 raise UserError(f"{key} must be {wanted}, and is {shown}.") from None
+
+
+def _check_numbers(key: str, value: Any) -> None:
+    """Raise a `UserError` for a number in `value` that no option can have: infinite, none at all, beyond 64 bits."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_numbers(f"{key}.{name}", inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_numbers(key, inner)
+    elif isinstance(value, (int, float)) and not abs(value) < MOST:
+        raise UserError(f"{key} must be a number between -{MOST:.0e} and {MOST:.0e}, and is {short(value)}.")
 
 
 def _wanted(config: DictConfig, key: str) -> str:

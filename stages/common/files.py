@@ -49,6 +49,20 @@ def _replacing(path: Path) -> Iterator[IO[str]]:
         beside.unlink(missing_ok=True)
 
 
+def users_path(text: str) -> Path:
+    """Return the path that a user wrote, whole and with links followed. Nothing need be there.
+
+    Raises:
+        UserError: the text is no path, or its links lead in a circle.
+    """
+    try:
+        path = Path(text).expanduser().resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"'{text}' is no path that can be followed ({error}).") from None
+    return path
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` in one rename, so that a reader sees the old file or the whole new one."""
     with _replacing(path) as stream:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.choices import nearest
+from stages.common.files import users_path
 from stages.common.sealed import remembered_sha256
 from stages.errors import UserError
 
@@ -23,7 +24,7 @@ def files_of(path: str, suffixes: Collection[str]) -> list[Path]:
     Raises:
         UserError: there is none.
     """
-    place = Path(path).expanduser().resolve()
+    place = users_path(path)
     if place.is_file():
         return [place]
     if place.is_dir():
@@ -61,7 +62,7 @@ def pinned(config: Any, suffixes: Collection[str], cache: Path) -> tuple[Any, li
     if not config.path:
         raise UserError(f"data={config.name} reads files of yours: data.path=FILE, a directory, or a quoted pattern.")
     files = files_of(config.path, suffixes)
-    place = Path(config.path).expanduser().resolve()
+    place = users_path(config.path)
     return replace(config, path=None, digest=digest_of(files, cache)), files, {HERE: place}
 
 

@@ -182,11 +182,18 @@ def _write_weights(
 
     def stored() -> dict[str, torch.Tensor]:
         # A tied output matrix is saved as the embedding alone; a weight on the meta device is not in memory now.
-        return {
+        found = {
             name: tensor.to("cpu", DTYPES[dtype])
             for name, tensor in model.state_dict().items()
             if not (tied and name in model.all_tied_weights_keys) and (resident is None or not tensor.is_meta)
         }
+        for name, tensor in found.items():
+            if not bool(tensor.isfinite().all()):
+                raise UserError(
+                    f"{name} of the pruned model holds NaN or infinity in {dtype}. The dense checkpoint holds them "
+                    "too, or larger numbers than this precision has. Fetch it again, or set prune.dtype=float32."
+                )
+        return found
 
     if resident is None:
         save_torch_state_dict(stored(), directory, metadata={"format": "pt"})

@@ -22,6 +22,7 @@ from typing import IO
 
 from filelock import FileLock
 
+from stages.common.checks import short
 from stages.common.choices import nearest
 from stages.common.files import sha256_of
 from stages.common.progress import progress
@@ -35,6 +36,8 @@ UNREACHABLE = re.compile(
     re.IGNORECASE,
 )
 """Text that pip prints where it can't reach the index."""
+REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.+!_-]*")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
 """Bytes in each unit in which pip prints sizes."""
 
@@ -76,6 +79,17 @@ def cached(wheel: Wheel, cache: Path) -> bool:
 
 
 def _target(wheel: Wheel, cache: Path) -> Path:
+    """Return the place of the wheel file.
+
+    Raises:
+        UserError: the wheel is not named as one name, one version and one hash. Anything else would be pip's options,
+            or a place outside the cache.
+    """
+    if not REQUIREMENT.fullmatch(wheel.requirement) or not SHA256.fullmatch(wheel.sha256):
+        raise UserError(
+            "a wheel is named by requirement=NAME==VERSION and sha256=64 hex digits, not by "
+            f"{short(wheel.requirement)} and {short(wheel.sha256)}."
+        )
     return cache / "wheels" / f"{wheel.requirement.replace('==', '-')}-{wheel.sha256[:16]}.whl"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.checks import require
-from stages.common.files import read_object
+from stages.common.files import read_object, users_path
 from stages.errors import UserError
 from stages.fetch.hub import resolve_revision
 from stages.model.config import ModelEntry, ModelSource
@@ -41,7 +41,7 @@ def planned(entry: ModelEntry, cache: Path) -> Planned:
     if entry.kind == "local":
         if not entry.path:
             raise UserError("model=local needs model.path=DIR, a directory with config.json and safetensors.")
-        locations["model"] = Path(entry.path).expanduser().resolve()
+        locations["model"] = users_path(entry.path)
         source.digest = directory_digest(locations["model"], cache)
     # The name becomes part of a directory's name.
     label = re.sub(r"[^\w.+-]", "-", entry.name) or "model"
@@ -50,7 +50,7 @@ def planned(entry: ModelEntry, cache: Path) -> Planned:
 
 def known_fields(entry: ModelEntry) -> Mapping[str, Any] | None:
     """Return the model's config.json as far as the options alone tell it: a local directory's, or the model's YAML."""
-    local = None if entry.path is None else Path(entry.path).expanduser().resolve() / "config.json"
+    local = None if entry.path is None else users_path(entry.path) / "config.json"
     return read_object(local) if local is not None and local.is_file() else entry.shape or None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stages.common.choices import lookup, nearest
-from stages.common.files import sha256_of
+from stages.common.files import sha256_of, users_path
 from stages.errors import UserError
 from stages.fetch.datasets import LOADERS
 from stages.fetch.hub import resolve_revision
@@ -97,7 +97,7 @@ def _own_files(asked: Iterable[str], taken: Iterable[str], what: str) -> dict[st
     """Return the files by the names they go by, their stems."""
     files: dict[str, Path] = {}
     for given in asked:
-        path = Path(given).expanduser().resolve()
+        path = users_path(given)
         if not path.is_file():
             raise UserError(f"there is no file '{given}' with a {what} to evaluate on.")
         if path.stem in taken or files.get(path.stem, path) != path:

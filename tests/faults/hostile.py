@@ -75,6 +75,12 @@ def sharded(index: Any) -> Change:
     return change
 
 
+def _overwritten(directory: Path, number: bytes) -> None:
+    """Write 32-bit numbers over the last of the weights."""
+    content = (directory / WEIGHTS).read_bytes()
+    (directory / WEIGHTS).write_bytes(content[:-256] + number * 64)
+
+
 def _write(path: Path, content: str | bytes) -> None:
     path.write_bytes(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
 
@@ -149,6 +155,7 @@ MODELS: dict[str, Change] = {
     "weights: offsets behind the end": tensor(data_offsets=[0, 2**40]),
     "weights: offsets of strings": tensor(data_offsets=["0", "64"]),
     "weights: a tensor is missing": header(lambda found: found.pop(first(found)) and None),
+    "weights: NaN": lambda directory: _overwritten(directory, b"\x00\x00\xc0\x7f"),
     "index: a list": sharded([]),
     "index: null": sharded("null"),
     "index: empty": sharded({}),

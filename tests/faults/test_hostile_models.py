@@ -23,6 +23,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
+def test_weights_that_are_no_numbers_are_refused_though_nothing_measures_them(world: World, tmp_path: Path) -> None:
+    directory = hostile.changed(world.root / "model", tmp_path / "model", hostile.MODELS["weights: NaN"])
+    with pytest.raises(UserError, match="NaN or infinity"):
+        world.run(*OPTIONS, f"model.path={directory}", store="nan")
+
+
 @pytest.mark.parametrize("case", hostile.MODELS)
 def test_a_hostile_model_ends_in_a_result_or_one_error(world: World, tmp_path: Path, case: str) -> None:
     directory = hostile.changed(world.root / "model", tmp_path / "model", hostile.MODELS[case])

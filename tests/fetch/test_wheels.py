@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheel:
     for name, value in pip_environment(tmp_path / "index").items():
         monkeypatch.setenv(name, value)
     return write_wheel(tmp_path / "index", "tiny", FILES)
+
+
+@pytest.mark.parametrize(
+    "requirement", ["-r evil.txt", "../../tiny==1.0", "tiny", "tiny==1.0 --index-url=http://x", "tiny==1.0\n-r x", ""]
+)
+def test_what_is_no_name_and_version_never_reaches_pip(wheel: Wheel, tmp_path: Path, requirement: str) -> None:
+    with pytest.raises(UserError, match="NAME==VERSION"):
+        fetch(replace(wheel, requirement=requirement), tmp_path / "cache")
+    with pytest.raises(UserError, match="64 hex digits"):
+        fetch(replace(wheel, sha256="../" + wheel.sha256[3:]), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_downloads_once_then_only_checks(wheel: Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
