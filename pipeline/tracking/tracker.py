@@ -152,6 +152,10 @@ class Curve:
             log(point, place)
             self._sent = place + 1
 
+    def rewind(self) -> None:
+        """Have all points sent again."""
+        self._sent = 0
+
     def marks(self) -> list[str]:
         """Return what identifies the points."""
         return sorted(self._points)

@@ -81,7 +81,7 @@ class TrackioTracker(Tracker):
     def _conclude(self, job: str, found: Findings) -> None:
         points = self.curve.marks() if job == RECOVER else []
         digest = found.digest(points, dict(self.subjects[job].configuration))
-        if self._run is None and self._concluded().get(self._name(job)) == digest:
+        if self._concluded().get(self._name(job)) == digest:
             log.info("trackio: %s already holds %s.", self.directory, self._name(job))
             return
         if job == RECOVER:
@@ -127,8 +127,11 @@ class TrackioTracker(Tracker):
     def _finish(self) -> None:
         run, self._run = self._run, None
         if run is not None:
+            import trackio
+
             with _quiet():
-                run.finish()
+                # Not `run.finish`: trackio would end the run again, and say so, when the process ends.
+                trackio.finish()
 
     def _name(self, job: str) -> str:
         return f"{self.subjects[job].name}-{self.subjects[job].key[:NAME_DIGITS]}"

@@ -1,4 +1,4 @@
-"""Records of a `.wandb` file, and whether it is whole. W&B says nothing when a full disk cuts one.
+"""Records of a `.wandb` file, read and written. A file that a full disk has cut is known: W&B says nothing of it.
 
 The file is a header, then LevelDB's log format: 32 KiB blocks of record fragments.
 
@@ -63,6 +63,51 @@ def wait(path: Path, seconds: float) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def without_steps(source: Path, target: Path, steps: int) -> None:
+    """Write a copy of `source` that lacks the points of the first `steps` steps."""
+    kept = [
+        record.SerializeToString()
+        for record in records(source)
+        if record.WhichOneof("record_type") != "history" or record.history.step.num >= steps
+    ]
+    content = bytearray(source.read_bytes()[: HEADER.size])
+    for record in kept:
+        _append(content, record)
+    target.write_bytes(content)
+
+
+def mark_sent(path: Path) -> None:
+    """Mark a run as sent, as `wandb sync` does."""
+    _marker(path).touch()
+
+
+def sent(path: Path) -> bool:
+    """Return whether a run was sent."""
+    return _marker(path).exists()
+
+
+def _marker(path: Path) -> Path:
+    return path.with_name(f"{path.name}.synced")
+
+
+def _append(content: bytearray, record: bytes) -> None:
+    """Append one record in as many fragments as blocks that it lies in."""
+    place, begins = 0, True
+    while True:
+        left = BLOCK - len(content) % BLOCK
+        if left < FRAGMENT.size:
+            content += bytes(left)
+            continue
+        part = record[place : place + left - FRAGMENT.size]
+        place += len(part)
+        ends = place == len(record)
+        kind = (WHOLE if ends else FIRST) if begins else (LAST if ends else MIDDLE)
+        content += FRAGMENT.pack(zlib.crc32(bytes([kind]) + part), len(part), kind) + part
+        begins = False
+        if ends:
+            return
 
 
 def _fragments(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -8,6 +8,7 @@ recovery's history, unless a local run already holds all of it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ from stages.common.files import read_json, write_json
 from stages.errors import UserError
 
 TRACKED = "tracked.json"
-"""The file beside an offline run that is complete. It holds the digest of the run's contents."""
+"""The file beside a run that is complete. It holds the digest of the run's contents."""
 PATIENCE = 15
 """The most seconds that an unreachable W&B may delay the run at its start."""
 FINISH_PATIENCE = 120
@@ -48,8 +49,11 @@ class WandbTracker(Tracker):
 
     def __init__(self, config: TrackerConfig, subjects: Mapping[str, Subject]) -> None:
         self.attempt = Attempts("W&B")
+        silence()
         session = Session(config)
-        self.runs = {job: WandbRun(session, job, subject) for job, subject in subjects.items()}
+        # An agent of a W&B sweep gives the process the one run that is its own. It is the recovery's.
+        jobs = list(subjects)[:1] if "WANDB_SWEEP_ID" in os.environ else subjects
+        self.runs = {job: WandbRun(session, job, subjects[job]) for job in jobs}
 
     def log(self, point: Mapping[str, Any]) -> None:
         """Log one point at once. The first point starts the W&B run."""
@@ -64,8 +68,8 @@ class WandbTracker(Tracker):
 
     def conclude(self, findings: Mapping[str, Findings]) -> None:
         """Write the remaining points and what was found, unless a local run already holds exactly these."""
-        for job, found in findings.items():
-            self.attempt(lambda job=job, found=found: self.runs[job].conclude(found))  # type: ignore[misc]
+        for job, run in self.runs.items():
+            self.attempt(lambda job=job, run=run: run.conclude(findings[job]))  # type: ignore[misc]
 
     def close(self, *, failed: bool = False) -> str:
         """Finish the W&B runs. A run that holds everything is marked, so that a replay finds it."""
@@ -84,28 +88,24 @@ class Session:
 
     def open(self, job: str, subject: Subject) -> Any:
         """Return a new W&B run. Every setting is given here, so that no WANDB_ variable changes what is recorded."""
-        # W&B would send error reports even offline. It reads this variable when it is imported.
-        os.environ["WANDB_ERROR_REPORTING"] = "false"
-        import wandb
-
+        wandb = silent_wandb()
         self.directory.mkdir(parents=True, exist_ok=True)
-        # Its lines and its questions for a key would stand between ours.
-        wandb.setup(wandb.Settings(silent=True))
         if self.online:
             try:
                 run = self._init(wandb, "online", job, subject)
                 log.info("W&B: this %s is at %s", job, run.url)
                 return run
             except Exception as error:
-                self.online = False
-                log.warning(
-                    "W&B can't be used online (%s); recording offline instead. %s sends it later.",
-                    first_line(error),
-                    SYNC,
-                )
+                self.leave(error)
                 wandb.teardown()  # otherwise its service keeps the id of the run that failed to start
-                wandb.setup(wandb.Settings(silent=True))
         return self._init(wandb, "offline", job, subject)
+
+    def leave(self, error: Exception) -> None:
+        """Go offline because of `error`."""
+        self.online = False
+        log.warning(
+            "W&B can't be used online (%s); recording offline instead. %s sends it later.", first_line(error), SYNC
+        )
 
     def _init(self, wandb: Any, mode: str, job: str, subject: Subject) -> Any:
         # Only what this module writes is recorded: no console output, code, git state or package list. Figures of the
@@ -147,6 +147,24 @@ class Session:
         )
 
 
+def silence() -> None:
+    """Tell W&B to say nothing between our lines, to ask for no key and to send no error reports of its own.
+
+    It reads these variables when it is imported, which a stage's library may do before the first thing is written.
+    """
+    os.environ |= {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+
+
+def silent_wandb() -> Any:
+    """Return the module `wandb`, silent."""
+    silence()
+    import wandb
+
+    # Where it was imported before, the variables come too late for its lines.
+    wandb.termsetup(wandb.Settings(silent=True), None)
+    return wandb
+
+
 class WandbRun:
     """One W&B run, of one job. It starts with the first thing to write."""
 
@@ -170,9 +188,26 @@ class WandbRun:
         if held is not None:
             log.info("W&B: %s already holds this %s.", held, "recovery" if self.job == RECOVER else "pruning")
             return
-        self.send_curve()
-        self._write(self._start(), found)
+        try:
+            self.send_curve()
+            self._write(self._start(), found)
+        except Exception as error:
+            if not self.session.online:
+                raise
+            # W&B's own service waits through an outage, but to write a table W&B asks its server whether it may.
+            self.session.leave(error)
+            self._again_offline()
+            self.send_curve()
+            self._write(self._start(), found)
         self._digest = digest
+
+    def _again_offline(self) -> None:
+        """End the online run as far as it came. The curve begins anew in an offline run of the same id."""
+        run, self._run = self._run, None
+        self.curve.rewind()
+        if run is not None:
+            with contextlib.suppress(TimeoutError):
+                run.finish(exit_code=0)
 
     def finish(self, *, failed: bool) -> str:
         """Finish the run and return where it is; "" where nothing was written or a warning says it."""
@@ -182,10 +217,13 @@ class WandbRun:
         place = Path(run.dir).parent
         try:
             run.finish(exit_code=int(failed))
-            if not wandb_file.wait(place / f"run-{self.subject.id}.wandb", FILE_PATIENCE):
+            file = place / f"run-{run.id}.wandb"
+            if not wandb_file.wait(file, FILE_PATIENCE):
                 raise OSError("its file is cut: is the disk full?")
             if self._digest and not failed:
                 write_json(place / TRACKED, {"digest": self._digest})
+            if not run.offline:
+                wandb_file.mark_sent(file)
         except TimeoutError:
             log.warning("W&B was not sent all of this %s in %s s. %s sends the rest.", self.job, FINISH_PATIENCE, SYNC)
             return ""
@@ -209,8 +247,7 @@ class WandbRun:
         return lambda point, place: run.log(point, step=place) if place >= held else None
 
     def _write(self, run: Any, found: Findings) -> None:
-        import wandb
-
+        wandb = silent_wandb()
         tables = {
             name: wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
             for name, table in found.tables.items()
@@ -232,7 +269,7 @@ class WandbRun:
 
     def _held(self, digest: str) -> Path | None:
         """Return the directory of a local run of this job that was completed with `digest`, or None."""
-        for marker in sorted(self.session.directory.glob(f"wandb/*run-*-{self.subject.id}/{TRACKED}")):
+        for marker in sorted(self.session.directory.glob(f"wandb/offline-run-*-{self.subject.id}/{TRACKED}")):
             try:
                 if read_json(marker).get("digest") == digest:
                     return marker.parent

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 
 KEY = "k" * 40
 ENTITY = "tester"
-OPERATION = re.compile(r"\s*(?:query|mutation)\s+(\w+)")
+OPERATION = re.compile(r"\b(?:query|mutation)\s+(\w+)")
 STREAM = re.compile(r"/files/[^/]+/(?P<project>[^/]+)/(?P<run>[^/]+)/file_stream")
 HISTORY, SUMMARY, EVENTS = "wandb-history.jsonl", "wandb-summary.json", "wandb-events.jsonl"
 
@@ -126,12 +126,19 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         """Say nothing."""
 
+    def handle(self) -> None:
+        # A process that ends leaves its connections as they are.
+        with suppress(ConnectionError):
+            super().handle()
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.held.down.is_set():
             self.held.broken += 1
             self.close_connection = True
             return
+        if self.path != "/graphql":
+            self.held.asked.append(self.path)
         granted = "Basic " + base64.b64encode(f"api:{KEY}".encode()).decode()
         if not self.path.startswith("/storage/") and self.headers.get("Authorization") != granted:
             self._answer(401, {"errors": [{"message": "user is not logged in"}]})
@@ -144,13 +151,12 @@ class _Handler(BaseHTTPRequestHandler):
             elif self.path.startswith("/storage/"):
                 self._store(self.path.removeprefix("/storage/"), body)
             else:
-                self.held.asked.append(self.path)
                 self._answer(404, {})
 
     do_PUT = do_GET = do_POST
 
     def _graphql(self, request: dict[str, Any]) -> None:
-        named = OPERATION.match(request["query"])
+        named = OPERATION.search(request["query"])
         name = named[1] if named else "?"
         self.held.asked.append(name)
         answer = getattr(self, f"_on_{name}", None)
@@ -165,6 +171,52 @@ class _Handler(BaseHTTPRequestHandler):
     def _on_Viewer(self, _: dict[str, Any]) -> dict[str, Any]:
         viewer = {"id": "user", "entity": ENTITY, "username": ENTITY, "name": ENTITY, "email": "", "admin": False}
         return {"viewer": viewer | {"flags": "{}", "teams": {"edges": []}, "apiKeys": {"edges": []}}}
+
+    def _on_GetDefaultEntity(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": {"id": "user", "entity": ENTITY}}
+
+    def _on_Run(self, given: dict[str, Any]) -> dict[str, Any]:
+        run = self.held.runs.get(given["name"])
+        if run is None:
+            return {"project": {"run": None}}
+        steps = [json.loads(line)["_step"] for line in run.of(HISTORY)]
+        described = {
+            "id": run.name,
+            "projectId": 7,
+            "tags": [],
+            "name": run.name,
+            "displayName": run.fields.get("displayName"),
+            "sweepName": None,
+            "state": "finished",
+            "config": json.dumps(run.config),
+            "group": run.fields.get("groupName"),
+            "jobType": run.fields.get("jobType"),
+            "commit": None,
+            "readOnly": False,
+            "createdAt": "2026-01-01T00:00:00Z",
+            "heartbeatAt": "2026-01-01T00:00:00Z",
+            "description": None,
+            "notes": None,
+            "systemMetrics": "{}",
+            "summaryMetrics": json.dumps(run.summary),
+            "historyLineCount": len(steps),
+            "user": {"name": ENTITY, "username": ENTITY},
+            "historyKeys": {"lastStep": max(steps, default=-1), "sets": [], "keys": {}},
+        }
+        return {"project": {"run": described}}
+
+    def _on_RunHistoryKeys(self, given: dict[str, Any]) -> dict[str, Any]:
+        return self._on_Run(given)
+
+    def _on_Projects(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"models": {"edges": [], "pageInfo": {"endCursor": None, "hasNextPage": False}}}
+
+    def _on_upsertView(self, given: dict[str, Any]) -> dict[str, Any]:
+        new = given["id"] is None
+        view = given | {"id": given["id"] or f"view{len(self.held.reports)}", "updatedAt": "2026-01-01T00:00:00Z"}
+        self.held.reports = [one for one in self.held.reports if one["id"] != view["id"]] + [view]
+        project = {"id": "project", "name": given["projectName"], "entityName": given["entityName"]}
+        return {"upsertView": {"view": view | {"project": project}, "inserted": new}}
 
     def _on_RunResumeStatus(self, given: dict[str, Any]) -> dict[str, Any]:
         run = self.held.runs.get(given["name"])
