@@ -33,19 +33,19 @@ def findings(job: str, report: JSON, artifacts: Mapping[str, Path], directory: P
         job: "prune" or "recover". A pruning has the figures of the dense and the pruned model alone, so all
             recoveries of one pruned model say the same of it.
         report: the contents of report.json.
-        artifacts: the directories of the run's artifacts, by role.
+        artifacts: the directories of the run's artifacts, by role. One that was deleted since is left out.
         directory: the run's own, with the report's files.
     """
     models = MODELS if job == RECOVER else BEFORE_RECOVERY
-    artifact = artifacts[job]
+    artifact = artifacts.get(job)
     tables = {"results": results(report, models)}
-    if PRUNE in artifacts:
+    if {PRUNE, "model"} <= artifacts.keys():
         tables["kept"] = kept(artifacts[PRUNE] / "model", artifacts["model"] / "model")
     return Findings(
         figures=_figures(report, job),
         tables={name: table for name, table in tables.items() if table.rows},
-        manifest=artifact / "manifest.json",
-        model=next((artifact / name for name in ("model", "adapter") if (artifact / name).is_dir()), None),
+        manifest=artifact / "manifest.json" if artifact else None,
+        model=_weights(artifact) if artifact else None,
         files=sorted(directory.glob("report.*")) if job == RECOVER else (),
     )
 
@@ -89,6 +89,10 @@ def ranges(indices: Sequence[int]) -> str:
     # Indices that follow each other are alike in how far they are from their place.
     runs = [[index for _, index in run] for _, run in groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0])]
     return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _weights(artifact: Path) -> Path | None:
+    return next((artifact / name for name in ("model", "adapter") if (artifact / name).is_dir()), None)
 
 
 def _figures(report: JSON, job: str) -> dict[str, float]:

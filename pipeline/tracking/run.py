@@ -27,12 +27,18 @@ def tracker_of(config: Config, graph: Graph) -> Tracker:
 
 def conclude(tracker: Tracker, graph: Graph, engine: Engine, report: JSON, directory: Path) -> None:
     """Give the tracker the whole curve, then what was found. Points that were logged live are not repeated."""
-    artifacts = {role: engine.done[node.key].path for role, node in graph.roles.items() if node.key in engine.done}
+    artifacts = _artifacts(graph, engine)
     if RECOVER in graph.roles:
         # A recovery that was a hit has points that this run never logged.
         questions = questions_behind(read_json(artifacts[RECOVER] / "recovery.json"))
         tracker.replay(telling(point, questions) for point in read_jsonl(artifacts[RECOVER] / "history.jsonl"))
     tracker.conclude({job: findings(job, report, artifacts, directory) for job in JOBS if job in graph.roles})
+
+
+def _artifacts(graph: Graph, engine: Engine) -> dict[str, Path]:
+    """Return the directories of the artifacts in the store, by role. A run that needed little has not looked at all."""
+    places = {role: engine.store.directory(node.stage.name, node.label, node.key) for role, node in graph.roles.items()}
+    return {role: place for role, place in places.items() if (place / "manifest.json").is_file()}
 
 
 def _subject(config: Config, graph: Graph, job: str) -> Subject:

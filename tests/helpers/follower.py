@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import resource
 import subprocess
 import sys
@@ -28,6 +27,10 @@ KEY = "0123456789abcdef" * 4
 ID = KEY[:16]
 SUBJECT = Subject(name="rora-r16-tiny", group="llmpruner-tiny-r0.50", key=KEY, configuration={"recover": {"rank": 16}})
 
+FINDINGS = Findings(
+    figures={"recovered": 0.26}, tables={"results": Table(["measure", "dense"], [["perplexity", 24.9]])}
+)
+
 
 def point(place: int) -> dict[str, float]:
     return {"tokens": 2048 * place, "loss": 5 - place / 100}
@@ -38,14 +41,18 @@ def points(count: int) -> list[dict[str, float]]:
     return [{f"recover/{name}": value for name, value in point(place).items()} for place in range(count)]
 
 
+def untracked() -> dict[str, str]:
+    """Return an environment without what a tracker of this process has set in it: its service would be shared."""
+    return {name: value for name, value in same_imports().items() if not name.startswith(("WANDB_", "TRACKIO_"))}
+
+
 class Follower:
     """The process from the outside."""
 
     def __init__(self, environment: dict[str, str], **settings: Any) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "TRACKIO_"))}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "helpers.follower", json.dumps(settings)],
-            env=clean | same_imports() | environment,
+            env=untracked() | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,8 +104,7 @@ def main(settings: dict[str, Any]) -> None:
             for place in range(logged, int(line)):
                 tracker.log(point(place))
             logged = int(line)
-        tables = {"results": Table(["measure", "dense"], [["perplexity", 24.9]])}
-        tracker.conclude({"recover": Findings(figures={"recovered": 0.26}, tables=tables)})
+        tracker.conclude({"recover": FINDINGS})
         logged = -1
     print("the run went on" if logged < 0 else "the run failed")
 

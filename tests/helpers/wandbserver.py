@@ -208,8 +208,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _on_RunHistoryKeys(self, given: dict[str, Any]) -> dict[str, Any]:
         return self._on_Run(given)
 
-    def _on_Projects(self, given: dict[str, Any]) -> dict[str, Any]:
-        return {"models": {"edges": [], "pageInfo": {"endCursor": None, "hasNextPage": False}}}
+    def _on_GetProjects(self, _: dict[str, Any]) -> dict[str, Any]:
+        page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        return {"models": {"edges": [], "pageInfo": page}}
+
+    def _on_CreateProject(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"result": {"inserted": True}}
 
     def _on_upsertView(self, given: dict[str, Any]) -> dict[str, Any]:
         new = given["id"] is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +15,7 @@ import pytest
 import yaml
 
 import pipeline
-from helpers.follower import follower, points
-from helpers.processes import same_imports
+from helpers.follower import follower, points, untracked
 from helpers.wandbserver import Server, serve_wandb
 from helpers.world import ROOT
 from pipeline.schema.config import Config
@@ -31,10 +29,9 @@ needs_workspaces = pytest.mark.skipif(
 
 
 def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     return subprocess.run(
         [sys.executable, "-m", "pipeline.wandb", *arguments],
-        env=clean | same_imports() | environment,
+        env=untracked() | environment,
         capture_output=True,
         text=True,
         cwd=ROOT,
