@@ -120,6 +120,10 @@ def test_the_tracker_has_the_curve_of_a_cached_recovery_but_no_scores_of_few_que
     assert sorted(runs) == ["prune", "recover"]
     assert len({wandbfile.run(path).run_group for path in paths}) == 1
     assert not wandbfile.history(runs["prune"])
+    kept = wandbfile.table(runs["prune"], "kept")
+    place = kept["columns"].index("MLP channels kept")
+    record = read_json(world.artifact("prune") / "model" / "pruning.json")
+    assert [row[place] for row in kept["data"]] == [len(layer["mlp"]) for layer in record["layers"]]
     points = wandbfile.history(runs["recover"])
     assert len(points) == len(report["curve"])
     assert 0 < report["training"]["validation"]["questions"] < ENOUGH

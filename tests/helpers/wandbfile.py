@@ -17,11 +17,6 @@ def wait(path: Path) -> Path:
     return path
 
 
-def kinds(path: Path) -> list[str]:
-    """Return the kind of each record, in order."""
-    return [record.WhichOneof("record_type") for record in records(path)]
-
-
 def history(path: Path) -> list[dict[str, Any]]:
     """Return the points that were logged, in order."""
     rows = [record.history.item for record in records(path) if record.WhichOneof("record_type") == "history"]
@@ -56,13 +51,7 @@ def metrics(path: Path) -> dict[str, str]:
 
 def artifacts(path: Path) -> list[Any]:
     """Return the artifacts that were logged: type, name, and the entries of their manifests."""
-    found = []
-    for record in records(path):
-        if record.WhichOneof("record_type") == "artifact":
-            found.append(record.artifact)
-        elif record.WhichOneof("record_type") == "request" and record.request.HasField("log_artifact"):
-            found.append(record.request.log_artifact.artifact)
-    return found
+    return [record.artifact for record in records(path) if record.WhichOneof("record_type") == "artifact"]
 
 
 def _key(item: Any) -> str:

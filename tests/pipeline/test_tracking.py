@@ -19,7 +19,7 @@ from wandb.proto import wandb_internal_pb2
 from helpers import wandbfile
 from helpers.synthetic import config, everything, recovery
 from pipeline.tracking import wandb_file
-from pipeline.tracking.findings import results
+from pipeline.tracking.findings import ranges, results
 from pipeline.tracking.registry import open_tracker
 from pipeline.tracking.tracker import Findings, Mode, Subject, Tracker, TrackerConfig, following
 from stages.common.files import read_json, read_jsonl
@@ -141,6 +141,78 @@ def test_a_long_curve_is_read_back_across_blocks(tmp_path: Path, report: dict[st
     (path,) = runs(tmp_path)
     assert path.stat().st_size > 2 * wandb_file.BLOCK
     assert curve(path) == points
+
+
+@pytest.mark.parametrize("steps", [0, 1, 250])
+def test_a_copy_without_the_first_steps_has_all_else(tmp_path: Path, report: dict[str, Any], steps: int) -> None:
+    points = list(read_jsonl(recovery(tmp_path / "recover", steps=400, followed=40) / "history.jsonl"))
+    with tracker(tmp_path) as replayed:
+        replayed.replay(points)
+        replayed.conclude(found(report))
+    (path,) = runs(tmp_path)
+    copy = tmp_path / "copy.wandb"
+    wandb_file.without_steps(path, copy, steps)
+    assert curve(copy) == points[steps:]
+    assert wandb_file.finished(copy)
+    others = [
+        [record for record in wandb_file.records(file) if record.WhichOneof("record_type") != "history"]
+        for file in (path, copy)
+    ]
+    assert others[0] == others[1]
+
+
+def test_a_cut_file_is_not_finished(tmp_path: Path, report: dict[str, Any]) -> None:
+    with tracker(tmp_path) as replayed:
+        replayed.conclude(found(report))
+    (path,) = runs(tmp_path)
+    content = path.read_bytes()
+    for length in (0, 3, 7, 12, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert not wandb_file.finished(path), length
+
+
+def test_the_table_of_results_has_every_models_score_and_intervals(tmp_path: Path, report: dict[str, Any]) -> None:
+    with tracker(tmp_path) as replayed:
+        replayed.conclude(found(report))
+    (path,) = runs(tmp_path)
+    table = wandbfile.table(path, "results")
+    rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
+    row, accuracy = rows["mean accuracy"], report["mean"]["accuracy"]
+    assert [row[model] for model in ("dense", "pruned", "recovered")] == [
+        report["mean"][model]["acc"] for model in ("dense", "pruned", "recovered")
+    ]
+    for column, effect in (("pruned − dense", "pruned_minus_dense"), ("recovered share", "recovered")):
+        shown = [row[name] for name in (column, f"{column}, low", f"{column}, high")]
+        assert shown == [accuracy[effect]["value"], *accuracy[effect]["interval"]]
+
+
+def test_a_pruning_says_nothing_of_a_recovery(report: dict[str, Any]) -> None:
+    assert not [name for name in results(report, ("dense", "pruned")).columns if "recovered" in name]
+
+
+@pytest.mark.parametrize(("indices", "text"), [([], ""), ([4], "4"), ([0, 1, 2, 5, 7, 8], "0-2 5 7-8")])
+def test_kept_indices_are_written_as_ranges(indices: list[int], text: str) -> None:
+    assert ranges(indices) == text
+
+
+def test_a_manifest_is_recorded_by_reference_and_weights_only_when_asked_for(
+    tmp_path: Path, report: dict[str, Any]
+) -> None:
+    model, manifest = tmp_path / "model", tmp_path / "manifest.json"
+    model.mkdir()
+    (model / "weights").write_text("1")
+    manifest.write_text("{}")
+    for name, asked in (("without", False), ("with", True)):
+        with tracker(tmp_path / name, model=asked) as replayed:
+            replayed.conclude(found(report, manifest=manifest, model=model))
+        (path,) = runs(tmp_path / name)
+        logged = {artifact.type: artifact for artifact in wandbfile.artifacts(path)}
+        assert logged.keys() - {"run_table"} == {"manifest"} | ({"model"} if asked else set())
+        (entry,) = logged["manifest"].manifest.contents
+        assert (entry.path, entry.ref) == ("manifest.json", manifest.as_uri())
+        if asked:
+            (entry,) = logged["model"].manifest.contents
+            assert (entry.path, entry.ref) == ("weights", "")
 
 
 def test_a_file_is_read_where_a_block_has_just_a_headers_room_left(tmp_path: Path) -> None:
