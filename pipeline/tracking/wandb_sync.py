@@ -6,6 +6,7 @@ run is chosen, and points that W&B already has are left out.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -80,6 +81,7 @@ def _send(local: Local) -> str:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
+            env=os.environ | {"WANDB_SILENT": "false"},  # its words are the reason where it fails
         )
         # `wandb sync` also ends well where it was refused. Its marker says that a run was taken.
         if done.returncode or not sent(file):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,11 @@ class Session:
         self.directory = Path(config.directory).expanduser().resolve()
         self.online = config.mode is Mode.online
 
+    @property
+    def sync(self) -> str:
+        """The command that sends what was not sent."""
+        return SYNC if self.directory == Path.cwd() else f"{SYNC} --directory {shlex.quote(str(self.directory))}"
+
     def open(self, job: str, subject: Subject) -> Any:
         """Return a new W&B run. Every setting is given here, so that no WANDB_ variable changes what is recorded."""
         wandb = silent_wandb()
@@ -104,7 +110,7 @@ class Session:
         """Go offline because of `error`."""
         self.online = False
         log.warning(
-            "W&B can't be used online (%s); recording offline instead. %s sends it later.", first_line(error), SYNC
+            "W&B can't be used online (%s); recording offline instead. %s sends it later.", first_line(error), self.sync
         )
 
     def _init(self, wandb: Any, mode: str, job: str, subject: Subject) -> Any:
@@ -225,12 +231,13 @@ class WandbRun:
             if not run.offline:
                 wandb_file.mark_sent(file)
         except TimeoutError:
-            log.warning("W&B was not sent all of this %s in %s s. %s sends the rest.", self.job, FINISH_PATIENCE, SYNC)
+            told = "W&B was not sent all of this %s in %s s. %s sends the rest."
+            log.warning(told, self.job, FINISH_PATIENCE, self.session.sync)
             return ""
         except Exception as error:
             log.warning("W&B failed at its end (%s); what it has lies in %s.", first_line(error), place)
             return ""
-        return f"W&B: offline run in {place}; {SYNC} sends it" if run.offline else f"W&B: {run.url}"
+        return f"W&B: offline run in {place}; {self.session.sync} sends it" if run.offline else f"W&B: {run.url}"
 
     def _start(self) -> Any:
         if self._run is None:

@@ -77,13 +77,17 @@ class Artifact:
 
 @dataclass
 class Server:
-    """What the server holds, and what it was asked. While `down` is set it breaks every connection."""
+    """What the server holds, and what it was asked. While `down` is set it breaks every connection.
+
+    It refuses the calls whose names are in `refused`. `broken` counts the connections that it broke.
+    """
 
     url: str = ""
     runs: dict[str, HeldRun] = field(default_factory=dict)
     artifacts: list[Artifact] = field(default_factory=list)
     reports: list[dict[str, Any]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
     broken: int = 0
     down: threading.Event = field(default_factory=threading.Event)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -160,7 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
         name = named[1] if named else "?"
         self.held.asked.append(name)
         answer = getattr(self, f"_on_{name}", None)
-        if answer is None:
+        if name in self.held.refused:
+            self._answer(403, {"errors": [{"message": "permission denied"}]})
+        elif answer is None:
             self._answer(400, {"errors": [{"message": f"unknown operation {name}"}]})
         else:
             self._answer(200, {"data": answer(request.get("variables") or {})})

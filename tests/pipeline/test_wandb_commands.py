@@ -105,6 +105,16 @@ def test_a_report_that_is_refused_says_how_to_log_in(server: Server, tmp_path: P
     assert not server.reports
 
 
+def test_without_the_package_the_error_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)  # as Python has it for what cannot be imported
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
+    with pytest.raises(SystemExit, match="^1$"):
+        main(["report", "--output", str(tmp_path / "report.json")])
+    assert "pip install 'prune-recover[wandb-report]'" in capsys.readouterr().err
+
+
 def agents_commands(sweep: dict[str, Any]) -> Iterator[list[str]]:
     """Yield the words that W&B's agent gives the pipeline, for each run of a grid."""
     names = list(sweep["parameters"])

@@ -133,7 +133,8 @@ def test_a_run_that_fails_in_an_outage_is_one_warning_and_its_points_are_sent_la
         run.log(8)
         printed = run.end(fails=True)
     assert printed[1:] == [
-        "W&B was not sent all of this recover in 1 s. python -m pipeline.wandb sync sends the rest.",
+        "W&B was not sent all of this recover in 1 s. "
+        f"python -m pipeline.wandb sync --directory {tmp_path} sends the rest.",
         "the run failed",
     ]
     server.down.clear()
@@ -159,6 +160,17 @@ def test_a_wrong_key_sends_nothing_and_says_how_to_log_in(server: Server, tmp_pa
     assert "wandb login" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not server.runs
+
+
+def test_a_run_that_is_refused_is_named_with_the_reason_and_waits(server: Server, tmp_path: Path) -> None:
+    record(tmp_path, 2)
+    server.refused.add("UpsertBucket")
+    done = command(server.environment(tmp_path), "sync", "--directory", str(tmp_path))
+    assert done.returncode == 1
+    assert "W&B did not take" in done.stderr
+    assert "permission denied" in done.stderr
+    server.refused.clear()
+    assert sync(server, tmp_path) == ["sent 1 of 1: rora-r16-tiny (0123456789abcdef)"]
 
 
 def test_a_wrong_key_is_one_warning_and_the_run_is_recorded_offline(server: Server, tmp_path: Path) -> None:
