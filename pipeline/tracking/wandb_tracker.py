@@ -50,6 +50,7 @@ class WandbTracker(Tracker):
 
     def __init__(self, config: TrackerConfig, subjects: Mapping[str, Subject]) -> None:
         self.attempt = Attempts("W&B")
+        self.lines: list[str] = []
         silence()
         session = Session(config)
         # An agent of a W&B sweep gives the process the one run that is its own. It is the recovery's.
@@ -70,13 +71,15 @@ class WandbTracker(Tracker):
     def conclude(self, findings: Mapping[str, Findings]) -> None:
         """Write the remaining points and what was found, unless a local run already holds exactly these."""
         for job, run in self.runs.items():
-            self.attempt(lambda job=job, run=run: run.conclude(findings[job]))  # type: ignore[misc]
+            # Each is finished before the next begins: where that one cannot start, W&B's service starts anew.
+            if self.attempt(lambda job=job, run=run: run.conclude(findings[job])):  # type: ignore[misc]
+                self.lines.append(run.finish(failed=False))
 
     def close(self, *, failed: bool = False) -> str:
-        """Finish the W&B runs. A run that holds everything is marked, so that a replay finds it."""
-        lines = [run.finish(failed=failed) for run in self.runs.values()]
+        """Finish the W&B runs that were not concluded, and return where the first lies."""
+        self.lines += [run.finish(failed=failed) for run in self.runs.values()]
         # One line is enough: the recovery's, where there is one. The pruning lies beside it.
-        return next(filter(None, lines), "")
+        return next(filter(None, self.lines), "")
 
 
 class Session:
@@ -216,7 +219,10 @@ class WandbRun:
                 run.finish(exit_code=0)
 
     def finish(self, *, failed: bool) -> str:
-        """Finish the run and return where it is; "" where nothing was written or a warning says it."""
+        """Finish the run and return where it is; "" where nothing was written or a warning says it.
+
+        A run that holds everything is marked, so that a replay finds it.
+        """
         run, self._run = self._run, None
         if run is None:
             return ""
