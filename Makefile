@@ -14,7 +14,7 @@ TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile --
 SLOW := real or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup recover plan compare gpu-check test test-slow test-all check format lint types constraints clean
+.PHONY: help setup recover plan compare wandb-sync wandb-report wandb-sweep gpu-check test test-slow test-all check format lint types constraints clean
 
 help: ## show this
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,15 @@ plan: setup ## print what a recover would do, and do nothing
 
 compare: setup ## lay all recoveries of the store side by side
 	@$(RUN) -m pipeline.compare $(ARGS)
+
+wandb-sync: setup ## send the runs that W&B recorded offline, each once
+	@$(RUN) -m pipeline.wandb sync $(ARGS)
+
+wandb-report: setup ## build a W&B report that overlays all recovery curves (ARGS=--online saves it)
+	@$(RUN) -m pipeline.wandb report $(ARGS)
+
+wandb-sweep: setup ## write a W&B sweep file (ARGS="adapter=rora,dora ratio=0.2,0.3")
+	@$(RUN) -m pipeline.wandb sweep $(ARGS)
 
 # Two optional packages that only an NVIDIA GPU has a use for. Without them the checks that use them say so.
 $(FOR_A_GPU): $(INSTALLED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from pipeline.engine.engine import Engine, Observe
 from pipeline.engine.estimates import estimate
 from pipeline.engine.provenance import commit, versions
 from pipeline.engine.store import Store, explain_disk_error
-from pipeline.planning.build import TRIAL, build_graph
+from pipeline.planning.build import build_graph
 from pipeline.planning.downloads import downloads
 from pipeline.planning.graph import Graph, Node
 from pipeline.planning.idle import idle
@@ -28,10 +28,9 @@ from pipeline.planning.settled import cache_directory
 from pipeline.planning.speed import known
 from pipeline.planning.work import model_shapes, works
 from pipeline.schema.config import Config
-from pipeline.tracking import Tracker, open_tracker
-from stages.common.files import read_json, read_jsonl
+from pipeline.tracking.run import conclude, tracker_of
+from pipeline.tracking.tracker import following
 from stages.common.machine import hardware
-from stages.common.questions import questions_behind, telling
 from stages.errors import UserError
 from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.plan import outlook
@@ -172,9 +171,9 @@ def run(config: Config, directory: Path, command: str, words: Sequence[str] = ()
         UserError: something the user can mend.
     """
     started = datetime.now(UTC)
-    tracker_of: dict[str, Tracker] = {}
-    # The engine needs `observe` before the recovery's node is known, so trackers are looked up when a node is built.
-    observe: Observe = lambda node: tracker_of[node.key].log if node.key in tracker_of else lambda point: None  # noqa: E731
+    logs: dict[str, Callable[[dict[str, Any]], None]] = {}
+    # The engine needs `observe` before the recovery's node is known, so what logs is looked up when a node is built.
+    observe: Observe = lambda node: logs.get(node.key, lambda point: None)  # noqa: E731
     planned = _planned(config, words, observe, measures=True)
     graph, engine = planned.graph, planned.engine
     log.info("%s", planned.text)
@@ -183,12 +182,12 @@ def run(config: Config, directory: Path, command: str, words: Sequence[str] = ()
         # A run that builds nothing takes a store that it can't write.
         engine.store.prepare()
     try:
-        with engine.holding(), _tracker(config, graph) as tracker:
+        with engine.holding(), following(tracker_of(config, graph)) as tracker:
             if "recover" in graph.roles:
-                tracker_of[graph.roles["recover"].key] = tracker
+                logs[graph.roles["recover"].key] = tracker.log
             engine.run()
             report = _write_report(graph, engine, directory, command, started)
-            _track(tracker, graph, engine, report, directory)
+            conclude(tracker, graph, engine, report, directory)
     except OSError as error:
         explained = explain_disk_error(error, "writing the run's report")
         if explained is None:
@@ -210,36 +209,6 @@ def _describe(graph: Graph, engine: Engine, foreseen: PrunePlan | None, seconds:
     """Return the plan as text: each stage with what will happen to it, then what pruning will cut."""
     table = plan_table(graph, engine, seconds)
     return table if graph.pruning is None else f"{table}\n\n{outlook(graph.pruning, foreseen)}"
-
-
-def _tracker(config: Config, graph: Graph) -> Tracker:
-    """Return the tracker of this recovery, grouped by the pruned model. Without a recovery it is silent."""
-    recover = graph.roles.get("recover")
-    name = recover.label if recover else "none"
-    return open_tracker(
-        config.tracker if recover else dataclasses.replace(config.tracker, name="none"),
-        name=name,
-        group=config.tracker.group or (recover.inputs["model"].label if recover else "none"),
-        key=recover.key if recover else "",
-        configuration={
-            role: node.payload["config"]
-            for role, node in graph.roles.items()
-            # Trials are left out: they are the recovery at other rates.
-            if role != "report" and node.stage is not TRIAL
-        },
-    )
-
-
-def _track(tracker: Tracker, graph: Graph, engine: Engine, report: dict[str, Any], directory: Path) -> None:
-    """Give the tracker the whole curve, then the report's figures. Points that were logged live are not repeated."""
-    recover = graph.roles.get("recover")
-    if recover is None:
-        return
-    # A recovery that was a hit, or was resumed, has points that this run never logged.
-    artifact = engine.done[recover.key].path
-    questions = questions_behind(read_json(artifact / "recovery.json"))
-    tracker.replay(telling(point, questions) for point in read_jsonl(artifact / "history.jsonl"))
-    tracker.summary(report, directory)
 
 
 def _write_report(graph: Graph, engine: Engine, directory: Path, command: str, started: datetime) -> dict[str, Any]:

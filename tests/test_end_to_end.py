@@ -116,8 +116,16 @@ def test_the_tracker_has_the_curve_of_a_cached_recovery_but_no_scores_of_few_que
 ) -> None:
     world.run()
     report = world.run("tracker=wandb", f"tracker.directory={tmp_path}")
-    (path,) = (wandbfile.wait(path) for path in tmp_path.glob("wandb/*run-*/*.wandb"))
-    points = list(wandbfile.history(path))
+    paths = [wandbfile.wait(path) for path in tmp_path.glob("wandb/*run-*/*.wandb")]
+    runs = {wandbfile.run(path).job_type: path for path in paths}
+    assert sorted(runs) == ["prune", "recover"]
+    assert len({wandbfile.run(path).run_group for path in paths}) == 1
+    assert not wandbfile.history(runs["prune"])
+    kept = wandbfile.table(runs["prune"], "kept")
+    place = kept["columns"].index("MLP channels kept")
+    record = read_json(world.artifact("prune") / "model" / "pruning.json")
+    assert [row[place] for row in kept["data"]] == [len(layer["mlp"]) for layer in record["layers"]]
+    points = wandbfile.history(runs["recover"])
     assert len(points) == len(report["curve"])
     assert 0 < report["training"]["validation"]["questions"] < ENOUGH
     assert "curve_accuracy" in report["curve"][0]

@@ -12,7 +12,7 @@ from functools import cache
 
 from hydra.core.config_store import ConfigStore
 
-from pipeline.tracking import TrackerConfig
+from pipeline.tracking.tracker import TrackerConfig
 from stages.adapters.config import AdapterConfig
 from stages.adapters.registry import ADAPTERS
 from stages.data.config import DataConfig

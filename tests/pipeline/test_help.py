@@ -33,8 +33,7 @@ def told(*words: str) -> dict[str, str]:
 def test_every_group_and_option_has_a_line(prune: str) -> None:
     lines = told(f"prune={prune}")
     assert {*groups(), "action", "ratio", "reference", "seed", "force", "recover.tokens", "prune.dtype"} <= lines.keys()
-    # The tracker's file says what the names of W&B are; "project" is one.
-    assert [name for name, meaning in lines.items() if not meaning and name != "tracker.project"] == []
+    assert [name for name, meaning in lines.items() if not meaning] == []
 
 
 def test_the_words_are_those_of_the_option_and_the_value_is_the_one_that_holds() -> None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +18,58 @@ from wandb.proto import wandb_internal_pb2
 
 from helpers import wandbfile
 from helpers.synthetic import config, everything, recovery
-from pipeline.tracking import Mode, Tracker, TrackerConfig, open_tracker
+from pipeline.tracking import wandb_file
+from pipeline.tracking.findings import ranges, results
+from pipeline.tracking.registry import open_tracker
+from pipeline.tracking.tracker import Findings, Mode, Subject, Tracker, TrackerConfig, following
 from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
 from stages.report.stage import run as run_report
+from stages.report.summary import main_figures
 from stages.stage import Context
 
 KEY = "0123456789abcdef" * 4
 ROOT = Path(__file__).parents[2]
+OPEN = f"""
+import sys
+from pipeline.tracking import wandb_tracker
+from pipeline.tracking.registry import open_tracker
+from pipeline.tracking.tracker import Mode, Subject, TrackerConfig, following
+def opened(**settings):
+    subject = Subject(name="n", group="g", key="{KEY}", configuration={{}})
+    return following(open_tracker(TrackerConfig(name="wandb", **settings), {{"recover": subject}}))
+"""
+"""Opens a tracker in a process of its own."""
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("report")
     run_report(config(), everything(tmp_path_factory.mktemp("inputs")), Context(output=output))
-    found: dict[str, Any] = read_json(output / "report.json")
-    return found
+    content: dict[str, Any] = read_json(output / "report.json")
+    return content
 
 
-def tracker(directory: Path, **changes: Any) -> Tracker:
-    settings = TrackerConfig(**({"name": "wandb", "directory": str(directory)} | changes))
-    return open_tracker(
-        settings,
+SUBJECTS = {
+    "recover": Subject(
         name="rora-r16-tiny",
         group="llmpruner-tiny-r0.50",
         key=KEY,
         configuration={"recover": {"tokens": 40960}},
     )
+}
+
+
+@contextmanager
+def tracker(directory: Path, **changes: Any) -> Iterator[Tracker]:
+    settings = TrackerConfig(**({"name": "wandb", "directory": str(directory)} | changes))
+    with following(open_tracker(settings, SUBJECTS)) as opened:
+        yield opened
+
+
+def found(report: dict[str, Any], **more: Any) -> dict[str, Findings]:
+    figures = {name: value for name, value in main_figures(report).items() if value is not None}
+    return {"recover": Findings(figures=figures, tables={"results": results(report)}, **more)}
 
 
 def runs(directory: Path) -> list[Path]:
@@ -65,7 +92,7 @@ def test_an_offline_run_holds_the_curve_over_tokens_and_the_reports_figures(
         for point in report["curve"]:
             live.log(point)
         live.replay(report["curve"])
-        live.summary(report)
+        live.conclude(found(report))
     (path,) = runs(tmp_path)
     assert "offline-run-" in str(path)
     assert curve(path) == report["curve"]
@@ -83,7 +110,7 @@ def test_an_offline_run_holds_the_curve_over_tokens_and_the_reports_figures(
 def test_a_cached_recovery_is_replayed_as_if_it_were_live(tmp_path: Path, report: dict[str, Any]) -> None:
     with tracker(tmp_path) as replayed:
         replayed.replay(report["curve"])
-        replayed.summary(report)
+        replayed.conclude(found(report))
     (path,) = runs(tmp_path)
     assert curve(path) == report["curve"]
 
@@ -94,15 +121,15 @@ def test_a_replay_leaves_a_local_run_that_holds_it_all_and_writes_a_new_one_for_
     with tracker(tmp_path) as live:
         for point in report["curve"]:
             live.log(point)
-        live.summary(report)
+        live.conclude(found(report))
     with caplog.at_level(logging.INFO, "pipeline"), tracker(tmp_path) as again:
         again.replay(report["curve"])
-        again.summary(report)
+        again.conclude(found(report))
     assert "already holds this recovery" in caplog.text
     assert len(runs(tmp_path)) == 1
     with tracker(tmp_path) as other:
         other.replay(report["curve"])
-        other.summary(report | {"params": report["params"] | {"pruned": 1}})
+        other.conclude(found(report | {"params": report["params"] | {"pruned": 1}}))
     assert len(runs(tmp_path)) == 2
 
 
@@ -110,10 +137,82 @@ def test_a_long_curve_is_read_back_across_blocks(tmp_path: Path, report: dict[st
     points = list(read_jsonl(recovery(tmp_path / "recover", steps=400, followed=40) / "history.jsonl"))
     with tracker(tmp_path) as replayed:
         replayed.replay(points)
-        replayed.summary(report)
+        replayed.conclude(found(report))
     (path,) = runs(tmp_path)
-    assert path.stat().st_size > 2 * wandbfile.BLOCK
+    assert path.stat().st_size > 2 * wandb_file.BLOCK
     assert curve(path) == points
+
+
+@pytest.mark.parametrize("steps", [0, 1, 250])
+def test_a_copy_without_the_first_steps_has_all_else(tmp_path: Path, report: dict[str, Any], steps: int) -> None:
+    points = list(read_jsonl(recovery(tmp_path / "recover", steps=400, followed=40) / "history.jsonl"))
+    with tracker(tmp_path) as replayed:
+        replayed.replay(points)
+        replayed.conclude(found(report))
+    (path,) = runs(tmp_path)
+    copy = tmp_path / "copy.wandb"
+    wandb_file.without_steps(path, copy, steps)
+    assert curve(copy) == points[steps:]
+    assert wandb_file.finished(copy)
+    others = [
+        [record for record in wandb_file.records(file) if record.WhichOneof("record_type") != "history"]
+        for file in (path, copy)
+    ]
+    assert others[0] == others[1]
+
+
+def test_a_cut_file_is_not_finished(tmp_path: Path, report: dict[str, Any]) -> None:
+    with tracker(tmp_path) as replayed:
+        replayed.conclude(found(report))
+    (path,) = runs(tmp_path)
+    content = path.read_bytes()
+    for length in (0, 3, 7, 12, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert not wandb_file.finished(path), length
+
+
+def test_the_table_of_results_has_every_models_score_and_intervals(tmp_path: Path, report: dict[str, Any]) -> None:
+    with tracker(tmp_path) as replayed:
+        replayed.conclude(found(report))
+    (path,) = runs(tmp_path)
+    table = wandbfile.table(path, "results")
+    rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
+    row, accuracy = rows["mean accuracy"], report["mean"]["accuracy"]
+    assert [row[model] for model in ("dense", "pruned", "recovered")] == [
+        report["mean"][model]["acc"] for model in ("dense", "pruned", "recovered")
+    ]
+    for column, effect in (("pruned − dense", "pruned_minus_dense"), ("recovered share", "recovered")):
+        shown = [row[name] for name in (column, f"{column}, low", f"{column}, high")]
+        assert shown == [accuracy[effect]["value"], *accuracy[effect]["interval"]]
+
+
+def test_a_pruning_says_nothing_of_a_recovery(report: dict[str, Any]) -> None:
+    assert not [name for name in results(report, ("dense", "pruned")).columns if "recovered" in name]
+
+
+@pytest.mark.parametrize(("indices", "text"), [([], ""), ([4], "4"), ([0, 1, 2, 5, 7, 8], "0-2 5 7-8")])
+def test_kept_indices_are_written_as_ranges(indices: list[int], text: str) -> None:
+    assert ranges(indices) == text
+
+
+def test_a_manifest_is_recorded_by_reference_and_weights_only_when_asked_for(
+    tmp_path: Path, report: dict[str, Any]
+) -> None:
+    model, manifest = tmp_path / "model", tmp_path / "manifest.json"
+    model.mkdir()
+    (model / "weights").write_text("1")
+    manifest.write_text("{}")
+    for name, asked in (("without", False), ("with", True)):
+        with tracker(tmp_path / name, model=asked) as replayed:
+            replayed.conclude(found(report, manifest=manifest, model=model))
+        (path,) = runs(tmp_path / name)
+        logged = {artifact.type: artifact for artifact in wandbfile.artifacts(path)}
+        assert logged.keys() - {"run_table"} == {"manifest"} | ({"model"} if asked else set())
+        (entry,) = logged["manifest"].manifest.contents
+        assert (entry.path, entry.ref) == ("manifest.json", manifest.as_uri())
+        if asked:
+            (entry,) = logged["model"].manifest.contents
+            assert (entry.path, entry.ref) == ("weights", "")
 
 
 def test_a_file_is_read_where_a_block_has_just_a_headers_room_left(tmp_path: Path) -> None:
@@ -123,16 +222,16 @@ def test_a_file_is_read_where_a_block_has_just_a_headers_room_left(tmp_path: Pat
         return bytes(made.SerializeToString())
 
     def fragment(kind: int, data: bytes) -> bytes:
-        return wandbfile.FRAGMENT.pack(zlib.crc32(bytes([kind]) + data), len(data), kind) + data
+        return wandb_file.FRAGMENT.pack(zlib.crc32(bytes([kind]) + data), len(data), kind) + data
 
-    header = wandbfile.HEADER.pack(b":W&B", 0xBEE1, 0)
-    room = wandbfile.BLOCK - len(header) - 2 * wandbfile.FRAGMENT.size
+    header = wandb_file.HEADER.pack(b":W&B", 0xBEE1, 0)
+    room = wandb_file.BLOCK - len(header) - 2 * wandb_file.FRAGMENT.size
     length = 2 * room - len(record(room))
     path = tmp_path / "run.wandb"
-    whole, empty = fragment(wandbfile.WHOLE, record(length)), fragment(wandbfile.FIRST, b"")
-    assert len(header + whole + empty) == wandbfile.BLOCK
-    path.write_bytes(header + whole + empty + fragment(wandbfile.LAST, record(100)))
-    assert [len(found.output_raw.line) for found in wandbfile.records(path)] == [length, 100]
+    whole, empty = fragment(wandb_file.WHOLE, record(length)), fragment(wandb_file.FIRST, b"")
+    assert len(header + whole + empty) == wandb_file.BLOCK
+    path.write_bytes(header + whole + empty + fragment(wandb_file.LAST, record(100)))
+    assert [len(made.output_raw.line) for made in wandb_file.records(path)] == [length, 100]
 
 
 def test_a_run_that_fails_is_finished_and_keeps_what_it_had(tmp_path: Path, report: dict[str, Any]) -> None:
@@ -145,7 +244,7 @@ def test_a_run_that_fails_is_finished_and_keeps_what_it_had(tmp_path: Path, repo
         fails()
     (path,) = runs(tmp_path)
     assert curve(path) == report["curve"][:1]
-    exits = [r.exit.exit_code for r in wandbfile.records(path) if r.WhichOneof("record_type") == "exit"]
+    exits = [r.exit.exit_code for r in wandb_file.records(path) if r.WhichOneof("record_type") == "exit"]
     assert exits == [1]
     assert not list(tmp_path.rglob("tracked.json"))
 
@@ -155,7 +254,7 @@ def test_report_files_are_given_only_when_asked_for(tmp_path: Path, report: dict
     for name, files in (("without", False), ("with", True)):
         with tracker(tmp_path / name, files=files) as replayed:
             replayed.replay(report["curve"])
-            replayed.summary(report, tmp_path)
+            replayed.conclude(found(report, files=[tmp_path / "report.html"]))
         kept = list((tmp_path / name).glob("wandb/offline-run-*/files/report.html"))
         assert len(kept) == int(files)
 
@@ -181,10 +280,7 @@ def test_offline_stays_offline_whatever_the_environment_says_and_sends_nothing(t
             "no_proxy": "",
         }
         script = (
-            "import sys; from pipeline.tracking import TrackerConfig, open_tracker\n"
-            "settings = TrackerConfig(name='wandb', directory=sys.argv[1])\n"
-            f"with open_tracker(settings, name='n', group='g', key={KEY!r}, configuration={{}}) as tracker:\n"
-            "    tracker.log({'tokens': 0, 'loss': 1.0})\n"
+            f"{OPEN}with opened(directory=sys.argv[1]) as tracker:\n    tracker.log({{'tokens': 0, 'loss': 1.0}})\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", script, str(tmp_path)],
@@ -221,11 +317,10 @@ def _count(server: socket.socket, calls: list[object]) -> None:
 def test_online_that_cannot_be_records_offline_and_says_so(tmp_path: Path, account: dict[str, str]) -> None:
     (tmp_path / "curve.jsonl").write_text('{"tokens": 0, "loss": 2.0}\n{"tokens": 9, "loss": 1.0}\n')
     script = (
-        "import sys; from pathlib import Path; import pipeline.tracking as t\n"
-        "from stages.common.files import read_jsonl\n"
-        "t.PATIENCE = 2\n"
-        "settings = t.TrackerConfig(name='wandb', mode=t.Mode.online, directory=sys.argv[1])\n"
-        f"with t.open_tracker(settings, name='n', group='g', key={KEY!r}, configuration={{}}) as tracker:\n"
+        f"{OPEN}"
+        "from pathlib import Path; from stages.common.files import read_jsonl\n"
+        "wandb_tracker.PATIENCE = 2\n"
+        "with opened(directory=sys.argv[1], mode=Mode.online) as tracker:\n"
         "    for point in read_jsonl(Path(sys.argv[1]) / 'curve.jsonl'): tracker.log(point)\n"
         "print('the run went on')"
     )
@@ -253,7 +348,7 @@ def test_a_directory_that_cannot_be_written_costs_a_warning(
     with tracker(tmp_path / "file" / "below") as live:
         for point in report["curve"]:
             live.log(point)
-        live.summary(report)
+        live.conclude(found(report))
     assert caplog.text.count("the run goes on without it") == 1
 
 
@@ -262,10 +357,10 @@ def test_no_tracker_writes_nothing(tmp_path: Path, report: dict[str, Any], chang
     with tracker(tmp_path, **changes) as silent:
         silent.log(report["curve"][0])
         silent.replay(report["curve"])
-        silent.summary(report)
+        silent.conclude(found(report))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_tracker_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="did you mean 'wandb'"):
-        tracker(tmp_path, name="wandbb")
+    with pytest.raises(UserError, match="did you mean 'wandb'"), tracker(tmp_path, name="wandbb"):
+        pass

@@ -1,0 +1,1 @@
+"""Trackers that follow recoveries: in W&B, in a local dashboard of trackio, or nowhere."""
