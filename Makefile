@@ -14,7 +14,7 @@ TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile --
 SLOW := real or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup recover plan compare wandb-sync wandb-report wandb-sweep gpu-check test test-slow test-all check format lint types constraints clean
+.PHONY: help setup recover plan compare wandb-sync wandb-report wandb-sweep gpu-check test test-slow test-all faults check format lint types constraints clean
 
 help: ## show this
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,10 +62,13 @@ gpu-check: setup $(if $(filter cpu,$(DEVICE)),,$(shell command -v nvidia-smi >/d
 	@$(RUN) -m benchmarks.gpu_check $(if $(DEVICE),--device $(DEVICE)) $(if $(FULL),--full) $(ARGS)
 
 test: setup ## run the tests: minutes, and no network
-	@$(TEST) -m 'not ($(SLOW))' $(ARGS)
+	@$(TEST) -m 'not ($(SLOW) or faults)' $(ARGS)
 
 test-slow: setup ## run what `make test` leaves out: the real model, and long whole runs
 	@$(TEST) -m '$(SLOW)' $(ARGS)
+
+faults: setup ## damage, kill and mislead it in every way known: a table of what survived (up to an hour)
+	@$(TEST) tests/faults -m 'faults or not faults' $(ARGS)
 
 test-all: setup ## run both
 	@$(TEST) $(ARGS)
