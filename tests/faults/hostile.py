@@ -175,3 +175,12 @@ MODELS: dict[str, Change] = {
     **{f"generation_config.json: {name}": written("generation_config.json", text) for name, text in JSONS.items()},
 }
 """Every case by its name. None may run code, and none may end in anything but a result or one error."""
+
+
+def daily(case: str) -> bool:
+    """Return whether a case is tried every day: one of each kind, and not every file with every damage."""
+    file, _, what = case.partition(": ")
+    if file == "config.json" and " is " in what and what.partition(" is ")[0] in (*SIZES, "vocab_size"):
+        return what.startswith(("num_hidden_layers", "hidden_size")) and what.endswith(("text", "zero", "1e9"))
+    repeated = file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json") and what in JSONS
+    return not repeated or what in ("cut", "a list", "deep")

@@ -29,7 +29,9 @@ def test_weights_that_are_no_numbers_are_refused_though_nothing_measures_them(wo
         world.run(*OPTIONS, f"model.path={directory}", store="nan")
 
 
-@pytest.mark.parametrize("case", hostile.MODELS)
+@pytest.mark.parametrize(
+    "case", [case if hostile.daily(case) else pytest.param(case, marks=pytest.mark.faults) for case in hostile.MODELS]
+)
 def test_a_hostile_model_ends_in_a_result_or_one_error(world: World, tmp_path: Path, case: str) -> None:
     directory = hostile.changed(world.root / "model", tmp_path / "model", hostile.MODELS[case])
     (directory / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
