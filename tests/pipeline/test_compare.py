@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pipeline.recoveries import recoveries
 
 from helpers.synthetic import FAIR, SKILL, add, evaluation, everything, store
 from pipeline.compare import main
-from pipeline.recoveries import recoveries
 from stages.errors import UserError
 from stages.report import wording as w
 

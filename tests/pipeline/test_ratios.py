@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from helpers.synthetic import SKILL, add, evaluation, everything
 from pipeline.ratios import judged_alike, main, page, prunings
 from pipeline.recoveries import reports
+from stages.report.ratio_figure import ratios_svg
+
+from helpers.synthetic import SKILL, add, evaluation, everything
 from stages.common.files import read_json, write_json
 from stages.errors import UserError
 from stages.report.blocks import markdown
-from stages.report.ratio_figure import ratios_svg
 from stages.stage import JSON
 
 KINDS = ("narrative", "news")

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.recoveries import Recovery
+from pipeline.sweep import Outcome, main, page, ranked, sweeps
+from stages.report.rank_figure import ranks_svg
 
 from helpers.configurations import configuration
 from helpers.world import make_world
 from pipeline.planning.build import build_graph
-from pipeline.recoveries import Recovery
-from pipeline.sweep import Outcome, main, page, ranked, sweeps
 from stages.errors import UserError
 from stages.report.blocks import markdown
-from stages.report.rank_figure import ranks_svg
 
 TINY = (
     "experiment=rank_sweep",
