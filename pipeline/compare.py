@@ -85,7 +85,8 @@ def _text(form: str, chart: str, groups: Groups, known: Sequence[Line]) -> str:
     section = next((one for one in sections(groups, known) if one.kind == chart), None)
     if section is None:
         raise UserError(f"chart={chart}: these runs have no numbers for it. `format=html` draws what there is.")
-    return svg([drawn for _, drawn in section.charts], [title or section.title for title, _ in section.charts])
+    shown = " ".join(next(iter(control.options)) for control in section.controls[:1]) or section.title
+    return svg([drawn for _, drawn in section.charts], [title or shown for title, _ in section.charts])
 
 
 def _page(groups: Groups, known: Sequence[Line]) -> Page:

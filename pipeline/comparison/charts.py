@@ -73,13 +73,7 @@ def curves(points: Sequence[JSON], entries: Sequence[Entry], controls: Sequence[
     line = base.mark_line(strokeWidth=2, interpolate="monotone").encode(
         y=value, strokeDash=_dash(entries), opacity=alt.when(near).then(alt.value(1)).otherwise(alt.value(0.2))
     )
-    tooltip = [
-        alt.Tooltip("name:N", title="run"),
-        alt.Tooltip("value:Q", format=".4~g"),
-        alt.Tooltip("tokens:Q", format=",.0f"),
-        alt.Tooltip("minutes:Q", format=".1f"),
-    ]
-    dots = base.mark_point(filled=True, size=28, opacity=1).encode(y=value, tooltip=tooltip).add_params(near)
+    dots = base.mark_point(filled=True, size=28, opacity=1, tooltip=alt.expr(TOLD)).encode(y=value).add_params(near)
     return _finished(alt.layer(band, line, dots), controls)
 
 
@@ -88,7 +82,12 @@ def ranks(points: Sequence[JSON], entries: Sequence[Entry], at: str) -> alt.Laye
     drawn = [point for point in points if point["at"] == at]
     places = sorted({point["rank"] for point in points})
     encode = {
-        "x": alt.X("place:Q", title="rank", scale=alt.Scale(type="log", base=2), axis=alt.Axis(values=places)),
+        "x": alt.X(
+            "place:Q",
+            title="rank",
+            scale=alt.Scale(type="log", base=2, domain=[places[0] / 1.4, places[-1] * 1.4]),
+            axis=alt.Axis(values=places),
+        ),
         "color": _colour(entries),
     }
     scale = alt.Scale(type="log", nice=False, padding=12)
@@ -211,7 +210,7 @@ def _with_legend(specification: JSON) -> JSON:
     found: JSON = {}
     for name, value in specification.items():
         if name in ("color", "strokeDash") and isinstance(value, dict) and "field" in value:
-            found[name] = {**value, "legend": {"orient": "bottom", "direction": "vertical", "title": None}}
+            found[name] = {**value, "legend": LEGEND}
         elif isinstance(value, dict):
             found[name] = _with_legend(value)
         elif isinstance(value, list):
@@ -246,6 +245,13 @@ def _styled(specification: JSON) -> JSON:
     return {**specification, "config": CONFIG}
 
 
+TOLD = (
+    "{run: (datum.datum || datum).name, value: format((datum.datum || datum).value, '.4~g'), "
+    "tokens: format((datum.datum || datum).tokens, ',.0f')}"
+)
+"""What hovering a curve tells. Vega-Lite's own tooltip loses words where the nearest point is hovered: its cells, which
+hold the point as their `datum`, are asked for the point's fields."""
+LEGEND = {"orient": "bottom", "direction": "vertical", "title": None, "symbolOpacity": 1}
 CONFIG: JSON = {
     "background": "transparent",
     "font": "system-ui, sans-serif",

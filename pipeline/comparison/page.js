@@ -2,7 +2,8 @@
 "use strict";
 
 const drawn = JSON.parse(document.getElementById("charts").textContent);
-const options = { actions: false, renderer: "svg", ast: true, tooltip: { disableDefaultStyle: true, theme: "page" } };
+// Vega warns where a chart is empty because a reader hid every line: nothing that a reader needs to know.
+const options = { actions: false, logLevel: 1, renderer: "svg", ast: true, tooltip: { disableDefaultStyle: true, theme: "page" } };
 
 for (const section of document.querySelectorAll("section.charts")) {
   const views = [...section.querySelectorAll(".chart")].map((place) =>

@@ -100,7 +100,11 @@ def records(groups: Sequence[Sequence[Run]]) -> list[dict[str, object]]:
     found = []
     for place, group in enumerate(groups, start=1):
         for run in group:
-            record: dict[str, object] = {"run": run.number, "judged": place, "judged by": heading(group).removeprefix("Judged by ")}
+            record: dict[str, object] = {
+                "run": run.number,
+                "judged": place,
+                "judged by": heading(group).removeprefix("Judged by "),
+            }
             for column in shown:
                 record[column.name] = column.value(run)
                 if column.score:
