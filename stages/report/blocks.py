@@ -146,7 +146,7 @@ def _html_table(table: Table) -> Iterable[str]:
     own = " class=apart" if table.last_apart else " class=prose" if table.prose else ""
     # A region that scrolls has to be reached by keyboard, and needs a name then.
     yield f'<div class="wide" tabindex="0" role="region" aria-label="{escape(table.columns[0])} table"><table{own}>'
-    heads = (
+    heads = "".join(
         f'<th scope="col" class="{kind}">{escape(column)}</th>'
         for column, kind in zip(table.columns, classes, strict=True)
     )

@@ -13,7 +13,7 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
 WITHOUT = "there is no Chromium here: this test opens a page in one (Debian: apt-get install chromium)"
-READY = """document.documentElement.dataset.ready === 'true' &&
+READY = """(!document.querySelector('.tools') || document.documentElement.dataset.ready === 'true') &&
 [...document.querySelectorAll('section.charts')].every(section => section.dataset.ready === 'true')"""
 
 
@@ -28,7 +28,7 @@ class Opened:
 
 @contextmanager
 def opened(file: Path, *, width: int = 1280, height: int = 900, theme: str = "light") -> Iterator[Opened]:
-    """Open a file of the comparison in a headless Chromium, and wait until its charts are drawn."""
+    """Open a page in a headless Chromium, and wait until its charts, if it has any, are drawn."""
     from playwright.sync_api import sync_playwright
 
     # A sandbox needs a user other than root, which containers of tests are run by.

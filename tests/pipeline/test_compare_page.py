@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import axe_playwright_python
 import pytest
 
 from helpers.browser import CHROMIUM, WITHOUT, Opened, opened
 from helpers.many_runs import many
+from helpers.synthetic import config, everything, report_of
 from pipeline.compare import main
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WITHOUT)
@@ -141,15 +143,26 @@ def test_a_row_opens_its_runs_report(reader: Opened, page: Path) -> None:
 def test_no_width_makes_the_page_scroll_sideways_and_nothing_keeps_a_reader_out(
     page: Path, width: int, theme: str
 ) -> None:
-    import axe_playwright_python
-
-    axe = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
     with opened(page, width=width, theme=theme) as found:
         assert found.page.evaluate("document.documentElement.scrollWidth") <= width
-        found.page.evaluate(axe)
-        violations = found.page.evaluate("axe.run().then(found => found.violations)")
+        assert not barriers(found)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_runs_own_report_is_as_narrow_and_as_open(tmp_path: Path, theme: str) -> None:
+    report_of(tmp_path / "run", config(), everything(tmp_path / "inputs", windows=4, repetition=0.3))
+    with opened(tmp_path / "run" / "report.html", width=360, theme=theme) as found:
+        assert found.page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert not barriers(found)
+        assert not found.said
+
+
+def barriers(found: Opened) -> list[tuple[str, str]]:
+    """Return the violations of level serious or worse that axe-core finds, each with the first place of it."""
+    found.page.evaluate(Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8"))
+    violations = found.page.evaluate("axe.run().then(found => found.violations)")
     serious = [one for one in violations if one["impact"] in ("serious", "critical")]
-    assert not [(one["id"], one["nodes"][0]["html"][:200]) for one in serious]
+    return [(one["id"], one["nodes"][0]["html"][:200]) for one in serious]
 
 
 def test_a_dark_page_prints_dark_ink_on_white_paper_with_the_whole_table(page: Path) -> None:
