@@ -70,7 +70,7 @@ def curves(points: Sequence[JSON], entries: Sequence[Entry], controls: Sequence[
     )
     value = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
     band = base.mark_area(opacity=0.16).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
-    line = base.mark_line(strokeWidth=2, interpolate="monotone").encode(
+    line = base.mark_line(strokeWidth=2).encode(
         y=value, strokeDash=_dash(entries), opacity=alt.when(near).then(alt.value(1)).otherwise(alt.value(0.2))
     )
     dots = base.mark_point(filled=True, size=28, opacity=1, tooltip=alt.expr(TOLD)).encode(y=value).add_params(near)

@@ -87,7 +87,7 @@ def _size(group: Sequence[Line]) -> Iterator[str]:
             ((size, line) for size, line in scored if line is best or not _apart(TEXT, best, line)),
             key=lambda one: one[0],
         )
-        if size > smallest:
+        if size > smallest and line is not best:
             sentence += f" The smallest not clearly worse than the best in {TEXT.name}: {_listed([line])}, with "
             sentence += f"{w.millions(size)}."
     yield sentence

@@ -59,7 +59,8 @@ def warning(groups: Sequence[Sequence[Run]]) -> list[Paragraph]:
 
 def _opening(groups: Sequence[Sequence[Run]], lines: Sequence[Line], root: Path) -> Iterator[str]:
     count = sum(map(len, groups))
-    runs = f"{w.count(count)} run{'s' if count > 1 else ''} in {root}"
+    # The store's name, and not its path: the page may be shown to others.
+    runs = f"{w.count(count)} run{'s' if count > 1 else ''} of the store {root.name}"
     yield html_of([Heading(TITLE, 1), Paragraph(runs, "note")])
     told = [(tables.heading(group), findings(of_group(lines, group))) for group in groups]
     found = [(heading, sentences) for heading, sentences in told if sentences]
@@ -127,7 +128,7 @@ def _legend(entries: Sequence[charts.Entry]) -> str:
 
 
 def _dashes(entry: charts.Entry) -> str:
-    return " ".join(str(length) for length in entry.dash if length)
+    return " ".join(map(str, entry.dash)) if entry.dash[1] else "none"
 
 
 def _results(groups: Sequence[Sequence[Run]], lines: Sequence[Line], output: Path) -> Iterator[str]:

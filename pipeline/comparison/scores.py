@@ -132,7 +132,7 @@ def _effect(effects: JSON | None, model: str) -> tuple[float, Interval] | None:
 
 
 TEXT = Score(
-    name="perplexity",
+    name="held-out perplexity",
     better=-1,
     write=w.perplexity,
     of=_of_text(lambda texts: texts["mean"]),
@@ -140,7 +140,7 @@ TEXT = Score(
 )
 """Held-out text that nothing was fitted to, the mean over its kinds."""
 WIKIPEDIA = Score(
-    name="of Wikipedia",
+    name="Wikipedia perplexity",
     better=-1,
     write=w.perplexity,
     of=_of_text(lambda texts: texts["kinds"].get("wikipedia")),

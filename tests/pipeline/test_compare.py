@@ -152,7 +152,7 @@ def test_choices_that_set_runs_apart_come_first_and_those_that_are_alike_last(
         report["configuration"]["recover"]["recover"] |= {"learning_rate": rate, "warmup": 0.1 * (place == 3)}
         write_json(path, report)
     header = printed(capsys, f"artifact_root={root}", "format=csv").splitlines()[0].split(",")
-    results = header.index("perplexity")
+    results = header.index("held-out perplexity")
     assert {"adapter", "rate", "recover.warmup"} == set(header[3:results])
     assert header[-9:-1] == ["pruned by", "removed", "data", "objective", "loss", "tokens", "seed", "reference"]
     assert "test perplexity" in header
@@ -165,7 +165,7 @@ def test_csv_and_json_hold_the_numbers_of_every_run(artifacts: Path, capsys: pyt
     (report, *_) = [run.report for group in runs(artifacts) for run in group]
     assert [float(row["accuracy"]) for row in rows] == [record["accuracy"] for record in records]
     assert records[0]["accuracy"] == report["mean"]["recovered"]["acc"]
-    assert records[0]["perplexity, low"] == report["texts"]["mean"]["intervals"]["recovered"][0]
+    assert records[0]["held-out perplexity, low"] == report["texts"]["mean"]["intervals"]["recovered"][0]
     assert "| 1 | dora r16 |" in printed(capsys, store_, "format=md")
 
 
@@ -203,9 +203,9 @@ def test_too_few_documents_are_called_that_and_not_noise(tmp_path: Path, capsys:
     add(root, 0, inputs)
     add(root, 1, inputs | other, adapter="lora")
     said = printed(capsys, f"artifact_root={root}", "format=md")
-    assert not re.search("Within noise in (perplexity|bits|accuracy)|loss within noise|≈ best", said)
+    assert not re.search("Within noise in (held-out|bits|accuracy)|loss within noise|≈ best", said)
     assert said.count("too few documents") > 6
-    assert "Too few documents in perplexity: fewer than 6." in said
+    assert "Too few documents in held-out perplexity: fewer than 6." in said
 
 
 NASTY = '<script>alert(1)</script> $x^{$ "quo\'te" `|` &amp; \x00\x1b[31m\u202e'

@@ -103,10 +103,10 @@ def test_hovering_names_the_run(reader: Opened) -> None:
 
 
 def test_a_click_on_a_head_sorts_and_another_one_turns_it_round(reader: Opened) -> None:
-    head = reader.page.locator(".runs thead th", has_text=re.compile("^perplexity"))
+    head = reader.page.locator(".runs thead th", has_text=re.compile("^held-out perplexity"))
     for order in ("ascending", "descending"):
         head.get_by_role("button").click()
-        found = [float(value) for value in column(reader, "perplexity")]
+        found = [float(value) for value in column(reader, "held-out perplexity")]
         assert found == sorted(found, reverse=order == "descending")
         assert head.get_attribute("aria-sort") == order
 
