@@ -67,7 +67,13 @@ def _variants(first: dict[str, Any], seeds: int) -> Iterator[tuple[dict[str, Any
             for name in ("loss", "validation_loss"):
                 if name in point:
                     point[name] += shift * (1 if point["step"] else 0)
-        report["training"]["test"]["perplexity"] *= 1 + shift
+        found = report["training"]["test"]["perplexity"] * (1 + shift)
+        trials = [
+            {"learning_rate": rate, "test": {"perplexity": found * worse}, "diverged": None}
+            for rate, worse in ((1e-3, 1 + 0.1 * ADAPTERS.index(adapter)), (3e-3, 1.0))
+        ]
+        report["training"]["test"]["perplexity"] = found
+        report["training"]["tuning"] = {"trials": trials, "shared": 1e-3, "chosen": 3e-3}
         recover = {"tokens": 40_960, "learning_rate": 1e-3, "loss": "all", "objective": "cross_entropy"}
         options = {"name": adapter, "rank": rank, "alpha": 16.0}
         report["configuration"] = {

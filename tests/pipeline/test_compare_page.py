@@ -56,7 +56,7 @@ def lines_drawn(reader: Opened) -> int:
 def test_every_chart_is_drawn(reader: Opened) -> None:
     kinds = reader.page.eval_on_selector_all("section.charts", "found => found.map(one => one.classList[1])")
     assert kinds == ["curves", "ranks", "ranks", "ranks", "ratios", "costs", "kept"]
-    assert reader.page.locator(".chart").count() == reader.page.locator(".chart svg").count() == 10
+    assert reader.page.locator(".chart").count() == reader.page.locator(".chart svg").count() == 16
     assert lines_drawn(reader) == 27
     assert reader.page.locator("section.kept .chart").first.locator("g.mark-rect path").count() == 3 * 6
 
@@ -115,7 +115,7 @@ def test_search_and_filters_leave_the_runs_that_are_asked_for(reader: Opened) ->
     reader.page.get_by_label("Search").fill("rora r64")
     assert len(shown(reader)) == 3
     reader.page.get_by_label("Search").fill("")
-    reader.page.locator(".tools").get_by_label("adapter").select_option("lora r16")
+    reader.page.locator(".tools").get_by_label("adapter").select_option("lora r16 tuned")
     assert len(shown(reader)) == 3
     assert reader.page.locator("output").inner_text() == "3 of 27 runs"
 
