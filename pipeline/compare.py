@@ -86,7 +86,8 @@ def _text(form: str, chart: str, groups: Groups, known: Sequence[Line]) -> str:
     if section is None:
         raise UserError(f"chart={chart}: these runs have no numbers for it. `format=html` draws what there is.")
     shown = " ".join(next(iter(control.options)) for control in section.controls[:1]) or section.title
-    return svg([drawn for _, drawn in section.charts], [title or shown for title, _ in section.charts])
+    drawn = section.draw()
+    return svg([chart for _, chart in drawn], [title or shown for title, _ in drawn])
 
 
 def _page(groups: Groups, known: Sequence[Line]) -> Page:

@@ -6,51 +6,17 @@ parameters are set by the page's script: `hidden` (numbers of lines), and those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import altair as alt
 
-from stages.report.palette import SERIES, css
+from pipeline.comparison.legend import Control, Entry
+from stages.report.palette import css
 from stages.stage import JSON
 
-DASHES = ([1, 0], [2, 2], [8, 3, 2, 3], [10, 4])
-"""Dashes that tell lines of one colour apart."""
-BROKEN = [5, 4]
-"""The dash of models before recovery."""
 WIDTH, HEIGHT = 640, 300
 """Pixels of a chart that stands alone. On the page it takes the width it gets."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """An entry of a legend: the number and name of what it stands for, its colour and its dash."""
-
-    number: int
-    name: str
-    colour: str
-    dash: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Control:
-    """A choice that a reader has: the parameter it sets, its label, and its options by what they are called."""
-
-    parameter: str
-    label: str
-    options: Mapping[str, str | int]
-
-    @property
-    def first(self) -> str | int:
-        """The option that is chosen at first."""
-        return next(iter(self.options.values()))
-
-
-def entry(number: int, name: str) -> Entry:
-    """Return the entry of a line, with the colour and the dash of its number."""
-    turn, place = divmod(number, len(SERIES))
-    return Entry(number=number, name=name, colour=SERIES[place], dash=DASHES[turn % len(DASHES)])
 
 
 def curves(points: Sequence[JSON], entries: Sequence[Entry], controls: Sequence[Control]) -> alt.LayerChart:
@@ -90,7 +56,10 @@ def ranks(points: Sequence[JSON], entries: Sequence[Entry], at: str) -> alt.Laye
         ),
         "color": _colour(entries),
     }
-    scale = alt.Scale(type="log", nice=False, padding=12)
+    # Both rates are drawn on one scale, so that a rate's effect is seen.
+    alike = [point for point in points if (point["at"] == "rate") == (at == "rate")]
+    domain = [min(point["low"] for point in alike) * 0.97, max(point["high"] for point in alike) * 1.03]
+    scale = alt.Scale(type="log", nice=False, domain=domain)
     value = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(format="~g", tickCount=5))
     base = _chart(drawn).encode(**encode)
     whiskers = base.mark_rule(strokeWidth=1.2).encode(y=alt.Y("low:Q", title=None, scale=scale), y2="high:Q")

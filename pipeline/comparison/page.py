@@ -17,6 +17,7 @@ from urllib.parse import quote
 from pipeline.comparison import charts, tables
 from pipeline.comparison.columns import BEST, NOISE, Column, alike, columns
 from pipeline.comparison.findings import DOUBTS, findings
+from pipeline.comparison.legend import Control, Entry
 from pipeline.comparison.lines import Line, of_group
 from pipeline.comparison.published import published
 from pipeline.comparison.runs import Run
@@ -81,7 +82,7 @@ def _doubt(sentence: str) -> str:
 def _section(section: Section, specifications: list[JSON]) -> str:
     """Return a section's markup, and add its charts to the page's specifications."""
     figures = []
-    for title, chart in section.charts:
+    for title, chart in section.draw():
         description = escape(". ".join(filter(None, (section.title, title, "The numbers are in a table on this page"))))
         head = f"<h3>{escape(title)}</h3>" if title else ""
         place = len(specifications)
@@ -98,12 +99,12 @@ def _section(section: Section, specifications: list[JSON]) -> str:
     return f'<section class="charts {section.kind}">{"".join(parts)}</section>'
 
 
-def _controls(controls: Sequence[charts.Control]) -> str:
+def _controls(controls: Sequence[Control]) -> str:
     told = "".join(_control(control) for control in controls)
     return f'<div class="choices">{told}</div>' if told else ""
 
 
-def _control(control: charts.Control) -> str:
+def _control(control: Control) -> str:
     if len(control.options) == 1:
         return f"<label>{escape(control.label)} {escape(next(iter(control.options)))}</label>"
     options = "".join(f"<option>{escape(name)}</option>" for name in control.options)
@@ -114,7 +115,7 @@ def _control(control: charts.Control) -> str:
     )
 
 
-def _legend(entries: Sequence[charts.Entry]) -> str:
+def _legend(entries: Sequence[Entry]) -> str:
     if not entries:
         return ""
     buttons = "".join(
@@ -127,7 +128,7 @@ def _legend(entries: Sequence[charts.Entry]) -> str:
     return f'<div class="legend" role="group" aria-label="Shown in the chart" tabindex="0">{buttons}{every}</div>'
 
 
-def _dashes(entry: charts.Entry) -> str:
+def _dashes(entry: Entry) -> str:
     return " ".join(map(str, entry.dash)) if entry.dash[1] else "none"
 
 
