@@ -224,6 +224,11 @@ def parameters(run: Run) -> float | None:
 COSTS = (
     _cost("test perplexity", test_perplexity, w.perplexity),
     _cost("parameters", parameters, w.millions),
+    Column(
+        name="time over dense",
+        value=lambda run: latency(run).get("decode_ratio"),
+        cell=lambda run: valued(latency(run).get("decode_ratio"), latency(run).get("decode_ratio_range"), w.times),
+    ),
     _cost("time a token", lambda run: latency(run).get("decode_seconds"), w.milliseconds),
     _cost("peak memory", lambda run: measured(run).get("peak_memory_bytes"), w.megabytes),
     _cost("recovery took", lambda run: run.seconds, w.seconds),

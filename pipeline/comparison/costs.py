@@ -13,7 +13,7 @@ from stages.stage import JSON
 
 COSTS: dict[str, Callable[[Run], float | None]] = {
     "parameters (millions)": lambda run: _scaled(parameters(run), 1e-6),
-    "time a token (ms)": lambda run: _scaled(latency(run).get("decode_seconds"), 1e3),
+    "time a token (× dense)": lambda run: latency(run).get("decode_ratio"),
     "peak memory (MB)": lambda run: _scaled(measured(run).get("peak_memory_bytes"), 1e-6),
 }
 

@@ -94,11 +94,15 @@ def _size(group: Sequence[Line]) -> Iterator[str]:
 
 
 def _time(group: Sequence[Line]) -> Iterator[str]:
-    """Yield which runs write a token fastest, where their range over repeats lies below that of others."""
-    timed = [line for line in group if all(latency(run).get("decode_seconds") for run in line.runs)]
+    """Yield which runs write a token fastest, where their range over repeats lies below that of others.
+
+    Times are those of the dense model's that was measured by turns with them. A machine that other work kept busy
+    slows both. Seconds of two sessions differ by that alone, even of models of one shape.
+    """
+    timed = [line for line in group if all(latency(run).get("decode_ratio_range") for run in line.runs)]
     if len(timed) < 2 or len({machine(run) for line in timed for run in line.runs}) > 1:
         return
-    fastest = min(timed, key=_seconds)
+    fastest = min(timed, key=_ratio)
     behind = [line for line in timed if _range(line)[0] > _range(fastest)[1]]
     near = [line for line in timed if line is not fastest and line not in behind]
     if not behind:
@@ -106,15 +110,16 @@ def _time(group: Sequence[Line]) -> Iterator[str]:
         return
     rest = f"; {_listed(near)} {_are(near)} within the range of its repeats" if near else ""
     slower = _sentence(f"{_listed(behind)} {_are(behind)} clearly slower{rest}")
-    yield f"Fastest: {_called(fastest)}, at {w.milliseconds(_seconds(fastest))} a token. {slower}"
+    taken = f"{w.times(_ratio(fastest))} the dense model's time a token"
+    yield f"Fastest: {_called(fastest)}, at {taken} {w.span(_range(fastest), w.times)}. {slower}"
 
 
-def _seconds(line: Line) -> float:
-    return fmean(latency(run)["decode_seconds"] for run in line.runs)
+def _ratio(line: Line) -> float:
+    return fmean(latency(run)["decode_ratio"] for run in line.runs)
 
 
 def _range(line: Line) -> tuple[float, float]:
-    ends = [latency(run)["decode_seconds_range"] for run in line.runs]
+    ends = [latency(run)["decode_ratio_range"] for run in line.runs]
     return min(low for low, _ in ends), max(high for _, high in ends)
 
 

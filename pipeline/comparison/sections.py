@@ -166,7 +166,8 @@ def _costs(lines: Sequence[Line], groups: Sequence[Sequence[Run]]) -> Iterator[S
     controls = [Control(parameter="measure", label="Show", options={name: name for name in measures})]
     controls.append(Control(parameter="group", label="of runs", options=judged))
     note = "The last model of every run, with 95 % intervals. The dotted line is the Pareto front: no other run is at "
-    note += "least as good in both. Times and memory are of runs that were measured on one machine in one way."
+    note += "least as good in both. Times and memory are of runs that were measured on one machine in one "
+    note += "way. A time is a multiple of the dense model's, which was measured by turns with it."
     yield Section(
         kind="costs",
         title="Score against cost",

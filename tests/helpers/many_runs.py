@@ -87,7 +87,7 @@ def _variants(first: dict[str, Any], seeds: int) -> Iterator[tuple[dict[str, Any
             cost["peak_memory_bytes"] = 6 * size
             for latency in cost["latency"]:
                 latency["decode_seconds"] *= 2 * (1 - ratio)
-                latency["decode_seconds_range"] = [latency["decode_seconds"] * end for end in (0.95, 1.05)]
+                latency |= {"decode_ratio": 1 - ratio, "decode_ratio_range": [0.95 * (1 - ratio), 1.05 * (1 - ratio)]}
         yield setting, report | {"adapter": adapter}
 
 
