@@ -93,8 +93,8 @@ def _text(form: str, chart: str, groups: Groups, known: Sequence[Line]) -> str:
 def _page(groups: Groups, known: Sequence[Line]) -> Page:
     """Return the comparison without its charts: the sentences, the tables of runs and the numbers of each picture."""
     blocks: list[Block] = [Heading("Runs side by side", 1)]
-    for group in groups:
-        blocks += [Heading(tables.heading(group)), *map(Paragraph, findings(of_group(known, group)))]
+    for group, heading in zip(groups, tables.headings(groups), strict=True):
+        blocks += [Heading(heading), *map(Paragraph, findings(of_group(known, group)))]
         blocks.append(tables.table(group, tables.apart(groups)))
         if rows := published(group):
             blocks += [Heading("Published, of the same model by the same protocol", 3), rows]
@@ -112,10 +112,8 @@ def _page(groups: Groups, known: Sequence[Line]) -> Page:
 def _terminal(groups: Groups, known: Sequence[Line]) -> str:
     shown = tables.apart(groups)
     parts = [
-        "\n".join(
-            [tables.heading(group), *findings(of_group(known, group)), "", tables.text(tables.table(group, shown))]
-        )
-        for group in groups
+        "\n".join([heading, *findings(of_group(known, group)), "", tables.text(tables.table(group, shown))])
+        for group, heading in zip(groups, tables.headings(groups), strict=True)
     ]
     seeds = tables.over_seeds(known)
     parts += [f"Over seeds: mean ± standard deviation\n{tables.text(seeds)}"] if seeds else []

@@ -14,6 +14,8 @@ from stages.stage import JSON
 
 MOST = 3
 """Settings that a name has at most; the table has them all."""
+JUDGING = ("evaluate", "tasks", "cost")
+"""How the roles of stages begin that judge a model."""
 RECOVERY = ("adapter.", "recover.")
 """How the options of a recovery begin, which a name has before others."""
 
@@ -79,8 +81,10 @@ def _name(report: JSON, with_model: bool) -> str:
 
 
 def _settings(report: JSON) -> JSON:
+    """Return what may set lines of one name apart. How they were judged does not: headings tell that."""
     whole = without_seeds(report["configuration"])
-    return {**whole.pop("recover", {}), **whole, "rows": report["data"], "reference": report["reference"]}
+    made = {name: value for name, value in whole.items() if not name.startswith(JUDGING)}
+    return {**made.pop("recover", {}), **made, "rows": report["data"], "reference": report["reference"]}
 
 
 def ranges(numbers: Sequence[int]) -> str:

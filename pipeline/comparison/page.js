@@ -8,7 +8,13 @@ const options = { actions: false, logLevel: 1, renderer: "svg", ast: true, toolt
 for (const section of document.querySelectorAll("section.charts")) {
   const views = [...section.querySelectorAll(".chart")].map((place) =>
     vegaEmbed(place, drawn.charts[Number(place.dataset.chart)], { ...options, config: drawn.config }).then(({ view }) => view));
-  const set = (name, value) => Promise.all(views.map(async (view) => (await view).signal(name, value).runAsync()));
+  // Vega gives a group of marks a role even where it is empty and has no name, which a screen reader stumbles over.
+  const tidy = () => section.querySelectorAll("[role=graphics-symbol]:not([aria-label])").forEach((group) => {
+    group.removeAttribute("role");
+    group.removeAttribute("aria-roledescription");
+  });
+  const set = (name, value) =>
+    Promise.all(views.map(async (view) => (await view).signal(name, value).runAsync())).then(tidy);
 
   for (const choice of section.querySelectorAll("select[data-parameter]")) {
     const values = JSON.parse(choice.dataset.values);
@@ -27,7 +33,7 @@ for (const section of document.querySelectorAll("section.charts")) {
     entries.forEach((entry) => { entry.ariaPressed = shown; });
     hide();
   });
-  Promise.all(views).then(() => { section.dataset.ready = "true"; });
+  Promise.all(views).then(tidy).then(() => { section.dataset.ready = "true"; });
 }
 
 const tables = [...document.querySelectorAll(".runs table")];

@@ -63,7 +63,7 @@ def _opening(groups: Sequence[Sequence[Run]], lines: Sequence[Line], root: Path)
     # The store's name, and not its path: the page may be shown to others.
     runs = f"{w.count(count)} run{'s' if count > 1 else ''} of the store {root.name}"
     yield html_of([Heading(TITLE, 1), Paragraph(runs, "note")])
-    told = [(tables.heading(group), findings(of_group(lines, group))) for group in groups]
+    told = zip(tables.headings(groups), (findings(of_group(lines, group)) for group in groups), strict=True)
     found = [(heading, sentences) for heading, sentences in told if sentences]
     if not found:
         return
@@ -139,8 +139,7 @@ def _results(groups: Sequence[Sequence[Run]], lines: Sequence[Line], output: Pat
     yield f'<section class="results"><h2>Every run</h2>{_tools(shown, every, bool(same))}'
     if same:
         yield html_of([Paragraph(tables.in_common(groups), "note")])
-    for group in groups:
-        heading = tables.heading(group)
+    for group, heading in zip(groups, tables.headings(groups), strict=True):
         yield html_of([Heading(heading, 3)])
         yield f'<div class="wide runs" tabindex="0" role="region" aria-label="{escape(heading)}"><table class="folded">'
         yield f"<thead><tr>{_heads(shown, same)}</tr></thead><tbody>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -161,8 +162,10 @@ def _costs(lines: Sequence[Line], groups: Sequence[Sequence[Run]]) -> Iterator[S
     drawn = {point["line"] for point in points}
     entries = [entry(line.number, line.label) for line in lines if line.number in drawn]
     measures = [score.name for score in QUALITY if any(point["measure"] == score.name for point in points)]
-    judged = {tables.heading(group): place for place, group in enumerate(groups)}
+    judged = {heading: place for place, heading in enumerate(tables.headings(groups))}
     judged = {name: place for name, place in judged.items() if any(point["group"] == place for point in points)}
+    drawn_of = Counter(point["group"] for point in points if point["measure"] == measures[0])
+    judged = dict(sorted(judged.items(), key=lambda one: -drawn_of[one[1]]))
     controls = [Control(parameter="measure", label="Show", options={name: name for name in measures})]
     controls.append(Control(parameter="group", label="of runs", options=judged))
     note = "The last model of every run, with 95 % intervals. The dotted line is the Pareto front: no other run is at "

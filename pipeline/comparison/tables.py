@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 
 from pipeline.comparison.columns import SETTINGS, SHARES, Column, alike, columns
-from pipeline.comparison.lines import Line
+from pipeline.comparison.lines import Line, ranges
 from pipeline.comparison.runs import Run
 from pipeline.comparison.scores import SCORES
 from stages.report import wording as w
@@ -47,6 +47,18 @@ def heading(group: Sequence[Run]) -> str:
     named = f" ({', '.join(labels)})" if len(labels) > 1 else ""
     examples = "" if shots == w.DASH else ", zero-shot" if shots == "0" else f", {shots} shots"
     return f"Judged by {protocol}, {tasks}{named}{examples}"
+
+
+def headings(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Return each group's heading, with its runs' numbers where there are several groups."""
+    if len(groups) == 1:
+        return [heading(groups[0])]
+    return [f"{heading(group)}: {ranges_of(group)}" for group in groups]
+
+
+def ranges_of(group: Sequence[Run]) -> str:
+    """Return "run 3" or "runs 1–4"."""
+    return f"run{'s' if len(group) > 1 else ''} {ranges([run.number for run in group])}"
 
 
 def over_seeds(lines: Sequence[Line]) -> Table | None:

@@ -96,6 +96,7 @@ def test_what_was_judged_differently_stands_in_another_table(
     assert [len(group) for group in found] == [1, 1, 2]
     said = printed(capsys, f"artifact_root={root}", f"output={tmp_path / 'compare.html'}")
     assert [said.count(heading(group)) for group in found] == [1, 1, 1]
+    assert [f"zero-shot: {numbers}\n" in said for numbers in ("run 2", "runs 3, 4", "runs 3–4")] == [True, True, False]
     assert sum("recovered dense" in row for row in said.splitlines()) == 1
     html = (tmp_path / "compare.html").read_text()
     assert html.count('<table class="folded">') == 3

@@ -14,6 +14,7 @@ from helpers.browser import CHROMIUM, WITHOUT, Opened, opened
 from helpers.many_runs import many
 from helpers.synthetic import config, everything, report_of
 from pipeline.compare import main
+from stages.common.files import read_json, write_json
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WITHOUT)
 NASTY = '<img src=x onerror=alert(1)> $x^{$ "quo\'te" </script><script>alert(2)</script>'
@@ -183,6 +184,27 @@ def test_names_that_are_code_are_shown_and_never_run(tmp_path: Path) -> None:
         found.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         found.page.locator("#vg-tooltip-element").wait_for(state="visible")
         assert not found.page.locator("#vg-tooltip-element img").count()
+        assert not found.said
+
+
+def test_runs_that_were_judged_differently_are_chosen_one_kind_at_a_time(tmp_path: Path) -> None:
+    """A chart that is empty at first keeps no reader out either."""
+    root = many(tmp_path / "artifacts", 12)
+    for path in sorted((root / "report").glob("*/report.json"))[:6]:
+        report = read_json(path)
+        report["texts"] = None
+        write_json(path, report)
+    main([f"artifact_root={root}", f"output={tmp_path / 'compare.html'}"])
+    with opened(tmp_path / "compare.html") as found:
+        judged = found.page.locator("section.costs").get_by_label("of runs")
+        found.page.locator("section.costs").get_by_label("Show").select_option("accuracy")
+        before = found.page.locator("section.costs .chart g.mark-symbol path").count()
+        judged.select_option(index=1)
+        found.page.locator("section.costs").get_by_label("Show").select_option("held-out perplexity")
+        found.page.wait_for_timeout(300)
+        assert before > 0
+        assert found.page.locator("section.costs .chart g.mark-symbol path").count() == 0
+        assert not barriers(found)
         assert not found.said
 
 
