@@ -196,11 +196,11 @@ def test_runs_that_were_judged_differently_are_chosen_one_kind_at_a_time(tmp_pat
         write_json(path, report)
     main([f"artifact_root={root}", f"output={tmp_path / 'compare.html'}"])
     with opened(tmp_path / "compare.html") as found:
-        judged = found.page.locator("section.costs").get_by_label("of runs")
-        found.page.locator("section.costs").get_by_label("Show").select_option("accuracy")
+        judged = found.page.locator("section.costs select[data-parameter=group]")
+        found.page.locator("section.costs select[data-parameter=measure]").select_option("accuracy")
         before = found.page.locator("section.costs .chart g.mark-symbol path").count()
         judged.select_option(index=1)
-        found.page.locator("section.costs").get_by_label("Show").select_option("held-out perplexity")
+        found.page.locator("section.costs select[data-parameter=measure]").select_option("held-out perplexity")
         found.page.wait_for_timeout(300)
         assert before > 0
         assert found.page.locator("section.costs .chart g.mark-symbol path").count() == 0
