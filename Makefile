@@ -14,7 +14,7 @@ TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile --
 SLOW := real or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup recover plan compare wandb-sync wandb-report wandb-sweep gpu-check test test-slow test-all faults check format lint types constraints clean
+.PHONY: help setup recover plan compare screenshots wandb-sync wandb-report wandb-sweep gpu-check test test-slow test-all faults check format lint types constraints clean
 
 help: ## show this
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ recover: setup ## prune, recover, judge and report
 plan: setup ## print what a recover would do, and do nothing
 	@$(RUN) -m pipeline action=plan $(OVERRIDES)
 
-compare: setup ## lay all recoveries of the store side by side
+compare: setup ## lay all runs of the store side by side, on one page
 	@$(RUN) -m pipeline.compare $(ARGS)
 
 wandb-sync: setup ## send the runs that W&B recorded offline, each once
@@ -51,6 +51,9 @@ wandb-report: setup ## build a W&B report that overlays all recovery curves (ARG
 
 wandb-sweep: setup ## write a W&B sweep file (ARGS="adapter=rora,dora ratio=0.2,0.3")
 	@$(RUN) -m pipeline.wandb sweep $(ARGS)
+
+screenshots: setup ## take pictures of outputs/compare.html for the pages (needs Chromium)
+	@PYTHONPATH=tests $(RUN) -m helpers.screenshots outputs/compare.html docs
 
 # Two optional packages that only an NVIDIA GPU has a use for. Without them the checks that use them say so.
 $(FOR_A_GPU): $(INSTALLED)

@@ -85,9 +85,18 @@ def markdown(page: Page) -> str:
 
 def html(page: Page) -> str:
     """Return the page as one HTML file that needs nothing else: no script, no font, no picture from anywhere."""
-    skeleton = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    body = "\n".join(_html(block) for block in page.blocks)
-    return skeleton.substitute(title=escape(page.title), kind="broad" if page.wide else "", body=body)
+    return skeleton(page.title, html_of(page.blocks), kind="broad" if page.wide else "")
+
+
+def html_of(blocks: Iterable[Block]) -> str:
+    """Return blocks as HTML, without a page around them."""
+    return "\n".join(_html(block) for block in blocks)
+
+
+def skeleton(title: str, body: str, *, kind: str = "", head: str = "") -> str:
+    """Return a whole page in the colours and type of every page here, around a body and with more in its head."""
+    page = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    return page.substitute(title=escape(title), kind=kind, head=head, body=body)
 
 
 def _markdown(block: Block) -> str:
@@ -135,17 +144,22 @@ def _html(block: Block) -> str:
 def _html_table(table: Table) -> Iterable[str]:
     classes = ["words" if _is_text(table, place) else "number" for place in range(len(table.columns))]
     own = " class=apart" if table.last_apart else " class=prose" if table.prose else ""
-    yield f'<div class="wide"><table{own}>'
-    heads = (f'<th class="{kind}">{escape(column)}</th>' for column, kind in zip(table.columns, classes, strict=True))
-    yield f"<thead><tr>{''.join(heads)}</tr></thead>"
+    # A region that scrolls has to be reached by keyboard, and needs a name then.
+    yield f'<div class="wide" tabindex="0" role="region" aria-label="{escape(table.columns[0])} table"><table{own}>'
+    heads = "".join(
+        f'<th scope="col" class="{kind}">{escape(column)}</th>'
+        for column, kind in zip(table.columns, classes, strict=True)
+    )
+    yield f"<thead><tr>{heads}</tr></thead>"
     yield "<tbody>"
     for row in table.rows:
-        cells = (f'<td class="{kind}">{_html_cell(cell)}</td>' for cell, kind in zip(row, classes, strict=True))
+        cells = (f'<td class="{kind}">{html_cell(cell)}</td>' for cell, kind in zip(row, classes, strict=True))
         yield f"<tr>{''.join(cells)}</tr>"
     yield "</tbody></table></div>"
 
 
-def _html_cell(cell: Cell) -> str:
+def html_cell(cell: Cell) -> str:
+    """Return the inside of a cell: its text, and its remark in small type."""
     if isinstance(cell, str):
         return escape(cell)
     text, remark = cell

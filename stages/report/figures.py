@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -18,20 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from stages.common.questions import telling
+from stages.report.palette import PALETTE, css
 from stages.report.wording import NAMES
 from stages.stage import JSON
-
-PALETTE = {
-    "ink": "#22272c",
-    "muted": "#6c7781",
-    "rule": "#d9dee2",
-    "page": "#fdfdfc",
-    "dense": "#76838f",
-    "dense_recovered": "#7a5ba7",
-    "pruned": "#c8642c",
-    "recovered": "#17788a",
-}
-"""CSS variable: its colour on a light page. Grey, orange and blue-green differ for every kind of colour vision."""
 
 LOSSES: dict[str, dict[str, Any]] = {
     "validation_loss": {"label": "validation", "color": PALETTE["recovered"], "linewidth": 2, "marker": "o"},
@@ -40,13 +29,11 @@ LOSSES: dict[str, dict[str, Any]] = {
 FOLLOWED = {"curve_bits_per_byte": ("bits per byte", 1), "curve_accuracy": ("accuracy (%)", 100)}
 """Scores that a recovery's points may hold besides losses: {field: (label of the axis, scale)}."""
 
-SERIES = ("#17788b", "#c8642d", "#7a5ba8", "#4f8a3c", "#b0457a", "#8c7a1f", "#3f6fb5", "#a2543a")
-"""Colours of overlaid runs, readable on light and dark pages alike."""
-
 MARKERS = {"dense": "D", "dense_recovered": "s", "pruned": "v", "recovered": "o"}
 """Marker of each model, which tells the models apart where colour can't."""
 
 STYLE: dict[str, Any] = {
+    "text.parse_math": False,  # a name with `$` in it is a name, no formula
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -96,22 +83,6 @@ def curve_svg(curve: Sequence[JSON], questions: int) -> str | None:
             panel.plot(*zip(*values, strict=True), color=PALETTE["recovered"], linewidth=1.6, marker="o", markersize=4)
             _over_tokens(panel, label, ticks=4)
         return svg(figure, "curve")
-
-
-def curves_svg(runs: Mapping[str, Sequence[JSON]]) -> str | None:
-    """Return the validation curves of several runs in one picture, from {label: curve}; None where no run has one."""
-    drawn = {label: points for label, curve in runs.items() if (points := _points(curve, "validation_loss"))}
-    if not drawn:
-        return None
-    with mpl.rc_context(STYLE):
-        figure, axes = _figure(8.4, 3.6 + 0.18 * len(drawn))
-        for place, (label, points) in enumerate(drawn.items()):
-            style = ("-", "--", ":", "-.")[place // len(SERIES) % 4]
-            line = axes.plot(*zip(*points, strict=True), linestyle=style, linewidth=1.8, marker="o", markersize=3.5)
-            line[0].set(color=SERIES[place % len(SERIES)], label=label)
-        _over_tokens(axes, "validation loss (nats a token)")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, labelcolor="linecolor", fontsize=9)
-        return svg(figure, "curves")
 
 
 def tasks_svg(tasks: JSON, average: JSON | None) -> str | None:
@@ -178,11 +149,6 @@ def _points(curve: Sequence[JSON], key: str) -> list[tuple[float, float]]:
     return [(point["tokens"], point[key]) for point in curve if point.get(key) is not None]
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
 def _over_tokens(axes: Axes, label: str, *, ticks: int = 7) -> None:
     axes.set_xlim(left=0)
     axes.set_xlabel("tokens trained on")
@@ -210,5 +176,5 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
     for variable, colour in PALETTE.items():
-        text = text.replace(colour, f"var(--{variable}, {colour})")
+        text = text.replace(colour, css(variable))
     return text

@@ -198,7 +198,7 @@ def recovery(directory: Path, *, start: float = 5.0, end: float = 3.5, steps: in
             "final_perplexity": math.exp(end),
             "questions": followed,
         },
-        "test": {"loss": end + 0.1, "perplexity": math.exp(end + 0.1)},
+        "test": {"loss": end + 0.1, "perplexity": math.exp(end + 0.1), "rows": 16},
     }
     write_json(directory / "recovery.json", facts)
     return directory

@@ -1,8 +1,7 @@
-"""`python -m pipeline.sweep [artifact_root=DIR] [output=FILE.svg]`: adapters by rank, at a shared rate and tuned.
+"""Adapters by rank, at a shared rate and at the rate found for each: the figure of the RoRA paper, with tuned rates.
 
-The command reads the recoveries that `experiment=rank_sweep` left in a store, or any sweep over adapter, adapter.rank
-and recover.seed. It prints one Markdown table for each set of recoveries that differ in nothing else, and draws the
-first. Every figure is of test rows, and no rate was chosen by them. A killed sweep can be read as far as it came.
+A sweep is a set of recoveries that differ in adapter, rank, seed and rate alone, as `experiment=rank_sweep` leaves
+them. Every figure is of test rows, and no rate was chosen by them. A killed sweep can be read as far as it came.
 """
 
 from __future__ import annotations
@@ -10,22 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
 
-from pipeline.console.options import show
-from pipeline.recoveries import Recovery, recoveries
-from stages.common.files import write_text
-from stages.errors import UserError
+from pipeline.comparison.runs import Run
 from stages.report import wording as w
-from stages.report.blocks import Cell, Heading, Page, Paragraph, Table, markdown
+from stages.report.blocks import Cell, Table
 from stages.stage import JSON
 
-if TYPE_CHECKING:
-    from stages.report.rank_figure import Ranked
-
-RUN = "python -m pipeline -m experiment=rank_sweep"
 COLUMNS = ("adapter", "rank", "seeds", "shared rate: test perplexity", "tuned: test perplexity", "rates found")
 COMMON = ("alpha", "dropout", "targets")
 """Options of an adapter in which the cells of one sweep must agree. Name and rank are what the sweep varies."""
@@ -48,25 +38,23 @@ Cells = dict[tuple[str, int], dict[int, Outcome]]
 """{(adapter, rank): {seed: outcome}}."""
 
 
-def sweeps(found: Sequence[Recovery]) -> list[tuple[JSON, Cells]]:
-    """Return the sweeps among the recoveries, largest first: one report of each, and its cells by adapter and rank.
-
-    Raises:
-        UserError: no two recoveries differ in adapter or rank alone.
-    """
+def sweeps(found: Sequence[Run]) -> list[tuple[JSON, Cells]]:
+    """Return the sweeps among the runs, largest first: one report of each, and its cells by adapter and rank."""
     reports: dict[str, JSON] = {}
     groups: dict[str, Cells] = {}
-    for one in found:
-        recover = one.report["configuration"]["recover"]
-        if "rank" not in recover["adapter"] or not one.report["training"].get("test"):
+    for run in found:
+        recover = run.report["configuration"].get("recover", {})
+        if (
+            "rank" not in recover.get("adapter", {})
+            or "recover" not in recover
+            or not run.report["training"].get("test")
+        ):
             continue
-        key = _but_for_cell(one.report)
-        reports.setdefault(key, one.report)
+        key = _but_for_cell(run.report)
+        reports.setdefault(key, run.report)
         cell = groups.setdefault(key, {}).setdefault((recover["adapter"]["name"], recover["adapter"]["rank"]), {})
-        cell[recover["seed"]] = _merged(cell.get(recover["seed"]), outcome(one.report["training"]))
+        cell[recover.get("seed", 0)] = _merged(cell.get(recover.get("seed", 0)), outcome(run.report["training"]))
     swept = sorted((key for key, cells in groups.items() if len(cells) > 1), key=lambda key: -len(groups[key]))
-    if not swept:
-        raise UserError(f"no two recoveries differ in adapter or rank alone: there is no sweep to read. Run one: {RUN}")
     return [(reports[key], dict(sorted(groups[key].items()))) for key in swept]
 
 
@@ -87,30 +75,33 @@ def table(cells: Cells) -> Table:
     return Table(COLUMNS, [_row(*key, list(seeds.values())) for key, seeds in cells.items()])
 
 
-def ranked(cells: Cells) -> dict[str, list[Ranked]]:
-    """Return the points to draw, by adapter."""
-    from stages.report.rank_figure import Ranked  # matplotlib, only where a picture is drawn
-
-    drawn: dict[str, list[Ranked]] = {}
+def points(cells: Cells) -> list[JSON]:
+    """Return what is drawn: {"adapter", "rank", "at": shared|tuned|rate, "value", "low", "high", "seeds"}."""
+    drawn = []
     for (adapter, rank), seeds in cells.items():
-        shared, tuned, rates = _columns(list(seeds.values()))
-        drawn.setdefault(adapter, []).append(Ranked(rank=rank, shared=shared, tuned=tuned, rates=rates))
+        for at, values in zip(("shared", "tuned", "rate"), _columns(list(seeds.values())), strict=True):
+            if values and max(values) < float("inf"):
+                ends = {"value": mean(values), "low": min(values), "high": max(values), "seeds": len(values)}
+                drawn.append({"adapter": adapter, "rank": rank, "at": at, **ends})
     return drawn
 
 
-def page(report: JSON, cells: Cells) -> Page:
-    """Return the table of a sweep, under a title and over a note that say what was swept."""
+def title(report: JSON) -> str:
+    """Return the pruned model that a sweep recovered."""
+    return f"{report['model']}, pruned by {report['prune']} by {w.percent(report['params']['ratio_achieved'])}"
+
+
+def note(report: JSON) -> str:
+    """Return what a sweep's figures are of."""
     recover, training = report["configuration"]["recover"], report["training"]
-    title = f"{report['model']}, pruned by {report['prune']} by {w.percent(report['params']['ratio_achieved'])}"
     tuning = training.get("tuning")
     tried = f"; tuned: the best of {len(tuning['trials'])} rates on validation rows" if tuning else ""
     labels = "the responses" if recover["recover"]["loss"] == "response" else "all tokens"
-    note = (
+    return (
         f"{w.count(recover['recover']['tokens'])} tokens of {report['data']} each. Perplexity of {labels} of "
         f"{training['test']['rows']} test rows, which no rate was chosen by: mean over seeds ± half the way from the "
         f"lowest seed to the highest. Shared rate: {recover['recover']['learning_rate']:g}{tried}."
     )
-    return Page(title, [Heading(title, 3), table(cells), Paragraph(note, "note")])
 
 
 def _row(adapter: str, rank: int, seeds: Sequence[Outcome]) -> list[Cell]:
@@ -146,21 +137,4 @@ def _but_for_cell(report: JSON) -> str:
     upstream = {role: configuration.get(role) for role in ("model", "data", "prune")}
     recover = configuration["recover"]
     adapter = {name: recover["adapter"].get(name) for name in COMMON}
-    return json.dumps([report["prune"], upstream, adapter, recover["recover"], recover["dtype"]], sort_keys=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables and draw the first sweep."""
-    show("pipeline.sweep", arguments, "outputs/rank_sweep.svg", _show)
-
-
-def _show(root: Path, output: Path) -> None:
-    found = sweeps([one for group in recoveries(root) for one in group])
-    print("\n".join(markdown(page(*sweep)) for sweep in found))
-    from stages.report.rank_figure import ranks_svg
-
-    write_text(output, ranks_svg(ranked(found[0][1])))
-
-
-if __name__ == "__main__":
-    main()
+    return json.dumps([report["prune"], upstream, adapter, recover["recover"], recover.get("dtype")], sort_keys=True)

@@ -1,0 +1,1 @@
+"""The comparison of a store's runs: what is read of them, what sets them apart, and the page that shows it."""
