@@ -6,6 +6,7 @@ Hydra refuses most unknown names without a near match, and takes `+ration=0.5` f
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -38,8 +39,8 @@ WORDS: dict[Any, tuple[str, str]] = {
 """Types in a user's words: one value, and several."""
 
 
-MOST = 1e18
-"""What the magnitude of a number must be below. It is less than 64 bits hold."""
+MOST = 10**18
+"""The largest whole number of an option. It is less than 64 bits hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +225,10 @@ def _check_numbers(key: str, value: Any) -> None:
     elif isinstance(value, list):
         for inner in value:
             _check_numbers(key, inner)
-    elif isinstance(value, (int, float)) and not abs(value) < MOST:
-        raise UserError(f"{key} must be a number between -{MOST:.0e} and {MOST:.0e}, and is {short(value)}.")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key} must be a finite number, and is {value}.")
+    elif isinstance(value, int) and abs(value) > MOST:
+        raise UserError(f"{key} must be a whole number from -{MOST:.0e} to {MOST:.0e}, and is {short(value)}.")
 
 
 def _wanted(config: DictConfig, key: str) -> str:

@@ -68,7 +68,7 @@ def test_a_row_that_is_no_question_is_named_with_its_line(row: Any, message: str
         (b"", "has no questions"),
         (b"\n\n", "has no questions"),
         (b'{"question": "\xff"}\n', "not UTF-8"),
-        (b'{"question"\n', "line 1: not JSON"),
+        (b'{"question"\n', "line 1 is not JSON"),
     ],
 )
 def test_a_file_that_is_no_file_of_questions_is_one_error(content: bytes, message: str, tmp_path: Path) -> None:
