@@ -140,8 +140,10 @@ def _planned(config: Config, words: Sequence[str], observe: Observe, *, measures
         engine.works = works(graph, shapes, foreseen)
     text = _describe(graph, engine, foreseen, _seconds(engine, measures=measures))
     memory = needs(graph, shapes, foreseen, fields_of(config, graph, directory), runtime.engine)
-    fetched = downloads(engine.due(), shapes, engine.cache)
-    notes = "\n".join(filter(None, (fetched, *idle(config, graph, words), no_gpu(graph.device))))
+    due = engine.due()
+    # A run that builds nothing has nothing to warn of, and should not wait.
+    without_effect = idle(config, graph, words) if due or not measures else []
+    notes = "\n".join(filter(None, (downloads(due, shapes, engine.cache), *without_effect, no_gpu(graph.device))))
     return Plan(config, graph, engine, "\n\n".join(filter(None, (text, memory, notes))))
 
 
@@ -197,8 +199,7 @@ def run(config: Config, directory: Path, command: str, words: Sequence[str] = ()
     log.info("\n%s\n\nreport: %s", report["summary"], directory / "report.html")
     if "export" in graph.roles:
         log.info("export: %s", engine.done[graph.roles["export"].key].path)
-    found = {role: engine.done[node.key].path for role, node in graph.roles.items() if node.key in engine.done}
-    done = Run(report, directory, found, engine.store)
+    done = Run(report, directory, engine.artifacts(), engine.store)
     log.info("%s", done.whereabouts)
     if line := closing(config, engine.store, report, command):
         log.info("%s", line)

@@ -125,8 +125,10 @@ def verify_all(store: Store, *, repair: bool) -> int:
     with store.cleaning():
         held = store.held()
         for path in broken:
-            if lock_of(path) in held:
+            if lock_of(path) in held or store.in_use(path):
                 print(f"in use  {named(path)}")
+            elif not path.exists() or not store.problem(path):
+                print(f"ok      {named(path)}  built again meanwhile")
             else:
                 print(f"moved   {named(path)} to {store.set_aside(path)}")
     print(f"The next run builds them again. Delete what was set aside: {COMMAND} gc --delete")
@@ -139,7 +141,7 @@ def collect_garbage(store: Store, given: argparse.Namespace) -> int:
     A build that was stopped may hold hours of training. It stays unless `given.unfinished` is set.
     """
     with store.cleaning():
-        garbage = Garbage.of(store)
+        garbage = Garbage.of(store, unfinished=given.unfinished)
         for path in garbage.held:
             print(f"in use  {named(path)}")
         candidates = garbage.free
@@ -180,10 +182,13 @@ def weight(artifact: Artifact) -> int:
 
 
 def _number(text: str) -> float:
-    """Return a number of at least 0; argparse names what is not."""
-    number = float(text)
+    """Return a number of at least 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 <= number < math.inf:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, and is {text!r}")
     return number
 
 

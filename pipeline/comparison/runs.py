@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.comparison.choice import Choice, everything
 from pipeline.engine.store import MANIFEST, PARTIAL
 from stages.adapters.registry import ADAPTERS
-from stages.common.files import read_json
+from stages.common.files import read_json, read_object
 from stages.errors import UserError
 from stages.report.render import SCHEMA
 from stages.report.wording import MODELS
@@ -119,20 +119,24 @@ def _layers(root: Path, pruned: Path | None) -> list[Layer]:
         return []
     from stages.decoders.shapes import DecoderShape
 
-    record, config = (read_json(file) for file in files)
     try:
+        record, config = (read_object(file) for file in files)
         shapes = DecoderShape.from_config(config).layers
-    except UserError:  # a family that this version does not know
+    except UserError:  # a damaged file, or a family that this version does not know
         return []
+    # A layer that was removed whole has no record.
+    kept_of = [kept or {"heads": [], "mlp": []} for kept in record["layers"]]
     return [
         Layer(heads=(len(kept["heads"]), whole.heads), channels=(len(kept["mlp"]), whole.mlp))
-        for kept, whole in zip(record["layers"], shapes, strict=False)
+        for kept, whole in zip(kept_of, shapes, strict=False)
     ]
 
 
 def _manifest(artifact: Path | None) -> JSON:
-    file = artifact / MANIFEST if artifact else None
-    return dict(read_json(file)) if file and file.is_file() else {}
+    try:
+        return read_object(artifact / MANIFEST) if artifact else {}
+    except UserError:  # gone, or damaged: the report has what matters
+        return {}
 
 
 def judged(report: JSON) -> Hashable:

@@ -190,6 +190,11 @@ class Engine:
                 return self._finish(node, artifact)
             return self._finish(node, self._build(node, inputs, status))
 
+    def artifacts(self) -> dict[str, Path]:
+        """Return the directories of the graph's artifacts that are in the store, by role, needed in this run or not."""
+        found = {role: self._present(node) for role, node in self.graph.roles.items()}
+        return {role: artifact.path for role, artifact in found.items() if artifact is not None}
+
     def _whole_inputs(self, node: Node) -> dict[str, Artifact]:
         """Return the artifacts that a build of `node` reads, with every file as it was written.
 

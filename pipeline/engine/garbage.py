@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.engine.store import Artifact, Store, lock_of
+from pipeline.engine.store import Artifact, Store, begun_with, lock_of
 from stages.registry import STAGES
 
 
@@ -26,11 +26,16 @@ class Garbage:
     held: list[Path]
 
     @classmethod
-    def of(cls, store: Store) -> Garbage:
-        """Return the garbage of a store. To be called within `Store.cleaning`."""
+    def of(cls, store: Store, *, unfinished: bool = False) -> Garbage:
+        """Return the garbage of a store. To be called within `Store.cleaning`.
+
+        Unless `unfinished` builds may go too, what they were begun with stays: a run goes on in them with that alone.
+        """
         by_name = {artifact.name: artifact for artifact in store.artifacts()}
         needed: set[str] = set()
         wanted = [a for a in by_name.values() if a.manifest["stage"] in ("report", "export") and current(a)]
+        begun = set() if unfinished else set().union(*map(begun_with, store.partials()))
+        wanted += [artifact for artifact in by_name.values() if artifact.digest in begun]
         # Whatever a needed artifact was built from is needed too.
         while wanted:
             artifact = wanted.pop()
@@ -43,11 +48,11 @@ class Garbage:
 
         others = [artifact.path for name, artifact in by_name.items() if name not in needed]
         others += [path for path, _ in store.unreadable()]
-        unfinished = store.partials()
+        stopped = store.partials()
         return cls(
             free=_by_age([*(path for path in others if not in_use(path)), *store.leftovers()]),
-            unfinished=_by_age(path for path in unfinished if not in_use(path)),
-            held=sorted(path for path in (*others, *unfinished) if in_use(path)),
+            unfinished=_by_age(path for path in stopped if not in_use(path)),
+            held=sorted(path for path in (*others, *stopped) if in_use(path)),
         )
 
 

@@ -9,6 +9,7 @@ No run starts to hold while something is cleaned. So what cleaning finds unheld 
 
 from __future__ import annotations
 
+import errno
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from stages.errors import UserError
 
 LOCKS = ".locks"
 RUN = "run-"
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 PATIENCE = 1.0
 """Seconds after which whoever waits for cleaning to end is told."""
 
@@ -29,7 +31,10 @@ PATIENCE = 1.0
 def holding(root: Path, names: Iterable[str], *, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold the artifacts whose locks have these names until the block ends. `waiting` is called where cleaning goes on.
 
-    In a store that can't be written nothing is held: nobody who reads it so can delete from it either.
+    In a store that this process may not write nothing is held. Whoever may write it can then clean it meanwhile.
+
+    Raises:
+        OSError: the hold can't be written for another reason, such as a full disk.
     """
     held = FileLock(root / LOCKS / f"{RUN}{uuid.uuid4().hex}.lock")
     listed = Path(held.lock_file).with_suffix(".json")
@@ -37,8 +42,11 @@ def holding(root: Path, names: Iterable[str], *, waiting: Callable[[], None]) ->
         with cleaning(root, waiting=waiting):
             held.acquire()
             write_json(listed, sorted(names))
-    except OSError:
+    except OSError as error:
         held.release()
+        if error.errno not in READ_ONLY:
+            Path(held.lock_file).unlink(missing_ok=True)
+            raise
         yield
         return
     try:

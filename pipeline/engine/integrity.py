@@ -10,7 +10,7 @@ A hash that was taken in this process is not taken again. No hash of an earlier 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,13 @@ class Hashes:
         self._known |= zip(new, sha256_of_each(list(new.values())), strict=True)
         return [self._known[one] for one in identities]
 
-    def describe(self, directory: Path) -> dict[str, dict[str, Any]]:
-        """Return {relative path: {"bytes", "sha256"}} of every file under `directory`.
+    def describe(self, directory: Path, *, but: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+        """Return {relative path: {"bytes", "sha256"}} of every file under `directory`, but for those of these names.
 
         A link counts as the file it points to. Its entry also holds when that file was last written, because the
         file's owner may write it again.
         """
-        paths = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+        paths = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name not in but]
         files = {}
         for path, sha256 in zip(paths, self.of(paths), strict=True):
             files[path.relative_to(directory).as_posix()] = entry = {"bytes": path.stat().st_size, "sha256": sha256}

@@ -30,7 +30,7 @@ from pipeline.engine import holds
 from pipeline.engine.holds import LOCKS
 from pipeline.engine.integrity import SMALL, Hashes, flush
 from pipeline.planning import keys
-from stages.common.files import read_json, users_path, write_json
+from stages.common.files import read_json, read_object, users_path, write_json
 from stages.common.sealed import SEAL, digest, is_sealed, sealed
 from stages.errors import UserError
 
@@ -149,8 +149,8 @@ class Store:
 
     def leftovers(self) -> list[Path]:
         """Return what killed runs left when they replaced an artifact, and the broken artifacts that were set aside."""
-        aside = self.root / ASIDE
-        return [*self._named(REPLACED), *(sorted(aside.iterdir()) if aside.is_dir() else ())]
+        aside, replaced = self.root / ASIDE, (path for path in self._named(REPLACED) if not self.in_use(path))
+        return [*replaced, *(sorted(aside.iterdir()) if aside.is_dir() else ())]
 
     def set_aside(self, path: Path) -> Path:
         """Move the directory of a broken artifact out of the way, and return its new place."""
@@ -232,6 +232,11 @@ class Store:
                 return None, f"its input '{name}' was rebuilt and differs"
         return artifact, ""
 
+    def problem(self, path: Path) -> str:
+        """Return what is wrong with the artifact at `path`, manifest or files; empty where nothing is."""
+        artifact, problem = _read(path)
+        return problem if artifact is None else self.changed(artifact)
+
     def changed(self, artifact: Artifact) -> str:
         """Return which file is not what was written, by its SHA-256; empty where none is."""
         return self.hashes.changed(artifact.path, artifact.manifest["files"])
@@ -309,11 +314,10 @@ class Store:
 
         `timing` is the work of the stage and its seconds, for the plans of later runs.
         """
-        # A killed commit may have left a manifest, which must not be counted among the files.
-        (partial / MANIFEST).unlink(missing_ok=True)
         clear_leftovers(partial)
-        (partial / INPUTS).unlink(missing_ok=True)
-        files = self.hashes.describe(partial)
+        # A killed commit may have left a manifest. The record of the inputs stays until all is done: while it is there,
+        # a commit that fails, on a full disk say, loses nothing of the work.
+        files = self.hashes.describe(partial, but=(MANIFEST, INPUTS))
         manifest = {
             "stage": payload["stage"],
             "label": label,
@@ -340,6 +344,7 @@ class Store:
             os.rename(final, old)
         os.rename(partial, final)
         flush([final.parent])
+        (final / INPUTS).unlink(missing_ok=True)
         shutil.rmtree(old, ignore_errors=True)
         return Artifact(final, manifest)
 
@@ -368,6 +373,14 @@ def lock_of(path: Path) -> str:
 def input_digests(inputs: Mapping[str, Artifact]) -> dict[str, str]:
     """Return the digest of each input. An artifact's content rests on these."""
     return {name: upstream.digest for name, upstream in sorted(inputs.items())}
+
+
+def begun_with(partial: Path) -> set[str]:
+    """Return the digests of the inputs that an unfinished build was begun with; none where they are not known."""
+    try:
+        return set(read_object(partial / INPUTS).values())
+    except UserError:
+        return set()
 
 
 def resumable(partial: Path, inputs: Mapping[str, Artifact]) -> bool:

@@ -41,13 +41,14 @@ def idle(config: Config, graph: Graph, words: Sequence[str]) -> list[str]:
     if not given:
         return []
     config, start, named = _pinned(config, graph), chosen(words), dict(_unread(config, graph))
+    keys = _Keys()
     found: dict[str, list[str]] = {}
     for word in given:
         reason = next((why for name, why in named.items() if f"{word.name}.".startswith(f"{name}.")), "")
         if reason and not word.is_group and _at(config, word.path) != _at(start, word.path):
             found.setdefault(reason, []).append(word.text)
-        elif _decides_nothing(config, word, start):
-            found.setdefault(_cause(config, word, given, start), []).append(word.text)
+        elif _decides_nothing(config, word, start, keys):
+            found.setdefault(_cause(config, word, given, start, keys), []).append(word.text)
     return [f"without effect: {', '.join(options)} ({reason})" for reason, options in found.items()]
 
 
@@ -62,7 +63,7 @@ def _unread(config: Config, graph: Graph) -> Iterator[tuple[str, str]]:
         yield from recover_plan.unread(recover.config.recover, prompts=prompts).items()
 
 
-def _decides_nothing(config: Config, word: Word, start: Config) -> bool:
+def _decides_nothing(config: Config, word: Word, start: Config, keys_of: _Keys) -> bool:
     """Return whether the plan of `config` has the same keys whatever the value of `word`.
 
     `start` has the value that holds where the word is left out. That value alone is not enough to try, because it may
@@ -70,16 +71,16 @@ def _decides_nothing(config: Config, word: Word, start: Config) -> bool:
     """
     if word.name.partition(".")[0] in UNKEYED or word.name == "seed":  # seeds of the groups take its value
         return False
-    keys, value, tried = _keys(config), _at(config, word.path), 0
+    keys, value, tried = keys_of(config), _at(config, word.path), 0
     for other in _other_groups(word.name) if word.is_group else _others(value):
-        found = _keys(_with(config, word.path, other)) if other != value else None
+        found = keys_of(_with(config, word.path, other)) if other != value else None
         if found and found != keys:
             return False
         tried += bool(found)
-    return tried > 0 and _keys(_with(config, word.path, _at(start, word.path))) in (keys, None)
+    return tried > 0 and keys_of(_with(config, word.path, _at(start, word.path))) in (keys, None)
 
 
-def _cause(config: Config, word: Word, given: Sequence[Word], start: Config) -> str:
+def _cause(config: Config, word: Word, given: Sequence[Word], start: Config, keys_of: _Keys) -> str:
     """Return the reason: the first other word without which this one would decide something."""
     default = chosen(())
     for also in sorted(given, key=lambda other: other.is_group):
@@ -89,18 +90,27 @@ def _cause(config: Config, word: Word, given: Sequence[Word], start: Config) -> 
         for kept in given if also.is_group else ():
             if kept.path[0] == also.name != kept.name:
                 without = _with(without, kept.path, _at(config, kept.path))
-        if _keys(without) and not _decides_nothing(without, word, start):
+        if keys_of(without) and not _decides_nothing(without, word, start, keys_of):
             return f"because of {also.text}"
     said = meaning(config, word.path).rstrip(".")
     return f"nothing in this plan reads it{f': {said[0].lower()}{said[1:]}' if said else ''}"
 
 
-def _keys(config: Config) -> frozenset[str] | None:
-    """Return the keys of a configuration's plan; None where there is no such plan."""
-    try:
-        return frozenset(node.key for node in build_graph(config))
-    except UserError:
-        return None
+class _Keys:
+    """The keys of configurations' plans. Each is planned once: the same is asked for many options."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, frozenset[str] | None] = {}
+
+    def __call__(self, config: Config) -> frozenset[str] | None:
+        """Return the keys of a configuration's plan; None where there is no such plan."""
+        asked = repr(config)
+        if asked not in self._known:
+            try:
+                self._known[asked] = frozenset(node.key for node in build_graph(config))
+            except UserError:
+                self._known[asked] = None
+        return self._known[asked]
 
 
 def _others(value: Any) -> Iterator[Any]:

@@ -29,8 +29,9 @@ def unread(runtime: RuntimeConfig, graph: Graph) -> dict[str, str]:
         found["runtime.deterministic"] = "a processor adds in a fixed order anyway"
     if not resolve_cards("auto", graph.device):
         found["runtime.device_map"] = f"there are not several GPUs to spread a model over (device: {graph.device})"
+    if not {"prune", "recover"} & graph.roles.keys():
+        found["tracker"] = "nothing is pruned or recovered, so there is nothing to track"
     if "recover" not in graph.roles:
-        found["tracker"] = "nothing is recovered, so there is no curve to track"
         found["runtime.checkpoint_seconds"] = "nothing is recovered, and only recoveries keep checkpoints"
     return found
 

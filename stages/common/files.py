@@ -29,8 +29,8 @@ COMPANIONS = (
 """Files of a model directory that travel with the weights unchanged."""
 MOST_JSON = 1 << 28
 """Bytes that a JSON file has at most. The largest are tokenizers, of some tens of millions."""
-SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-"""An escape in JSON that stands for half of a pair."""
+SUSPECT = re.compile(rb"\\u[dD][89a-fA-F]|[eE]\+?[0-9]{3}|[0-9]{309}")
+"""What JSON has where a text or a number of it may be none: half of a pair of escapes, and a large exponent."""
 THREADS = 8
 """Files that are hashed at a time. Their blocks need 256 KiB each."""
 
@@ -83,9 +83,9 @@ def parse_json(text: str | bytes, where: str) -> Any:
     """
     try:
         value = json.loads(text, parse_constant=_no_number)
-        if SURROGATE.search(text if isinstance(text, bytes) else text.encode("utf-8")):
-            # An escape may stand for half a pair, which is no text. Both halves together are.
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        if SUSPECT.search(text if isinstance(text, bytes) else text.encode("utf-8")):
+            # An escape may stand for half a pair, which is no text, and a number may be too large for 64 bits.
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except RecursionError:
         raise UserError(f"{where} is not JSON that can be read (it is nested too deeply).") from None
     except UnicodeEncodeError:

@@ -72,7 +72,7 @@ class DecoderShape:
         return cls(
             family=family_name(config),
             hidden=hidden,
-            head_dim=_size(fields, "head_dim") if fields.get("head_dim") else hidden // heads,
+            head_dim=_size(fields, "head_dim") if fields.get("head_dim") else _head_dim(hidden, heads),
             vocabulary=_size(fields, "vocab_size"),
             tied=bool(fields.get("tie_word_embeddings", False)),
             layers=layers,
@@ -171,6 +171,12 @@ def _size(config: Mapping[str, Any], name: str) -> int:
     if type(value) is not int or not 1 <= value <= most:
         raise UserError(f"config.json: {name} is {short(value)} and must be a whole number from 1 to {most:,}.")
     return value
+
+
+def _head_dim(hidden: int, heads: int) -> int:
+    if hidden < heads:
+        raise UserError(f"config.json: {heads} heads can't share a hidden size of {hidden}.")
+    return hidden // heads
 
 
 def _layers(config: Mapping[str, Any], count: int) -> tuple[LayerShape, ...]:

@@ -118,6 +118,8 @@ def summarise(directory: Path) -> dict[str, Any]:
     skipped = {"lm_head.weight"} if config.get("tie_word_embeddings") and len(tensors) > 1 else set()
     counted = {n: e for n, e in tensors.items() if n not in skipped and not n.endswith(LEFT_OUT)}
     numbers = numbers_by_precision([counted])
+    if not numbers:
+        raise UserError(f"the safetensors of {directory} hold no tensors. Fetch the checkpoint again.")
     return {
         "parameters": numbers.total(),
         "dtype": numbers.most_common(1)[0][0],

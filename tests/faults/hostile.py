@@ -96,6 +96,7 @@ JSONS = {
     "half a character": '{"model_type": "\\ud800"}',
     "not UTF-8": b'{"model_type": "\xff"}',
     "NaN": '{"model_type": NaN}',
+    "infinity": '{"model_type": 1e999}',
     "UTF-16": '{"model_type": "llama"}'.encode("utf-16"),
 }
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -137,6 +138,8 @@ MODELS: dict[str, Change] = {
     "weights: empty": written(WEIGHTS, b""),
     "weights: seven bytes": written(WEIGHTS, b"1234567"),
     "weights: a header of 2^63 bytes": written(WEIGHTS, struct.pack("<Q", 2**63) + b"{}"),
+    "weights: a header alone": written(WEIGHTS, struct.pack("<Q", 2) + b"{}"),
+    "config.json: a hidden size below the heads": fields(CONFIG, hidden_size=4),
     "weights: no JSON": written(WEIGHTS, struct.pack("<Q", 4) + b"{{{{"),
     "weights: deep": written(WEIGHTS, struct.pack("<Q", len(DEEP)) + DEEP.encode()),
     "weights: a list": header(lambda found: [1]),

@@ -84,7 +84,6 @@ MISTAKES = {
     "ratio": ["ratio=0.5"],
     "ratio=abc": ["ratio must be a number, and is 'abc'."],
     "recover.learning_rate=inf": ["recover.learning_rate must be a finite number, and is inf."],
-    "ratio=nan": ["ratio must be a finite number, and is nan."],
     "data=best data.parts={passages:inf}": ["data.parts.passages must be a finite number"],
     f"evaluate.limit={10**30}": ["evaluate.limit must be a whole number from"],
     "ratio=0.2,abc": ["ratio must be a number, and is 'abc'."],

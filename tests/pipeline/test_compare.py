@@ -277,3 +277,16 @@ def test_a_comparison_loads_no_torch_and_a_table_no_chart_library(artifacts: Pat
 
 def test_ascending_numbers_are_written_as_ranges() -> None:
     assert [ranges(found) for found in ([3], [3, 5], [1, 2], [1, 2, 3, 4, 7])] == ["3", "3, 5", "1, 2", "1–4, 7"]
+
+
+def test_a_layer_that_is_gone_and_a_damaged_record_leave_the_comparison_whole(tmp_path: Path) -> None:
+    root = many(tmp_path / "store", 12)
+    records = sorted(root.glob("prune/*/model/pruning.json"))
+    record = read_json(records[0])
+    record["layers"][2] = None
+    write_json(records[0], record)
+    records[1].write_text("{")
+    found = [run for group in runs(root) for run in group]
+    by_cut = {run.pruned: run.layers for run in found}
+    assert by_cut[records[0].parents[1]][2].heads == (0, 8)
+    assert by_cut[records[1].parents[1]] == []

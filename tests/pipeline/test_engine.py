@@ -302,6 +302,25 @@ def test_a_full_disk_is_one_clear_error_and_keeps_the_work(run, tmp_path: Path) 
     assert len(Store(tmp_path / "store").partials()) == 1
 
 
+def test_a_commit_that_fails_keeps_the_work_for_the_next_run(run, ran, tmp_path: Path, monkeypatch) -> None:
+    original = store.write_json
+
+    def full(path: Path, value: object) -> None:
+        if path.name == MANIFEST:
+            raise OSError(28, os.strerror(28), str(path))
+        original(path, value)
+
+    monkeypatch.setattr(store, "write_json", full)
+    with pytest.raises(UserError, match="no space left"):
+        run(chain(1))
+    (partial,) = (tmp_path / "store").glob("*/*.partial")
+    assert store.resumable(partial, {})
+    monkeypatch.setattr(store, "write_json", original)
+    engine = run(chain(1))
+    assert [one.status for one in engine.runs.values()] == ["resumed"]
+    assert {path.name for path in engine.done[chain(1).roles["model"].key].path.iterdir()} == {"number.txt", MANIFEST}
+
+
 def test_two_processes_build_an_artifact_once(tmp_path: Path, ran) -> None:
     (tmp_path / "cache").mkdir()
     code = (

@@ -35,7 +35,7 @@ def lines(*words: str) -> list[str]:
         ("data=howto", "adapter=none", "because of adapter=none"),
         ("evaluate.beams=4", "", "nothing in this plan reads it: generation: beams of the search"),
         ("evaluate.limit=3", "evaluate=none", "because of evaluate=none"),
-        ("tracker.mode=online", "adapter=none", "nothing is recovered"),
+        ("tracker.mode=online", "prune=none adapter=none", "nothing is pruned or recovered"),
         ("runtime.deterministic=true", "runtime=cpu", "a processor adds in a fixed order"),
     ],
 )

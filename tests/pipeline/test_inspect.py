@@ -12,6 +12,7 @@ import pytest
 
 from helpers.processes import same_imports
 from helpers.toystages import Number, chain, stage
+from pipeline.engine import holds
 from pipeline.engine.engine import Engine
 from pipeline.engine.store import MANIFEST, Store
 from pipeline.inspect import bytes_under, main
@@ -118,6 +119,52 @@ def test_gc_leaves_what_a_run_reads_and_made_until_the_run_ends(
     assert "in use" in capsys.readouterr().out
     inspect(store, "gc", "--delete")
     assert list(store.artifacts()) == []
+
+
+def test_gc_leaves_what_a_stopped_build_goes_on_from(store: Store, tmp_path: Path) -> None:
+    graph = chain(7, 8, fail=1)
+    with pytest.raises(RuntimeError):
+        Engine(graph, store, cache=tmp_path / "cache", force=[]).run()
+    inspect(store, "gc", "--delete")
+    assert {artifact.key for artifact in store.artifacts()} == {graph.roles["model"].key}
+    assert len(store.partials()) == 1
+    inspect(store, "gc", "--delete", "--unfinished")
+    assert [*store.artifacts(), *store.partials()] == []
+
+
+def test_verify_sets_nothing_aside_that_was_built_again_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = next(store.artifacts()).path / "number.txt"
+    before = path.read_text()
+    path.write_text("9" * len(before))
+    original = Store.cleaning
+    monkeypatch.setattr(Store, "cleaning", lambda self: (path.write_text(before), original(self))[1])
+    inspect(store, "verify", "--repair")
+    assert "built again meanwhile" in capsys.readouterr().out
+    assert store.leftovers() == []
+
+
+def test_a_full_disk_is_not_a_run_without_a_hold(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(28, os.strerror(28), str(path))
+
+    monkeypatch.setattr(holds, "write_json", full)
+    engine = Engine(chain(1, 2), store, cache=store.root, force=[])
+    with pytest.raises(OSError, match="No space"), engine.holding():
+        pass
+    assert not list((store.root / ".locks").glob("run-*"))
+
+
+def test_a_run_that_may_not_write_the_store_reads_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, value: object) -> None:
+        raise PermissionError(13, os.strerror(13), str(path))
+
+    monkeypatch.setattr(holds, "write_json", refused)
+    engine = Engine(chain(1, 2), store, cache=store.root, force=[])
+    with engine.holding():
+        engine.run()
+    assert {run.status for run in engine.runs.values()} == {"hit"}
 
 
 def test_a_killed_run_holds_nothing(store: Store) -> None:
