@@ -72,7 +72,7 @@ def results(report: JSON, models: Sequence[str] = MODELS) -> Table:
 def kept(pruned: Path, dense: Path) -> Table:
     """Return a table with a row for each layer of the dense model: how many heads and channels stay, and which.
 
-    A layer that is removed keeps none. The hidden channels are a row of their own where some of them go.
+    A layer that is removed keeps none.
     """
     record, shape = read_json(pruned / "pruning.json"), DecoderShape.from_config(read_json(dense / "config.json"))
     columns = ["layer", *(part for size in SIZES for part in (size, f"{size} kept")), *(f"which {s}" for s in SIZES)]

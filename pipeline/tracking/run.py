@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.engine.engine import Engine
@@ -28,11 +28,18 @@ def tracker_of(config: Config, graph: Graph) -> Tracker:
 def conclude(tracker: Tracker, graph: Graph, engine: Engine, report: JSON, directory: Path) -> None:
     """Give the tracker the whole curve, then what was found. Points that were logged live are not repeated."""
     artifacts = _artifacts(graph, engine)
+    # The tracker does the reading, in its attempts: an artifact that can't be read fails the tracker, not the run.
     if RECOVER in graph.roles:
         # A recovery that was a hit has points that this run never logged.
-        questions = questions_behind(read_json(artifacts[RECOVER] / "recovery.json"))
-        tracker.replay(telling(point, questions) for point in read_jsonl(artifacts[RECOVER] / "history.jsonl"))
-    tracker.conclude({job: findings(job, report, artifacts, directory) for job in JOBS if job in graph.roles})
+        tracker.replay(_curve(artifacts))
+    tracker.conclude(lambda job: findings(job, report, artifacts, directory))
+
+
+def _curve(artifacts: Mapping[str, Path]) -> Iterator[JSON]:
+    """Yield the recovery's points. Nothing is read before the first is asked for."""
+    questions = questions_behind(read_json(artifacts[RECOVER] / "recovery.json"))
+    for point in read_jsonl(artifacts[RECOVER] / "history.jsonl"):
+        yield telling(point, questions)
 
 
 def _artifacts(graph: Graph, engine: Engine) -> dict[str, Path]:

@@ -122,10 +122,16 @@ class Tracker:
         """Take one point of the curve as it appears: a flat dictionary of numbers, with "tokens" among them."""
 
     def replay(self, points: Iterable[Mapping[str, Any]]) -> None:
-        """Take a finished recovery's whole curve. Points that were logged live are not repeated."""
+        """Take a finished recovery's whole curve. Points that were logged live are not repeated.
 
-    def conclude(self, findings: Mapping[str, Findings]) -> None:
-        """Take what each job has found. What the tracker already holds is not repeated."""
+        To read `points` may fail: a tracker iterates over them in an attempt.
+        """
+
+    def conclude(self, find: Callable[[str], Findings]) -> None:
+        """Take what each job has found. What the tracker already holds is not repeated.
+
+        `find` returns a job's findings, or fails: a tracker calls it in an attempt.
+        """
 
     def close(self, *, failed: bool = False) -> str:
         """Finish, however the run ended, and return where to look, in one line; "" where nothing was tracked."""
@@ -138,6 +144,11 @@ class Curve:
     def __init__(self) -> None:
         self._points: dict[str, dict[str, Any]] = {}
         self._sent = 0
+
+    def take_all(self, points: Iterable[Mapping[str, Any]]) -> None:
+        """Keep each point that was not taken before."""
+        for point in points:
+            self.take(point)
 
     def take(self, point: Mapping[str, Any]) -> None:
         """Keep the point unless it was taken before: a replay repeats what was logged live."""

@@ -7,7 +7,7 @@ import importlib.util
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class TrackioTracker(Tracker):
         self._run: Any = None
         self._held = -1
         self._wrote = False
+        self._away: dict[str, str] = {}
 
     def log(self, point: Mapping[str, Any]) -> None:
         """Log one point at once. The first point starts the run."""
@@ -56,13 +57,12 @@ class TrackioTracker(Tracker):
 
     def replay(self, points: Iterable[Mapping[str, Any]]) -> None:
         """Take the points. They are sent before the next live point, or with what was found."""
-        for point in points:
-            self.curve.take(point)
+        self.attempt(lambda: self.curve.take_all(points))
 
-    def conclude(self, findings: Mapping[str, Findings]) -> None:
+    def conclude(self, find: Callable[[str], Findings]) -> None:
         """Write the remaining points and what was found, unless these are already there."""
-        for job, found in findings.items():
-            self.attempt(lambda job=job, found=found: self._conclude(job, found))  # type: ignore[misc]
+        for job in self.subjects:
+            self.attempt(lambda job=job: self._conclude(job, find(job)))  # type: ignore[misc]
 
     def close(self, *, failed: bool = False) -> str:
         """Finish a run that was not concluded, and return how to open the dashboard."""
@@ -83,6 +83,8 @@ class TrackioTracker(Tracker):
         digest = found.digest(points, dict(self.subjects[job].configuration))
         if self._concluded().get(self._name(job)) == digest:
             log.info("trackio: %s already holds %s.", self.directory, self._name(job))
+            # A recovery that was built again has logged live. The next job is not to go on in its run.
+            self._finish()
             return
         if job == RECOVER:
             self._send_curve()
@@ -103,14 +105,16 @@ class TrackioTracker(Tracker):
         if self._run is not None:
             return self._run
         self.directory.mkdir(parents=True, exist_ok=True)
+        # trackio's writer reads the variables in its own thread. After a failure they stay away: it may live on.
+        self._away |= _take_variables()
         os.environ[FOLDER] = str(self.directory)
-        import trackio
-        from trackio.sqlite_storage import SQLiteStorage
-
         subject, name = self.subjects[job], self._name(job)
-        last = SQLiteStorage.get_max_step_for_run(self.config.project, run=name)
-        self._held = -1 if last is None else last
-        with _quiet(), _no_variables():
+        with _quiet(), _hub_offline():
+            import trackio
+            from trackio.sqlite_storage import SQLiteStorage
+
+            last = SQLiteStorage.get_max_step_for_run(self.config.project, run=name)
+            self._held = -1 if last is None else last
             self._run = trackio.init(
                 project=self.config.project,
                 name=name,
@@ -132,6 +136,8 @@ class TrackioTracker(Tracker):
             with _quiet():
                 # Not `run.finish`: trackio would end the run again, and say so, when the process ends.
                 trackio.finish()
+            os.environ.update(self._away)
+            self._away.clear()
 
     def _name(self, job: str) -> str:
         return f"{self.subjects[job].name}-{self.subjects[job].key[:NAME_DIGITS]}"
@@ -157,11 +163,18 @@ def _quiet() -> Iterator[None]:
         raise RuntimeError(ours[0])
 
 
+def _take_variables() -> dict[str, str]:
+    """Take trackio's variables away and return them: they could send a run to a server, a Space or a bucket."""
+    return {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("TRACKIO_") and name != FOLDER}
+
+
 @contextlib.contextmanager
-def _no_variables() -> Iterator[None]:
-    """Take trackio's variables away while a run starts: they could send it to a server or to a Space."""
-    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("TRACKIO_") and name != FOLDER}
+def _hub_offline() -> Iterator[None]:
+    """Keep huggingface_hub offline: trackio sends it the user's token at a run's start, to learn the user's name."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
         yield
     finally:
-        os.environ.update(taken)
+        constants.HF_HUB_OFFLINE = before

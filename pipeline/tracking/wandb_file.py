@@ -9,6 +9,7 @@ type      1 whole, 2 first, 3 middle, 4 last; fewer than 7 bytes left in a block
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 import zlib
@@ -47,6 +48,14 @@ def records(path: Path) -> Iterator[Any]:
             parts = None
 
 
+def readable(path: Path) -> Iterator[Any]:
+    """Yield the records of a file as far as it is whole."""
+    try:
+        yield from records(path)
+    except ValueError:
+        return
+
+
 def finished(path: Path) -> bool:
     """Return whether the file is whole and has the record of the run's end."""
     try:
@@ -66,10 +75,10 @@ def wait(path: Path, seconds: float) -> bool:
 
 
 def without_steps(source: Path, target: Path, steps: int) -> None:
-    """Write a copy of `source` that lacks the points of the first `steps` steps."""
+    """Write a copy of `source`, as far as it is whole, that lacks the points of the first `steps` steps."""
     kept = [
         record.SerializeToString()
-        for record in records(source)
+        for record in readable(source)
         if record.WhichOneof("record_type") != "history" or record.history.step.num >= steps
     ]
     content = bytearray(source.read_bytes()[: HEADER.size])
@@ -78,14 +87,19 @@ def without_steps(source: Path, target: Path, steps: int) -> None:
     target.write_bytes(content)
 
 
-def mark_sent(path: Path) -> None:
-    """Mark a run as sent, as `wandb sync` does."""
+def mark_sent(path: Path, written: int | None = None) -> None:
+    """Mark a run as sent, as `wandb sync` does, as it was `written`: nanoseconds, by default the file's own time."""
+    written = path.stat().st_mtime_ns if written is None else written
     _marker(path).touch()
+    os.utime(_marker(path), ns=(written, written))
 
 
 def sent(path: Path) -> bool:
-    """Return whether a run was sent."""
-    return _marker(path).exists()
+    """Return whether all of a run was sent: a run that was sent while it was recorded has been written since."""
+    try:
+        return _marker(path).stat().st_mtime_ns >= path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
 
 
 def _marker(path: Path) -> Path:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.tracking.wandb_file import mark_sent, records, sent, without_steps
+from pipeline.tracking.wandb_file import mark_sent, readable, sent, without_steps
 from pipeline.tracking.wandb_tracker import TRACKED, silent_wandb
 from stages.errors import UserError
 
@@ -56,26 +56,27 @@ def sync(directory: Path) -> Iterable[str]:
         yield f"nothing to send: every run in {directory / 'wandb'} was sent, or there is none"
         return
     for place, local in enumerate(waiting, start=1):
+        # Taken before: what is written during the send was not sent.
+        written = {file: file.stat().st_mtime_ns for file in local.all}
         name = _send(local)
-        for file in local.all:
-            mark_sent(file)
+        for file, time in written.items():
+            mark_sent(file, time)
         yield f"sent {place} of {len(waiting)}: {name}"
 
 
 def _send(local: Local) -> str:
     """Send one run and return its name."""
-    run = next((record.run for record in _readable(local.file) if record.WhichOneof("record_type") == "run"), None)
+    run = next((record.run for record in readable(local.file) if record.WhichOneof("record_type") == "run"), None)
     if run is None:
         raise UserError(f"{local.file} has no run in it: it was cut before its run began. Delete {local.file.parent}.")
     held = _steps_held(run)
     with tempfile.TemporaryDirectory() as made:
-        file = local.file
-        if held:
-            copy = Path(made) / "wandb" / file.parent.name
-            copy.mkdir(parents=True)
-            (copy / "files").symlink_to(file.parent / "files")
-            file = copy / file.name
-            without_steps(local.file, file, held)
+        # A copy, because W&B refuses a file whose last record is cut: of a run that was killed, or still runs.
+        copy = Path(made) / "wandb" / local.file.parent.name
+        copy.mkdir(parents=True)
+        (copy / "files").symlink_to(local.file.parent / "files")
+        file = copy / local.file.name
+        without_steps(local.file, file, held)
         done = subprocess.run(
             [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced", str(file)],
             capture_output=True,
@@ -107,14 +108,6 @@ def _steps_held(run: Any) -> int:
         if isinstance(getattr(error, "exc", error), RunNotFoundError):
             return 0
         raise UserError(f"W&B can't be asked for {path} ({error}). Nothing of it was sent: try again.") from error
-
-
-def _readable(file: Path) -> Iterable[Any]:
-    """Yield the records of a file as far as it is whole."""
-    try:
-        yield from records(file)
-    except ValueError:
-        return
 
 
 def _started(file: Path) -> str:

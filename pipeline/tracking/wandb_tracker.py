@@ -65,14 +65,13 @@ class WandbTracker(Tracker):
 
     def replay(self, points: Iterable[Mapping[str, Any]]) -> None:
         """Take the points. They are sent before the next live point, or with what was found."""
-        for point in points:
-            self.runs[RECOVER].curve.take(point)
+        self.attempt(lambda: self.runs[RECOVER].curve.take_all(points))
 
-    def conclude(self, findings: Mapping[str, Findings]) -> None:
+    def conclude(self, find: Callable[[str], Findings]) -> None:
         """Write the remaining points and what was found, unless a local run already holds exactly these."""
         for job, run in self.runs.items():
             # Each is finished before the next begins: where that one cannot start, W&B's service starts anew.
-            if self.attempt(lambda job=job, run=run: run.conclude(findings[job])):  # type: ignore[misc]
+            if self.attempt(lambda job=job, run=run: run.conclude(find(job))):  # type: ignore[misc]
                 self.lines.append(run.finish(failed=False))
 
     def close(self, *, failed: bool = False) -> str:

@@ -1,7 +1,8 @@
 """A process of its own that follows a curve with a tracker, as told line by line; W&B is one service a process.
 
 `python -m helpers.follower SETTINGS`: SETTINGS is the tracker's configuration as JSON, with "limit" for the largest
-file in bytes that the process may write. Each line of its input is a number of points: the curve is logged up to there.
+file in bytes that the process may write, "names" to print each name whose address is asked for, and "prunes" for a
+pruning beside the recovery. Each line of its input is a number of points: the curve is logged up to there.
 The end of the input ends the run, and the line "fail" makes it fail.
 """
 
@@ -27,9 +28,12 @@ KEY = "0123456789abcdef" * 4
 ID = KEY[:16]
 SUBJECT = Subject(name="rora-r16-tiny", group="llmpruner-tiny-r0.50", key=KEY, configuration={"recover": {"rank": 16}})
 
+PRUNED = Subject(name="llmpruner-tiny-r0.50", group=SUBJECT.group, key=KEY[::-1], configuration={})
+
 FINDINGS = Findings(
     figures={"recovered": 0.26}, tables={"results": Table(["measure", "dense"], [["perplexity", 24.9]])}
 )
+FOUND = {"recover": FINDINGS, "prune": Findings(figures={"pruned": 0.5})}
 
 
 def point(place: int) -> dict[str, float]:
@@ -87,6 +91,11 @@ def follower(environment: dict[str, str], **settings: Any) -> Iterator[Follower]
         started.process.communicate()
 
 
+def _tell_names(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "socket.getaddrinfo":
+        sys.stderr.write(f"asks for the address of {arguments[0]}\n")
+
+
 def main(settings: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -95,16 +104,19 @@ def main(settings: dict[str, Any]) -> None:
     wandb_tracker.FILE_PATIENCE = settings.pop("file_patience", wandb_tracker.FILE_PATIENCE)
     if limit := settings.pop("limit", None):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if settings.pop("names", False):
+        sys.addaudithook(_tell_names)
+    subjects = {"recover": SUBJECT} | ({"prune": PRUNED} if settings.pop("prunes", False) else {})
     config = TrackerConfig(**(settings | {"mode": Mode(settings.get("mode", "offline"))}))
     logged = 0
-    with suppress(ZeroDivisionError), following(open_tracker(config, {"recover": SUBJECT})) as tracker:
+    with suppress(ZeroDivisionError), following(open_tracker(config, subjects)) as tracker:
         for line in sys.stdin:
             if line == "fail\n":
                 raise ZeroDivisionError
             for place in range(logged, int(line)):
                 tracker.log(point(place))
             logged = int(line)
-        tracker.conclude({"recover": FINDINGS})
+        tracker.conclude(FOUND.__getitem__)
         logged = -1
     print("the run went on" if logged < 0 else "the run failed")
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,18 @@ from wandb.proto import wandb_internal_pb2
 
 from helpers import wandbfile
 from helpers.synthetic import config, everything, recovery
+from helpers.toystages import Number
+from pipeline.engine.engine import Engine
+from pipeline.engine.store import Store
+from pipeline.planning.graph import Graph, Node
 from pipeline.tracking import wandb_file
 from pipeline.tracking.findings import ranges, results
 from pipeline.tracking.registry import open_tracker
+from pipeline.tracking.run import conclude
 from pipeline.tracking.tracker import Findings, Mode, Subject, Tracker, TrackerConfig, following
 from stages.common.files import read_json, read_jsonl
 from stages.errors import UserError
+from stages.registry import STAGES
 from stages.report.stage import run as run_report
 from stages.report.summary import main_figures
 from stages.stage import Context
@@ -67,9 +73,9 @@ def tracker(directory: Path, **changes: Any) -> Iterator[Tracker]:
         yield opened
 
 
-def found(report: dict[str, Any], **more: Any) -> dict[str, Findings]:
+def found(report: dict[str, Any], **more: Any) -> Callable[[str], Findings]:
     figures = {name: value for name, value in main_figures(report).items() if value is not None}
-    return {"recover": Findings(figures=figures, tables={"results": results(report)}, **more)}
+    return lambda job: Findings(figures=figures, tables={"results": results(report)}, **more)
 
 
 def runs(directory: Path) -> list[Path]:
@@ -359,6 +365,34 @@ def test_no_tracker_writes_nothing(tmp_path: Path, report: dict[str, Any], chang
         silent.replay(report["curve"])
         silent.conclude(found(report))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "warnings"), [("wandb", 1), ("none", 0)])
+def test_an_artifact_that_cannot_be_read_costs_the_tracker_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, warnings: int
+) -> None:
+    node = Node(STAGES["recover"], "rora", Number())
+    graph, store = Graph({"recover": node}, device="cpu"), Store(tmp_path / "store")
+    artifact = store.directory(node.stage.name, node.label, node.key)
+    artifact.mkdir(parents=True)
+    for file in ("manifest.json", "recovery.json", "history.jsonl"):
+        (artifact / file).write_text("cut")
+    engine = Engine(graph, store, cache=tmp_path / "cache", force=[])
+    with tracker(tmp_path, name=name) as opened:
+        conclude(opened, graph, engine, {}, tmp_path)
+    assert caplog.text.count("the run goes on without it") == warnings
+
+
+@pytest.mark.parametrize(("name", "warnings"), [("wandb", 1), ("none", 0)])
+def test_findings_that_cannot_be_computed_cost_the_tracker_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, warnings: int
+) -> None:
+    def fails(job: str) -> Findings:
+        raise KeyError(job)
+
+    with tracker(tmp_path, name=name) as opened:
+        opened.conclude(fails)
+    assert caplog.text.count("the run goes on without it") == warnings
 
 
 def test_an_unknown_tracker_names_the_nearest(tmp_path: Path) -> None:

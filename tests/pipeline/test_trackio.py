@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from helpers.follower import ID, SUBJECT, follower, point
+from helpers.follower import ID, PRUNED, SUBJECT, follower, point
 from pipeline.tracking.registry import open_tracker
 from pipeline.tracking.tracker import TrackerConfig
 from stages.errors import UserError
@@ -84,6 +84,27 @@ def _count(server: socket.socket, calls: list[object]) -> None:
             return
         calls.append(peer)
         connection.close()
+
+
+@needs_trackio
+@pytest.mark.parametrize("account", [{"HF_TOKEN": "hf_x"}, {"TRACKIO_BUCKET_ID": "someone/else"}], ids=str)
+def test_no_address_is_asked_for_whatever_account_the_user_has(tmp_path: Path, account: dict[str, str]) -> None:
+    online = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub")}
+    with follower(online | account, name="trackio", directory=str(tmp_path), names=True) as run:
+        run.log(3)
+        printed = run.end()
+    assert not [line for line in printed if line.startswith("asks for")]
+    assert len(rows(tmp_path)) == 4
+
+
+@needs_trackio
+def test_a_pruning_is_a_run_of_its_own_beside_a_recovery_that_was_built_again(tmp_path: Path) -> None:
+    for prunes in (False, True):
+        with follower({}, name="trackio", directory=str(tmp_path), prunes=prunes) as run:
+            run.log(3)
+            run.end()
+    pruned = [name for name, _, figures in rows(tmp_path) if "pruned" in figures]
+    assert pruned == [f"{PRUNED.name}-{PRUNED.key[:8]}"]
 
 
 @needs_trackio

@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers.follower import FINDINGS, ID, SUBJECT, follower, point, points, untracked
+from helpers.follower import FOUND, ID, SUBJECT, follower, point, points, untracked
 from helpers.wandbserver import EVENTS, Server, serve_wandb, wait_for
 from helpers.world import ROOT, World, make_world
 from pipeline.tracking.registry import open_tracker
 from pipeline.tracking.tracker import TrackerConfig, following
-from pipeline.tracking.wandb_file import finished
+from pipeline.tracking.wandb_file import BLOCK, finished
 
 
 def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -44,7 +44,7 @@ def record(directory: Path, count: int, *, fails: bool = False) -> None:
             tracker.log(point(place))
         if fails:
             raise ZeroDivisionError
-        tracker.conclude({"recover": FINDINGS})
+        tracker.conclude(FOUND.__getitem__)
 
 
 @pytest.fixture
@@ -150,6 +150,23 @@ def test_offline_runs_are_sent_once_and_the_newest_complete_file_of_each_counts(
     assert sync(server, tmp_path) == ["sent 1 of 1: rora-r16-tiny (0123456789abcdef)"]
     assert server.runs[ID].history == points(9)
     assert server.runs[ID].summary["recovered"] == 0.26
+
+
+def test_a_run_that_was_sent_while_it_was_recorded_is_sent_to_its_end(server: Server, tmp_path: Path) -> None:
+    with follower({}, name="wandb", directory=str(tmp_path)) as run:
+        run.log(400)
+        # W&B writes block by block.
+        wait_for(lambda: any(file.stat().st_size >= BLOCK for file in tmp_path.glob("wandb/*/*.wandb")))
+        sync(server, tmp_path)
+        assert 0 < len(server.runs[ID].history) < 400
+        run.log(500)
+        run.end()
+    assert sync(server, tmp_path) == ["sent 1 of 1: rora-r16-tiny (0123456789abcdef)"]
+    assert server.runs[ID].history == points(500)
+    assert not server.runs[ID].rewritten
+    assert server.runs[ID].summary["recovered"] == 0.26
+    (line,) = sync(server, tmp_path)
+    assert line.startswith("nothing to send")
 
 
 def test_a_wrong_key_sends_nothing_and_says_how_to_log_in(server: Server, tmp_path: Path) -> None:
