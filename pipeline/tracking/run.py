@@ -27,7 +27,7 @@ def tracker_of(config: Config, graph: Graph) -> Tracker:
 
 def conclude(tracker: Tracker, graph: Graph, engine: Engine, report: JSON, directory: Path) -> None:
     """Give the tracker the whole curve, then what was found. Points that were logged live are not repeated."""
-    artifacts = _artifacts(graph, engine)
+    artifacts = engine.artifacts()
     # The tracker does the reading, in its attempts: an artifact that can't be read fails the tracker, not the run.
     if RECOVER in graph.roles:
         # A recovery that was a hit has points that this run never logged.
@@ -40,12 +40,6 @@ def _curve(artifacts: Mapping[str, Path]) -> Iterator[JSON]:
     questions = questions_behind(read_json(artifacts[RECOVER] / "recovery.json"))
     for point in read_jsonl(artifacts[RECOVER] / "history.jsonl"):
         yield telling(point, questions)
-
-
-def _artifacts(graph: Graph, engine: Engine) -> dict[str, Path]:
-    """Return the directories of the artifacts in the store, by role. A run that needed little has not looked at all."""
-    places = {role: engine.store.directory(node.stage.name, node.label, node.key) for role, node in graph.roles.items()}
-    return {role: place for role, place in places.items() if (place / "manifest.json").is_file()}
 
 
 def _subject(config: Config, graph: Graph, job: str) -> Subject:
