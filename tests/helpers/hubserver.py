@@ -9,8 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from helpers.serving import serving
 
 TOKEN = "hf_let_me_in"
 API = re.compile(
@@ -58,18 +60,11 @@ class Hub:
 def serve_hub() -> Iterator[Hub]:
     """Run the server on a free port until the block ends."""
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.closing.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(type("Handler", (_Handler,), {"hub": hub})) as hub.url:
+        try:
+            yield hub
+        finally:
+            hub.closing.set()
 
 
 class _Handler(BaseHTTPRequestHandler):

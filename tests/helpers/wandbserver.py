@@ -10,14 +10,20 @@ import base64
 import hashlib
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+
+from helpers.follower import untracked
+from helpers.serving import serving
+from helpers.world import ROOT
 
 KEY = "k" * 40
 ENTITY = "tester"
@@ -110,17 +116,19 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
 def serve_wandb() -> Iterator[Server]:
     """Run the server on a free port of the loopback address until the block ends."""
     held = Server()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"held": held}))
-    server.daemon_threads = True
-    held.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(type("Handler", (_Handler,), {"held": held})) as held.url:
         yield held
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+
+
+def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m pipeline.wandb` with no variable of a tracker's but those in `environment`."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.wandb", *arguments],
+        env=untracked() | environment,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
 
 
 class _Handler(BaseHTTPRequestHandler):

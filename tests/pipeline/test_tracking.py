@@ -3,10 +3,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from helpers import wandbfile
+from helpers.serving import counting
 from helpers.synthetic import config, everything, recovery
 from helpers.toystages import Number
 from pipeline.engine.engine import Engine
@@ -266,10 +265,7 @@ def test_report_files_are_given_only_when_asked_for(tmp_path: Path, report: dict
 
 
 def test_offline_stays_offline_whatever_the_environment_says_and_sends_nothing(tmp_path: Path) -> None:
-    calls: list[object] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=_count, args=(server, calls), daemon=True).start()
-        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+    with counting() as (address, calls):
         surprises = {
             "WANDB_MODE": "online",
             "WANDB_API_KEY": "0" * 40,
@@ -305,16 +301,6 @@ def test_offline_stays_offline_whatever_the_environment_says_and_sends_nothing(t
     assert not (tmp_path / "elsewhere").exists()
     files = {file.name for file in path.parent.rglob("*") if file.is_file()}
     assert {name for name in files if not name.endswith(".log")} == {path.name}
-
-
-def _count(server: socket.socket, calls: list[object]) -> None:
-    while True:
-        try:
-            connection, peer = server.accept()
-        except OSError:
-            return
-        calls.append(peer)
-        connection.close()
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import socket
 import sqlite3
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers.follower import ID, PRUNED, SUBJECT, follower, point
+from helpers.serving import counting
 from pipeline.tracking.registry import open_tracker
 from pipeline.tracking.tracker import TrackerConfig
 from stages.errors import UserError
@@ -52,10 +51,7 @@ def test_a_curve_is_in_one_local_file_and_a_resumed_or_replayed_run_repeats_noth
 def test_nothing_is_sent_whatever_the_environment_says_and_no_line_of_another_library_is_printed(
     tmp_path: Path,
 ) -> None:
-    calls: list[object] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=_count, args=(server, calls), daemon=True).start()
-        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+    with counting() as (address, calls):
         surprises = {
             "TRACKIO_SERVER_URL": f"{address}?write_token=x",
             "TRACKIO_SPACE_ID": "someone/else",
@@ -74,16 +70,6 @@ def test_nothing_is_sent_whatever_the_environment_says_and_no_line_of_another_li
     ]
     assert not (tmp_path / "elsewhere").exists()
     assert len(rows(tmp_path)) == 4
-
-
-def _count(server: socket.socket, calls: list[object]) -> None:
-    while True:
-        try:
-            connection, peer = server.accept()
-        except OSError:
-            return
-        calls.append(peer)
-        connection.close()
 
 
 @needs_trackio

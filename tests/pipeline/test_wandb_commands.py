@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import product
@@ -15,9 +14,8 @@ import pytest
 import yaml
 
 import pipeline
-from helpers.follower import follower, points, untracked
-from helpers.wandbserver import Server, serve_wandb
-from helpers.world import ROOT
+from helpers.follower import follower, points
+from helpers.wandbserver import Server, command, serve_wandb
 from pipeline.schema.config import Config
 from pipeline.tracking.tracker import Mode
 from pipeline.wandb import main
@@ -26,16 +24,6 @@ needs_workspaces = pytest.mark.skipif(
     importlib.util.find_spec("wandb_workspaces") is None,
     reason="pip install -e '.[wandb-report]' brings wandb-workspaces",
 )
-
-
-def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.wandb", *arguments],
-        env=untracked() | environment,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
 
 
 @pytest.fixture

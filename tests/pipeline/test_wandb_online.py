@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from helpers.follower import FOUND, ID, SUBJECT, follower, point, points, untracked
-from helpers.wandbserver import EVENTS, Server, serve_wandb, wait_for
-from helpers.world import ROOT, World, make_world
+from helpers.follower import FOUND, ID, SUBJECT, Follower, follower, point, points, untracked
+from helpers.wandbserver import EVENTS, Server, command, serve_wandb, wait_for
+from helpers.world import World, make_world
 from pipeline.tracking.registry import open_tracker
 from pipeline.tracking.tracker import TrackerConfig, following
 from pipeline.tracking.wandb_file import BLOCK, finished
-
-
-def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.wandb", *arguments],
-        env=untracked() | environment,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
 
 
 def sync(server: Server, directory: Path) -> list[str]:
@@ -99,15 +87,22 @@ def test_a_killed_run_goes_on_in_its_own_run_without_a_point_twice(server: Serve
     assert server.runs[ID].exit_code == 0
 
 
-def test_an_outage_until_the_end_is_one_warning_and_what_was_not_sent_is_sent_later(
-    server: Server, tmp_path: Path
-) -> None:
-    settings = {"name": "wandb", "mode": "online", "directory": str(tmp_path), "finish_patience": 1}
-    with follower(server.environment(tmp_path), **settings) as run:
+@contextmanager
+def in_an_outage(server: Server, directory: Path) -> Iterator[Follower]:
+    """Follow an online run whose first points arrived, and whose last were logged after the server went down."""
+    settings = {"name": "wandb", "mode": "online", "directory": str(directory), "finish_patience": 1}
+    with follower(server.environment(directory), **settings) as run:
         run.log(4)
         wait_for(lambda: ID in server.runs and server.runs[ID].history)
         server.down.set()
         run.log(8)
+        yield run
+
+
+def test_an_outage_until_the_end_is_one_warning_and_what_was_not_sent_is_sent_later(
+    server: Server, tmp_path: Path
+) -> None:
+    with in_an_outage(server, tmp_path) as run:
         printed = run.end()
     assert "can't be used online" in printed[1]
     assert [line.partition(" in ")[0] for line in printed[2:]] == ["W&B: offline run", "the run went on"]
@@ -125,12 +120,7 @@ def test_an_outage_until_the_end_is_one_warning_and_what_was_not_sent_is_sent_la
 def test_a_run_that_fails_in_an_outage_is_one_warning_and_its_points_are_sent_later(
     server: Server, tmp_path: Path
 ) -> None:
-    settings = {"name": "wandb", "mode": "online", "directory": str(tmp_path), "finish_patience": 1}
-    with follower(server.environment(tmp_path), **settings) as run:
-        run.log(4)
-        wait_for(lambda: ID in server.runs and server.runs[ID].history)
-        server.down.set()
-        run.log(8)
+    with in_an_outage(server, tmp_path) as run:
         printed = run.end(fails=True)
     assert printed[1:] == [
         "W&B was not sent all of this recover in 1 s. "

@@ -1,0 +1,43 @@
+"""Servers on the loopback address, for stand-ins and for tests that nothing is asked."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve on a free port until the block ends; gives the address to the block."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def counting() -> Iterator[tuple[str, list[object]]]:
+    """Take connections without an answer; gives the address and the list of who connected to the block."""
+    calls: list[object] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=_count, args=(server, calls), daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", calls
+
+
+def _count(server: socket.socket, calls: list[object]) -> None:
+    while True:
+        try:
+            connection, peer = server.accept()
+        except OSError:
+            return
+        calls.append(peer)
+        connection.close()
