@@ -21,7 +21,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.execution import plan, run
 from pipeline.schema.config import Action, Config, register
-from pipeline.schema.help import text
 from pipeline.schema.overrides import asked_for_help, check_arguments
 from stages.errors import UserError
 
@@ -94,6 +93,8 @@ def main() -> None:
     register()
     try:
         if (words := asked_for_help(sys.argv[1:])) is not None:
+            from pipeline.schema.help import text  # only where it is asked for
+
             print(text(words))
             return
         check_arguments(sys.argv[1:])

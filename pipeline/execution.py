@@ -13,10 +13,11 @@ from typing import Any
 
 from pipeline.closing import closing
 from pipeline.console.tables import plan_table
+from pipeline.engine.disk import explain_disk_error
 from pipeline.engine.engine import Engine, Observe
 from pipeline.engine.estimates import estimate
 from pipeline.engine.provenance import commit, versions
-from pipeline.engine.store import Store, explain_disk_error
+from pipeline.engine.store import Store
 from pipeline.planning.build import build_graph
 from pipeline.planning.downloads import downloads
 from pipeline.planning.graph import Graph, Node
@@ -50,12 +51,14 @@ class Plan:
         config: the configuration.
         graph: its stages, with every key.
         engine: says which of the artifacts are in the store.
+        due: the stages that a run would build.
         text: the plan as the command line prints it, with what pruning will cut and the memory that is foreseen.
     """
 
     config: Config
     graph: Graph
     engine: Engine
+    due: Sequence[Node]
     text: str
 
     def __str__(self) -> str:
@@ -138,18 +141,18 @@ def _planned(config: Config, words: Sequence[str], observe: Observe, *, measures
     shapes = model_shapes(config, graph, lambda node: _found(engine, node))
     if graph.device == "cpu":
         engine.works = works(graph, shapes, foreseen)
-    text = _describe(graph, engine, foreseen, _seconds(engine, measures=measures))
-    memory = needs(graph, shapes, foreseen, fields_of(config, graph, directory), runtime.engine)
     due = engine.due()
+    text = _describe(graph, engine, foreseen, _seconds(engine, due, measures=measures))
+    memory = needs(graph, shapes, foreseen, fields_of(config, graph, directory), runtime.engine)
     # A run that builds nothing has nothing to warn of, and should not wait.
     without_effect = idle(config, graph, words) if due or not measures else []
     notes = "\n".join(filter(None, (downloads(due, shapes, engine.cache), *without_effect, no_gpu(graph.device))))
-    return Plan(config, graph, engine, "\n\n".join(filter(None, (text, memory, notes))))
+    return Plan(config, graph, engine, due, "\n\n".join(filter(None, (text, memory, notes))))
 
 
-def _seconds(engine: Engine, *, measures: bool) -> Mapping[str, float]:
-    """Return the expected seconds of the stages to be built, by key, as far as they are known."""
-    due, speed = engine.due(), known(engine.cache, engine.threads)
+def _seconds(engine: Engine, due: Sequence[Node], *, measures: bool) -> Mapping[str, float]:
+    """Return the expected seconds of the stages `due`, which are to be built, by key, as far as they are known."""
+    speed = known(engine.cache, engine.threads)
     expected = estimate(due, engine.works, engine.store, speed)
     if measures and expected.unknown:
         speed = speed.measured(expected.unknown, engine.threads)
@@ -179,7 +182,7 @@ def run(config: Config, directory: Path, command: str, words: Sequence[str] = ()
     planned = _planned(config, words, observe, measures=True)
     graph, engine = planned.graph, planned.engine
     log.info("%s", planned.text)
-    if engine.due():
+    if planned.due:
         check_gpu(graph.device)
         # A run that builds nothing takes a store that it can't write.
         engine.store.prepare()
@@ -189,7 +192,8 @@ def run(config: Config, directory: Path, command: str, words: Sequence[str] = ()
                 logs[graph.roles["recover"].key] = tracker.log
             engine.run()
             report = _write_report(graph, engine, directory, command, started)
-            conclude(tracker, graph, engine, report, directory)
+            artifacts = engine.artifacts()
+            conclude(tracker, graph, artifacts, report, directory)
     except OSError as error:
         explained = explain_disk_error(error, "writing the run's report")
         if explained is None:
@@ -199,7 +203,7 @@ def run(config: Config, directory: Path, command: str, words: Sequence[str] = ()
     log.info("\n%s\n\nreport: %s", report["summary"], directory / "report.html")
     if "export" in graph.roles:
         log.info("export: %s", engine.done[graph.roles["export"].key].path)
-    done = Run(report, directory, engine.artifacts(), engine.store)
+    done = Run(report, directory, artifacts, engine.store)
     log.info("%s", done.whereabouts)
     if line := closing(config, engine.store, report, command):
         log.info("%s", line)

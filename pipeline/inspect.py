@@ -8,12 +8,14 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.console.tables import DIGITS, describe_differences, short, size, table
+from pipeline.console.tables import DIGITS, describe_differences, size, table
+from pipeline.engine.artifact import Artifact, named
 from pipeline.engine.garbage import Garbage, age
 from pipeline.engine.integrity import missing_or_resized
 from pipeline.engine.provenance import drift
-from pipeline.engine.store import DEFAULT, VARIABLE, Artifact, Store, lock_of
+from pipeline.engine.store import DEFAULT, VARIABLE, Store, lock_of
 from pipeline.planning.keys import flatten
+from stages.common.checks import short
 from stages.errors import UserError
 
 COMMAND = "python -m pipeline.inspect"
@@ -71,7 +73,7 @@ def ls(store: Store) -> int:
             (artifact.name, artifact.key[:DIGITS], size(weight(artifact)), artifact.manifest["created"], problem)
         )
     for path in store.partials():
-        rows.append((f"{path.parent.name}/{path.name}", "", size(bytes_under(path)), "", "unfinished"))
+        rows.append((named(path), "", size(bytes_under(path)), "", "unfinished"))
     print(table(rows) if len(rows) > 1 else f"{store.root} is empty.")
     return 0
 
@@ -169,11 +171,6 @@ def collect_garbage(store: Store, given: argparse.Namespace) -> int:
     else:
         print(f"This was a dry run: {size(freed)} can be freed. Delete with: {COMMAND} gc --delete")
     return 0
-
-
-def named(path: Path) -> str:
-    """Return a directory of the store as users see it."""
-    return f"{path.parent.name}/{path.name}"
 
 
 def weight(artifact: Artifact) -> int:

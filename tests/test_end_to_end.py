@@ -16,7 +16,8 @@ import pytest
 from helpers import wandbfile
 from helpers.tiny_wheels import commonsense_files, howto_files, passage_files, write_wheel
 from helpers.world import ROOT, World, make_world
-from pipeline.engine.store import MANIFEST, Store
+from pipeline.engine.artifact import MANIFEST
+from pipeline.engine.store import Store
 from stages.common.files import read_json
 from stages.common.questions import ENOUGH
 from stages.errors import UserError

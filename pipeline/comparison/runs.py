@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.comparison.choice import Choice, everything
-from pipeline.engine.store import MANIFEST, PARTIAL
+from pipeline.engine.artifact import MANIFEST
+from pipeline.engine.store import PARTIAL
 from stages.adapters.registry import ADAPTERS
 from stages.common.files import read_json, read_object
 from stages.errors import UserError
+from stages.prune.kept import kept_of
 from stages.report.render import SCHEMA
 from stages.report.wording import MODELS
 from stages.stage import JSON
@@ -89,7 +91,7 @@ def runs(root: Path, choose: Choice = everything) -> list[list[Run]]:
     newest: dict[Hashable, tuple[Path, JSON, JSON]] = {}
     for one in sorted(found, key=lambda one: str(one[1].get("created", ""))):
         if one[0].name in wanted:
-            newest[judged(one[2]), _identity(one[2])] = one
+            newest[judged(one[2]), _identity(one[2], one[2]["configuration"])] = one
     groups = grouped(newest.values(), lambda one: judged(one[2]))
     groups.sort(key=lambda group: str(judged(group[0][2])))
     ordered = [sorted(group, key=lambda one: _order(one[2])) for group in groups]
@@ -124,11 +126,9 @@ def _layers(root: Path, pruned: Path | None) -> list[Layer]:
         shapes = DecoderShape.from_config(config).layers
     except UserError:  # a damaged file, or a family that this version does not know
         return []
-    # A layer that was removed whole has no record.
-    kept_of = [kept or {"heads": [], "mlp": []} for kept in record["layers"]]
     return [
         Layer(heads=(len(kept["heads"]), whole.heads), channels=(len(kept["mlp"]), whole.mlp))
-        for kept, whole in zip(kept_of, shapes, strict=False)
+        for kept, whole in zip(kept_of(record), shapes, strict=False)
     ]
 
 
@@ -160,8 +160,7 @@ def judged(report: JSON) -> Hashable:
 
 def but_for_seeds(report: JSON) -> str:
     """Return what runs share that differ in nothing but seeds."""
-    named = [report[key] for key in ("model", "prune", "adapter", "data", "reference")]
-    return json.dumps([named, without_seeds(report["configuration"])], sort_keys=True)
+    return _identity(report, without_seeds(report["configuration"]))
 
 
 def without_seeds(value: Any) -> Any:
@@ -194,9 +193,9 @@ def _changed(report: JSON) -> bool:
     return not report["adapter"] == report["prune"] == "none"
 
 
-def _identity(report: JSON) -> str:
+def _identity(report: JSON, configuration: JSON) -> str:
     named = [report[key] for key in ("model", "prune", "adapter", "data", "reference")]
-    return json.dumps([named, report["configuration"]], sort_keys=True)
+    return json.dumps([named, configuration], sort_keys=True)
 
 
 def _order(report: JSON) -> tuple[str, str, float, str, int, str]:

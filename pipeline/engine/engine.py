@@ -21,10 +21,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.engine.artifact import Artifact
+from pipeline.engine.disk import explain_disk_error
 from pipeline.engine.estimates import timing
 from pipeline.engine.holds import holding
 from pipeline.engine.provenance import drift, provenance
-from pipeline.engine.store import Artifact, Store, begin, discard_if_empty, explain_disk_error, lock_name, resumable
+from pipeline.engine.store import Store, lock_name
+from pipeline.engine.unfinished import begin, discard_if_empty, resumable
 from pipeline.planning.graph import Graph, Node
 from pipeline.planning.speed import machine_name
 from stages.common.determinism import ordered_sums

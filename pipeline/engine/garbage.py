@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.engine.store import Artifact, Store, begun_with, lock_of
+from pipeline.engine.artifact import Artifact
+from pipeline.engine.store import Store, lock_of
+from pipeline.engine.unfinished import begun_with
 from stages.registry import STAGES
 
 
@@ -34,7 +36,7 @@ class Garbage:
         by_name = {artifact.name: artifact for artifact in store.artifacts()}
         needed: set[str] = set()
         wanted = [a for a in by_name.values() if a.manifest["stage"] in ("report", "export") and current(a)]
-        begun = set() if unfinished else set().union(*map(begun_with, store.partials()))
+        begun = [] if unfinished else [d for path in store.partials() for d in (begun_with(path) or {}).values()]
         wanted += [artifact for artifact in by_name.values() if artifact.digest in begun]
         # Whatever a needed artifact was built from is needed too.
         while wanted:

@@ -64,10 +64,23 @@ def cleaning(root: Path, *, waiting: Callable[[], None]) -> Iterator[None]:
     Raises:
         OSError: the store can't be written.
     """
-    (root / LOCKS).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / LOCKS / "cleaning.lock")
+    with locked(root / LOCKS / "cleaning.lock", waiting=waiting, patience=PATIENCE):
+        yield
+
+
+@contextmanager
+def locked(file: Path, *, waiting: Callable[[], None], patience: float = 0) -> Iterator[None]:
+    """Hold a file lock until the block ends. `waiting` is called once where another has it for `patience` seconds.
+
+    The system releases a file lock with its process, so a killed run blocks nobody.
+
+    Raises:
+        OSError: the lock can't be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
     try:
-        lock.acquire(timeout=PATIENCE)
+        lock.acquire(timeout=patience)
     except Timeout:
         waiting()
         lock.acquire()

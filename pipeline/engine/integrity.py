@@ -18,6 +18,8 @@ from stages.common.files import sha256_of_each
 
 SMALL = 1 << 20
 """Bytes of the largest file that is hashed whenever its artifact is looked at. Plans and reports read such files."""
+Identity = tuple[int, ...]
+"""What a file's status changes in when it is written or replaced."""
 Files = Mapping[str, Mapping[str, Any]]
 """The files of an artifact as its manifest records them: relative path, then bytes, sha256 and perhaps modified_ns."""
 
@@ -26,13 +28,14 @@ class Hashes:
     """The SHA-256 of files, each read once as long as nobody writes to it."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], str] = {}
+        self._known: dict[Identity, str] = {}
 
-    def of(self, paths: Sequence[Path]) -> list[str]:
-        """Return the SHA-256 of each file's content, in the order of `paths`."""
-        identities = [_identity(path) for path in paths]
+    def of(self, paths: Sequence[Path], statuses: Sequence[os.stat_result] = ()) -> list[str]:
+        """Return the SHA-256 of each file's content, in the order of `paths`; `statuses` saves asking for them."""
+        identities = [identify(status) for status in statuses or [path.stat() for path in paths]]
         new = {one: path for one, path in zip(identities, paths, strict=True) if one not in self._known}
-        self._known |= zip(new, sha256_of_each(list(new.values())), strict=True)
+        if new:
+            self._known |= zip(new, sha256_of_each(list(new.values())), strict=True)
         return [self._known[one] for one in identities]
 
     def describe(self, directory: Path, *, but: Collection[str] = ()) -> dict[str, dict[str, Any]]:
@@ -54,12 +57,12 @@ class Hashes:
 
         `most` is the size in bytes of the largest file that is read; None reads all.
         """
-        problem = missing_or_resized(directory, files)
+        statuses, problem = _statuses(directory, files)
         if problem:
             return problem
         names = [name for name, recorded in files.items() if most is None or recorded["bytes"] <= most]
         try:
-            found = self.of([directory / name for name in names])
+            found = self.of([directory / name for name in names], [statuses[name] for name in names])
         except OSError as error:
             return f"its file {error.filename} can't be read ({error.strerror})"
         for name, sha256 in zip(names, found, strict=True):
@@ -70,16 +73,7 @@ class Hashes:
 
 def missing_or_resized(directory: Path, files: Files) -> str:
     """Return what is wrong with an artifact's files by their presence and size; empty where nothing is."""
-    for name, recorded in files.items():
-        try:
-            status = (directory / name).stat()
-        except OSError:
-            return f"its file {name} is missing"
-        if status.st_size != recorded["bytes"]:
-            return f"its file {name} has {status.st_size} bytes and was written with {recorded['bytes']}"
-        if recorded.get("modified_ns", status.st_mtime_ns) != status.st_mtime_ns:
-            return f"the file that its link {name} points to was written again"
-    return ""
+    return _statuses(directory, files)[1]
 
 
 def flush(paths: Iterable[Path]) -> None:
@@ -92,7 +86,21 @@ def flush(paths: Iterable[Path]) -> None:
             os.close(descriptor)
 
 
-def _identity(path: Path) -> tuple[Any, ...]:
+def _statuses(directory: Path, files: Files) -> tuple[dict[str, os.stat_result], str]:
+    """Return the status of each of an artifact's files, and what is wrong with the first that is not as recorded."""
+    found: dict[str, os.stat_result] = {}
+    for name, recorded in files.items():
+        try:
+            status = found[name] = os.stat(os.path.join(directory, name))
+        except OSError:
+            return found, f"its file {name} is missing"
+        if status.st_size != recorded["bytes"]:
+            return found, f"its file {name} has {status.st_size} bytes and was written with {recorded['bytes']}"
+        if recorded.get("modified_ns", status.st_mtime_ns) != status.st_mtime_ns:
+            return found, f"the file that its link {name} points to was written again"
+    return found, ""
+
+
+def identify(status: os.stat_result) -> Identity:
     """Return what changes when a file is written or replaced. Nobody can set the time of change back."""
-    status = path.stat()
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

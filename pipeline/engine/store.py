@@ -11,7 +11,6 @@ input must be the one that it was built from. There is no other state that could
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -27,20 +26,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.engine import holds
+from pipeline.engine.artifact import MANIFEST, Artifact, read_manifest
 from pipeline.engine.holds import LOCKS
-from pipeline.engine.integrity import SMALL, Hashes, flush
+from pipeline.engine.integrity import SMALL, Hashes, Identity, flush, identify
+from pipeline.engine.unfinished import INPUTS, clear_leftovers, input_digests
 from pipeline.planning import keys
-from stages.common.files import read_json, read_object, users_path, write_json
-from stages.common.sealed import SEAL, digest, is_sealed, sealed
+from stages.common.files import users_path, write_json
+from stages.common.sealed import digest, sealed
 from stages.errors import UserError
 
 log = logging.getLogger("pipeline")
 
 VARIABLE, DEFAULT = "PRUNE_RECOVER_ARTIFACTS", "artifacts"
 """The environment variable that names the store's directory, and its name without any; conf/runtime/auto.yaml too."""
-MANIFEST = "manifest.json"
-INPUTS = ".inputs.json"
-"""The file of an unfinished build that holds the digests of the inputs it was begun with."""
 PARTIAL = ".partial"
 ASIDE = ".broken"
 """Where broken artifacts are set aside."""
@@ -58,34 +56,15 @@ Differences = dict[str, tuple[Any, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Artifact:
-    """A complete artifact: its directory and its manifest."""
-
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        """The full key, 64 hex digits."""
-        return str(self.manifest["key"])
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the names and contents of the files."""
-        return str(self.manifest["digest"])
-
-    @property
-    def name(self) -> str:
-        """`<stage>/<directory>`, as users see it."""
-        return f"{self.path.parent.name}/{self.path.name}"
-
-
-@dataclass(frozen=True, slots=True)
 class Store:
-    """The artifacts under one root directory, and the hashes of their files that this process took."""
+    """The artifacts under one root directory, with the manifests and the hashes of files that this process read.
+
+    One run looks at every artifact many times. A file that nobody has written since is not read again.
+    """
 
     root: Path
     hashes: Hashes = field(default_factory=Hashes, compare=False, repr=False)
+    manifests: dict[Identity, dict[str, Any] | None] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def at(cls, root: str) -> Store:
@@ -134,13 +113,13 @@ class Store:
     def artifacts(self, stage: str = "*") -> Iterator[Artifact]:
         """Yield every complete artifact (of one stage) whose manifest can be read, ordered by stage and name."""
         for path in self._named(ARTIFACT, stage):
-            artifact, _ = _read(path)
+            artifact, _ = self._read(path)
             if artifact is not None:
                 yield artifact
 
     def unreadable(self) -> list[tuple[Path, str]]:
         """Return each directory of an artifact whose manifest can't be used, and why."""
-        found = [(path, _read(path)[1]) for path in self._named(ARTIFACT)]
+        found = [(path, self._read(path)[1]) for path in self._named(ARTIFACT)]
         return [(path, problem) for path, problem in found if problem]
 
     def partials(self) -> list[Path]:
@@ -219,7 +198,7 @@ class Store:
         """
         if not path.exists():
             return None, ""
-        artifact, problem = _read(path)
+        artifact, problem = self._read(path)
         if artifact is None:
             return None, problem
         if artifact.manifest["payload"] != payload:
@@ -234,8 +213,20 @@ class Store:
 
     def problem(self, path: Path) -> str:
         """Return what is wrong with the artifact at `path`, manifest or files; empty where nothing is."""
-        artifact, problem = _read(path)
+        artifact, problem = self._read(path)
         return problem if artifact is None else self.changed(artifact)
+
+    def _read(self, path: Path) -> tuple[Artifact | None, str]:
+        """Return (the artifact in `path`, ""), or (None, what is wrong with its manifest)."""
+        file = path / MANIFEST
+        try:
+            identity = identify(file.stat())
+        except OSError:
+            return None, "its manifest is missing"
+        if identity not in self.manifests:
+            self.manifests[identity] = read_manifest(file)
+        manifest = self.manifests[identity]
+        return (None, "its manifest is damaged") if manifest is None else (Artifact(path, manifest), "")
 
     def changed(self, artifact: Artifact) -> str:
         """Return which file is not what was written, by its SHA-256; empty where none is."""
@@ -244,19 +235,8 @@ class Store:
     @contextmanager
     def lock(self, stage: str, key: str, *, waiting: Callable[[], None]) -> Iterator[None]:
         """Hold the artifact's lock. `waiting` is called once where another process holds it."""
-        directory = self.root / LOCKS
-        directory.mkdir(parents=True, exist_ok=True)
-        # The system releases a file lock with its process, so a killed run blocks nobody.
-        lock = FileLock(directory / f"{lock_name(stage, key)}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            waiting()
-            lock.acquire()
-        try:
+        with holds.locked(self.root / LOCKS / f"{lock_name(stage, key)}.lock", waiting=waiting):
             yield
-        finally:
-            lock.release()
 
     def in_use(self, path: Path) -> bool:
         """Return whether a process is building the artifact (or unfinished build) at `path` right now."""
@@ -370,88 +350,6 @@ def lock_of(path: Path) -> str:
     return lock_name(path.parent.name, name[-SHORT:])
 
 
-def input_digests(inputs: Mapping[str, Artifact]) -> dict[str, str]:
-    """Return the digest of each input. An artifact's content rests on these."""
-    return {name: upstream.digest for name, upstream in sorted(inputs.items())}
-
-
-def begun_with(partial: Path) -> set[str]:
-    """Return the digests of the inputs that an unfinished build was begun with; none where they are not known."""
-    try:
-        return set(read_object(partial / INPUTS).values())
-    except UserError:
-        return set()
-
-
-def resumable(partial: Path, inputs: Mapping[str, Artifact]) -> bool:
-    """Return whether `partial` holds an unfinished build from exactly these inputs."""
-    try:
-        return bool(read_json(partial / INPUTS) == input_digests(inputs))
-    except UserError:
-        return False
-
-
-def begin(partial: Path, inputs: Mapping[str, Artifact]) -> None:
-    """Make `partial` ready to build in: record its inputs and remove a killed writer's leftovers."""
-    partial.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(partial)
-    write_json(partial / INPUTS, input_digests(inputs))
-
-
-def clear_leftovers(partial: Path) -> None:
-    """Remove hidden files and directories. Stages write under hidden names before they rename."""
-    for path in sorted(partial.rglob(".*")):
-        # A directory that was removed took the paths below it along.
-        if path.name == INPUTS or not path.exists():
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def discard_if_empty(partial: Path) -> None:
-    """Remove an unfinished build that holds no file of its stage."""
-    if partial.is_dir() and not any(path.is_file() and path.name != INPUTS for path in partial.rglob("*")):
-        shutil.rmtree(partial)
-
-
 def _directories(directory: Path) -> list[Path]:
     """Return a directory and all those under it, the deepest first."""
     return [*sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True), directory]
-
-
-def _read(path: Path) -> tuple[Artifact | None, str]:
-    """Return (the artifact in `path`, ""), or (None, what is wrong with its manifest)."""
-    if not (path / MANIFEST).is_file():
-        return None, "its manifest is missing"
-    try:
-        manifest = read_json(path / MANIFEST)
-    except (UserError, OSError):
-        return None, "its manifest is damaged"
-    needed = {"stage", "key", "payload", "digest", "files", "input_digests", "summary"}
-    if not isinstance(manifest, dict) or not needed <= manifest.keys():
-        return None, "its manifest is damaged"
-    # Manifests of older versions have no seal.
-    if SEAL in manifest and not is_sealed(manifest):
-        return None, "its manifest is damaged"
-    return Artifact(path, manifest), ""
-
-
-def explain_disk_error(error: Exception, doing: str) -> UserError | None:
-    """Return a disk error in the user's words: what was being done, what failed, what to do. None for other errors.
-
-    safetensors reports a full disk as an error of its own, with the system's error number in its text.
-    """
-    full = {errno.ENOSPC, errno.EDQUOT}
-    number = error.errno if isinstance(error, OSError) else None
-    if number in full or any(f"(os error {code})" in str(error) for code in full):
-        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-        return UserError(
-            f"no space left on the device while {doing}{where}. What was finished is kept: free some space "
-            "(python -m pipeline.inspect gc lists what can go) or move the store with runtime.artifact_root=DIR, "
-            "then run the same command again."
-        )
-    if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):
-        return UserError(f"{error.strerror or error} while {doing} ({error.filename}).")
-    return None

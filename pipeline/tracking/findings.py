@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.tracking.tracker import PRUNE, RECOVER, Findings, Table
 from stages.common.files import read_json
 from stages.decoders.shapes import DecoderShape
+from stages.prune.kept import kept_of
 from stages.report.summary import main_figures, measures
 from stages.report.wording import MODELS
 from stages.stage import JSON
@@ -77,8 +78,8 @@ def kept(pruned: Path, dense: Path) -> Table:
     record, shape = read_json(pruned / "pruning.json"), DecoderShape.from_config(read_json(dense / "config.json"))
     columns = ["layer", *(part for size in SIZES for part in (size, f"{size} kept")), *(f"which {s}" for s in SIZES)]
     rows: list[list[object]] = []
-    for place, (before, stays) in enumerate(zip(shape.layers, record["layers"], strict=True)):
-        which = {size: (stays or {}).get(name, []) for size, name in SIZES.items()}
+    for place, (before, stays) in enumerate(zip(shape.layers, kept_of(record), strict=True)):
+        which = {size: stays[name] for size, name in SIZES.items()}
         counts = [count for size, name in SIZES.items() for count in (getattr(before, name), len(which[size]))]
         rows.append([place, *counts, *(ranges(indices) for indices in which.values())])
     return Table(columns, rows)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.engine.engine import Engine
 from pipeline.planning.build import TRIAL
 from pipeline.planning.graph import Graph, Node
 from pipeline.schema.config import Config
@@ -25,9 +24,11 @@ def tracker_of(config: Config, graph: Graph) -> Tracker:
     return open_tracker(config.tracker, {job: _subject(config, graph, job) for job in JOBS if job in graph.roles})
 
 
-def conclude(tracker: Tracker, graph: Graph, engine: Engine, report: JSON, directory: Path) -> None:
-    """Give the tracker the whole curve, then what was found. Points that were logged live are not repeated."""
-    artifacts = engine.artifacts()
+def conclude(tracker: Tracker, graph: Graph, artifacts: Mapping[str, Path], report: JSON, directory: Path) -> None:
+    """Give the tracker the whole curve, then what was found. Points that were logged live are not repeated.
+
+    `artifacts` are the directories of the run's artifacts, by role.
+    """
     # The tracker does the reading, in its attempts: an artifact that can't be read fails the tracker, not the run.
     if RECOVER in graph.roles:
         # A recovery that was a hit has points that this run never logged.

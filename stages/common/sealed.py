@@ -25,11 +25,12 @@ def digest(value: Any) -> str:
 
 def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return `fields` with their hash."""
-    return {**fields, SEAL: _of_others(fields)}
+    # As they will be read: JSON has no tuples, and no names but strings.
+    return {**fields, SEAL: _of_others(json.loads(json.dumps(fields)))}
 
 
 def is_sealed(fields: Mapping[str, Any]) -> bool:
-    """Return whether the fields are those that were sealed."""
+    """Return whether the fields, as they were read from JSON, are those that were sealed."""
     return fields.get(SEAL) == _of_others(fields)
 
 
@@ -67,6 +68,4 @@ def remembered_sha256(path: Path, cache: Path) -> str:
 
 
 def _of_others(fields: Mapping[str, Any]) -> str:
-    others = {name: value for name, value in fields.items() if name != SEAL}
-    # As they will be read: JSON has no tuples, and no names but strings.
-    return digest(json.loads(json.dumps(others)))
+    return digest({name: value for name, value in fields.items() if name != SEAL})

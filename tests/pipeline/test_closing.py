@@ -11,7 +11,8 @@ import pytest
 from helpers.configurations import configuration
 from helpers.world import make_world
 from pipeline.closing import closing
-from pipeline.engine.store import Store, begin
+from pipeline.engine.store import Store
+from pipeline.engine.unfinished import begin
 from pipeline.planning.build import build_graph
 from stages.common.files import write_json
 

@@ -18,9 +18,11 @@ from helpers.processes import same_imports
 from helpers.toystages import Number, chain, stage
 from pipeline.console.tables import plan_table
 from pipeline.engine import integrity, store
+from pipeline.engine.artifact import MANIFEST
 from pipeline.engine.engine import Engine, Status
 from pipeline.engine.integrity import Hashes
-from pipeline.engine.store import MANIFEST, Store
+from pipeline.engine.store import Store
+from pipeline.engine.unfinished import resumable
 from pipeline.planning.graph import Graph, Node
 from stages.common.sealed import sealed
 from stages.errors import UserError
@@ -314,7 +316,7 @@ def test_a_commit_that_fails_keeps_the_work_for_the_next_run(run, ran, tmp_path:
     with pytest.raises(UserError, match="no space left"):
         run(chain(1))
     (partial,) = (tmp_path / "store").glob("*/*.partial")
-    assert store.resumable(partial, {})
+    assert resumable(partial, {})
     monkeypatch.setattr(store, "write_json", original)
     engine = run(chain(1))
     assert [one.status for one in engine.runs.values()] == ["resumed"]

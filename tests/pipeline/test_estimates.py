@@ -11,7 +11,8 @@ from helpers.configurations import configuration
 from helpers.world import World, environment, make_world
 from pipeline.engine import estimates
 from pipeline.engine.estimates import about, estimate, timing
-from pipeline.engine.store import Store, begin
+from pipeline.engine.store import Store
+from pipeline.engine.unfinished import begin
 from pipeline.execution import plan
 from pipeline.planning import speed
 from pipeline.planning.build import build_graph

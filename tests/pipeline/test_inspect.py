@@ -13,8 +13,9 @@ import pytest
 from helpers.processes import same_imports
 from helpers.toystages import Number, chain, stage
 from pipeline.engine import holds
+from pipeline.engine.artifact import MANIFEST
 from pipeline.engine.engine import Engine
-from pipeline.engine.store import MANIFEST, Store
+from pipeline.engine.store import Store
 from pipeline.inspect import bytes_under, main
 from pipeline.planning.graph import Graph, Node
 
