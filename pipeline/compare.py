@@ -15,7 +15,7 @@ from pipeline.comparison import tables
 from pipeline.comparison.choice import chosen
 from pipeline.comparison.findings import findings
 from pipeline.comparison.lines import Line, lines, of_group
-from pipeline.comparison.published import published
+from pipeline.comparison.published import HEADING, published
 from pipeline.comparison.runs import Run, runs
 from pipeline.comparison.sections import KINDS, sections
 from pipeline.console.options import split
@@ -90,12 +90,12 @@ def _text(form: str, chart: str, groups: Groups, known: Sequence[Line]) -> str:
 
 def _page(groups: Groups, known: Sequence[Line]) -> Page:
     """Return the comparison without its charts: the sentences, the tables of runs and the numbers of each picture."""
-    blocks: list[Block] = [Heading("Runs side by side", 1)]
+    blocks: list[Block] = [Heading(tables.TITLE, 1)]
     for group, heading in zip(groups, tables.headings(groups), strict=True):
         blocks += [Heading(heading), *map(Paragraph, findings(of_group(known, group)))]
         blocks.append(tables.table(group, tables.apart(groups)))
         if rows := published(group):
-            blocks += [Heading("Published, of the same model by the same protocol", 3), rows]
+            blocks += [Heading(HEADING, 3), rows]
     same = tables.in_common(groups)
     blocks += [Paragraph(same)] if same else []
     seeds = tables.over_seeds(known)
@@ -104,7 +104,7 @@ def _page(groups: Groups, known: Sequence[Line]) -> Page:
     for section in sections(groups, known):
         if section.numbers:
             blocks += [Heading(section.title), section.numbers, Paragraph(section.note)]
-    return Page("Runs side by side", blocks)
+    return Page(tables.TITLE, blocks)
 
 
 def _terminal(groups: Groups, known: Sequence[Line]) -> str:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline.tracking.tracker import TrackerConfig
+from stages.common.files import users_path
 from stages.errors import UserError
 
 
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         if given.command == "sync":
             from pipeline.tracking.wandb_sync import sync
 
-            for line in sync(Path(given.directory).expanduser().resolve()):
+            for line in sync(users_path(given.directory)):
                 print(line, flush=True)
         elif given.command == "report":
             from pipeline.tracking.wandb_report import report

@@ -19,7 +19,7 @@ from pipeline.comparison.columns import BEST, NOISE, Column, alike, columns
 from pipeline.comparison.findings import DOUBTS, findings
 from pipeline.comparison.legend import Control, Entry
 from pipeline.comparison.lines import Line, of_group
-from pipeline.comparison.published import published
+from pipeline.comparison.published import HEADING, published
 from pipeline.comparison.runs import Run
 from pipeline.comparison.scores import TOO_FEW
 from pipeline.comparison.sections import Section, sections
@@ -27,7 +27,6 @@ from stages.report import wording as w
 from stages.report.blocks import Folded, Heading, Paragraph, html_cell, html_of, skeleton
 from stages.stage import JSON
 
-TITLE = "Runs side by side"
 CHOICES = range(2, 25)
 """How many values a column of words has that gets a filter of its own."""
 NOTE = (
@@ -46,7 +45,7 @@ def html(groups: Sequence[Sequence[Run]], lines: Sequence[Line], root: Path, out
     body = [*_opening(groups, lines, root), *(_section(section, specifications) for section in drawn)]
     body += [*_results(groups, lines, output), *_scripts(specifications)]
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    return skeleton(TITLE, "\n".join(body), kind="broad", head=f"<style>\n{style}</style>")
+    return skeleton(tables.TITLE, "\n".join(body), kind="broad", head=f"<style>\n{style}</style>")
 
 
 def warning(groups: Sequence[Sequence[Run]]) -> list[Paragraph]:
@@ -62,7 +61,7 @@ def _opening(groups: Sequence[Sequence[Run]], lines: Sequence[Line], root: Path)
     count = sum(map(len, groups))
     # The store's name, and not its path: the page may be shown to others.
     runs = f"{w.count(count)} run{'s' if count > 1 else ''} of the store {root.name}"
-    yield html_of([Heading(TITLE, 1), Paragraph(runs, "note")])
+    yield html_of([Heading(tables.TITLE, 1), Paragraph(runs, "note")])
     told = zip(tables.headings(groups), (findings(of_group(lines, group)) for group in groups), strict=True)
     found = [(heading, sentences) for heading, sentences in told if sentences]
     if not found:
@@ -146,7 +145,7 @@ def _results(groups: Sequence[Sequence[Run]], lines: Sequence[Line], output: Pat
         yield from (_row(run, shown, same, output) for run in group)
         yield "</tbody></table></div>"
         if rows := published(group):
-            yield html_of([Heading("Published, of the same model by the same protocol", 3), rows])
+            yield html_of([Heading(HEADING, 3), rows])
     yield html_of([Paragraph(NOTE, "note"), *warning(groups)])
     seeds = tables.over_seeds(lines)
     if seeds:

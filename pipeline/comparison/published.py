@@ -12,6 +12,7 @@ from pipeline.comparison.runs import Run
 from stages.report import wording as w
 from stages.report.blocks import Table
 
+HEADING = "Published, of the same model by the same protocol"
 LLM_ADAPTERS, DORA = "LLM-Adapters, arXiv 2304.01933", "DoRA, arXiv 2402.09353"
 TASKS = {"boolq", "piqa", "social_iqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"}
 PROTOCOL = {"name": "generation", "beams": 4, "new_tokens": 32, "limit": None}

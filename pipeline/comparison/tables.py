@@ -16,6 +16,8 @@ from stages.report import wording as w
 from stages.report.blocks import Cell, Table
 from stages.report.sections.protocol import brief
 
+TITLE = "Runs side by side"
+
 
 def table(group: Sequence[Run], shown: Sequence[Column]) -> Table:
     """Return the shown columns of the runs of a group, one row a run."""

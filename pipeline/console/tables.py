@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.engine.engine import MISSING, Engine
 from pipeline.engine.estimates import about
 from pipeline.planning.graph import Graph, Node
+from stages.common.checks import short
 from stages.common.tables import aligned
 
 DIGITS = 12
@@ -65,12 +66,6 @@ def describe_differences(fields: Mapping[str, tuple[Any, Any]], most: int = TOLD
     ]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(shown) + more
-
-
-def short(value: Any, most: int = 40) -> str:
-    """Return `value` as text, cut in the middle when long."""
-    text = str(value)
-    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 + 1 :]}"
 
 
 def size(count: int) -> str:

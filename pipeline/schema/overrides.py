@@ -228,7 +228,7 @@ def _check_numbers(key: str, value: Any) -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{key} must be a finite number, and is {value}.")
     elif isinstance(value, int) and abs(value) > MOST:
-        raise UserError(f"{key} must be a whole number from -{MOST:.0e} to {MOST:.0e}, and is {short(value)}.")
+        raise UserError(f"{key} must be a whole number from -{MOST:.0e} to {MOST:.0e}, and is {short(repr(value))}.")
 
 
 def _wanted(config: DictConfig, key: str) -> str:

@@ -8,7 +8,6 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from pipeline.tracking.tracker import (
@@ -21,7 +20,7 @@ from pipeline.tracking.tracker import (
     TrackerConfig,
     log,
 )
-from stages.common.files import read_json, write_json
+from stages.common.files import read_json, users_path, write_json
 from stages.errors import UserError
 
 FOLDER = "TRACKIO_DIR"
@@ -44,7 +43,7 @@ class TrackioTracker(Tracker):
         self.config, self.subjects = config, subjects
         self.attempt = Attempts("trackio")
         self.curve = Curve()
-        self.directory = Path(config.directory).expanduser().resolve() / "trackio"
+        self.directory = users_path(config.directory) / "trackio"
         self._run: Any = None
         self._held = -1
         self._wrote = False

@@ -29,7 +29,7 @@ from pipeline.tracking.tracker import (
     first_line,
     log,
 )
-from stages.common.files import read_json, write_json
+from stages.common.files import read_json, users_path, write_json
 from stages.errors import UserError
 
 TRACKED = "tracked.json"
@@ -86,7 +86,7 @@ class Session:
 
     def __init__(self, config: TrackerConfig) -> None:
         self.config = config
-        self.directory = Path(config.directory).expanduser().resolve()
+        self.directory = users_path(config.directory)
         self.online = config.mode is Mode.online
 
     @property

@@ -12,6 +12,6 @@ def require(fulfilled: bool, field: str, rule: str, value: object) -> None:
 
 
 def short(value: object, most: int = 40) -> str:
-    """Return `value` as an error shows it, cut in the middle where it is long."""
-    text = repr(value)
+    """Return `value` as text, cut in the middle where it is long."""
+    text = str(value)
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 + 1 :]}"

@@ -56,14 +56,14 @@ def _problem(entry: Any) -> str:
     dtype, shape, offsets = (entry.get(name) for name in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str):
         return "no dtype"
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+    if not isinstance(shape, list) or not all(type(length) is int and length >= 0 for length in shape):
         return f"the shape {shape!r}"
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(place) is int for place in offsets):
+    places = offsets if isinstance(offsets, list) and all(type(place) is int for place in offsets) else []
+    if len(places) != 2 or not 0 <= places[0] <= places[1]:
         return f"the data_offsets {offsets!r}"
-    if not 0 <= offsets[0] <= offsets[1]:
-        return f"the data_offsets {offsets!r}"
-    if dtype in BYTES and prod(shape) * BYTES[dtype] != offsets[1] - offsets[0]:
-        return f"{offsets[1] - offsets[0]} bytes for {dtype} of the shape {shape!r}"
+    size = places[1] - places[0]
+    if dtype in BYTES and prod(shape) * BYTES[dtype] != size:
+        return f"{size} bytes for {dtype} of the shape {shape!r}"
     return ""
 
 

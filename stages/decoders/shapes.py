@@ -62,7 +62,7 @@ class DecoderShape:
         hidden, heads = _size(fields, "hidden_size"), _size(fields, "num_attention_heads")
         kv_heads = heads if fields.get("num_key_value_heads") is None else _size(fields, "num_key_value_heads")
         dense = LayerShape(heads, kv_heads, _size(fields, "intermediate_size"))
-        count = _size(fields, "num_hidden_layers")
+        count = _size(fields, "num_hidden_layers", MOST_LAYERS)
         layers = _layers(fields, count) or (dense,) * count
         for layer in layers:
             if layer.heads and layer.heads % layer.kv_heads:
@@ -166,10 +166,10 @@ def shape_in(config: Mapping[str, Any]) -> DecoderShape | None:
         return None
 
 
-def _size(config: Mapping[str, Any], name: str) -> int:
-    value, most = config.get(name), MOST_LAYERS if name == "num_hidden_layers" else MOST
+def _size(config: Mapping[str, Any], name: str, most: int = MOST) -> int:
+    value = config.get(name)
     if type(value) is not int or not 1 <= value <= most:
-        raise UserError(f"config.json: {name} is {short(value)} and must be a whole number from 1 to {most:,}.")
+        raise UserError(f"config.json: {name} is {short(repr(value))} and must be a whole number from 1 to {most:,}.")
     return value
 
 
@@ -188,7 +188,7 @@ def _layers(config: Mapping[str, Any], count: int) -> tuple[LayerShape, ...]:
     if not sound or not all(_is_layer(shape) for shape in shapes):
         raise UserError(
             "config.json: layer_shapes must hold [query heads, key/value heads, MLP channels] for each of the "
-            f"{count} layers, as whole numbers, and is {short(shapes)}."
+            f"{count} layers, as whole numbers, and is {short(repr(shapes))}."
         )
     return tuple(LayerShape(*shape) for shape in shapes)
 

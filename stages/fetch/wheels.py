@@ -88,7 +88,7 @@ def _target(wheel: Wheel, cache: Path) -> Path:
     if not REQUIREMENT.fullmatch(wheel.requirement) or not SHA256.fullmatch(wheel.sha256):
         raise UserError(
             "a wheel is named by requirement=NAME==VERSION and sha256=64 hex digits, not by "
-            f"{short(wheel.requirement)} and {short(wheel.sha256)}."
+            f"{short(repr(wheel.requirement))} and {short(repr(wheel.sha256))}."
         )
     return cache / "wheels" / f"{wheel.requirement.replace('==', '-')}-{wheel.sha256[:16]}.whl"
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from stages.common.files import COMPANIONS, read_json
+from stages.common.files import COMPANIONS, read_json, read_object
 from stages.errors import UserError
 from stages.fetch.hub import cache_folder, fetch_file, license_of
 from stages.fetch.hub_errors import explain_hub_errors, unreachable
@@ -32,7 +32,7 @@ def from_hub(config: ModelSource, context: Context, target: Path) -> JSON:
 def cached_config(repo: str, revision: str) -> dict[str, Any] | None:
     """Return `config.json` of the commit `revision` where the hub's cache has it, without network."""
     path = cache_folder(repo) / "snapshots" / revision / "config.json"
-    return read_json(path) if path.is_file() else None
+    return read_object(path) if path.is_file() else None
 
 
 def is_cached(repo: str, revision: str) -> bool:

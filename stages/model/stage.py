@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from stages.common.choices import lookup
 from stages.common.files import read_object, write_json
@@ -37,18 +38,18 @@ def run(config: ModelSource, inputs: Mapping[str, Path], context: Context) -> JS
     load = lookup("kind of model source", config.kind, SOURCES)
     target = context.output / "model"
     origin = load(config, context, target)
-    _check_readable(target, config.trust_remote_code)
+    fields = read_object(target / "config.json")
+    _check_readable(fields, config.trust_remote_code)
     write_json(context.output / ORIGIN, {"kind": config.kind} | origin)
     summary = summarise(target)
-    _check_sizes(target, summary["parameters"])
+    _check_sizes(fields, summary["parameters"])
     return {"kind": config.kind, "origin": origin} | summary
 
 
-def _check_readable(directory: Path, trust_remote_code: bool) -> None:
+def _check_readable(config: Mapping[str, Any], trust_remote_code: bool) -> None:
     """Raise unless this project or transformers has the checkpoint's code, or may run the code that comes with it."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = read_object(directory / "config.json")
     model_type = config.get("model_type")
     if config.get("quantization_config"):
         raise UserError(
@@ -67,9 +68,9 @@ def _check_readable(directory: Path, trust_remote_code: bool) -> None:
     raise UserError(f"config.json gives the model type '{model_type}', which the installed transformers does not know.")
 
 
-def _check_sizes(directory: Path, stored: int) -> None:
+def _check_sizes(config: Mapping[str, Any], stored: int) -> None:
     """Raise where config.json tells of more parameters than are `stored`, before anything makes room for them."""
-    shape = shape_in(read_object(directory / "config.json"))
+    shape = shape_in(config)
     if shape is not None and stored < WHOLE * shape.parameters():
         raise UserError(
             f"the sizes in config.json make {shape.parameters():,} parameters, and the weights hold {stored:,}. "

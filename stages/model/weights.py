@@ -64,7 +64,7 @@ def _shards(index: Any, where: str) -> list[str]:
     files = set(map(str, weight_map.values()))
     elsewhere = sorted(file for file in files if file != Path(file).name or not file)
     if elsewhere:
-        raise UserError(f"{where} names {short(elsewhere[0])}, which is no file beside it. Fetch it again.")
+        raise UserError(f"{where} names {short(repr(elsewhere[0]))}, which is no file beside it. Fetch it again.")
     return sorted(files)
 
 

@@ -21,7 +21,7 @@ import logging
 import os
 import shutil
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,10 +55,10 @@ class Tokenised:
         directory: the directory that `_write` wrote.
     """
 
-    def __init__(self, path: Path, directory: Path) -> None:
+    def __init__(self, path: Path, directory: Path, facts: Mapping[str, Any]) -> None:
+        """Open the documents. `facts` is what `_whole` returned of the directory."""
         import numpy
 
-        facts = read_sealed(directory / FACTS) or {}
         self.path, self.directory = path, directory
         self._rows, self._tasks = int(facts["rows"]), list(facts["tasks"])
         self._ids_T = numpy.memmap(directory / IDS, dtype=numpy.uint32, mode="r")
@@ -131,16 +131,20 @@ def tokenised(
     final.parent.mkdir(parents=True, exist_ok=True)
     # Another process may be writing the same documents.
     with FileLock(final.with_suffix(".lock")):
-        if not _is_whole(final):
+        facts = _whole(final)
+        if facts is None:
             if final.exists():
                 log.info("the tokens kept in %s are damaged: the rows are tokenised again", final)
             encode = partial(encode_whole, tokenizer=tokenizer, length=length, label_prompts=label_prompts)
-            _write(Stream(path, encode, seed=seed), tokens, final)
-    return Tokenised(path, final)
+            facts = _write(Stream(path, encode, seed=seed), tokens, final)
+    return Tokenised(path, final, facts)
 
 
-def _write(stream: Stream, tokens: int, final: Path) -> None:
-    """Write the documents of `stream` that reach `tokens` tokens beside `final`, then rename them to `final`."""
+def _write(stream: Stream, tokens: int, final: Path) -> dict[str, Any]:
+    """Write the documents of `stream` that reach `tokens` tokens beside `final`, then rename them to `final`.
+
+    Returns what is recorded of them.
+    """
     beside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     for stale in (beside, final):
         shutil.rmtree(stale, ignore_errors=True)
@@ -157,8 +161,10 @@ def _write(stream: Stream, tokens: int, final: Path) -> None:
                 array("q", fields).tofile(table)
                 bar.update(len(document.ids))
         hashes = dict(zip((IDS, TABLE), sha256_of_each([beside / IDS, beside / TABLE]), strict=True))
-        write_sealed(beside / FACTS, {"rows": len(stream), "tasks": list(tasks), "sha256": hashes})
+        facts = {"rows": len(stream), "tasks": list(tasks), "sha256": hashes}
+        write_sealed(beside / FACTS, facts)
         os.replace(beside, final)
+        return facts
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -174,12 +180,13 @@ def _until(stream: Stream, tokens: int) -> Iterator[tuple[int, Document]]:
                 return
 
 
-def _is_whole(directory: Path) -> bool:
-    """Return whether the files in `directory` are what was written."""
+def _whole(directory: Path) -> dict[str, Any] | None:
+    """Return what is recorded of the documents in `directory`; None where a file is missing or not what was written."""
     facts = read_sealed(directory / FACTS)
     if facts is None or not all((directory / name).is_file() for name in facts["sha256"]):
-        return False
-    return sha256_of_each([directory / name for name in facts["sha256"]]) == list(facts["sha256"].values())
+        return None
+    found = sha256_of_each([directory / name for name in facts["sha256"]])
+    return facts if found == list(facts["sha256"].values()) else None
 
 
 def _digest(path: Path) -> str:
