@@ -1,8 +1,9 @@
 """`python -m pipeline.compare [KEY… | experiment=NAME | everything]`: the runs of a store side by side, on one page.
 
 The page is one HTML file that opens offline. `format=md`, `csv` and `json` give the same as text: on the terminal, or
-in `output=FILE`. `format=svg chart=ranks` gives one picture of the page. Runs are chosen by the beginning of a report's
-key or name, or by the experiment whose runs they are; by default all of the store are taken.
+in `output=FILE`. `format=svg chart=ranks` gives one picture of the page. `format=cells output=DIR` keeps one JSON file
+a run, and `artifact_root=DIR` reads such a folder like a store. Runs are chosen by the beginning of a report's key or
+name, or by the experiment whose runs they are; by default all of the store are taken.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pipeline.comparison import tables
+from pipeline.comparison import cells, tables
 from pipeline.comparison.choice import chosen
 from pipeline.comparison.findings import findings
 from pipeline.comparison.lines import Line, lines, of_group
 from pipeline.comparison.published import HEADING, published
-from pipeline.comparison.runs import Run, runs
+from pipeline.comparison.run import Run
+from pipeline.comparison.runs import runs
 from pipeline.comparison.sections import KINDS, sections
 from pipeline.console.options import split
 from pipeline.engine.store import DEFAULT, VARIABLE, Store
@@ -25,7 +27,7 @@ from stages.common.files import users_path, write_text
 from stages.errors import UserError
 from stages.report.blocks import Block, Heading, Page, Paragraph, markdown
 
-FORMATS = ("html", "md", "csv", "json", "svg")
+FORMATS = ("html", "md", "csv", "json", "svg", "cells")
 OPTIONS = ("artifact_root", "output", "format", "chart")
 USAGE = (
     "python -m pipeline.compare [KEY… | experiment=NAME | everything] [artifact_root=DIR] [output=FILE] "
@@ -62,6 +64,10 @@ def _compare(arguments: Sequence[str]) -> None:
 
         write_text(file, html(groups, known, root, file))
         print(_terminal(groups, known))
+    elif form == "cells":
+        if file is None:
+            raise UserError("format=cells writes one file a run. Name their folder: output=DIR.")
+        print(f"{len(cells.write(file, groups))} cells")
     else:
         text = _text(form, chart, groups, known)
         if file is None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.comparison.runs import Run, adapter_of, without_seeds
+from pipeline.comparison.run import Run
+from pipeline.comparison.runs import adapter_of, without_seeds
 from pipeline.comparison.scores import SCORES, TOO_FEW, Score, best_of
 from pipeline.planning.keys import flatten
 from stages.report import wording as w

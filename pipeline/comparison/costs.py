@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pipeline.comparison.columns import latency, measured, parameters
 from pipeline.comparison.findings import machine
 from pipeline.comparison.lines import Line
-from pipeline.comparison.runs import Run, grouped
+from pipeline.comparison.run import Run
+from pipeline.comparison.runs import grouped
 from pipeline.comparison.scores import QUALITY, Score
 from stages.stage import JSON
 

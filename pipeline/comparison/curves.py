@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from pipeline.comparison.lines import Line
-from pipeline.comparison.runs import Run
+from pipeline.comparison.run import Run
 from stages.common.questions import questions_behind, telling
 from stages.stage import JSON
 

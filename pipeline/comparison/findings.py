@@ -11,7 +11,7 @@ from statistics import fmean
 
 from pipeline.comparison.columns import latency, parameters
 from pipeline.comparison.lines import Line, ranges
-from pipeline.comparison.runs import Run
+from pipeline.comparison.run import Run
 from pipeline.comparison.scores import QUALITY, TEXT, Estimate, Score
 from stages.report import wording as w
 from stages.report.statistics import MINIMUM_UNITS

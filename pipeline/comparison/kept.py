@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.comparison.lines import Line, ranges
-from pipeline.comparison.runs import Run, grouped
+from pipeline.comparison.run import Run
+from pipeline.comparison.runs import grouped
 from stages.report import wording as w
 from stages.report.blocks import Table
 from stages.stage import JSON
@@ -20,7 +20,7 @@ def models(lines: Sequence[Line]) -> list[tuple[str, str, Run]]:
     return [(ranges(sorted(run.number for run in own)), _name(own[0]), own[0]) for own in grouped(known, _pruned)]
 
 
-def _pruned(run: Run) -> Path | None:
+def _pruned(run: Run) -> str | None:
     return run.pruned
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.comparison.runs import Run, adapter_of, but_for_seeds, grouped, without_seeds
+from pipeline.comparison.run import Run
+from pipeline.comparison.runs import adapter_of, but_for_seeds, grouped, without_seeds
 from pipeline.planning.keys import differences, flatten
 from stages.report import wording as w
 from stages.stage import JSON

@@ -20,7 +20,7 @@ from pipeline.comparison.findings import DOUBTS, findings
 from pipeline.comparison.legend import Control, Entry
 from pipeline.comparison.lines import Line, of_group
 from pipeline.comparison.published import HEADING, published
-from pipeline.comparison.runs import Run
+from pipeline.comparison.run import Run
 from pipeline.comparison.scores import TOO_FEW
 from pipeline.comparison.sections import Section, sections
 from stages.report import wording as w

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.comparison.runs import Run
+from pipeline.comparison.run import Run
 from stages.report import wording as w
 from stages.report.blocks import Table
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from pipeline.comparison.runs import Run
+from pipeline.comparison.run import Run
 from stages.report import wording as w
 from stages.report.blocks import Cell, Table
 from stages.stage import JSON
@@ -43,31 +43,33 @@ def sweeps(found: Sequence[Run]) -> list[tuple[JSON, Cells]]:
     reports: dict[str, JSON] = {}
     groups: dict[str, Cells] = {}
     for run in found:
-        recover = run.report["configuration"].get("recover", {})
-        if (
-            "rank" not in recover.get("adapter", {})
-            or "recover" not in recover
-            or not run.report["training"].get("test")
-        ):
+        recover, training = run.report["configuration"].get("recover", {}), run.report["training"]
+        if "rank" not in recover.get("adapter", {}) or "recover" not in recover or not training.get("test"):
             continue
         key = _but_for_cell(run.report)
         reports.setdefault(key, run.report)
-        cell = groups.setdefault(key, {}).setdefault((recover["adapter"]["name"], recover["adapter"]["rank"]), {})
-        cell[recover.get("seed", 0)] = _merged(cell.get(recover.get("seed", 0)), outcome(run.report["training"]))
+        adapter, seed = recover["adapter"], recover.get("seed", 0)
+        cell = groups.setdefault(key, {}).setdefault((adapter["name"], adapter["rank"]), {})
+        cell[seed] = _merged(cell.get(seed), outcome(training, recover["recover"]["tokens"]))
     swept = sorted((key for key, cells in groups.items() if len(cells) > 1), key=lambda key: -len(groups[key]))
     return [(reports[key], dict(sorted(groups[key].items()))) for key in swept]
 
 
-def outcome(training: JSON) -> Outcome:
-    """Return what a recovery.json says of its test rows."""
-    tuning = training.get("tuning")
+def outcome(training: JSON, tokens: int) -> Outcome:
+    """Return what a recovery.json of a recovery of `tokens` says of its test rows.
+
+    A trial at the shared rate counts where it had the recovery's own budget, or where its rate was found.
+    """
+    tuning, reached = training.get("tuning"), training["test"]["perplexity"]
     if not tuning:
-        return Outcome(shared=training["test"]["perplexity"], tuned=None, rate=None)
+        return Outcome(shared=reached, tuned=None, rate=None)
     tried = {
         entry["learning_rate"]: float("inf") if entry["diverged"] else entry["test"]["perplexity"]
         for entry in tuning["trials"]
     }
-    return Outcome(shared=tried[tuning["shared"]], tuned=tried[tuning["chosen"]], rate=tuning["chosen"])
+    whole = tuning["budget"] == tokens
+    shared = tried[tuning["shared"]] if whole else reached if tuning["chosen"] == tuning["shared"] else None
+    return Outcome(shared=shared, tuned=reached, rate=tuning["chosen"])
 
 
 def table(cells: Cells) -> Table:
@@ -95,7 +97,11 @@ def note(report: JSON) -> str:
     """Return what a sweep's figures are of."""
     recover, training = report["configuration"]["recover"], report["training"]
     tuning = training.get("tuning")
-    tried = f"; tuned: the best of {len(tuning['trials'])} rates on validation rows" if tuning else ""
+    tried = ""
+    if tuning:
+        short = tuning["budget"] < recover["recover"]["tokens"]
+        by = f" by trials of {w.count(tuning['budget'])} tokens" if short else ""
+        tried = f"; tuned: the best of {len(tuning['trials'])} rates on validation rows{by}"
     labels = "the responses" if recover["recover"]["loss"] == "response" else "all tokens"
     return (
         f"{w.count(recover['recover']['tokens'])} tokens of {report['data']} each. Perplexity of {labels} of "
@@ -125,10 +131,12 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _merged(one: Outcome | None, other: Outcome) -> Outcome:
-    """Return the outcome of a cell that may have been run twice, tuned and not. The tuned run holds both rates."""
+    """Return the outcome of a cell that may have been run twice: tuned, and at the shared rate."""
     if one is None:
         return other
-    return other if other.tuned is not None else one
+    tuned = other if other.tuned is not None else one
+    shared = one.shared if one.shared is not None else other.shared
+    return Outcome(shared=shared, tuned=tuned.tuned, rate=tuned.rate)
 
 
 def _but_for_cell(report: JSON) -> str:

@@ -1,20 +1,18 @@
-"""The runs of a store, from its reports, in groups that may stand side by side.
-
-A report says everything but three things. The artifacts that it was made from add them where they are still there: the
-seconds of the recovery, and what every layer kept of how much.
-"""
+"""The runs of a store, or of a folder of cells, in groups that may stand side by side."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.comparison import cells
 from pipeline.comparison.choice import Choice, everything
+from pipeline.comparison.run import Layer, Run
 from pipeline.engine.artifact import MANIFEST
 from pipeline.engine.store import PARTIAL
 from stages.adapters.registry import ADAPTERS
@@ -29,88 +27,42 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069
 """Control characters, changes of writing direction and halves of characters, which no page can show."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """Heads and MLP channels that a layer kept, each as (kept, of how many)."""
-
-    heads: tuple[int, int]
-    channels: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One report of the store.
-
-    Attributes:
-        number: its number on the page.
-        name: its artifact's name.
-        key: its artifact's key; empty where the manifest has none.
-        directory: its artifact.
-        report: the contents of report.json.
-        seconds: the seconds that the recovery took, where its artifact says so.
-        pruned: the artifact of the pruned model; None where there is none.
-        layers: what the layers kept; empty where nothing was cut, or where the artifact is gone.
-    """
-
-    number: int
-    name: str
-    key: str
-    directory: Path
-    report: JSON
-    seconds: float | None = None
-    pruned: Path | None = None
-    layers: Sequence[Layer] = ()
-
-    @property
-    def recovered(self) -> bool:
-        """Whether a model was recovered."""
-        return bool(self.report["adapter"] != "none")
-
-    @property
-    def last(self) -> str:
-        """The place of the run's last model: "recovered", else "pruned"."""
-        return "recovered" if self.recovered else "pruned"
-
-
 def runs(root: Path, choose: Choice = everything) -> list[list[Run]]:
     """Return the complete reports in which a model was pruned or recovered, in groups that were judged alike.
 
-    Within a group, protocol, examples, tasks and their rows are the same. Scores of different groups can't be compared.
-    Numbers run through all groups. Of reports on one run the newest is taken.
+    `root` is a store, or a folder of cells. Within a group, protocol, examples, tasks and their rows are the same.
+    Scores of different groups can't be compared. Numbers run through all groups. Of reports on one run the newest is
+    taken.
 
     Raises:
-        UserError: the store is missing or holds no such run, or none that `choose` wants; it says how to make one.
+        UserError: `root` is missing or holds no such run, or none that `choose` wants; it says how to make one.
     """
-    found = [(directory, manifest, report) for directory, manifest, report in _complete(root) if _changed(report)]
+    found = [run for run in _found(root) if _changed(run.report)]
     if not found:
         raise UserError(
             f"no runs in {root}. Make one with: make recover (or python -m pipeline ratio=0.5 adapter=rora); "
             "if they are kept elsewhere, name the store: artifact_root=DIR."
         )
-    wanted = choose({directory.name: str(manifest.get("key", "")) for directory, manifest, _ in found})
-    newest: dict[Hashable, tuple[Path, JSON, JSON]] = {}
-    for one in sorted(found, key=lambda one: str(one[1].get("created", ""))):
-        if one[0].name in wanted:
-            newest[judged(one[2]), _identity(one[2], one[2]["configuration"])] = one
-    groups = grouped(newest.values(), lambda one: judged(one[2]))
-    groups.sort(key=lambda group: str(judged(group[0][2])))
-    ordered = [sorted(group, key=lambda one: _order(one[2])) for group in groups]
+    wanted = choose({run.name: run.key for run in found})
+    newest: dict[Hashable, Run] = {}
+    for run in sorted(found, key=lambda run: run.created):
+        if run.name in wanted:
+            newest[judged(run.report), _identity(run.report, run.report["configuration"])] = run
+    groups = grouped(newest.values(), lambda run: judged(run.report))
+    groups.sort(key=lambda group: str(judged(group[0].report)))
+    ordered = [sorted(group, key=lambda run: _order(run.report)) for group in groups]
     numbers = iter(range(1, len(newest) + 1))
-    return [[_run(next(numbers), root, *one) for one in group] for group in ordered]
+    return [[replace(_whole(root, run), number=next(numbers)) for run in group] for group in ordered]
 
 
-def _run(number: int, root: Path, directory: Path, manifest: JSON, report: JSON) -> Run:
-    upstream = {role: root / name for role, name in manifest.get("inputs", {}).items()}
-    return Run(
-        number=number,
-        name=directory.name,
-        key=str(manifest.get("key", "")),
-        directory=directory,
-        report=report,
-        seconds=(_manifest(upstream.get("recover")).get("timing") or {}).get("seconds"),
-        pruned=upstream.get("prune"),
-        layers=_layers(root, upstream.get("prune")),
-    )
+def _whole(root: Path, run: Run) -> Run:
+    """Return a run with what the artifacts behind its report add. A cell has it already."""
+    if not run.directory.is_relative_to(root / "report"):
+        return run
+    inputs = _manifest(run.directory).get("inputs", {})
+    pruned, recovered = (root / inputs[role] if role in inputs else None for role in ("prune", "recover"))
+    seconds = (_manifest(recovered).get("timing") or {}).get("seconds")
+    return replace(run, seconds=seconds, pruned=inputs.get("prune"), layers=_layers(root, pruned))
 
 
 def _layers(root: Path, pruned: Path | None) -> list[Layer]:
@@ -205,22 +157,28 @@ def _order(report: JSON) -> tuple[str, str, float, str, int, str]:
     return (report["model"], report["prune"], removed, report["adapter"], rank, str(settings))
 
 
-def _complete(root: Path) -> Iterator[tuple[Path, JSON, JSON]]:
-    """Yield directory, manifest and contents of each complete report of this version's form."""
-    for path in sorted((root / "report").glob("*/report.json")):
-        directory = path.parent
-        # An artifact is complete exactly when its manifest is there.
-        if directory.name.endswith(PARTIAL) or not (directory / MANIFEST).is_file():
-            continue
+def _found(root: Path) -> Iterator[Run]:
+    """Yield each complete report of this version's form, of a store or of a folder of cells."""
+    kept = (root / "report").glob("*/report.json")
+    # An artifact is complete exactly when its manifest is there.
+    whole = [path for path in kept if path.parent.suffix != PARTIAL and (path.parent / MANIFEST).is_file()]
+    for path in sorted(whole) or cells.files(root):
         try:
-            report, manifest = read_json(path), _manifest(directory)
+            run = _of_store(path) if whole else cells.read(path)
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        if not isinstance(run.report, dict) or run.report.get("schema") != SCHEMA:
             print(f"left out: {path} was written by another version of this project.", file=sys.stderr)
         else:
-            yield directory, manifest, _printable(report)
+            yield replace(run, report=_printable(run.report))
+
+
+def _of_store(path: Path) -> Run:
+    report, manifest = read_json(path), _manifest(path.parent)
+    own = {name: str(manifest.get(name, "")) for name in ("key", "created")}
+    provenance = manifest.get("provenance") or {}
+    return Run(number=0, name=path.parent.name, directory=path.parent, report=report, provenance=provenance, **own)
 
 
 def _printable(value: Any) -> Any:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.comparison.runs import Run
+from pipeline.comparison.run import Run
 from stages.report import wording as w
 from stages.report.statistics import MINIMUM_UNITS
 from stages.stage import JSON

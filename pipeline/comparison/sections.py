@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.comparison import costs, curves, kept, ranks, ratios, tables
 from pipeline.comparison.legend import BROKEN, DASHES, Control, Entry, entry
 from pipeline.comparison.lines import Line
-from pipeline.comparison.runs import Run
+from pipeline.comparison.run import Run
 from pipeline.comparison.scores import QUALITY
 from stages.report.blocks import Table
 from stages.report.palette import SERIES, css

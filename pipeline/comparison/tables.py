@@ -10,7 +10,7 @@ from statistics import mean, stdev
 
 from pipeline.comparison.columns import SETTINGS, SHARES, Column, alike, columns
 from pipeline.comparison.lines import Line, ranges
-from pipeline.comparison.runs import Run
+from pipeline.comparison.run import Run
 from pipeline.comparison.scores import SCORES
 from stages.report import wording as w
 from stages.report.blocks import Cell, Table

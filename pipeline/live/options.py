@@ -17,7 +17,7 @@ from stages.prune.config import RENAMED
 
 APART: dict[str, tuple[str, ...]] = {
     "prune": ("method", "offload"),
-    "recover": ("tune", "tune_factors", "tune_tokens"),
+    "recover": ("tune", "tune_factors", "tune_tokens", "tune_seed"),
     "evaluate": ("dtype", "cost"),
     "data": ("name",),
 }

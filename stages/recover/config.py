@@ -108,3 +108,5 @@ class RecoverOptions(RecoverConfig):
     """The rates that are tried, as factors of `learning_rate`. They include 1, the rate shared by all adapters."""
     tune_tokens: int | None = None
     """Budget of each trial in tokens. Null is the recovery's own budget; then the best trial is the recovery."""
+    tune_seed: int | None = None
+    """Seed of the trials, so that several seeds share them; it needs shorter trials. Null is the recovery's own."""

@@ -65,8 +65,12 @@ def trials(config: RecoverStageConfig, options: RecoverOptions) -> dict[float, R
     if options.tune == "none":
         return {}
     budget = options.tune_tokens or options.tokens
+    seed = config.seed if options.tune_seed is None else options.tune_seed
     rates = sorted(rate_of(options.learning_rate * factor) for factor in options.tune_factors)
-    return {rate: replace(config, recover=replace(config.recover, learning_rate=rate, tokens=budget)) for rate in rates}
+    return {
+        rate: replace(config, recover=replace(config.recover, learning_rate=rate, tokens=budget), seed=seed)
+        for rate in rates
+    }
 
 
 def tuned(config: RecoverStageConfig, trials: Mapping[float, RecoverStageConfig]) -> TuneStageConfig:
@@ -113,6 +117,9 @@ def _check_tuning(recover: RecoverOptions) -> None:
     require(sound and 1.0 in factors, "recover.tune_factors", "different factors above 0, 1 among them", factors)
     within = tokens is None or 1 <= tokens <= recover.tokens
     require(within, "recover.tune_tokens", f"from 1 to recover.tokens={recover.tokens}", tokens)
+    shorter = recover.tune_seed is None or (tokens is not None and tokens < recover.tokens)
+    # With the whole budget the best trial is the recovery, whose seed is its own.
+    require(shorter, "recover.tune_seed", "null, unless recover.tune_tokens is below recover.tokens", recover.tune_seed)
 
 
 def check_recover(config: RecoverConfig) -> None:

@@ -73,7 +73,7 @@ def _variants(first: dict[str, Any], seeds: int) -> Iterator[tuple[dict[str, Any
             for rate, worse in ((1e-3, 1 + 0.1 * ADAPTERS.index(adapter)), (3e-3, 1.0))
         ]
         report["training"]["test"]["perplexity"] = found
-        report["training"]["tuning"] = {"trials": trials, "shared": 1e-3, "chosen": 3e-3}
+        report["training"]["tuning"] = {"trials": trials, "shared": 1e-3, "chosen": 3e-3, "budget": 40_960}
         recover = {"tokens": 40_960, "learning_rate": 1e-3, "loss": "all", "objective": "cross_entropy"}
         options = {"name": adapter, "rank": rank, "alpha": 16.0}
         report["configuration"] = {

@@ -187,6 +187,7 @@ def test_the_runs_of_an_experiment_are_those_that_its_command_makes(
 ) -> None:
     world = make_world(tmp_path)
     changes = ("prune=magnitude", "ratio=0.2", "recover.seed=1", "adapter.rank=2", "recover.tune=none")
+    changes += ("recover.tune_tokens=null", "recover.tune_seed=null")
     changes += ("recover.tokens=500", "recover.validation_tokens=256", "recover.test_tokens=256")
     world.run("experiment=rank_sweep", *changes, "adapter=lora")
     world.run("experiment=rank_sweep", *changes, "adapter=lora", "recover.tokens=600")
@@ -196,6 +197,24 @@ def test_the_runs_of_an_experiment_are_those_that_its_command_makes(
     (record,) = json.loads(told.out)
     assert record["tokens"] < 600
     assert "1 of the 2 runs are in the store. Run the others: python -m pipeline -m " in told.err
+
+
+def test_cells_outlive_the_store_and_are_compared_like_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, kept = many(tmp_path / "artifacts", 6), tmp_path / "kept"
+    printed(capsys, f"artifact_root={root}", "format=cells", f"output={kept / 'sweep'}")
+    assert len(list((kept / "sweep").iterdir())) == 6
+    forms = ("md", "csv", "json")
+    before, after = (
+        [printed(capsys, f"artifact_root={place}", f"format={form}") for form in forms] for place in (root, kept)
+    )
+    assert before == after
+    cut = [printed(capsys, f"artifact_root={place}", "format=svg", "chart=kept") for place in (root, kept)]
+    assert cut[0] == cut[1]
+    (kept / "sweep" / "other.json").write_text('{"a": 1}')
+    main([f"artifact_root={kept}", "format=csv"])
+    said = capsys.readouterr()
+    assert said.out == before[1]
+    assert "other.json is not a cell" in said.err
 
 
 def test_too_few_documents_are_called_that_and_not_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,6 +257,7 @@ def test_names_of_configurations_are_shown_and_never_run(tmp_path: Path, capsys:
         (["artifact_rot=x"], "did you mean 'artifact_root'"),
         (["artifact_root={store}", "output={tmp}/file/below.html"], "file"),
         (["artifact_root={store}", "format=pdf"], "format=pdf: there is none"),
+        (["artifact_root={store}", "format=cells"], "output=DIR"),
         (["artifact_root={store}", "format=svg", "chart=rank"], "did you mean 'ranks'"),
         (["artifact_root={store}", "format=svg", "chart=kept"], "no numbers for it"),
         (["artifact_root={store}", "ffff"], "begins with 'ffff'"),
@@ -288,5 +308,5 @@ def test_a_layer_that_is_gone_and_a_damaged_record_leave_the_comparison_whole(tm
     records[1].write_text("{")
     found = [run for group in runs(root) for run in group]
     by_cut = {run.pruned: run.layers for run in found}
-    assert by_cut[records[0].parents[1]][2].heads == (0, 8)
-    assert by_cut[records[1].parents[1]] == []
+    assert by_cut[f"prune/{records[0].parts[-3]}"][2].heads == (0, 8)
+    assert by_cut[f"prune/{records[1].parts[-3]}"] == []

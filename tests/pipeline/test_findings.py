@@ -12,7 +12,7 @@ from pipeline.comparison.costs import points
 from pipeline.comparison.findings import findings
 from pipeline.comparison.lines import lines
 from pipeline.comparison.published import published
-from pipeline.comparison.runs import Run
+from pipeline.comparison.run import Run
 from pipeline.comparison.scores import ACCURACY, TEXT
 
 

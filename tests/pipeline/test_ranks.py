@@ -10,7 +10,7 @@ from helpers.configurations import configuration
 from helpers.world import make_world
 from pipeline.compare import main
 from pipeline.comparison.ranks import Outcome, note, points, sweeps, table
-from pipeline.comparison.runs import Run
+from pipeline.comparison.run import Run
 from pipeline.planning.build import build_graph
 from stages.report.blocks import Page, markdown
 
@@ -22,6 +22,9 @@ TINY = (
     "adapter.rank=2",
     "recover.tokens=500",
     "recover.tune_factors=[1,10]",
+    "recover.tune=lr",
+    "recover.tune_tokens=null",
+    "recover.tune_seed=null",
     "recover.validation_tokens=256",
     "recover.test_tokens=256",
 )
@@ -58,7 +61,9 @@ def test_the_seed_of_a_cell_is_the_recoverys_alone() -> None:
     }
 
 
-def recovery(adapter: str, rank: int, seed: int, *, shared: float | None, tuned: float, **other: Any) -> Run:
+def recovery(
+    adapter: str, rank: int, seed: int, *, shared: float | None, tuned: float, budget: int = 5000, **other: Any
+) -> Run:
     """Return a report of a recovery at 0.1 (shared) and 0.2, where the second was chosen."""
     trials = [
         {"learning_rate": rate, "test": {"perplexity": value}, "diverged": None if value else {"step": 1, "tokens": 0}}
@@ -79,7 +84,7 @@ def recovery(adapter: str, rank: int, seed: int, *, shared: float | None, tuned:
             "configuration": {"recover": {"adapter": settings, "recover": recover, "dtype": "float32", "seed": seed}},
             "training": {
                 "test": {"perplexity": tuned, "rows": 40},
-                "tuning": {"trials": trials, "shared": 0.1, "chosen": 0.2},
+                "tuning": {"trials": trials, "shared": 0.1, "chosen": 0.2, "budget": budget},
             },
         },
     )
@@ -102,6 +107,19 @@ def test_cells_are_means_over_seeds_of_test_rows_at_the_shared_and_the_tuned_rat
     assert drawn["lora", "tuned"] == (21.0, 20.0, 22.0)
     assert ("rora", "shared") not in drawn, "what diverged at the shared rate is drawn where it did not"
     assert ("rora", "tuned") in drawn
+
+
+def test_short_trials_choose_a_rate_and_a_run_of_its_own_gives_the_shared_rates_score() -> None:
+    found = recovery("lora", 4, 0, shared=90.0, tuned=80.0, budget=1000)
+    found.report["training"]["test"]["perplexity"] = 20.0
+    ((_, cells),) = sweeps([found, recovery("rora", 4, 0, shared=30.0, tuned=21.0)])
+    assert cells["lora", 4][0] == Outcome(shared=None, tuned=20.0, rate=0.2), "a short trial's score is no cell's"
+    assert "by trials of 1,000 tokens" in note(found.report)
+    alone = recovery("lora", 4, 0, shared=30.0, tuned=25.0)
+    del alone.report["training"]["tuning"]
+    for order in ([found, alone], [alone, found]):
+        ((_, cells),) = sweeps([*order, recovery("rora", 4, 0, shared=30.0, tuned=21.0)])
+        assert cells["lora", 4][0] == Outcome(shared=25.0, tuned=20.0, rate=0.2)
 
 
 def test_recoveries_that_differ_in_more_than_a_sweep_does_are_no_sweep() -> None:

@@ -61,8 +61,18 @@ def test_a_rate_that_diverges_is_a_result_and_not_the_end_of_the_run(world: Worl
         ("recover.tune_factors=[1,1]", "different"),
         ("recover.tune_factors=[1,-3]", "above 0"),
         ("recover.tune_tokens=70000", "recover.tokens=60000"),
+        ("recover.tune_seed=1", "recover.tune_tokens is below"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused_before_anything_runs(override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         planned(override)
+
+
+def test_seeds_share_trials_of_one_seed(world: World) -> None:
+    short = (*SHORT, GRID, "recover.tune=lr", "recover.tune_tokens=300", "recover.tune_seed=0")
+    one, other = (world.plan(*short, f"recover.seed={seed}") for seed in (0, 1))
+    shared = {role for role in one.roles if role.startswith("trial")}
+    assert len(shared) == 3
+    assert all(one.roles[role].key == other.roles[role].key for role in shared)
+    assert one.roles["recover"].key != other.roles["recover"].key
