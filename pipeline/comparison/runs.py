@@ -175,10 +175,16 @@ def _found(root: Path) -> Iterator[Run]:
 
 
 def _of_store(path: Path) -> Run:
-    report, manifest = read_json(path), _manifest(path.parent)
-    own = {name: str(manifest.get(name, "")) for name in ("key", "created")}
-    provenance = manifest.get("provenance") or {}
-    return Run(number=0, name=path.parent.name, directory=path.parent, report=report, provenance=provenance, **own)
+    manifest = _manifest(path.parent)
+    return Run(
+        number=0,
+        name=path.parent.name,
+        key=str(manifest.get("key", "")),
+        directory=path.parent,
+        report=read_json(path),
+        created=str(manifest.get("created", "")),
+        provenance=manifest.get("provenance") or {},
+    )
 
 
 def _printable(value: Any) -> Any:

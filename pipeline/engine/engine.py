@@ -26,8 +26,9 @@ from pipeline.engine.disk import explain_disk_error
 from pipeline.engine.estimates import timing
 from pipeline.engine.holds import holding
 from pipeline.engine.provenance import drift, provenance
+from pipeline.engine.sharing import left_to_us, measured
 from pipeline.engine.store import Store, lock_name
-from pipeline.engine.unfinished import begin, discard_if_empty, resumable
+from pipeline.engine.unfinished import begin, discard_if_empty, resumable, threads_of
 from pipeline.planning.graph import Graph, Node
 from pipeline.planning.speed import machine_name
 from stages.common.determinism import ordered_sums
@@ -111,6 +112,8 @@ class Engine:
         self.forced = _forced(graph, force)
         self.damaged: dict[str, str] = {}
         """What is wrong with artifacts that only their hashes give away, by key."""
+        self.most_threads = 0
+        """Threads that torch takes by itself; 0 before it is asked."""
         self.works: Mapping[str, Work] = {}
         """The work of stages by key, as far as it is counted; kept with their time."""
 
@@ -251,9 +254,10 @@ class Engine:
         reset_peak_memory()
         started = time.perf_counter()
         try:
+            threads = self._threads(node, partial if resumed else None)
             if not resumed:
                 shutil.rmtree(partial, ignore_errors=True)
-            begin(partial, inputs)
+            begin(partial, inputs, threads)
             context = Context(
                 output=partial,
                 device=self.graph.device,
@@ -267,7 +271,6 @@ class Engine:
                 deterministic=self.deterministic and self.graph.device != "cpu",
                 log=self.observe(node),
             )
-            self._set_threads()
             directories = {name: artifact.path for name, artifact in inputs.items()}
             with ordered_sums(context.deterministic):
                 summary = stage.load()(node.config, directories, context)
@@ -280,7 +283,7 @@ class Engine:
                 inputs=inputs,
                 summary=summary,
                 provenance=provenance(),
-                timing=None if resumed else self._timing(node, time.perf_counter() - started),
+                timing=None if resumed else self._timing(node, threads, time.perf_counter() - started),
             )
         except Exception as error:
             # A directory without any file is nothing to resume, and would be shown as an unfinished build.
@@ -299,10 +302,10 @@ class Engine:
         log.info("built  %s in %.1f s%s", artifact.name, seconds, memory)
         return artifact
 
-    def _timing(self, node: Node, seconds: float) -> dict[str, Any] | None:
+    def _timing(self, node: Node, threads: int | None, seconds: float) -> dict[str, Any] | None:
         """Return what is kept of a build's time, for later plans; None where its work is not counted."""
         work = self.works.get(node.key)
-        return None if work is None else timing(work, machine_name(self.threads), seconds)
+        return None if work is None else timing(work, machine_name(threads), seconds)
 
     def _note(self, node: Node) -> None:
         """Record a node that nothing asked for: a hit where its artifact is there, else "not needed"."""
@@ -314,12 +317,35 @@ class Engine:
         else:
             self.runs[node.key] = StageRun(self.graph.role_of(node), node.key, "not needed", 0.0, None, "")
 
-    def _set_threads(self) -> None:
-        if self.threads is not None:
+    def _threads(self, node: Node, begun: Path | None) -> int | None:
+        """Set torch's threads for a stage, and return how many; None where they are torch's own choice.
+
+        A build that goes on, in `begun`, takes as many as it was begun with. Where nobody set their number, a long
+        stage on a processor takes no more than there are cores that no other work keeps busy.
+        """
+        chosen = self.threads
+        if chosen is None and left_to_us() and (node.key in self.works or self.most_threads):
             # Imported late: a plan, and a run of hits alone, load no torch.
             import torch
 
-            torch.set_num_threads(self.threads)
+            self.most_threads = self.most_threads or torch.get_num_threads()
+            chosen = threads_of(begun) if begun else self._free(node)
+            torch.set_num_threads(chosen or self.most_threads)
+        elif chosen is not None:
+            import torch
+
+            torch.set_num_threads(chosen)
+        return chosen
+
+    def _free(self, node: Node) -> int | None:
+        """Return the threads of a long stage beside other work; None where it takes all, or is not long."""
+        share = measured() if node.key in self.works else None
+        chosen = share.threads(self.most_threads) if share else self.most_threads
+        if share is None or chosen == self.most_threads:
+            return None
+        said = "other work keeps %.1f of %d cores busy, so this stage takes %d of %d threads (runtime.threads)"
+        log.info(said, share.others, share.cores, chosen, self.most_threads)
+        return chosen
 
     def _finish(self, node: Node, artifact: Artifact) -> Artifact:
         self.done[node.key] = artifact

@@ -12,7 +12,9 @@ from stages.common.files import read_object, write_json
 from stages.errors import UserError
 
 INPUTS = ".inputs.json"
-"""The file of an unfinished build that holds the digests of the inputs it was begun with."""
+"""The file of an unfinished build that holds the digests of the inputs it was begun with, and its threads."""
+THREADS = "threads"
+"""The entry of that file which is no input's."""
 
 
 def input_digests(inputs: Mapping[str, Artifact]) -> dict[str, str]:
@@ -23,9 +25,18 @@ def input_digests(inputs: Mapping[str, Artifact]) -> dict[str, str]:
 def begun_with(partial: Path) -> dict[str, Any] | None:
     """Return the digest of each input that an unfinished build was begun with; None where they are not known."""
     try:
-        return read_object(partial / INPUTS)
+        return {name: digest for name, digest in read_object(partial / INPUTS).items() if name != THREADS}
     except UserError:
         return None
+
+
+def threads_of(partial: Path) -> int | None:
+    """Return the number of threads that an unfinished build was begun with; None where it was left to torch.
+
+    A build goes on with as many, because its result is equal to the byte only so.
+    """
+    found = read_object(partial / INPUTS).get(THREADS)
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def resumable(partial: Path, inputs: Mapping[str, Artifact]) -> bool:
@@ -33,11 +44,11 @@ def resumable(partial: Path, inputs: Mapping[str, Artifact]) -> bool:
     return begun_with(partial) == input_digests(inputs)
 
 
-def begin(partial: Path, inputs: Mapping[str, Artifact]) -> None:
-    """Make `partial` ready to build in: record its inputs and remove a killed writer's leftovers."""
+def begin(partial: Path, inputs: Mapping[str, Artifact], threads: int | None) -> None:
+    """Make `partial` ready to build in: record inputs and threads, and remove a killed writer's leftovers."""
     partial.mkdir(parents=True, exist_ok=True)
     clear_leftovers(partial)
-    write_json(partial / INPUTS, input_digests(inputs))
+    write_json(partial / INPUTS, input_digests(inputs) | ({THREADS: threads} if threads else {}))
 
 
 def clear_leftovers(partial: Path) -> None:

@@ -50,7 +50,7 @@ class RuntimeConfig:
     device: str = "auto"
     """cpu, cuda, or auto (cuda where its driver is loaded)."""
     threads: int | None = None
-    """Processor threads for torch; null leaves torch's own choice."""
+    """Processor threads for torch. Null takes one for each core that no other work keeps busy as a stage begins."""
     engine: str = "single"
     """How processes of this machine share a recovery: single (there is one), ddp (each has a copy of the model) or fsdp
     (each has a piece of the model). With either, each judges a part of an evaluation's documents, on a whole copy. The

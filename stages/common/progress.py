@@ -1,13 +1,25 @@
-"""Progress of long work: one bar on standard error, with rate and time left."""
+"""Progress of long work: one bar on standard error, with rate and time left.
+
+The bar says where other work takes the cores from this process, because that is why it is slow.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
+
+from stages.common.machine import time_on_cores
+
+EVERY = 10.0
+"""Seconds over which a bar looks at what its process waited for."""
+MUCH = 0.2
+"""The share of its time that a process waits for a core, from which the machine is called shared."""
+SHARED = "other work shares the cores"
 
 _silent = False
 
@@ -22,7 +34,7 @@ def progress(
     description: str, *, total: int | None, unit: str, initial: int = 0, scale: bool = False, silent: bool = False
 ) -> tqdm[Any]:
     """Return a progress bar. `scale` prints large numbers (bytes, tokens) as k, M, G; `silent` shows nothing."""
-    return tqdm(
+    return _Bar(
         desc=description,
         disable=silent or _silent,
         total=total,
@@ -33,6 +45,30 @@ def progress(
         mininterval=0.5,
         leave=False,
     )
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs alone
+    """A bar that says so where its process has to wait for a core."""
+
+    looked, ran, waited = 0.0, 0, 0
+    shared = False
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Show the bar, with what else it says after its own words."""
+        self._look()
+        own = self.postfix
+        if self.shared:
+            self.postfix = f"{own}, {SHARED}" if own else SHARED
+        super().display(msg, pos)
+        self.postfix = own
+
+    def _look(self) -> None:
+        found, now = time_on_cores(), time.monotonic()
+        if found is None or now - self.looked < EVERY:
+            return
+        ran, waited = found[0] - self.ran, found[1] - self.waited
+        self.shared = self.looked > 0 and waited > MUCH * (ran + waited)
+        self.looked, self.ran, self.waited = now, *found
 
 
 @contextmanager

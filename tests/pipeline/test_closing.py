@@ -77,7 +77,7 @@ def reported(store: Store, of: dict[str, Any], *overrides: str) -> None:
     """Leave the report `of` in the store, as a run of these overrides would."""
     node = build_graph(configuration(*overrides)).roles["report"]
     partial = store.partial("report", node.label, node.key)
-    begin(partial, {})
+    begin(partial, {}, None)
     write_json(partial / "report.json", of)
     final = store.directory("report", node.label, node.key)
     store.commit(partial, final, label=node.label, payload=node.payload, inputs={}, summary={}, provenance={})

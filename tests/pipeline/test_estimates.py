@@ -181,7 +181,7 @@ def work(operations: float, kind: str = "k") -> Work:
 def committed(store: Store, node: Node, kept: dict[str, object]) -> None:
     """Leave an artifact of `node` in the store whose manifest has the timing `kept`."""
     partial = store.partial(node.stage.name, node.label, node.key)
-    begin(partial, {})
+    begin(partial, {}, None)
     final = store.directory(node.stage.name, node.label, node.key)
     store.commit(
         partial, final, label=node.label, payload=node.payload, inputs={}, summary={}, provenance={}, timing=kept
