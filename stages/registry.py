@@ -74,7 +74,7 @@ STAGES: dict[str, Stage] = {
         # In evaluate's folder: speed and memory of the models that evaluate judges.
         Stage(
             name="cost",
-            version=2,
+            version=3,
             function="stages.evaluate.cost:run",
             outputs=("cost.json",),
         ),

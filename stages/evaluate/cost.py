@@ -27,6 +27,7 @@ from stages.errors import UserError
 from stages.evaluate.config import CostConfig
 from stages.evaluate.peak import measure_peaks
 from stages.evaluate.plan import check_cost
+from stages.evaluate.rounding import rounded
 from stages.evaluate.timing import timed_passes
 from stages.stage import JSON, Context
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 HEADROOM = 1.3
 """Memory that must be free to load and run the models, relative to weights and caches."""
+ROUNDED = "rounded"
+"""The name under which a model in the pruned one's shape takes its turns, with rounded widths."""
 ONE_BY_ONE = (
     "The models do not fit in memory together, so each was timed alone: compare their times with care, and no ratio "
     "was taken."
@@ -55,6 +58,9 @@ def run(config: CostConfig, inputs: Mapping[str, Path], context: Context) -> JSO
     both seconds over the dense model's in the same turn. Below 1 is faster. They are null for the dense model, without
     a dense model, and where models were timed alone. All are medians, with a `…_range` of lowest and highest.
 
+    "rounded" has parameters and latency of a model in the pruned one's shape, with MLP widths
+    rounded to multiples of 64 (`rounding.py`). It is null where they are so, and where models were timed alone.
+
     Raises:
         UserError: an option is out of range, or a model does not fit in memory even alone.
     """
@@ -65,6 +71,7 @@ def run(config: CostConfig, inputs: Mapping[str, Path], context: Context) -> JSO
     measured, note = measure(models, config, context.device, context.cards)
     cost: JSON = {
         "models": {name: measured[name] | peaks[name] for name in models},
+        "rounded": measured.get(ROUNDED),
         "hardware": _hardware(context.device),
         "threads": torch.get_num_threads(),
         **{key: getattr(config, key) for key in ("dtype", "prompt_tokens", "new_tokens", "repeats", "batch_sizes")},
@@ -80,6 +87,7 @@ def measure(
 ) -> tuple[dict[str, JSON], str]:
     """Return each model's size, work and latencies, and a note for readers of the latencies (empty without one).
 
+    Where the pruned model has widths to round, one with rounded widths takes its turns too, under the name "rounded".
     All models are loaded at once and take turns, where they fit. Otherwise, and where each is spread over `cards`, each
     is loaded and timed alone.
 
@@ -89,16 +97,19 @@ def measure(
     together = not cards and _fit(models, config, device)
     turns = {batch: _turns(config, batch) for batch in config.batch_sizes}
     measured: dict[str, JSON] = {}
-    passes = len(models) * sum(1 + new_tokens for turn in turns.values() for new_tokens in turn)
-    with progress("latency", total=passes, unit="pass") as bar, _memory(device):
+    passes = sum(1 + new_tokens for turn in turns.values() for new_tokens in turn)
+    with progress("latency", total=passes * len(models), unit="pass") as bar, _memory(device):
         for group in [models] if together else [{name: source} for name, source in models.items()]:
             loaded = {
                 name: source.load(dtype=config.dtype, device=device, cards=cards) for name, source in group.items()
             }
+            if together and "pruned" in loaded and (beside := rounded(loaded["pruned"])) is not None:
+                loaded[ROUNDED], bar.total = beside, passes * (len(models) + 1)
             times = {batch: _in_turns(loaded, config, batch, turns[batch], bar.update) for batch in turns}
             for name, model in loaded.items():
                 latency = [_latency(name, batch, times[batch]) for batch in turns]
-                measured[name] = _size(models[name], model, config) | {"latency": latency}
+                size = _size(models[name], model, config) if name in models else {"parameters": count_parameters(model)}
+                measured[name] = size | {"latency": latency}
             # A model that is timed alone must be gone before the next one is loaded.
             del loaded, model
     return measured, "" if together else ONE_BY_ONE
@@ -168,7 +179,8 @@ def _shape(source: Source) -> DecoderShape:
 
 def _fit(models: Mapping[str, Source], config: CostConfig, device: str) -> bool:
     """Return whether all models fit into the free memory at once, each with the largest batch."""
-    shapes = [_shape(source) for source in models.values()]
+    # The model with rounded widths is as large as the pruned one.
+    shapes = [_shape(models[name]) for name in (*models, *({"pruned"} & models.keys()))]
     tokens = max(config.batch_sizes) * (config.prompt_tokens + config.new_tokens)
     # Keys and values of one token, in all layers.
     cached = sum(2 * shape.head_dim * sum(layer.kv_heads for layer in shape.layers) for shape in shapes)

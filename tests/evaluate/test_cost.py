@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from helpers.decoders import decoder, saved
+from helpers.pruned_models import pruned
 from stages.adapters.loading import Source
 from stages.common.files import read_json
 from stages.decoders.checkpoint import load_model
+from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.evaluate.config import CostConfig
 from stages.evaluate.cost import ONE_BY_ONE, _in_turns, measure, run
+from stages.evaluate.rounding import rounded
 from stages.evaluate.timing import timed_passes
 from stages.stage import JSON, Context
 
@@ -74,6 +77,27 @@ def test_a_smaller_model_takes_a_smaller_share_of_the_dense_ones_time(cost: JSON
         assert 0 < low <= latency["decode_ratio"] <= high < 1
         assert 0 < latency["prefill_ratio_range"][0] <= latency["prefill_ratio"] <= latency["prefill_ratio_range"][1]
     assert {latency["decode_ratio"] for latency in dense} == {None}
+
+
+def test_a_model_with_rounded_widths_takes_turns_where_the_pruned_one_has_others(cost: JSON) -> None:
+    assert [latency["batch"] for latency in cost["rounded"]["latency"]] == [1, 4]
+    assert all(0 < latency["decode_ratio"] < 1 for latency in cost["rounded"]["latency"])
+    assert cost["rounded"]["parameters"] > cost["models"]["pruned"]["parameters"]
+    assert "rounded" not in cost["models"]
+
+
+@pytest.mark.parametrize(("kind", "widths"), [("dense", [128] * 3), ("differing", [64] * 3), ("mlp", [64, 64, 0])])
+def test_widths_are_rounded_to_the_nearest_multiple_and_nothing_else_changes(
+    kind: str, widths: list[int], tmp_path: Path
+) -> None:
+    model = load_model(pruned(tmp_path, "llama", kind, intermediate_size=100), dtype="float32")
+    beside = rounded(model)
+    assert beside is not None
+    found, before = (DecoderShape.from_config(one.config.to_dict()) for one in (beside, model))
+    assert [layer.mlp for layer in found.layers] == widths
+    assert [layer.heads for layer in found.layers] == [layer.heads for layer in before.layers]
+    assert beside(torch.tensor([[1, 2]])).logits.shape == model(torch.tensor([[1, 2]])).logits.shape
+    assert rounded(beside) is None
 
 
 def test_models_take_turns_pass_by_pass_and_another_begins_each_time(inputs: dict[str, Path]) -> None:

@@ -281,6 +281,23 @@ def test_a_cost_without_latencies_is_still_shown(inputs: dict[str, Path], tmp_pa
     assert "134,515,008" in (tmp_path / "report" / "report.md").read_text()
 
 
+def test_what_the_cut_bought_is_said_and_a_cut_that_costs_time_is_warned_of(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    measured = read_json(cost(tmp_path / "cost") / "cost.json")
+    measured["rounded"] = {"parameters": 67_400_000, "latency": measured["models"]["pruned"]["latency"]}
+    slow = measured["models"]["recovered"]["latency"][0]
+    slow |= {"decode_ratio": 1.2, "decode_ratio_range": [1.1, 1.3]}
+    write_json(tmp_path / "cost" / "cost.json", measured)
+    report_of(tmp_path / "report", config(), inputs | {"cost": tmp_path / "cost"})
+    text = (tmp_path / "report" / "report.md").read_text().replace("\\", "")
+    bought = "has 0.50× the dense model's multiply-accumulates. Reading one prompt takes 0.50× [0.45, 0.55] the time"
+    assert bought in text
+    assert "With widths rounded to 64s (prune.round_to=64): reading one prompt takes" in text
+    assert "slower than the dense one here: writing one prompt takes 1.20× the dense model's time. " in text
+    assert "| pruned, widths rounded | 8 |" in text
+
+
 def test_what_the_recovery_did_to_its_own_held_out_rows_is_in_the_report(tmp_path: Path) -> None:
     unjudged = {"recover": recovery(tmp_path / "better")}
     report = report_of(tmp_path, config(), unjudged)
