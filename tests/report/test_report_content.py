@@ -293,7 +293,7 @@ def test_what_the_cut_bought_is_said_and_a_cut_that_costs_time_is_warned_of(
     text = (tmp_path / "report" / "report.md").read_text().replace("\\", "")
     bought = "has 0.50× the dense model's multiply-accumulates. Reading one prompt takes 0.50× [0.45, 0.55] the time"
     assert bought in text
-    assert "With widths rounded to 64s (prune.round_to=64): reading one prompt takes" in text
+    assert "With widths rounded to multiples of 64 (prune.round_to=64): reading one prompt takes" in text
     assert "slower than the dense one here: writing one prompt takes 1.20× the dense model's time. " in text
     assert "| pruned, widths rounded | 8 |" in text
 
