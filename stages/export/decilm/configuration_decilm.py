@@ -41,11 +41,11 @@ class DeciLMConfig(LlamaConfig):
         self.block_configs = [record(block) for block in block_configs or []]
         self.qkv_bias = qkv_bias
         # Servers read the rotary embedding's numbers in the spelling of transformers 4 or 5, whichever is installed.
-        if not hasattr(self, "rope_theta"):
-            self.rope_theta = self.rope_parameters["rope_theta"]
-        if not hasattr(self, "rope_parameters"):
-            scaling = self.rope_scaling or {"rope_type": "default"}
-            self.rope_parameters = {**scaling, "rope_theta": self.rope_theta}
+        parameters = getattr(self, "rope_parameters", None)
+        if parameters is None:
+            scaling = getattr(self, "rope_scaling", None) or {"rope_type": "default"}
+            parameters = self.rope_parameters = {**scaling, "rope_theta": fields.get("rope_theta", 10000.0)}
+        self.rope_theta = parameters["rope_theta"]
 
     def validate(self) -> None:
         """Accept any number of heads: llama's check against the hidden size does not know `head_dim`."""

@@ -35,7 +35,7 @@ def _attention(layer: str, attention: JSON, fields: JSON) -> dict[str, Shape]:
     hidden, size, heads = fields["hidden_size"], fields["head_dim"], fields["num_attention_heads"]
     queries, keys = heads * size, heads // attention["n_heads_in_group"] * size
     maps = {"q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden)}
-    found = {f"{layer}.input_layernorm.weight": (hidden,)}
+    found: dict[str, Shape] = {f"{layer}.input_layernorm.weight": (hidden,)}
     found |= dict(_maps(f"{layer}.self_attn", maps, fields["qkv_bias"]))
     return found | dict(_maps(f"{layer}.self_attn", {"o_proj": (hidden, queries)}, fields["attention_bias"]))
 

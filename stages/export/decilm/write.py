@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 CODE = (Path(configuration_decilm.__file__), Path(modeling_decilm.__file__))
 """The files of code that an exported directory carries."""
-COPIED = ("hidden_act", "initializer_range", "rms_norm_eps", "use_cache", "attention_dropout", "vocab_size")
-COPIED += ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
+COPIED = (
+    *("vocab_size", "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"),
+    *("hidden_act", "rms_norm_eps", "initializer_range", "attention_dropout", "use_cache"),
+)
 """Fields of a llama's configuration that mean the same in DeciLM's."""
 TOKENIZER = tuple(name for name in COMPANIONS if name not in ("pruning.json", "generation_config.json"))
 """The files of a tokenizer."""
