@@ -59,8 +59,9 @@ def _heads(shape: DecoderShape, server: str) -> str:
     heads = sorted({layer.heads for layer in there})
     if len(heads) > 1:
         return (
-            f"DeciLM has one number of query heads for all layers, and these have {_listed(heads)}. Prune with "
-            "prune.shapes=served, or leave heads and queries out of prune.granularity"
+            f"DeciLM has one number of query heads for all layers, and these have {_listed(heads)}. Leave heads and "
+            "queries out of prune.granularity, cut them in all layers alike (prune.layers=all), or let a search do so "
+            "(prune.allocation=searched prune.shapes=served)"
         )
     kv_heads = sorted({layer.kv_heads for layer in there})
     if server == "sglang" and len(kv_heads) > 1:
