@@ -2,7 +2,8 @@
 
 free    the cheapest allocation of the kinds of group that are asked for, and of some subsets of these kinds
 alike   every shape that all layers can share
-served  for every number of query heads that all layers can share, the cheapest allocation of the other kinds
+served  for every number of query heads that all layers can share, the cheapest allocation of the other kinds; and that
+        of channels alone
 """
 
 from __future__ import annotations
@@ -47,16 +48,18 @@ def alike(budget: Budget, before: DecoderShape, config: PruneConfig, losses: Los
 def served(budget: Budget, before: DecoderShape, config: PruneConfig, losses: Losses) -> Drafts:
     """Yield, for every number of query heads that all layers can share, the cheapest allocation of the other kinds.
 
-    Those within the budget are yielded, or the nearest one where none is.
+    With all heads there, that of the kinds inside sub-layers alone is looked at too. Those within the budget are
+    yielded, or the nearest one where none is.
     """
     ladders = ladders_of(losses, before, config, cumulative=True)
     rest = tuple(kind for kind in config.granularity if kind not in HEADS)
-    subsets = dict.fromkeys(kinds for kinds in (rest, tuple(kind for kind in rest if kind not in DEPTH)) if kinds)
+    flat = tuple(kind for kind in rest if kind not in DEPTH)
+    begun = [(rest, gone) for gone in _heads_gone_alike(ladders, before, config)]
+    begun += [(flat, [])] if flat not in ((), rest) else []
     found: list[tuple[str, tuple[LayerShape | None, ...]]] = []
-    for begun in _heads_gone_alike(ladders, before, config):
-        for kinds in subsets or [()]:
-            own = [ladder for ladder in ladders if ladder.kind in kinds]
-            found.append((_named(kinds, begun), allocate(own, budget, before, begun=begun)))
+    for kinds, gone in begun:
+        own = [ladder for ladder in ladders if ladder.kind in kinds]
+        found.append((_named(kinds, gone), allocate(own, budget, before, begun=gone)))
     near = [draft for draft in found if budget.near(shape_left(before, draft[1]))]
     far = min(found, key=lambda draft: abs(budget.removed(shape_left(before, draft[1])) - budget.ratio))
     for name, layers in near or [far]:
