@@ -65,7 +65,7 @@ class _Plan:
         self.pruning = pruning_of(config, self.device)
         self.judges = evaluate_plan.check_options(config.evaluate)
         self.recovery = recovery_of(config, self.device)
-        export_plan.check_export(config.export)
+        export_plan.check_export(config.export, server=config.prune.serve)
         self.roles: Roles = {}
 
     def graph(self) -> Graph:
@@ -237,7 +237,7 @@ class _Plan:
         return next(self.roles[role] for role in ("recover", "prune", "model") if role in self.roles)
 
     def _export(self) -> None:
-        """Fill the roles of export=hf or export=gguf: the last model, and its card with the report's results."""
+        """Fill the roles of an export: the last model, and its card with the report's results."""
         options, model = self.config.export, self._last()
         if options.format == "none":
             return
@@ -246,7 +246,7 @@ class _Plan:
         inputs = {"model": model, "report": self.roles["report"]}
         if (gguf := export_plan.gguf(options)) is not None:
             self.roles["gguf"] = inputs["gguf"] = Node(STAGES["gguf"], model.label, gguf, {"model": model})
-        published = export_plan.published(options, self.config.model.name)
+        published = export_plan.published(options, self.config.model.name, self.config.prune.serve)
         self.roles["export"] = Node(STAGES["export"], f"{options.format}-{model.label}", published, inputs)
 
 

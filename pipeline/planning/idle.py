@@ -55,6 +55,8 @@ def idle(config: Config, graph: Graph, words: Sequence[str]) -> list[str]:
 def _unread(config: Config, graph: Graph) -> Iterator[tuple[str, str]]:
     """Yield the options that are read by nothing though no key tells, with the reason."""
     yield from runtime.unread(config.runtime, graph).items()
+    if config.export.format != "decilm" and config.prune.shapes != "served":
+        yield "prune.serve", "neither prune.shapes=served nor export=decilm asks what a server reads"
     if graph.pruning is not None:
         yield from prune_plan.unread(graph.pruning).items()
     recover = graph.roles.get("recover")

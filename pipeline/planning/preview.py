@@ -32,13 +32,15 @@ def preview(config: Config, graph: Graph, directory: Path | None) -> PrunePlan |
 
     Raises:
         UserError: the ratio can't be reached, the architecture is unknown, the adapter does not fit the pruned model,
-            or llama.cpp takes no model of the shape to export.
+            or the export's format can't say the model's shape.
     """
     fields = fields_of(config, graph, directory)
     foreseen = None if graph.pruning is None else prune_plan.preview(graph.pruning, fields)
     if foreseen is not None:
         check_fits(config.adapter, foreseen.pruned)
-    if config.export.format == "gguf":
+    if config.export.format in ("gguf", "decilm"):
         whole = None if fields is None else DecoderShape.from_config(fields)
-        check_export(config.export, whole if foreseen is None else foreseen.pruned)
+        check_export(config.export, whole if foreseen is None else foreseen.pruned, config.prune.serve)
+    if config.export.format == "decilm" and graph.pruning is not None:
+        prune_plan.check_servable(graph.pruning, config.prune.serve)
     return foreseen

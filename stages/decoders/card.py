@@ -2,7 +2,7 @@
 
 Every function is pure, from records to Markdown, and a card leaves out what its record lacks. A card says what was
 known when it was written. The prune and recover stages know no evaluation, so their cards have the losses they
-measured. `export=hf` and `export=gguf` write the card with the report's results. The front matter is the hub's.
+measured. `export=` writes the card with the report's results. The front matter is the hub's.
 """
 
 from __future__ import annotations
@@ -116,6 +116,36 @@ def gguf_card(known: Lineage, conversion: JSON) -> str:
         loading.append("The results above are those of the Hugging Face model that this file was written from.")
     matter = {"library_name": "gguf", "pipeline_tag": "text-generation"}
     return _card(known, matter, "", loading, tags=("gguf", "llama.cpp"))
+
+
+SERVE = {
+    "vllm": "vllm serve . --trust-remote-code",
+    "sglang": "python -m sglang.launch_server --model-path . --trust-remote-code",
+    "tensorrt": "trtllm-serve . --trust_remote_code",
+}
+"""The command by which each server serves this directory."""
+
+
+def decilm_card(known: Lineage, conversion: JSON) -> str:
+    """Return the card of a DeciLM directory. `conversion` is the summary of what wrote it; `known` is of the model."""
+    code = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)',
+        'tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=True)',
+    ]
+    loading = [
+        _code("bash", SERVE[conversion["server"]]),
+        _code("python", *code),
+        "The directory is in the DeciLM format (`nemotron-nas`), in which each layer has a shape of its own. Servers "
+        "have code of their own for it, and run the small configuration file that lies here. transformers runs the "
+        "modelling file beside it too.",
+        *(f"{remark[0].upper()}{remark[1:]}." for remark in conversion.get("remarks", [])),
+    ]
+    if known.results:
+        loading.append("The results above are those of the Hugging Face model that this directory was written from.")
+    matter = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    return _card(known, matter, "", loading, tags=("decilm", conversion["server"]))
 
 
 def _trust(known: Lineage) -> str:

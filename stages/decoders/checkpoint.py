@@ -106,7 +106,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none, or none that can be read.
     """
-    if not _has_tokenizer(directory):
+    if not has_tokenizer(directory):
         raise UserError(
             f"{directory} has no tokenizer, and this stage reads text. Put the tokenizer's files beside the weights, "
             "or run without text: prune.calibration_ids=FILE.json adapter=none evaluate=none."
@@ -159,8 +159,8 @@ def save_cut_model(
     with _beside(directory) as beside:
         copy_companions(like, beside)
         # Beside another architecture, transformers may read the tokenizer's files by another class.
-        if config.model_type != model.config.model_type and _has_tokenizer(like):
-            _write_tokenizer(load_tokenizer(like), beside)
+        if config.model_type != model.config.model_type and has_tokenizer(like):
+            write_tokenizer(load_tokenizer(like), beside)
         _write_weights(model, beside, dtype=dtype, tied=shape.tied, resident=resident)
         config.save_pretrained(beside)
         if config.model_type in PRUNED_MODELS:
@@ -246,11 +246,12 @@ def count_parameters(model: torch.nn.Module) -> int:
     return whole + sum(layer.in_features * layer.out_features for layer in packed)
 
 
-def _has_tokenizer(directory: Path) -> bool:
+def has_tokenizer(directory: Path) -> bool:
+    """Return whether `directory` has a tokenizer."""
     return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
 
 
-def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write `tokenizer` so that it splits text the same way beside a model of another architecture.
 
     The architecture helps decide which class reads tokenizer.json, and a class named for a family builds parts of its

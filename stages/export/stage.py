@@ -5,15 +5,15 @@ Its files are hard links to the artifacts' own where the file system has them, e
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from stages.common.files import read_json, write_text
-from stages.decoders.card import CARD, gguf_card, model_card
+from stages.decoders.card import CARD, decilm_card, gguf_card, model_card
 from stages.decoders.lineage import lineage
 from stages.export.config import PublishConfig
+from stages.export.decilm.write import write as write_decilm
+from stages.export.place import place
 from stages.stage import JSON, Context
 
 
@@ -31,23 +31,14 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], context: Context) -> 
         name=config.model,
         results=results.read_text(encoding="utf-8"),
     )
-    sources = [gguf / "model.gguf"] if gguf else sorted(path for path in model.iterdir() if path.name != CARD)
-    for path in sources:
-        place(path, context.output / path.name)
-    conversion = read_json(gguf / "conversion.json") if gguf else {}
-    write_text(context.output / CARD, gguf_card(known, conversion) if gguf else model_card(known))
-    return {"format": config.format, "files": [*(path.name for path in sources), CARD]} | conversion
-
-
-def place(source: Path, target: Path) -> None:
-    """Link or copy `source` to `target`. A source that is itself a link, to a file outside the store, is copied."""
-    target.unlink(missing_ok=True)
-    if not source.is_symlink():
-        try:
-            os.link(source, target)
-            return
-        except OSError:  # another file system, or one without links
-            pass
-    beside = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(source, beside)
-    os.replace(beside, target)
+    if config.format == "decilm":
+        conversion = write_decilm(model, context.output, server=config.serve)
+        files, card = conversion.pop("files"), decilm_card(known, conversion)
+    else:
+        sources = [gguf / "model.gguf"] if gguf else sorted(path for path in model.iterdir() if path.name != CARD)
+        for path in sources:
+            place(path, context.output / path.name)
+        conversion = read_json(gguf / "conversion.json") if gguf else {}
+        files, card = [path.name for path in sources], gguf_card(known, conversion) if gguf else model_card(known)
+    write_text(context.output / CARD, card)
+    return {"format": config.format, "files": [*files, CARD]} | conversion

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from stages.common.later import LATER
+
 GRANULARITIES = ("heads", "queries", "channels", "hidden", "attention", "mlp", "layers")
 """The kinds of group that can be removed; `stages.prune.groups` describes each."""
 DEPTH = ("layers", "attention", "mlp")
 """The kinds of group that are a whole layer or sub-layer."""
 ALLOCATIONS = ("paper", "uniform", "global", "searched")
-SHAPES = ("free", "alike")
+SHAPES = ("free", "alike", "served")
 COMPENSATIONS = ("none", "bias", "least_squares", "sequential")
 FITTED = ("least_squares", "sequential")
 """The compensations that fit weights by least squares; losses are then those after a fit."""
@@ -72,8 +74,12 @@ class PruneConfig:
     """How the budget is shared out: paper (as the criterion's paper does), uniform (every layer alike), global (groups
     of all layers ranked together), searched (by the calibration loss that each cut costs)."""
     shapes: str = "free"
-    """The shapes that allocation=searched tries: free (each layer its own), or alike (one shape that all layers share,
-    which the stock architecture takes)."""
+    """The shapes that layers may end with: free (each layer its own), alike (allocation=searched tries only shapes that
+    all layers share, which the stock architecture takes), or served (each layer its own as far as vLLM, SGLang and
+    TensorRT-LLM read it: heads go in all layers alike, and the first layer keeps its attention)."""
+    serve: str = field(default="vllm", metadata=LATER)
+    """The server that shapes=served and export=decilm are for: vllm, sglang or tensorrt. The last two read MLP widths
+    that are multiples of 256."""
     scope: str | None = None
     """Another name for the allocation: layer (uniform) or global."""
     search: Search = field(default_factory=Search)

@@ -13,6 +13,7 @@ from stages.common.checks import require
 from stages.common.choices import lookup
 from stages.common.files import read_json
 from stages.common.machine import precision
+from stages.decoders.decilm import width_multiple
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.prune.allocation.allocate import (
@@ -120,6 +121,8 @@ def planned(options: PruneConfig, *, ratio: float, device: str, seed: int) -> Pr
         calibration_ids=_calibration_ids(options.calibration_ids),
         dtype=precision("prune.dtype", options.dtype, device),
         seed=seed,
+        # Where no shape is asked for that a server reads, the server decides nothing here.
+        serve=settled.serve if settled.shapes == "served" else "vllm",
         # Where another option decides how much goes, a constant keeps the ratio out of the key.
         ratio=asked if governs else 0.0,
         steps=settled.steps or (2 if governs and asked >= TWO_STEPS else 1),
@@ -150,6 +153,29 @@ def preview(pruning: Pruning, fields: Mapping[str, Any] | None) -> PrunePlan | N
     if config.megabytes is not None and stored is None:
         return None  # megabytes are of a precision, which this config.json does not tell
     return foreseen(shape, config, None if ruled(config) else budget_of(shape, config, stored))
+
+
+def check_servable(pruning: Pruning, server: str) -> None:
+    """Raise a `UserError` where scores decide shapes that DeciLM may not be able to say for `server`.
+
+    Where shapes alone decide, the outcome itself is checked (`stages.export.plan.check_export`).
+    """
+    config = pruning.config
+    if config.method in MASKS or config.shapes == "served":
+        return
+    if config.compensate == "bias":
+        raise UserError(
+            "export=decilm: prune.compensate=bias gives output projections a bias, for which DeciLM has no place. Use "
+            "prune.compensate=none, least_squares or sequential."
+        )
+    same_heads = config.shapes == "alike" or set(config.granularity) <= {"channels", "mlp", "layers"}
+    if decided_by_shapes(config) or (same_heads and config.multiple % width_multiple(server) == 0):
+        return
+    raise UserError(
+        f"export=decilm: scores decide what goes, and DeciLM can't say every outcome of prune.granularity="
+        f"[{','.join(config.granularity)}] for {server}: it has one number of query heads, and an attention in the "
+        "first layer. prune.shapes=served takes the nearest allocation that it can say."
+    )
 
 
 def unread(pruning: Pruning) -> dict[str, str]:

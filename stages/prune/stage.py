@@ -49,6 +49,7 @@ from stages.prune.allocation.allocate import (
 from stages.prune.allocation.budget import Budget, budget_of, layers_of
 from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.allocation.search import searched
+from stages.prune.allocation.served import check_cut
 from stages.prune.calibration import Read, calibration_text, reading
 from stages.prune.compensation import compensate
 from stages.prune.config import FITTED, PruneConfig
@@ -149,6 +150,8 @@ def cut_model(
     with weights(config.dtype) as held:
         loss = {"dense": held.loss(ids_BT)}
         chosen = _choose_in_steps(held, scores, ids_BT, config, budget, shape)
+        if config.shapes == "served":
+            check_cut(chosen[0].pruned, config)
         if preview is None or config.steps > 1:
             _announce(config, chosen[0])
         # Several steps have cut these weights already, so the last cut needs fresh ones.

@@ -17,7 +17,7 @@ from stages.common.files import read_json
 from stages.decoders.card import LATER, adapter_card, gguf_card, model_card
 from stages.decoders.lineage import Lineage
 from stages.errors import UserError
-from stages.export.stage import place
+from stages.export.place import place
 
 BRIEF = ("adapter=none", "evaluate=none")
 

@@ -32,6 +32,7 @@ def lines(*words: str) -> list[str]:
         ("prune.calibration.length=32", "prune=magnitude", "prune=magnitude reads no text"),
         ("prune.search.trials=5", "prune=wanda", "nothing is searched"),
         ("prune.max_per_layer=0.5", "prune=magnitude", "across layers"),
+        ("prune.serve=sglang", "", "asks what a server reads"),
         ("data=howto", "adapter=none", "because of adapter=none"),
         ("evaluate.beams=4", "", "nothing in this plan reads it: generation: beams of the search"),
         ("evaluate.limit=3", "evaluate=none", "because of evaluate=none"),

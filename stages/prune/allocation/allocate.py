@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.common.choices import lookup
+from stages.decoders.decilm import SERVERS
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.prune.allocation.budget import Budget, budget_of, layers_of
-from stages.prune.allocation.limits import check_reachable
+from stages.prune.allocation.limits import check_reachable, may_go
 from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.allocation.ranking import ladders_of, ranked_plan
 from stages.prune.allocation.rounding import price, rounded
+from stages.prune.allocation.served import check_cut, check_dense, check_served
 from stages.prune.allocation.uniform import alike, by_channel_ratio
 from stages.prune.config import ALLOCATIONS, BUDGETS, COMPENSATIONS, DEPTH, OFFLOADS, SCOPES, SHAPES, PruneConfig
 from stages.prune.criteria.registry import CRITERIA
@@ -34,6 +36,7 @@ def check_options(config: PruneConfig) -> None:
     """Raise a `UserError` where an option common to all criteria is out of its range, or two exclude each other."""
     lookup("prune.allocation", config.allocation, dict.fromkeys(ALLOCATIONS))
     lookup("prune.shapes", config.shapes, dict.fromkeys(SHAPES))
+    lookup("prune.serve", config.serve, dict.fromkeys(SERVERS))
     lookup("prune.compensate", config.compensate, dict.fromkeys(COMPENSATIONS))
     lookup("prune.budget", config.budget, dict.fromkeys(BUDGETS))
     lookup("prune.offload", config.offload, dict.fromkeys(OFFLOADS))
@@ -118,6 +121,8 @@ def _check_kinds(config: PruneConfig) -> None:
         )
     if config.shapes == "alike":
         _check_alike(config)
+    if config.shapes == "served":
+        check_served(config, alike=_heads_go_alike(config))
 
 
 def _check_alike(config: PruneConfig) -> None:
@@ -133,6 +138,13 @@ def _check_alike(config: PruneConfig) -> None:
             "prune.shapes=alike wants every layer to end alike, so heads, queries or channels must be in "
             f"prune.granularity={config.granularity}, and prune.layers={config.layers} be all."
         )
+
+
+def _heads_go_alike(config: PruneConfig) -> bool:
+    """Return whether heads and queries, where they may go, go in all layers alike."""
+    protects = config.allocation == "paper" and config.scope is None and any(CRITERIA[config.method].protected)
+    every = config.layers == "all" or (config.layers is None and not protects)
+    return every and config.layer_ratios is None and (ruled(config) or allocation(config) != "global")
 
 
 def check_uncut(directory: Path, config: PruneConfig) -> None:
@@ -161,7 +173,7 @@ def for_scores(config: PruneConfig) -> PruneConfig:
     """
     plain, layers = PruneConfig(round_to=1), "all" if config.layers is None else config.layers
     budget = ("budget", "megabytes", "channel_ratio", "layer_ratios")
-    way = ("allocation", "scope", "search", "shapes", "round_to", "max_per_layer", "steps", "compensate")
+    way = ("allocation", "scope", "search", "shapes", "serve", "round_to", "max_per_layer", "steps", "compensate")
     return replace(config, ratio=0.0, layers=layers, **{name: getattr(plain, name) for name in (*budget, *way)})
 
 
@@ -231,8 +243,13 @@ def foreseen(shape: DecoderShape, config: PruneConfig, budget: Budget | None = N
         UserError: the budget can't be met.
     """
     config = settled(config, shape)
+    if config.shapes == "served":
+        check_dense(shape, config)
     if decided_by_shapes(config):
-        return plan_shapes(shape, config, budget=budget)
+        plan = plan_shapes(shape, config, budget=budget)
+        if config.shapes == "served":
+            check_cut(plan.pruned, config)
+        return plan
     check_reachable(budget or budget_of(shape, config), shape, config, config.max_per_layer)
     return None
 
@@ -278,4 +295,5 @@ def _weakest(scores: Scores, shape: DecoderShape, config: PruneConfig) -> Sequen
     if not kinds:
         return ()
     layers = [i for i in layers_of(config, len(shape.layers)) if kinds[0] in scores.layers.get(i, {})]
+    layers = [index for index in layers if may_go(config, index, kinds[0])]
     return sorted(layers, key=lambda index: float(scores.layers[index][kinds[0]][0]))

@@ -24,6 +24,17 @@ def without_sublayer(layer: LayerShape, kind: str) -> LayerShape | None:
     return LayerShape(*left) if any(left) else None
 
 
+def may_go(config: PruneConfig, index: int, kind: str) -> bool:
+    """Return whether a layer may lose a whole sub-layer, or go.
+
+    Where DeciLM has to say the shapes, the first layer keeps its attention, in which readers start the residual stream.
+    """
+    if config.shapes != "served" or index:
+        return True
+    # Without the first layer, the second one would be the first, and might have no attention.
+    return kind == "mlp" or (kind == "layers" and "attention" not in config.granularity)
+
+
 def most_gone(layer: LayerShape, kind: str, config: PruneConfig, share: float = 1.0) -> int:
     """Return how many heads, queries of each key/value head, or channels `layer` can lose: `share` of them, not all."""
     of = {"heads": layer.kv_heads, "queries": layer.heads // max(1, layer.kv_heads), "channels": layer.mlp}[kind]
@@ -68,7 +79,7 @@ def _least(before: DecoderShape, layers: list[int], config: PruneConfig, share: 
         old = before.layers[index]
         gone = [most_gone(old, k, config, share) if k in kinds else 0 for k in ("heads", "queries", "channels")]
         left: LayerShape | None = without(old, *gone)
-        for kind in kinds & set(DEPTH):
+        for kind in [kind for kind in DEPTH if kind in kinds and may_go(config, index, kind)]:
             left = None if left is None else without_sublayer(left, kind)
         targets[index] = left
     if not any(targets):

@@ -19,7 +19,7 @@ from itertools import accumulate
 
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.prune.allocation.budget import TOLERANCE, Budget, layers_of
-from stages.prune.allocation.limits import most_gone, without, without_sublayer
+from stages.prune.allocation.limits import may_go, most_gone, without, without_sublayer
 from stages.prune.allocation.outcome import PrunePlan, planned
 from stages.prune.config import DEPTH, PruneConfig
 
@@ -87,7 +87,12 @@ class _Layer:
 
 
 def allocate(
-    ladders: Sequence[Ladder], budget: Budget, before: DecoderShape, *, per_size: bool = True
+    ladders: Sequence[Ladder],
+    budget: Budget,
+    before: DecoderShape,
+    *,
+    per_size: bool = True,
+    begun: Sequence[Ladder] = (),
 ) -> tuple[LayerShape | None, ...]:
     """Return every layer's shape after the cheapest stretches have gone, as near to `budget` as a step allows.
 
@@ -97,8 +102,11 @@ def allocate(
         before: the shape that is cut.
         per_size: whether a loss is divided by the size that it saves; else by the number of groups, so that scores are
             compared as they are, one group with another.
+        begun: ladders whose groups are gone before anything competes, up to the top of each.
     """
     climb = _Climb(budget, before, per_size)
+    for ladder in begun:
+        climb.begin(ladder)
     # First only stretches that end within the tolerance of the budget: a cheap coarse step (a sub-layer) would jump far
     # beyond a budget that finer steps can meet.
     climb.run(ladders, TOLERANCE * budget.size(budget.dense))
@@ -120,6 +128,12 @@ class _Climb:
         self.layers = [_Layer(layer) for layer in before.layers]
         self.size = budget.size(before)
         self.goal = budget.size(budget.dense) * (1 - budget.ratio)
+
+    def begin(self, ladder: Ladder) -> None:
+        """Climb to the top of a ladder, whatever it costs and saves."""
+        top = len(ladder.counts) - 1
+        self.size -= self._saved(ladder, top)
+        self.layers[ladder.layer].climb(ladder, top)
 
     def run(self, ladders: Iterable[Ladder], beyond: float) -> None:
         """Take the cheapest stretch again and again until the goal is reached.
@@ -244,7 +258,8 @@ def _layer_ladders(
     index: int, shape: LayerShape, scores: Mapping[str, Sequence[float]], config: PruneConfig, cumulative: bool
 ) -> list[Ladder]:
     kinds = set(config.granularity) & set(scores)
-    ladders = [Ladder(index, kind, (0, 1), (0.0, float(scores[kind][0]))) for kind in DEPTH if kind in kinds]
+    depth = [kind for kind in DEPTH if kind in kinds and may_go(config, index, kind)]
+    ladders = [Ladder(index, kind, (0, 1), (0.0, float(scores[kind][0]))) for kind in depth]
     if "heads" in kinds and shape.kv_heads > 1:
         ladders.append(_ladder(index, "heads", sorted(scores["heads"]), 1, cumulative))
     if "queries" in kinds and shape.heads > shape.kv_heads:

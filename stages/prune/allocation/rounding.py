@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from stages.decoders.decilm import width_multiple
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.config import PruneConfig
@@ -25,9 +26,12 @@ def rounded(config: PruneConfig, shape: DecoderShape | None) -> PruneConfig:
 
     An unknown shape (None) keeps every number of channels. So do `channel_ratio` and `layer_ratios`, which round as
     LLM-Pruner does, and hidden channels, one of which is worth more parameters than the tolerance of a budget allows.
+    Where a server reads no other widths (`prune.shapes=served`), the multiple is the server's.
     """
     if config.round_to is not None:
         return config
+    if config.shapes == "served" and width_multiple(config.serve) > 1:
+        return replace(config, round_to=width_multiple(config.serve))
     exact = config.channel_ratio is not None or config.layer_ratios is not None
     kinds = set(config.granularity)
     wide = shape is not None and max(layer.mlp for layer in shape.layers) >= WIDE
@@ -43,11 +47,13 @@ def price(config: PruneConfig, plan: PrunePlan | None = None) -> list[str]:
     if config.multiple == 1 or "channels" not in config.granularity:
         return []
     line = f"MLP channels stay in multiples of {config.multiple}"
+    needed = config.shapes == "served" and width_multiple(config.serve) > 1
+    otherwise = f"prune.{'serve=vllm' if needed else 'round_to=1'} keeps any number"
     if plan is None or plan.requested is None:
-        return [f"{line} (prune.round_to=1 keeps any number)"]
+        return [f"{line} ({otherwise})"]
     macs = config.budget == "macs"
     before, after = (plan.macs_before, plan.macs_after) if macs else (plan.parameters_before, plan.parameters_after)
     more = after - round(before * (1 - plan.requested))
     unit = "multiply-accumulates a token" if macs else "parameters"
     than = f"{abs(more):,} {unit} {'more' if more > 0 else 'fewer'} stay than asked ({abs(more) / before:.2%})"
-    return [f"{line}: {than}; prune.round_to=1 keeps any number"]
+    return [f"{line}: {than}; {otherwise}"]

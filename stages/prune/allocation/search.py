@@ -5,8 +5,7 @@ Three steps, all on the calibration text:
 1. The losses, in nats a token, of every layer's groups of each kind, in the order in which the criterion would remove
    them (`stages.prune.statistics.curvature`: one forward and backward pass for all of them). The surgeon's scores are
    these losses already. Those of attention count `ATTENTION` times.
-2. The cheapest allocations that meet the budget, for several sets of kinds (`stages.prune.allocation.ranking`). With
-   `shapes=alike` they are the shapes that all layers can share.
+2. The cheapest allocations that meet the budget, by `shapes` (`stages.prune.allocation.drafts`).
 3. The trials: the `search.trials` allocations of lowest predicted loss are tried. The model computes as if it were so
    cut (and compensated, where that is asked for). Its own loss on `search.sequences` sequences decides.
 """
@@ -25,11 +24,11 @@ from torch import Tensor
 from stages.decoders.anatomy import LayerAnatomy, decoder_layers
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.budget import Budget
-from stages.prune.allocation.outcome import PrunePlan, planned, shape_left
-from stages.prune.allocation.ranking import allocate, ladders_of, predicted_loss
-from stages.prune.allocation.uniform import shared_plans
+from stages.prune.allocation.drafts import DRAFTS, Losses
+from stages.prune.allocation.outcome import PrunePlan
+from stages.prune.allocation.ranking import ladders_of, predicted_loss
 from stages.prune.compensation import fitted_layers
-from stages.prune.config import DEPTH, FITTED, PruneConfig
+from stages.prune.config import FITTED, PruneConfig
 from stages.prune.groups import Scores, Selection, selection_of
 from stages.prune.memory.sizes import TRIAL_FIT
 from stages.prune.statistics.activations import outputs
@@ -45,8 +44,6 @@ ATTENTION = 1.5
 """Factor on the losses of heads, queries and attentions. A loss is that of one layer, with all other layers whole. For
 attention this says too little. Of 1, 1.5, 2, 3 and 5, 1.5 and 2 were best at 20, 30 and 50 % on text of other kinds
 than the calibration's (docs/pruning.md)."""
-Losses = dict[int, dict[str, list[float]]]
-"""By layer, by kind of group: the loss once that group and all groups before it are gone, in nats a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +83,10 @@ def searched(
         cumulative: whether the scores are `Losses` already.
     """
     losses = _weighed(scores.numbers() if cumulative else group_losses(model, scores, ids_BT, config))
-    plans = (
-        _alike_plans(budget, before, config)
-        if config.shapes == "alike"
-        else _free_plans(budget, before, config, losses)
-    )
+    plans = DRAFTS[config.shapes](budget, before, config, losses)
     # Ladders of all kinds and without limits, because a plan may have emptied what `ladders_of` would leave in place.
-    ladders = ladders_of(losses, before, replace(config, granularity=_all_kinds(losses)), cumulative=True, limit=False)
+    every = replace(config, granularity=_all_kinds(losses), shapes="free")
+    ladders = ladders_of(losses, before, every, cumulative=True, limit=False)
     drafts = [
         Trial(plan, named, selection_of(scores, plan.dense.layers, plan.layers), predicted_loss(ladders, plan))
         for named, plan in plans
@@ -177,28 +171,6 @@ def _sets(kind: str, scores: Tensor, layer: LayerAnatomy) -> list[list[int]]:
     each = layer.shape.heads // layer.shape.kv_heads
     groups = [[query for query in order if query // each == group] for group in range(layer.shape.kv_heads)]
     return [list(queries) for queries in zip(*groups, strict=True)]
-
-
-def _free_plans(
-    budget: Budget, before: DecoderShape, config: PruneConfig, losses: Losses
-) -> Iterator[tuple[str, PrunePlan]]:
-    """Yield the cheapest allocation of the kinds of group that are asked for, and of some subsets of these kinds."""
-    asked = tuple(config.granularity)
-    without: list[tuple[str, ...]] = [(), DEPTH, ("heads", "queries", "attention"), ("queries",)]
-    subsets = [tuple(kind for kind in asked if kind not in left_out) for left_out in without]
-    for kinds in dict.fromkeys(subset for subset in subsets if subset):
-        ladders = ladders_of(losses, before, replace(config, granularity=list(kinds)), cumulative=True)
-        layers = allocate(ladders, budget, before)
-        # A subset may be too small to meet the budget. All the kinds together always give a plan.
-        if kinds == asked or budget.near(shape_left(before, layers)):
-            yield f"{', '.join(kinds)} in competition", planned(budget, before, layers)
-
-
-def _alike_plans(budget: Budget, before: DecoderShape, config: PruneConfig) -> Iterator[tuple[str, PrunePlan]]:
-    """Yield every shape that all layers can share within the budget."""
-    for plan in shared_plans(budget, before, config):
-        layer = plan.pruned.layers[0]
-        yield f"every layer {layer.heads} heads on {layer.kv_heads} and {layer.mlp} channels", plan
 
 
 def _tried(model: PreTrainedModel, drafts: Sequence[Trial], ids_BT: Tensor, config: PruneConfig) -> list[Trial]:

@@ -25,7 +25,7 @@ from itertools import product
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.allocation.budget import TOLERANCE, Budget, check_share, layers_of
-from stages.prune.allocation.limits import without, without_sublayer
+from stages.prune.allocation.limits import may_go, without, without_sublayer
 from stages.prune.allocation.outcome import Layers, PrunePlan, planned, shape_left
 from stages.prune.config import DEPTH, PruneConfig
 
@@ -176,7 +176,7 @@ def _without_depth(
     if not kinds:
         return targets, []
     kind, count = kinds[0], 0
-    order = list(gone) or layers_of(config, len(before.layers))[::-1]
+    order = list(gone) or [i for i in layers_of(config, len(before.layers))[::-1] if may_go(config, i, kind)]
     fills = bool(set(config.granularity) - set(DEPTH))
     for index in order[: len(before.layers) - 1 if kind == "layers" else None]:
         after = list(targets)

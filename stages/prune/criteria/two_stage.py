@@ -34,7 +34,7 @@ from stages.common.checks import require
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.prune.allocation.budget import Budget, layers_of
-from stages.prune.allocation.limits import without_sublayer
+from stages.prune.allocation.limits import may_go, without_sublayer
 from stages.prune.allocation.outcome import PrunePlan, planned, shape_left
 from stages.prune.allocation.uniform import with_fewer_channels
 from stages.prune.config import Calibration, PruneConfig
@@ -127,7 +127,8 @@ def _last_layers(budget: Budget, before: DecoderShape, config: TwoStageConfig) -
     """Return the last layers with an attention, as many as equation 5 says and the budget allows."""
     if "attention" not in config.granularity:
         return []
-    there = [index for index in layers_of(config, len(before.layers)) if before.layers[index].heads]
+    layers = [index for index in layers_of(config, len(before.layers)) if may_go(config, index, "attention")]
+    there = [index for index in layers if before.layers[index].heads]
     went = sum(bool(old.heads and not now.heads) for old, now in zip(budget.dense.layers, before.layers, strict=True))
     # A start and not a negative index: the last none would be all of them.
     start = len(there) - min(max(0, attentions(budget, config) - went), len(there))
@@ -197,7 +198,8 @@ def _second_stage(
     from stages.prune.statistics.activations import calibrated, silenced, without_inputs
 
     layers, found = decoder_layers(model), list[dict[str, Any]]()
-    left = {index: layers[index] for index in layers_of(config, len(layers)) if layers[index].attention}
+    able = [index for index in layers_of(config, len(layers)) if may_go(config, index, "attention")]
+    left = {index: layers[index] for index in able if layers[index].attention}
     with ExitStack() as stack, progress("choosing attentions", total=count, unit="attention") as bar:
         for layer, keep in zip(layers, kept.layers, strict=True):
             if layer.mlp and keep is not None:
