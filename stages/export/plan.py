@@ -6,7 +6,7 @@ from stages.common.choices import lookup
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.export.architectures import target
-from stages.export.config import DTYPES, FORMATS, ExportConfig, GgufConfig, PublishConfig
+from stages.export.config import DTYPES, FORMATS, LLAMA_CPP, ExportConfig, GgufConfig, PublishConfig
 
 
 def check_export(config: ExportConfig, shape: DecoderShape | None = None) -> None:
@@ -16,7 +16,7 @@ def check_export(config: ExportConfig, shape: DecoderShape | None = None) -> Non
         UserError: the format or precision is unknown, or llama.cpp has no architecture for the shape.
     """
     lookup("export.format", config.format, dict.fromkeys(FORMATS))
-    lookup("export.dtype", config.dtype, dict.fromkeys(DTYPES))
+    _check_dtype(config.dtype)
     if config.format != "gguf" and config.dtype != "auto":
         raise UserError(
             f"export.dtype={config.dtype} is the precision of a GGUF file, and export.format is {config.format}. "
@@ -24,6 +24,16 @@ def check_export(config: ExportConfig, shape: DecoderShape | None = None) -> Non
         )
     if config.format == "gguf" and shape is not None:
         target(shape)
+
+
+def _check_dtype(dtype: str) -> None:
+    """Raise unless a GGUF file can be written in this precision here."""
+    if LLAMA_CPP.fullmatch(dtype):
+        raise UserError(
+            f"export.dtype={dtype} is written by llama.cpp's own tool alone. Write the file in 16 bits (export=gguf "
+            f"export.dtype=f16), then run: llama-quantize model.gguf model-{dtype.lower()}.gguf {dtype.upper()}"
+        )
+    lookup("export.dtype", dtype, dict.fromkeys(DTYPES))
 
 
 def check_publishable(options: ExportConfig, adapter: str, *, merge: bool, merged: bool) -> None:
