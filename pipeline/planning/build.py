@@ -9,6 +9,7 @@ Each group of options gets its meaning from its stage, in `stages/NAME/plan.py`;
 - With a taught objective, recover has the dense model as one more input: the teacher.
 - With `data=selfwritten` or `data=sampled`, the dense model is an input of the data: it writes the rows.
 - With `recover.tune=lr`, trials precede recover, one for each rate.
+- With `export=compressed`, the last model is quantised, and what comes of it is evaluated too.
 - With `reference=dense_recovered`, the dense model takes the same recovery in one more branch, which is evaluated too.
 
 Two roles with the same key are one artifact: a sweep evaluates the dense model once. No torch here.
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping
 
 from pipeline.planning.data import data_node, data_roles, kinds_in, named, tasks_in
 from pipeline.planning.graph import Graph, Node
+from pipeline.planning.keys import derive_seed
 from pipeline.planning.runtime import check_runtime, resolve_device
 from pipeline.planning.settled import cache_directory, pruning_of, recovery_of, rows_of
 from pipeline.schema.config import Config, Reference
@@ -84,6 +86,7 @@ class _Plan:
             self.roles["dense"] = dense
         if self.recovery is not None:
             self._recover(self.recovery, pruned, dense)
+        self._quantise()
         if self.judges:
             models = {"dense": dense, "dense_recovered": self.roles.get("recover-dense")}
             models |= {"pruned": pruned, "recovered": self.roles.get("recover")}
@@ -200,6 +203,10 @@ class _Plan:
         for name, model in models.items():
             inputs = self._loaded(model) | {"tasks": tasks}
             self.roles[f"evaluate-{name}"] = Node(STAGES["evaluate"], model.label, evaluate, inputs)
+        if "quantise" in self.roles:
+            quantised = self.roles["quantise"]
+            inputs = {"model": quantised, "tasks": tasks}
+            self.roles["evaluate-quantised"] = Node(STAGES["evaluate"], quantised.label, evaluate, inputs)
         cost = evaluate_plan.planned_cost(options.cost, self.device, self.config.runtime.threads)
         last = models.get("recovered", models["pruned"])
         # The dense model with a merged adapter costs what the dense model costs; with one apart, hardly more.
@@ -236,16 +243,31 @@ class _Plan:
         """Return the last model of the graph."""
         return next(self.roles[role] for role in ("recover", "prune", "model") if role in self.roles)
 
-    def _export(self) -> None:
-        """Fill the roles of export=hf or export=gguf: the last model, and its card with the report's results."""
+    def _quantise(self) -> None:
+        """Fill the role of the last model in few bits: of export=compressed, or the file of export=gguf."""
         options, model = self.config.export, self._last()
         if options.format == "none":
             return
         merged = "base" not in self._loaded(model)
         export_plan.check_publishable(options, self.config.adapter.name, merge=self.config.recover.merge, merged=merged)
-        inputs = {"model": model, "report": self.roles["report"]}
         if (gguf := export_plan.gguf(options)) is not None:
-            self.roles["gguf"] = inputs["gguf"] = Node(STAGES["gguf"], model.label, gguf, {"model": model})
+            self.roles["gguf"] = Node(STAGES["gguf"], model.label, gguf, {"model": model})
+        seed = derive_seed(self.config.seed, "quantise")
+        if (compressed := export_plan.compressed(options, seed)) is not None:
+            inputs = {"model": model}
+            if export_plan.reads_text(options):
+                inputs["data"] = text = self._calibration()
+                self._add("quantise-data", text)
+            label = f"{compressed.scheme}-{model.label}"
+            self.roles["quantise"] = Node(STAGES["quantise"], label, compressed, inputs)
+
+    def _export(self) -> None:
+        """Fill the role of an export: the last model, or its file or its quantised form, with the report's results."""
+        options, model = self.config.export, self._last()
+        if options.format == "none":
+            return
+        inputs = {"model": model, "report": self.roles["report"]}
+        inputs |= {role: self.roles[role] for role in ("gguf", "quantise") if role in self.roles}
         published = export_plan.published(options, self.config.model.name)
         self.roles["export"] = Node(STAGES["export"], f"{options.format}-{model.label}", published, inputs)
 

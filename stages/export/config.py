@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-FORMATS = ("none", "hf", "gguf")
+FORMATS = ("none", "hf", "gguf", "compressed")
 BLOCKED = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 """Precisions whose values share a scale in blocks of 32: those that the gguf package can write."""
 DTYPES = ("auto", "f32", "f16", "bf16", *BLOCKED)
@@ -22,12 +22,32 @@ class GgufConfig:
     are stored). Norms and biases are always float32, because llama.cpp needs them so."""
 
 
+SCHEMES = {"w4a16": "W4A16", "w8a8": "W8A8", "fp8": "FP8_DYNAMIC"}
+"""What export.scheme may be, by compressed-tensors' own names."""
+CALIBRATED = ("w4a16", "w8a8")
+"""Schemes whose weights are rounded by GPTQ, which reads text."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CompressConfig:
+    """The bits of a compressed model, and the text that its rounding is calibrated on."""
+
+    scheme: str = "w4a16"
+    """w4a16, w8a8 or fp8."""
+    sequences: int = 128
+    """Number of calibration sequences."""
+    length: int = 256
+    """Tokens of each."""
+    seed: int = 0
+    """Decides the order of the rows."""
+
+
 @dataclass(kw_only=True, slots=True)
 class PublishConfig:
     """The contents of a directory to publish."""
 
     format: str = "hf"
-    """hf (the Hugging Face directory) or gguf (one file for llama.cpp)."""
+    """hf (the Hugging Face directory), gguf (one file for llama.cpp) or compressed (a directory in few bits)."""
     model: str = ""
     """Readable name of the dense model."""
 
@@ -37,7 +57,15 @@ class ExportConfig:
     """The export group of the command line."""
 
     format: str = "none"
-    """none, hf (a directory to publish: the model with its card) or gguf (a file for llama.cpp with its card)."""
+    """none, hf (a directory to publish: the model with its card), gguf (a file for llama.cpp with its card) or
+    compressed (a directory in few bits for vLLM, with its card)."""
     dtype: str = "auto"
     """Precision of a GGUF file's matrices: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, or auto (as they are
     stored)."""
+    scheme: str = "w4a16"
+    """Bits of a compressed model's matrices: w4a16 (4-bit weights), w8a8 (weights and inputs are 8-bit whole numbers)
+    or fp8 (weights and inputs are 8-bit floats)."""
+    sequences: int = 128
+    """Number of sequences of the recovery's text that a compressed model is calibrated on; fp8 reads none."""
+    length: int = 256
+    """Tokens in each of those sequences."""

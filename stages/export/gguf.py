@@ -58,8 +58,8 @@ def convert(directory: Path, path: Path, *, dtype: str = "auto") -> JSON:
     tokens = tokenizer_fields(tokenizer, shape.vocabulary)
     tensors = entries(directory, shape, goal, dtype=dtype, factors=rope_factors(config))
     most = _precision(tensors)
-    blocks = any(entry.quantised for entry in tensors)
-    header = _general(directory, most, blocks=blocks) | {f"{goal.architecture}.{key}": value for key, value in numbers.items()}
+    header = _general(directory, most, blocks=any(entry.quantised for entry in tensors))
+    header |= {f"{goal.architecture}.{key}": value for key, value in numbers.items()}
     return {
         "architecture": goal.architecture,
         "bytes": write_gguf(path, goal.architecture, header | tokens, tensors),

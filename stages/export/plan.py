@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from stages.common.checks import require
 from stages.common.choices import lookup
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.export.architectures import target
-from stages.export.config import DTYPES, FORMATS, LLAMA_CPP, ExportConfig, GgufConfig, PublishConfig
+from stages.export.config import (
+    CALIBRATED,
+    DTYPES,
+    FORMATS,
+    LLAMA_CPP,
+    SCHEMES,
+    CompressConfig,
+    ExportConfig,
+    GgufConfig,
+    PublishConfig,
+)
+from stages.export.grouping import remarks
 
 
 def check_export(config: ExportConfig, shape: DecoderShape | None = None) -> None:
@@ -22,6 +34,9 @@ def check_export(config: ExportConfig, shape: DecoderShape | None = None) -> Non
             f"export.dtype={config.dtype} is the precision of a GGUF file, and export.format is {config.format}. "
             "Choose export=gguf, or leave the precision out."
         )
+    lookup("export.scheme", config.scheme, dict.fromkeys(SCHEMES))
+    require(config.sequences >= 1, "export.sequences", "at least 1", config.sequences)
+    require(config.length >= 2, "export.length", "at least 2", config.length)
     if config.format == "gguf" and shape is not None:
         target(shape)
 
@@ -59,6 +74,26 @@ def check_publishable(options: ExportConfig, adapter: str, *, merge: bool, merge
 def gguf(options: ExportConfig) -> GgufConfig | None:
     """Return the gguf stage's config, or None where no GGUF file is asked for."""
     return GgufConfig(dtype=options.dtype) if options.format == "gguf" else None
+
+
+def compressed(options: ExportConfig, seed: int) -> CompressConfig | None:
+    """Return the quantise stage's config, or None where no compressed model is asked for."""
+    if options.format != "compressed":
+        return None
+    read = {"sequences": options.sequences, "length": options.length, "seed": seed} if reads_text(options) else {}
+    return CompressConfig(scheme=options.scheme, **read)
+
+
+def reads_text(options: ExportConfig) -> bool:
+    """Return whether the export is calibrated on text."""
+    return options.format == "compressed" and options.scheme in CALIBRATED
+
+
+def outlook(options: ExportConfig, shape: DecoderShape | None) -> str:
+    """Return what is to be said of an export of `shape` before it is made; empty where nothing is."""
+    if options.format != "compressed" or shape is None:
+        return ""
+    return "\n".join(f"export=compressed: {remark}" for remark in remarks(options.scheme, shape))
 
 
 def published(options: ExportConfig, model: str) -> PublishConfig:

@@ -12,21 +12,24 @@ from pathlib import Path
 
 from stages.common.files import read_json, write_text
 from stages.decoders.card import CARD, gguf_card, model_card
-from stages.decoders.lineage import lineage
+from stages.decoders.lineage import base_of, lineage
 from stages.export.config import PublishConfig
 from stages.stage import JSON, Context
 
 
 def run(config: PublishConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
-    """Write the model of `inputs["model"]`, or the file of `inputs["gguf"]`, with a card. Return the files' names.
+    """Write the model of `inputs["model"]` with a card, and return the files' names.
 
-    The card's results come from the report in `inputs["report"]`.
+    The file of `inputs["gguf"]`, or the model of `inputs["quantise"]`, takes the model's place where it is given. The
+    card's results come from the report in `inputs["report"]`.
     """
-    model, gguf = inputs["model"] / "model", inputs.get("gguf")
+    whole, gguf, quantised = inputs["model"] / "model", inputs.get("gguf"), inputs.get("quantise")
+    model = quantised / "model" if quantised else whole
     recovery = inputs["model"] / "recovery.json"
     results = inputs["report"] / "results.md"
     known = lineage(
         model,
+        base=base_of(whole),
         recovery=read_json(recovery) if recovery.is_file() else None,
         name=config.model,
         results=results.read_text(encoding="utf-8"),
@@ -35,7 +38,9 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], context: Context) -> 
     for path in sources:
         place(path, context.output / path.name)
     conversion = read_json(gguf / "conversion.json") if gguf else {}
-    write_text(context.output / CARD, gguf_card(known, conversion) if gguf else model_card(known))
+    if quantised:
+        conversion = read_json(quantised / "quantisation.json")
+    write_text(context.output / CARD, gguf_card(known, conversion) if gguf else model_card(known, conversion))
     return {"format": config.format, "files": [*(path.name for path in sources), CARD]} | conversion
 
 

@@ -1,8 +1,8 @@
 """Comparisons of the models of one recovery: which differ, how much was lost, and how much came back.
 
 Models are named by their place: "dense", "dense_recovered" (the dense model after the same recovery), "pruned",
-"recovered". Any may be absent. The lost and the retained share are measured against the dense model after the same
-recovery where there is one, else against the dense model as it is.
+"recovered", "quantised" (the last of these in few bits). Any may be absent. The lost and the retained share are
+measured against the dense model after the same recovery where there is one, else against the dense model as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ PAIRS = (
     ("recovered", "dense"),
     ("dense_recovered", "dense"),
     ("recovered", "dense_recovered"),
+    ("quantised", "recovered"),
+    ("quantised", "pruned"),
+    ("quantised", "dense"),
 )
 """The differences that a report gives, first minus second."""
 
@@ -30,7 +33,7 @@ def effects(scores: Paired, *, higher_is_better: bool, hits_MN: Array | None = N
     found: JSON = {
         f"{one}_minus_{other}": difference(scores, one, other, hits_MN)
         for one, other in PAIRS
-        if {one, other} <= present
+        if {one, other} <= present and not _beside_the_point(one, other, present)
     }
     reference = "dense_recovered" if "dense_recovered" in present else "dense"
     if higher_is_better and {"recovered", reference} <= present:
@@ -45,3 +48,8 @@ def effects(scores: Paired, *, higher_is_better: bool, hits_MN: Array | None = N
             hits_MN=hits_MN,
         )
     return found
+
+
+def _beside_the_point(one: str, other: str, present: set[str]) -> bool:
+    """Return whether a quantised model was made from a later model than `other`."""
+    return (one, other) == ("quantised", "pruned") and "recovered" in present

@@ -170,7 +170,9 @@ def half_a_step(weight: torch.Tensor, dtype: str) -> np.ndarray:
         # Formats without a minimum reach one step further below zero than above it, so one end is cut by a step.
         step = 2 * np.abs(blocks).max(1) / (STEPS[dtype] if dtype == "q8_0" else (STEPS[dtype] + 1) / 2)
     # Scales are stored in float16, and so is the minimum.
-    return np.broadcast_to(step[:, None] / 2 + 2e-3 * np.abs(blocks).max(1)[:, None], blocks.shape).reshape(weight.shape)
+    return np.broadcast_to(step[:, None] / 2 + 2e-3 * np.abs(blocks).max(1)[:, None], blocks.shape).reshape(
+        weight.shape
+    )
 
 
 @pytest.mark.parametrize("dtype", STEPS)
