@@ -16,11 +16,10 @@ PAIRS = (
     ("recovered", "dense"),
     ("dense_recovered", "dense"),
     ("recovered", "dense_recovered"),
-    ("quantised", "recovered"),
-    ("quantised", "pruned"),
-    ("quantised", "dense"),
 )
 """The differences that a report gives, first minus second."""
+QUANTISED = (("quantised", "recovered"), ("quantised", "pruned"), ("quantised", "dense"))
+"""Those of a model in few bits, where there is one."""
 
 
 def effects(scores: Paired, *, higher_is_better: bool, hits_MN: Array | None = None, floor: str = "0") -> JSON:
@@ -32,7 +31,7 @@ def effects(scores: Paired, *, higher_is_better: bool, hits_MN: Array | None = N
     present = set(scores.models)
     found: JSON = {
         f"{one}_minus_{other}": difference(scores, one, other, hits_MN)
-        for one, other in PAIRS
+        for one, other in PAIRS + QUANTISED
         if {one, other} <= present and not _beside_the_point(one, other, present)
     }
     reference = "dense_recovered" if "dense_recovered" in present else "dense"
