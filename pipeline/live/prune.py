@@ -76,6 +76,10 @@ def _config(method: str, ratio: float, options: dict[str, Any], device: str) -> 
     """Return the options as the prune stage takes them."""
     config = configured(f"prune={method}", prune=options | {"ratio": ratio})
     config.prune.calibration.data = None  # it names where the command line has its text from
+    if config.prune.like is not None:
+        raise UserError(
+            "like= is an option of the command line (prune.like=KEY), which cuts a checkpoint, not a model."
+        )
     pruning = pruning_of(config, device)
     if pruning is None:
         raise UserError(f"method={method!r} prunes nothing.")

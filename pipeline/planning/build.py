@@ -9,7 +9,7 @@ Each group of options gets its meaning from its stage, in `stages/NAME/plan.py`;
 - With a taught objective, recover has the dense model as one more input: the teacher.
 - With `data=selfwritten` or `data=sampled`, the dense model is an input of the data: it writes the rows.
 - With `recover.tune=lr`, trials precede recover, one for each rate.
-- With `export=compressed`, the last model is quantised, and what comes of it is evaluated too.
+- With `export=compressed`, or a GGUF file in few bits, the last model is quantised, and what comes of it is evaluated.
 - With `reference=dense_recovered`, the dense model takes the same recovery in one more branch, which is evaluated too.
 
 Two roles with the same key are one artifact: a sweep evaluates the dense model once. No torch here.
@@ -114,7 +114,8 @@ class _Plan:
             scores = Node(STAGES["scores"], label, pruning.scored, {"model": model, **read})
             self.roles["scores"] = inputs["scores"] = scores
         label = f"{pruning.config.method}-{model.label}-{pruning.label}"
-        self.roles["prune"] = Node(STAGES["prune"], label, pruning.config, inputs)
+        locations = {} if pruning.like is None else {"like": pruning.like.path}
+        self.roles["prune"] = Node(STAGES["prune"], label, pruning.config, inputs, locations)
 
     def _calibration(self) -> Node:
         """Return the text that pruning looks at: the recovery data, or the data set that calibration names."""
@@ -164,8 +165,7 @@ class _Plan:
 
     def _recover(self, recovery: RecoverStageConfig, pruned: Node, dense: Node | None) -> None:
         """Fill the roles of the pruned model's recovery, and of the dense model's where that is the reference."""
-        # A pruning without scores masks weights.
-        masked = self.pruning is not None and self.pruning.scored is None
+        masked = self.pruning is not None and self.pruning.masks
         recover_plan.check_base(recovery, masked=masked, engine=self.config.runtime.engine)
         inputs = {"data": self.roles["data"]}
         if recover_plan.taught(recovery):
@@ -203,9 +203,11 @@ class _Plan:
         for name, model in models.items():
             inputs = self._loaded(model) | {"tasks": tasks}
             self.roles[f"evaluate-{name}"] = Node(STAGES["evaluate"], model.label, evaluate, inputs)
-        if "quantise" in self.roles:
-            quantised = self.roles["quantise"]
+        if export_plan.rounds(self.config.export):
+            quantised = self.roles.get("quantise") or self.roles["gguf"]
+            # A file's weights take the place of those of the model that it was written from.
             inputs = {"model": quantised, "tasks": tasks}
+            inputs |= {"base": quantised.inputs["model"]} if "gguf" in self.roles else {}
             self.roles["evaluate-quantised"] = Node(STAGES["evaluate"], quantised.label, evaluate, inputs)
         cost = evaluate_plan.planned_cost(options.cost, self.device, self.config.runtime.threads)
         last = models.get("recovered", models["pruned"])
@@ -219,7 +221,7 @@ class _Plan:
         config, roles, data = self.config, self.roles, self.roles.get("data")
         report = ReportConfig(
             model=config.model.name,
-            prune=config.prune.method,
+            prune=config.prune.method if self.pruning is None else self.pruning.config.method,
             adapter=config.adapter.name,
             data="none" if data is None else data_plan.label(data.config),
             reference=config.reference.name,

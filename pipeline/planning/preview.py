@@ -48,5 +48,5 @@ def export_remarks(config: Config, graph: Graph, foreseen: PrunePlan | None, fie
     """Return what is to be said of the export, where the shape of what is exported is known; else an empty string."""
     if foreseen is not None:
         return export_plan.outlook(config.export, foreseen.pruned)
-    cut = graph.pruning is not None and graph.pruning.scored is not None
+    cut = graph.pruning is not None and not graph.pruning.masks
     return "" if cut or fields is None else export_plan.outlook(config.export, shape_in(fields))

@@ -8,6 +8,7 @@ from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.export.architectures import target
 from stages.export.config import (
+    BLOCKED,
     CALIBRATED,
     DTYPES,
     FORMATS,
@@ -82,6 +83,11 @@ def compressed(options: ExportConfig, seed: int) -> CompressConfig | None:
         return None
     read = {"sequences": options.sequences, "length": options.length, "seed": seed} if reads_text(options) else {}
     return CompressConfig(scheme=options.scheme, **read)
+
+
+def rounds(options: ExportConfig) -> bool:
+    """Return whether the export has fewer bits than the model, so that it is judged apart."""
+    return options.format == "compressed" or (options.format == "gguf" and options.dtype in BLOCKED)
 
 
 def reads_text(options: ExportConfig) -> bool:

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import torch
-from gguf.quants import dequantize
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
 from stages.common.progress import others_quiet, progress
 from stages.decoders.architecture import MODELLING_FILE, PRUNED_MODELS, config_class, cut_config
-from stages.decoders.gguf_header import Header, Stored, read_header
+from stages.decoders.gguf_header import Header, read_header
 from stages.decoders.gguf_llama import ARCHITECTURES, FACTORS, Place, config_fields, places
+from stages.decoders.gguf_weights import halved, read_tensor
 from stages.decoders.registry import FAMILIES
 from stages.decoders.shapes import DecoderShape, shape_in
 from stages.errors import UserError
@@ -78,20 +75,6 @@ def _weights(header: Header, found: dict[str, Place]) -> Iterator[tuple[str, Ten
             tensor = read_tensor(header.path, header.tensors[place.tensor])
             yield name, halved(tensor, place.heads) if place.heads else tensor
             bar.update()
-
-
-def read_tensor(path: Path, stored: Stored) -> Tensor:
-    """Return one tensor of a GGUF file, in float32."""
-    rows = prod(stored.shape[:-1])
-    data = np.fromfile(path, np.uint8, stored.size, offset=stored.start).reshape(rows, -1)
-    values = dequantize(data, gguf.GGMLQuantizationType[stored.type])
-    return torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(stored.shape)
-
-
-def halved(tensor: Tensor, heads: int) -> Tensor:
-    """Return each head's rows in Hugging Face's order: the even rows of llama's, then the odd ones."""
-    pairs = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
-    return pairs.transpose(1, 2).reshape(tensor.shape).contiguous()
 
 
 def _scaled(header: Header, fields: JSON, shape: DecoderShape) -> JSON:

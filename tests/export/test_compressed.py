@@ -14,6 +14,7 @@ from helpers.decoders import token_ids
 from helpers.pruned_models import pruned
 from helpers.tiny_tokenizer import VOCABULARY
 from helpers.world import World, make_world
+from stages.adapters.loading import Source
 from stages.common.files import read_json, write_jsonl
 from stages.decoders.checkpoint import load_model
 from stages.decoders.compressed import RoundedLinear
@@ -21,6 +22,7 @@ from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.export.compressed import run
 from stages.export.config import CompressConfig, ExportConfig
+from stages.export.gguf import convert
 from stages.export.grouping import group_of
 from stages.export.plan import check_export, outlook
 from stages.stage import Context
@@ -141,3 +143,25 @@ def test_what_no_scheme_is_is_refused_and_what_servers_want_is_said_before_anyth
     assert "multiples of 128, and this model has 576 (" in outlook(ExportConfig(format="compressed"), shape)
     assert outlook(ExportConfig(format="compressed", scheme="fp8"), shape) == ""
     assert outlook(ExportConfig(), shape) == ""
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama", "attention"), ("phi3", "differing"), ("gemma2", "heads")])
+def test_a_gguf_file_is_judged_by_its_own_dequantised_weights(family: str, kind: str, tmp_path: Path) -> None:
+    model = pruned(tmp_path / "base", family, kind, hidden_size=96)
+    (tmp_path / "file").mkdir()
+    for dtype in ("f32", "q8_0"):
+        convert(model, tmp_path / "file" / "model.gguf", dtype=dtype)
+        judged = Source.of(tmp_path / "file", base=model.parent).load(dtype="float32").state_dict()
+        stored = load_model(model, dtype="float32").state_dict()
+        same = {name: torch.allclose(judged[name], weight, atol=1e-6) for name, weight in stored.items()}
+        assert all(same.values()) == (dtype == "f32")
+        assert all(torch.allclose(judged[name], weight, atol=0.01) for name, weight in stored.items())
+
+
+def test_a_gguf_file_in_few_bits_has_the_column_too(tmp_path: Path) -> None:
+    world: World = make_world(tmp_path)
+    asked = ("adapter=none", "export=gguf", "export.dtype=q4_0")
+    report = world.run(*asked)
+    assert report["texts"]["mean"]["quantised"] != report["texts"]["mean"]["pruned"]
+    assert report["quantisation"]["scheme"] in ("q4_0", "f16")
+    assert "evaluate-quantised" not in world.plan("adapter=none", "export=gguf", "export.dtype=f16").roles
