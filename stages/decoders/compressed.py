@@ -33,7 +33,8 @@ class RoundedLinear(nn.Linear):
     def __init__(self, weight_OI: nn.Parameter, bias_O: nn.Parameter | None, *, floats: bool) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight_OI.shape
-        self.weight, self.bias, self.floats = weight_OI, bias_O, floats
+        self.weight, self.floats = weight_OI, floats
+        self.register_parameter("bias", bias_O)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return [..., O] for an input of [..., I]."""

@@ -97,7 +97,8 @@ def earlier(path: Path) -> Earlier:
         )
     layers, hidden = record.get("layers"), record.get("hidden")
     parameters = (record.get("parameters") or {}).get("dense") if isinstance(record.get("parameters"), dict) else None
-    whole = isinstance(layers, list) and layers and all(kept is None or _is_kept(kept) for kept in layers)
+    layers = layers if isinstance(layers, list) else []
+    whole = bool(layers) and all(kept is None or _is_kept(kept) for kept in layers)
     if not whole or not (hidden is None or _ascending(hidden)) or type(parameters) is not int:
         raise UserError(
             f"prune.like: {path} does not say what was kept of each layer (layers, hidden, parameters.dense). Give the "

@@ -118,7 +118,7 @@ def _quantisation(inputs: Mapping[str, Path]) -> JSON | None:
     if "quantised" not in inputs:
         return None
     if "quantise" in inputs:
-        return read_json(inputs["quantise"] / "quantisation.json")
+        return dict(read_json(inputs["quantise"] / "quantisation.json"))
     file = read_json(inputs["gguf"] / "conversion.json")
     return {"scheme": file["dtype"], "method": "gguf", "bytes": {"after": file["bytes"]}, "remarks": file["remarks"]}
 

@@ -107,17 +107,21 @@ def test_the_groups_of_every_matrix_are_in_the_record(quantised: Quantise) -> No
     assert any("trust_remote_code=True" in remark for remark in record["remarks"])
 
 
-def test_a_quantised_model_is_judged_in_a_column_of_its_own_and_published(tmp_path: Path) -> None:
-    world: World = make_world(tmp_path)
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def test_a_quantised_model_is_judged_in_a_column_of_its_own_and_published(world: World) -> None:
     report = world.run(*BRIEF)
     assert {"dense", "pruned", "quantised"} <= report["mean"].keys()
     assert report["texts"]["mean"]["quantised"] > 1
     assert "quantised_minus_pruned" in report["texts"]["mean"]["log"]
     assert report["quantisation"]["scheme"] == "w4a16"
-    markdown = next((tmp_path / "artifacts" / "report").glob("*/report.md")).read_text()
+    markdown = (world.artifact("report", *BRIEF) / "report.md").read_text()
     assert "| quantised |" in markdown
     assert "judged as transformers loads it with compressed-tensors" in markdown
-    (directory,) = (tmp_path / "artifacts" / "export").glob("compressed-*")
+    directory = world.artifact("export", *BRIEF)
     card = (directory / "README.md").read_text()
     assert "vllm serve ." in card
     assert "Quantised as w4a16 by GPTQ, calibrated on 4 sequences of 32 tokens" in card
@@ -158,8 +162,7 @@ def test_a_gguf_file_is_judged_by_its_own_dequantised_weights(family: str, kind:
         assert all(torch.allclose(judged[name], weight, atol=0.01) for name, weight in stored.items())
 
 
-def test_a_gguf_file_in_few_bits_has_the_column_too(tmp_path: Path) -> None:
-    world: World = make_world(tmp_path)
+def test_a_gguf_file_in_few_bits_has_the_column_too(world: World) -> None:
     asked = ("adapter=none", "export=gguf", "export.dtype=q4_0")
     report = world.run(*asked)
     assert report["texts"]["mean"]["quantised"] != report["texts"]["mean"]["pruned"]
