@@ -35,8 +35,8 @@ def remarks(scheme: str, shape: DecoderShape) -> list[str]:
 def _remarks(scheme: str, shape: DecoderShape) -> Iterator[str]:
     if shape.beyond_stock:
         yield (
-            "layers differ in shape, so transformers loads it with trust_remote_code=True and vLLM has no class of its own for it "
-            "(prune.shapes=alike gives all layers one shape)"
+            "layers differ in shape, so transformers loads it with trust_remote_code=True, and vLLM has no class of "
+            "its own for it (prune.shapes=alike gives all layers one shape)"
         )
     if scheme != "w4a16":
         return
