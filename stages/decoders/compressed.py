@@ -33,12 +33,29 @@ class RoundedLinear(nn.Linear):
     def __init__(self, weight_OI: nn.Parameter, bias_O: nn.Parameter | None, *, floats: bool) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight_OI.shape
-        self.weight, self.floats = weight_OI, floats
+        self.weight, self.floats, self.rounds = weight_OI, floats, True
         self.register_parameter("bias", bias_O)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return [..., O] for an input of [..., I]."""
-        return F.linear(rounded(input, floats=self.floats), self.weight, self.bias)
+        given = rounded(input, floats=self.floats) if self.rounds else input
+        return F.linear(given, self.weight, self.bias)
+
+
+@contextmanager
+def unrounded(model: nn.Module) -> Iterator[None]:
+    """Let the inputs of `model` be as they are for a while.
+
+    Two ways of computing one thing differ in their last bits. Rounding makes steps of these, now and then.
+    """
+    layers = [module for module in model.modules() if isinstance(module, RoundedLinear)]
+    for layer in layers:
+        layer.rounds = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.rounds = True
 
 
 def rounded(values: Tensor, *, floats: bool) -> Tensor:

@@ -16,8 +16,8 @@ from helpers.tiny_tokenizer import VOCABULARY
 from helpers.world import World, make_world
 from stages.adapters.loading import Source
 from stages.common.files import read_json, write_jsonl
-from stages.decoders.checkpoint import load_model
-from stages.decoders.compressed import RoundedLinear
+from stages.decoders.checkpoint import load_model, load_tokenizer
+from stages.decoders.compressed import RoundedLinear, unrounded
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.export.compressed import run
@@ -25,6 +25,7 @@ from stages.export.config import CompressConfig, ExportConfig
 from stages.export.gguf import convert
 from stages.export.grouping import group_of
 from stages.export.plan import check_export, outlook
+from stages.inference.scorer import Scorer
 from stages.stage import Context
 
 BRIEF = ("adapter=none", "export=compressed", "export.sequences=4", "export.length=32")
@@ -91,6 +92,19 @@ def test_weights_are_near_the_models_and_the_file_is_smaller(quantised: Quantise
     assert record["bytes"]["after"] < record["bytes"]["before"] / 2
     assert (record["method"], record["calibration"]) == ("gptq", {"sequences": 8, "length": 32})
     assert {path.name for path in (artifact / "model").iterdir()} >= {"tokenizer.json", "pruning.json", "README.md"}
+
+
+def test_a_model_whose_inputs_are_rounded_is_judged_with_them_rounded(quantised: Quantise) -> None:
+    _, artifact = quantised("fp8", "qwen2", "heads")
+    model, tokenizer = load_model(artifact / "model", dtype="float32"), load_tokenizer(artifact / "model")
+    scorer = Scorer(model, tokenizer)
+    assert all(module.rounds for module in model.modules() if isinstance(module, RoundedLinear))
+    (found, _), (other, _) = (one for one in scorer.loglikelihoods([("the answer is", " true"), ("the", " answer")]))
+    with unrounded(model):
+        (plain, _), _ = scorer.loglikelihoods([("the answer is", " true"), ("the", " answer")])
+    assert found != plain
+    assert found == pytest.approx(plain, abs=2)
+    assert other < 0
 
 
 def test_as_many_inputs_share_a_scale_as_divide_the_width() -> None:
