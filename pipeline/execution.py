@@ -23,7 +23,7 @@ from pipeline.planning.downloads import downloads
 from pipeline.planning.graph import Graph, Node
 from pipeline.planning.idle import idle
 from pipeline.planning.memory import needs
-from pipeline.planning.preview import fields_of, preview
+from pipeline.planning.preview import export_remarks, fields_of, preview
 from pipeline.planning.runtime import check_gpu, no_gpu, resolve_cards, resolve_workers
 from pipeline.planning.settled import cache_directory
 from pipeline.planning.speed import known
@@ -143,10 +143,13 @@ def _planned(config: Config, words: Sequence[str], observe: Observe, *, measures
         engine.works = works(graph, shapes, foreseen)
     due = engine.due()
     text = _describe(graph, engine, foreseen, _seconds(engine, due, measures=measures))
-    memory = needs(graph, shapes, foreseen, fields_of(config, graph, directory), runtime.engine)
+    fields = fields_of(config, graph, directory)
+    memory = needs(graph, shapes, foreseen, fields, runtime.engine)
     # A run that builds nothing has nothing to warn of, and should not wait.
     without_effect = idle(config, graph, words) if due or not measures else []
-    notes = "\n".join(filter(None, (downloads(due, shapes, engine.cache), *without_effect, no_gpu(graph.device))))
+    exported = export_remarks(config, graph, foreseen, fields)
+    fetched = downloads(due, shapes, engine.cache)
+    notes = "\n".join(filter(None, (fetched, exported, *without_effect, no_gpu(graph.device))))
     return Plan(config, graph, engine, due, "\n\n".join(filter(None, (text, memory, notes))))
 
 

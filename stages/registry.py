@@ -91,6 +91,13 @@ STAGES: dict[str, Stage] = {
             function="stages.export.gguf:run",
             outputs=("model.gguf", "conversion.json"),
         ),
+        # In export's folder, too: a model in few bits, which evaluate judges and export publishes.
+        Stage(
+            name="quantise",
+            version=1,
+            function="stages.export.compressed:run",
+            outputs=("model/config.json", "quantisation.json"),
+        ),
         Stage(
             name="export",
             version=1,

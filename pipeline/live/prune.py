@@ -17,12 +17,13 @@ from stages.decoders.checkpoint import count_parameters
 from stages.decoders.copies import copy_of, cut_copy
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
-from stages.prune.calibration import given_ids, sequences_of
+from stages.prune.calibration import asked_of, given_ids
 from stages.prune.config import PruneConfig
 from stages.prune.memory.weights import Weights
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.stage import masked_model
 from stages.prune.stage import cut_model
+from stages.rows.calibration import sequences_of
 from stages.rows.stream import Part
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ def _config(method: str, ratio: float, options: dict[str, Any], device: str) -> 
     """Return the options as the prune stage takes them."""
     config = configured(f"prune={method}", prune=options | {"ratio": ratio})
     config.prune.calibration.data = None  # it names where the command line has its text from
+    if config.prune.like is not None:
+        raise UserError(
+            "like= is an option of the command line (prune.like=KEY), which cuts a checkpoint, not a model."
+        )
     pruning = pruning_of(config, device)
     if pruning is None:
         raise UserError(f"method={method!r} prunes nothing.")
@@ -116,6 +121,5 @@ def _ids(text: Any, tokenizer: PreTrainedTokenizerBase | None, config: PruneConf
         return given_ids(ids, vocabulary)
     rows = as_rows(ids, "text")
     parts = [Part("", 1.0, 0, len(rows))]
-    return sequences_of(
-        rows.__getitem__, parts, check_tokenizer(tokenizer, ", or token ids: text=[[1, 2, …], …]"), config, where="text"
-    )
+    reader = check_tokenizer(tokenizer, ", or token ids: text=[[1, 2, …], …]")
+    return sequences_of(rows.__getitem__, parts, reader, asked_of(config), where="text")

@@ -9,6 +9,7 @@ Each group of options gets its meaning from its stage, in `stages/NAME/plan.py`;
 - With a taught objective, recover has the dense model as one more input: the teacher.
 - With `data=selfwritten` or `data=sampled`, the dense model is an input of the data: it writes the rows.
 - With `recover.tune=lr`, trials precede recover, one for each rate.
+- With `export=compressed`, or a GGUF file in few bits, the last model is quantised, and what comes of it is evaluated.
 - With `reference=dense_recovered`, the dense model takes the same recovery in one more branch, which is evaluated too.
 
 Two roles with the same key are one artifact: a sweep evaluates the dense model once. No torch here.
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping
 
 from pipeline.planning.data import data_node, data_roles, kinds_in, named, tasks_in
 from pipeline.planning.graph import Graph, Node
+from pipeline.planning.keys import derive_seed
 from pipeline.planning.runtime import check_runtime, resolve_device
 from pipeline.planning.settled import cache_directory, pruning_of, recovery_of, rows_of
 from pipeline.schema.config import Config, Reference
@@ -84,6 +86,7 @@ class _Plan:
             self.roles["dense"] = dense
         if self.recovery is not None:
             self._recover(self.recovery, pruned, dense)
+        self._quantise()
         if self.judges:
             models = {"dense": dense, "dense_recovered": self.roles.get("recover-dense")}
             models |= {"pruned": pruned, "recovered": self.roles.get("recover")}
@@ -111,7 +114,8 @@ class _Plan:
             scores = Node(STAGES["scores"], label, pruning.scored, {"model": model, **read})
             self.roles["scores"] = inputs["scores"] = scores
         label = f"{pruning.config.method}-{model.label}-{pruning.label}"
-        self.roles["prune"] = Node(STAGES["prune"], label, pruning.config, inputs)
+        locations = {} if pruning.like is None else {"like": pruning.like.path}
+        self.roles["prune"] = Node(STAGES["prune"], label, pruning.config, inputs, locations)
 
     def _calibration(self) -> Node:
         """Return the text that pruning looks at: the recovery data, or the data set that calibration names."""
@@ -161,8 +165,7 @@ class _Plan:
 
     def _recover(self, recovery: RecoverStageConfig, pruned: Node, dense: Node | None) -> None:
         """Fill the roles of the pruned model's recovery, and of the dense model's where that is the reference."""
-        # A pruning without scores masks weights.
-        masked = self.pruning is not None and self.pruning.scored is None
+        masked = self.pruning is not None and self.pruning.masks
         recover_plan.check_base(recovery, masked=masked, engine=self.config.runtime.engine)
         inputs = {"data": self.roles["data"]}
         if recover_plan.taught(recovery):
@@ -200,6 +203,12 @@ class _Plan:
         for name, model in models.items():
             inputs = self._loaded(model) | {"tasks": tasks}
             self.roles[f"evaluate-{name}"] = Node(STAGES["evaluate"], model.label, evaluate, inputs)
+        if export_plan.rounds(self.config.export):
+            quantised = self.roles.get("quantise") or self.roles["gguf"]
+            # A file's weights take the place of those of the model that it was written from.
+            inputs = {"model": quantised, "tasks": tasks}
+            inputs |= {"base": quantised.inputs["model"]} if "gguf" in self.roles else {}
+            self.roles["evaluate-quantised"] = Node(STAGES["evaluate"], quantised.label, evaluate, inputs)
         cost = evaluate_plan.planned_cost(options.cost, self.device, self.config.runtime.threads)
         last = models.get("recovered", models["pruned"])
         # The dense model with a merged adapter costs what the dense model costs; with one apart, hardly more.
@@ -212,7 +221,7 @@ class _Plan:
         config, roles, data = self.config, self.roles, self.roles.get("data")
         report = ReportConfig(
             model=config.model.name,
-            prune=config.prune.method,
+            prune=config.prune.method if self.pruning is None else self.pruning.config.method,
             adapter=config.adapter.name,
             data="none" if data is None else data_plan.label(data.config),
             reference=config.reference.name,
@@ -236,16 +245,31 @@ class _Plan:
         """Return the last model of the graph."""
         return next(self.roles[role] for role in ("recover", "prune", "model") if role in self.roles)
 
-    def _export(self) -> None:
-        """Fill the roles of an export: the last model, and its card with the report's results."""
+    def _quantise(self) -> None:
+        """Fill the role of the last model in few bits: of export=compressed, or the file of export=gguf."""
         options, model = self.config.export, self._last()
         if options.format == "none":
             return
         merged = "base" not in self._loaded(model)
         export_plan.check_publishable(options, self.config.adapter.name, merge=self.config.recover.merge, merged=merged)
-        inputs = {"model": model, "report": self.roles["report"]}
         if (gguf := export_plan.gguf(options)) is not None:
-            self.roles["gguf"] = inputs["gguf"] = Node(STAGES["gguf"], model.label, gguf, {"model": model})
+            self.roles["gguf"] = Node(STAGES["gguf"], model.label, gguf, {"model": model})
+        seed = derive_seed(self.config.seed, "quantise")
+        if (compressed := export_plan.compressed(options, seed)) is not None:
+            inputs = {"model": model}
+            if export_plan.reads_text(options):
+                inputs["data"] = text = self._calibration()
+                self._add("quantise-data", text)
+            label = f"{compressed.scheme}-{model.label}"
+            self.roles["quantise"] = Node(STAGES["quantise"], label, compressed, inputs)
+
+    def _export(self) -> None:
+        """Fill the role of an export: the last model, or its file or its quantised form, with the report's results."""
+        options, model = self.config.export, self._last()
+        if options.format == "none":
+            return
+        inputs = {"model": model, "report": self.roles["report"]}
+        inputs |= {role: self.roles[role] for role in ("gguf", "quantise") if role in self.roles}
         published = export_plan.published(options, self.config.model.name, self.config.prune.serve)
         self.roles["export"] = Node(STAGES["export"], f"{options.format}-{model.label}", published, inputs)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline.planning.graph import Graph
 from pipeline.schema.config import Config
-from stages.decoders.shapes import DecoderShape
-from stages.export.plan import check_export
+from stages.decoders.shapes import DecoderShape, shape_in
+from stages.export import plan as export_plan
 from stages.model.plan import config_fields
 from stages.prune import plan as prune_plan
 from stages.prune.allocation.outcome import PrunePlan
@@ -40,7 +40,16 @@ def preview(config: Config, graph: Graph, directory: Path | None) -> PrunePlan |
         check_fits(config.adapter, foreseen.pruned)
     if config.export.format in ("gguf", "decilm"):
         whole = None if fields is None else DecoderShape.from_config(fields)
-        check_export(config.export, whole if foreseen is None else foreseen.pruned, config.prune.serve)
+        shape = whole if foreseen is None else foreseen.pruned
+        export_plan.check_export(config.export, shape, config.prune.serve)
     if config.export.format == "decilm" and graph.pruning is not None:
         prune_plan.check_servable(graph.pruning, config.prune.serve)
     return foreseen
+
+
+def export_remarks(config: Config, graph: Graph, foreseen: PrunePlan | None, fields: Mapping[str, Any] | None) -> str:
+    """Return what is to be said of the export, where the shape of what is exported is known; else an empty string."""
+    if foreseen is not None:
+        return export_plan.outlook(config.export, foreseen.pruned)
+    cut = graph.pruning is not None and not graph.pruning.masks
+    return "" if cut or fields is None else export_plan.outlook(config.export, shape_in(fields))

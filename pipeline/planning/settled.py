@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.planning.keys import derive_seed
+from pipeline.planning.like import record_of
 from pipeline.schema.config import Config
 from stages.common.files import users_path
 from stages.prune import plan as prune_plan
@@ -28,7 +29,7 @@ def pruning_of(config: Config, device: str) -> Pruning | None:
         UserError: as `stages.prune.plan.planned`.
     """
     seed = derive_seed(config.prune.seed, "prune")
-    return prune_plan.planned(config.prune, ratio=config.ratio, device=device, seed=seed)
+    return prune_plan.planned(config.prune, ratio=config.ratio, device=device, seed=seed, like=record_of(config))
 
 
 def recovery_of(config: Config, device: str) -> RecoverStageConfig | None:

@@ -92,7 +92,7 @@ class Counting:
         if "model" not in node.inputs:
             return self.shapes.get(node.key)
         before = self.shape(node.inputs["model"])
-        if node.stage.name != "prune" or before is None or self.pruning is None or self.pruning.scored is None:
+        if node.stage.name != "prune" or before is None or self.pruning is None or self.pruning.masks:
             return before  # a recovery keeps the shape, and so do masks
         return _left(before, self.pruning.ratio or 0.0) if self.foreseen is None else self.foreseen.pruned
 

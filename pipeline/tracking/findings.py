@@ -53,7 +53,7 @@ def findings(job: str, report: JSON, artifacts: Mapping[str, Path], directory: P
 
 def results(report: JSON, models: Sequence[str] = MODELS) -> Table:
     """Return a table with a row for each measure: the score of each model, then the differences with intervals."""
-    shown = [model for model in MODELS if model in models]
+    shown = [model for model in MODELS if model in models and (model != "quantised" or report.get("quantisation"))]
     compared = {
         column: effect for column, effect in COMPARED.items() if "recovered" in models or "recovered" not in column
     }

@@ -1,4 +1,4 @@
-"""A recovered model wherever it is to be run: the directory `model/`, or the base with an adapter that can't be merged.
+"""A model wherever it is to be run: the directory `model/`, or a base with an adapter or a GGUF file's weights.
 
 A recovery with an adapter that can't be merged leaves `adapter/` and no `model/`. A reader of such an artifact also
 gets the base, the artifact of the model that the adapter was trained on. recovery.json names the adapter. This file is
@@ -16,6 +16,7 @@ from stages.adapters.registry import ADAPTERS
 from stages.common.choices import lookup
 from stages.common.files import read_json
 from stages.decoders.checkpoint import load_model
+from stages.decoders.gguf_weights import filled
 from stages.decoders.masks import masked_modules
 from stages.decoders.spread import spread
 from stages.errors import UserError
@@ -31,18 +32,22 @@ class Source:
     Attributes:
         model: the directory of a model, with config.json and as a rule a tokenizer.
         recovery: the artifact whose `adapter/` is attached to the model; None where there is nothing to attach.
+        file: a GGUF file written from the model, whose weights take the place of the model's; None without one.
     """
 
     model: Path
     recovery: Path | None = None
+    file: Path | None = None
 
     @classmethod
     def of(cls, artifact: Path, base: Path | None = None) -> Source:
-        """Return the source of the model in `artifact`; `base` is the artifact of the model that it was trained on.
+        """Return the source of the model in `artifact`; `base` is the artifact of the model that it was made from.
 
         Raises:
             UserError: the artifact holds only an adapter, and no base is given.
         """
+        if base is not None and (artifact / "model.gguf").is_file():
+            return cls(base / "model", file=artifact / "model.gguf")
         # Without either directory the path of a model is returned, whose loading says what is missing.
         if (artifact / "model").is_dir() or not (artifact / "adapter").is_dir():
             return cls(artifact / "model")
@@ -65,6 +70,8 @@ class Source:
         # On the processor its files are mapped, and each layer then goes straight to its card.
         model = load_model(self.model, dtype=dtype, device="cpu" if cards else device)
         self._attach(model)
+        if self.file is not None:
+            filled(model, self.file)
         return spread(model.eval(), cards) if cards else model.eval()
 
     def _attach(self, model: PreTrainedModel) -> None:

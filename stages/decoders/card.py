@@ -51,8 +51,8 @@ model = Source.of(Path("RECOVERY"), base=Path("PRUNED")).load(dtype="float32")  
 ```"""
 
 
-def model_card(known: Lineage) -> str:
-    """Return the card of a Hugging Face directory."""
+def model_card(known: Lineage, quantisation: JSON | None = None) -> str:
+    """Return the card of a Hugging Face directory. `quantisation` is the record of the stage that quantised it."""
     loading = [
         _code(
             "python",
@@ -71,7 +71,22 @@ def model_card(known: Lineage) -> str:
         )
     elif reason and known.config.get("model_type") in STAND_INS:
         loading.append(f"Saved as `{known.config['model_type']}`: {reason}.")
-    return _card(known, {"library_name": "transformers", "pipeline_tag": "text-generation"}, "", loading)
+    if quantisation:
+        loading += [_code("bash", "vllm serve ."), *_quantised(quantisation)]
+    matter = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    return _card(known, matter, "", loading, tags=("compressed-tensors",) if quantisation else ())
+
+
+def _quantised(record: JSON) -> Iterator[str]:
+    """Yield how the weights were put in few bits, and what a user should know of it."""
+    read = record.get("calibration")
+    text = f", calibrated on {read['sequences']} sequences of {read['length']} tokens" if read else ""
+    how = {"gptq": "GPTQ", "nearest": "rounding to the nearest"}[record["method"]]
+    yield (
+        f"Quantised as {record['scheme']} by {how}{text} ({record['engine']}): {record['matrices']} matrices, "
+        f"{record['bytes']['before'] / 1e6:,.0f} MB before and {record['bytes']['after'] / 1e6:,.0f} MB after."
+    )
+    yield from (f"{remark[0].upper()}{remark[1:]}." for remark in record["remarks"])
 
 
 def adapter_card(known: Lineage) -> str:

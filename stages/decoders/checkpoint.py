@@ -23,6 +23,7 @@ from stages.common.files import COMPANIONS, read_json, read_object, write_json
 from stages.common.progress import others_quiet
 from stages.decoders.architecture import DTYPES, MODELLING_FILE, PRUNED_MODELS, config_class, cut_to
 from stages.decoders.card import CARD, model_card
+from stages.decoders.compressed import QUANTISED, made_ordinary, unbarred
 from stages.decoders.headers import INDEX, numbers_by_precision, read_header
 from stages.decoders.holding import STORED
 from stages.decoders.lineage import base_of, lineage
@@ -62,13 +63,14 @@ def load_model(
     """Return the causal language model in `directory`, in evaluation mode, with weights cast to `dtype`.
 
     Layers that differ in shape are built by this project's own copy of their class, so nothing in `directory` is
-    executed. A `config` takes the place of the directory's. Weights that it has no use for are not read. The weights of
-    a frozen model may be `held` in fewer bits (`.holding`).
+    executed. Compressed weights are made whole. A `config` takes the place of the directory's. Weights that it has no
+    use for are not read. The weights of a frozen model may be `held` in fewer bits (`.holding`).
 
     Raises:
         UserError: the directory lacks its config or some of its weights, or weights are truncated or of another shape.
     """
-    kind = read_object(directory / "config.json").get("model_type")
+    fields = read_object(directory / "config.json")
+    kind = fields.get("model_type")
     loader = PRUNED_MODELS.get(kind, AutoModelForCausalLM) if isinstance(kind, str) else AutoModelForCausalLM
     # Only the automatic class knows the flag. Left unset, it would ask on the terminal.
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code} if loader is AutoModelForCausalLM else {}
@@ -77,7 +79,7 @@ def load_model(
     if device != "cpu" and held == STORED:
         # With its number: safetensors takes "cuda" for the first GPU, torch for the one that this process has chosen.
         trust["device_map"] = {"": torch.empty(0, device=device).device}
-    with _explained(directory, "a model"), others_quiet():
+    with _explained(directory, "a model"), others_quiet(), unbarred() if QUANTISED in fields else nullcontext():
         model, report = loader.from_pretrained(
             directory,
             dtype=DTYPES[dtype],
@@ -88,6 +90,8 @@ def load_model(
         )
     if problem := incomplete(report):
         raise UserError(f"{directory} is not a whole checkpoint: {problem}. Fetch or build it again.")
+    if QUANTISED in fields:
+        model = made_ordinary(model)
     return hold(model, held, device).eval()
 
 

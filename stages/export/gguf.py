@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 FILE = "model.gguf"
-FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}
 """llama.cpp's numbers for the precision of most matrices."""
 QUANTIZATION_VERSION = 2
-"""The version of the format of 8-bit blocks."""
+"""The version of the formats of blocks."""
 
 
 def run(config: GgufConfig, inputs: Mapping[str, Path], context: Context) -> JSON:
@@ -57,7 +58,8 @@ def convert(directory: Path, path: Path, *, dtype: str = "auto") -> JSON:
     tokens = tokenizer_fields(tokenizer, shape.vocabulary)
     tensors = entries(directory, shape, goal, dtype=dtype, factors=rope_factors(config))
     most = _precision(tensors)
-    header = _general(directory, most) | {f"{goal.architecture}.{key}": value for key, value in numbers.items()}
+    header = _general(directory, most, blocks=any(entry.quantised for entry in tensors))
+    header |= {f"{goal.architecture}.{key}": value for key, value in numbers.items()}
     return {
         "architecture": goal.architecture,
         "bytes": write_gguf(path, goal.architecture, header | tokens, tensors),
@@ -68,21 +70,22 @@ def convert(directory: Path, path: Path, *, dtype: str = "auto") -> JSON:
     }
 
 
-def _general(directory: Path, precision: str) -> JSON:
+def _general(directory: Path, precision: str, *, blocks: bool) -> JSON:
     """Return the header's fields on the model as a whole."""
     known = lineage(directory)
     fields: JSON = {"general.type": "model", "general.name": title(known)}
     if known.base.get("license"):
         fields["general.license"] = known.base["license"]
     fields["general.file_type"] = FILE_TYPES[precision]
-    return fields | ({"general.quantization_version": QUANTIZATION_VERSION} if precision == "q8_0" else {})
+    return fields | ({"general.quantization_version": QUANTIZATION_VERSION} if blocks else {})
 
 
 def _precision(tensors: Sequence[Entry]) -> str:
-    """Return the precision that most bytes are in."""
+    """Return the precision that most values of the layers are in. The output projection has a rule of its own."""
     sizes: Counter[str] = Counter()
     for entry in tensors:
-        sizes[entry.type.name.lower()] += entry.nbytes
+        if entry.name.startswith("blk."):
+            sizes[entry.type.name.lower()] += prod(entry.weight.shape)
     return sizes.most_common(1)[0][0]
 
 

@@ -26,17 +26,20 @@ from stages.decoders.registry import FAMILIES
 from stages.decoders.shapes import DecoderShape, LayerShape
 from stages.errors import UserError
 from stages.export.architectures import Target
+from stages.export.config import BLOCKED
 
 TYPES = {
     "f32": GGMLQuantizationType.F32,
     "f16": GGMLQuantizationType.F16,
     "bf16": GGMLQuantizationType.BF16,
-    "q8_0": GGMLQuantizationType.Q8_0,
+    **{name: GGMLQuantizationType[name.upper()] for name in BLOCKED},
 }
 STORED = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 """`export.dtype` for each precision in a safetensors header."""
 BLOCK = 32
-"""Values that share a scale in the 8-bit format. A row must be whole blocks."""
+"""Values that share a scale in the formats of few bits. A row must be whole blocks."""
+OUTPUT, EMBEDDING = "output.weight", "token_embd.weight"
+"""The output projection and the embeddings in a GGUF file. Without the former the latter is both."""
 COMPUTED = ".rotary_emb.inv_freq"
 """A buffer that old checkpoints carry and that models compute themselves."""
 
@@ -88,7 +91,12 @@ class Entry:
         if self.type is GGMLQuantizationType.BF16:
             return tensor.to(torch.bfloat16).contiguous().view(torch.int16).numpy()
         array = written.contiguous().numpy()
-        return quantize(array, self.type) if self.type is GGMLQuantizationType.Q8_0 else array
+        return quantize(array, self.type) if self.quantised else array
+
+    @property
+    def quantised(self) -> bool:
+        """Whether values share a scale."""
+        return self.type.name.lower() in BLOCKED
 
 
 def entries(
@@ -100,8 +108,7 @@ def entries(
         directory: a Hugging Face directory with safetensors.
         shape: the model's shape.
         target: the form in which it is written.
-        dtype: precision of the matrices: "auto" or one of TYPES. A matrix whose rows are not whole blocks of 8-bit
-            values stays f16.
+        dtype: precision of the matrices: "auto" or one of TYPES. `_type` has the exceptions.
         factors: numbers that the rotary frequencies are divided by, if any.
 
     Raises:
@@ -109,6 +116,7 @@ def entries(
     """
     names = gguf.get_tensor_name_map(_ARCHITECTURES[target.architecture], len(target.layers))
     found = []
+    head = EMBEDDING if shape.tied and target.rules.tied_head else OUTPUT
     for weight in _weights(directory, shape, target):
         name = names.get_name(weight.name, try_suffixes=(".weight", ".bias"))
         if name is None or (weight.name.endswith(".bias") and not target.rules.llama_order):
@@ -116,7 +124,7 @@ def entries(
                 f"export=gguf: llama.cpp's {target.architecture} has no place for {weight.name}. "
                 "Publish the Hugging Face directory instead: export=hf."
             )
-        found.append(Entry(name, weight, _type(weight, dtype)))
+        found.append(Entry(name, weight, _type(weight, dtype, head=name == head)))
     if factors is not None:
         weight = Weight("rope_freqs", tuple(factors.shape), "f32", lambda: factors)
         found.append(Entry("rope_freqs.weight", weight, GGMLQuantizationType.F32))
@@ -126,13 +134,21 @@ def entries(
 _ARCHITECTURES = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
 
 
-def _type(weight: Weight, dtype: str) -> GGMLQuantizationType:
+def _type(weight: Weight, dtype: str, *, head: bool) -> GGMLQuantizationType:
+    """Return the type in which a weight is written, by the rules of llama.cpp's tool (src/llama-quant.cpp).
+
+    That tool writes the output projection, or the embeddings where they are both, with at least 6 bits. Its 6-bit type
+    (q6_k) can't be written here, so `head` is in 8 bits: the tool's own choice where rows don't divide into blocks of
+    256. A matrix whose rows are not whole blocks of 32 is f16.
+    """
     # llama.cpp needs norms and biases in float32.
     if len(weight.shape) == 1:
         return GGMLQuantizationType.F32
-    if dtype == "q8_0" and weight.shape[-1] % BLOCK:
+    if dtype not in BLOCKED:
+        return TYPES[weight.dtype if dtype == "auto" else dtype]
+    if weight.shape[-1] % BLOCK:
         return GGMLQuantizationType.F16
-    return TYPES[weight.dtype if dtype == "auto" else dtype]
+    return TYPES["q8_0" if head else dtype]
 
 
 def _weights(directory: Path, shape: DecoderShape, target: Target) -> Iterator[Weight]:

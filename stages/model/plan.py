@@ -9,6 +9,9 @@ from typing import Any
 
 from stages.common.checks import require
 from stages.common.files import read_object, users_path
+from stages.decoders.gguf_header import read_header
+from stages.decoders.gguf_llama import ARCHITECTURES
+from stages.decoders.gguf_llama import config_fields as gguf_fields
 from stages.errors import UserError
 from stages.fetch.hub import resolve_revision
 from stages.model.config import ModelEntry, ModelSource
@@ -40,7 +43,7 @@ def planned(entry: ModelEntry, cache: Path) -> Planned:
         source.revision = resolve_revision(entry.repo, entry.revision or "main")
     if entry.kind == "local":
         if not entry.path:
-            raise UserError("model=local needs model.path=DIR, a directory with config.json and safetensors.")
+            raise UserError("model=local needs model.path=DIR (config.json and safetensors) or model.path=FILE.gguf.")
         locations["model"] = users_path(entry.path)
         source.digest = directory_digest(locations["model"], cache)
     # The name becomes part of a directory's name.
@@ -49,9 +52,17 @@ def planned(entry: ModelEntry, cache: Path) -> Planned:
 
 
 def known_fields(entry: ModelEntry) -> Mapping[str, Any] | None:
-    """Return the model's config.json as far as the options alone tell it: a local directory's, or the model's YAML."""
-    local = None if entry.path is None else users_path(entry.path) / "config.json"
-    return read_object(local) if local is not None and local.is_file() else entry.shape or None
+    """Return the model's config.json as far as the options alone tell it: a local model's, or the model's YAML."""
+    local = None if entry.path is None else _fields_at(users_path(entry.path))
+    return local or entry.shape or None
+
+
+def _fields_at(place: Path) -> Mapping[str, Any] | None:
+    """Return the config.json of a local model; None where the directory has none, or a file does not tell it."""
+    if place.is_file():
+        header = read_header(place)
+        return gguf_fields(header) if header.architecture in ARCHITECTURES else None
+    return read_object(place / "config.json") if (place / "config.json").is_file() else None
 
 
 def config_fields(entry: ModelEntry, source: ModelSource, places: Iterable[Path | None]) -> Mapping[str, Any] | None:
@@ -60,7 +71,7 @@ def config_fields(entry: ModelEntry, source: ModelSource, places: Iterable[Path 
     The directories `places` come first, then the hub's cache, and last the model's YAML.
     """
     for place in places:
-        if place is not None and (place / "config.json").is_file():
-            return read_object(place / "config.json")
+        if place is not None and (fields := _fields_at(place)) is not None:
+            return fields
     found = cached_config(entry.repo, source.revision) if entry.repo and source.revision else None
     return found or entry.shape or None

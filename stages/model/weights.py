@@ -75,7 +75,9 @@ def model_files(directory: Path) -> list[str]:
         UserError: `directory` is no directory, or lacks its config or weights.
     """
     if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory. model.path must be one with config.json and safetensors.")
+        raise UserError(
+            f"{directory} is not a directory. model.path must be one with config.json and safetensors, or a GGUF file."
+        )
     names = {path.name for path in directory.iterdir() if path.is_file()}
     if "config.json" not in names:
         raise UserError(f"{directory} has no config.json, so it is not a Hugging Face model directory.")

@@ -106,6 +106,9 @@ class PruneConfig:
     """Precision of the scores' forward and backward passes: float32 or bfloat16."""
     seed: int = 0
     """Seed of what a criterion draws; the command's own `seed` unless set."""
+    like: str | None = field(default=None, metadata=LATER)
+    """An earlier cut to make again on this model: the key of a pruned artifact, a directory or a pruning.json. Nothing
+    is scored then. The model must have the shape of the one that was cut; compensate is fitted anew."""
 
     @property
     def multiple(self) -> int:

@@ -29,8 +29,9 @@ from stages.prune.allocation.allocate import (
 from stages.prune.allocation.budget import budget_of
 from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.allocation.rounding import price, rounded
-from stages.prune.config import PruneConfig
+from stages.prune.config import COMPENSATIONS, OFFLOADS, PruneConfig
 from stages.prune.criteria.registry import CRITERIA
+from stages.prune.like import Earlier, earlier, liked
 from stages.prune.registry import METHODS
 from stages.prune.sparse.config import SparseMLConfig
 from stages.prune.sparse.recipe import table as masks_table
@@ -50,6 +51,7 @@ class Pruning:
         reads_text: whether the prune stage reads calibration text from the data stage.
         scores_read_text: whether the scores stage reads calibration text from the data stage.
         ratio: the share asked for; None where another option decides how much is removed.
+        like: the earlier cut that is made again; None where groups are chosen anew.
     """
 
     config: PruneConfig
@@ -57,6 +59,12 @@ class Pruning:
     reads_text: bool
     scores_read_text: bool
     ratio: float | None
+    like: Earlier | None = None
+
+    @property
+    def masks(self) -> bool:
+        """Whether weights are masked, and nothing is cut."""
+        return self.config.method in MASKS
 
     def of(self, fields: Mapping[str, Any] | None) -> Pruning:
         """Return this pruning with `round_to` settled for the model whose config.json has `fields`; None: not known.
@@ -74,6 +82,10 @@ class Pruning:
     def label(self) -> str:
         """The amount that is pruned, for the name of a directory."""
         config = self.config
+        if self.like is not None:
+            return (
+                self.like.digest[:8] if config.compensate == "none" else f"{self.like.digest[:8]}-{config.compensate}"
+            )
         share = f"{'m' if config.budget == 'macs' else 'r'}{config.ratio or 0:.2f}"
         if config.channel_ratio is not None:
             share = f"c{config.channel_ratio:.2f}"
@@ -89,7 +101,7 @@ TWO_STEPS = 0.4
 (docs/pruning.md)."""
 
 
-def planned(options: PruneConfig, *, ratio: float, device: str, seed: int) -> Pruning | None:
+def planned(options: PruneConfig, *, ratio: float, device: str, seed: int, like: Path | None = None) -> Pruning | None:
     """Return the checked options of a pruning; None where nothing is cut.
 
     Args:
@@ -97,6 +109,7 @@ def planned(options: PruneConfig, *, ratio: float, device: str, seed: int) -> Pr
         ratio: the run's ratio, which holds unless the group has a ratio of its own.
         device: where the stage runs.
         seed: the seed of the stage.
+        like: the record of the earlier cut that is made again, where `options.like` names one.
 
     Raises:
         UserError: an option is unknown, outside its range, or excludes another.
@@ -104,6 +117,8 @@ def planned(options: PruneConfig, *, ratio: float, device: str, seed: int) -> Pr
     asked = ratio if options.ratio is None else options.ratio
     for where, value in (("ratio", ratio), ("prune.ratio", asked)):
         require(math.isfinite(value), where, "a share in [0, 1)", value)
+    if like is not None:
+        return _again(options, like, device=device, seed=seed)
     if options.method in UNCUT:
         return None
     options = dataclasses.replace(options, ratio=asked)
@@ -138,6 +153,25 @@ def planned(options: PruneConfig, *, ratio: float, device: str, seed: int) -> Pr
     )
 
 
+def _again(options: PruneConfig, like: Path, *, device: str, seed: int) -> Pruning:
+    """Return the checked options of a cut that is made like the one recorded at `like`."""
+    if options.method in (*UNCUT, *MASKS):
+        raise UserError(
+            f"prune.like={options.like} cuts groups, and prune={options.method} does not. Choose a criterion, whose "
+            "compensation is then fitted: prune=best."
+        )
+    lookup("prune.compensate", options.compensate, dict.fromkeys(COMPENSATIONS))
+    lookup("prune.offload", options.offload, dict.fromkeys(OFFLOADS))
+    for name in ("sequences", "length"):
+        count = getattr(options.calibration, name)
+        require(count >= 1, f"prune.calibration.{name}", "at least 1", count)
+    found = earlier(like)
+    options = dataclasses.replace(options, calibration_ids=_calibration_ids(options.calibration_ids))
+    config = liked(options, found, dtype=precision("prune.dtype", options.dtype, device), seed=seed)
+    reads = config.compensate != "none" and config.calibration_ids is None
+    return Pruning(config=config, scored=None, reads_text=reads, scores_read_text=False, ratio=None, like=found)
+
+
 def preview(pruning: Pruning, fields: Mapping[str, Any] | None) -> PrunePlan | None:
     """Return the plan of every layer's shape for the model whose config.json has `fields`.
 
@@ -150,6 +184,8 @@ def preview(pruning: Pruning, fields: Mapping[str, Any] | None) -> PrunePlan | N
     if config.method in MASKS or fields is None:
         return None
     shape, stored = DecoderShape.from_config(fields), fields.get("dtype") or fields.get("torch_dtype")
+    if pruning.like is not None:
+        return pruning.like.plan(shape, config)
     if config.megabytes is not None and stored is None:
         return None  # megabytes are of a precision, which this config.json does not tell
     return foreseen(shape, config, None if ruled(config) else budget_of(shape, config, stored))
@@ -181,6 +217,8 @@ def check_servable(pruning: Pruning, server: str) -> None:
 def unread(pruning: Pruning) -> dict[str, str]:
     """Return the options that are in a pruning's keys and that nothing reads, each with the reason."""
     config, found = pruning.config, {}
+    if pruning.like is not None:
+        return {}  # what nothing reads is in no key
     if config.method in CRITERIA:
         way = allocation(config)
         if way != "searched":
@@ -197,10 +235,11 @@ def unread(pruning: Pruning) -> dict[str, str]:
 def outlook(pruning: Pruning, foreseen: PrunePlan | None) -> str:
     """Return the text that is printed of a pruning before it runs; `foreseen` is its preview."""
     if foreseen is not None:
-        return "\n".join([foreseen.totals(), *notes(pruning.config, foreseen)])
+        told = [] if pruning.like is not None else notes(pruning.config, foreseen)
+        return "\n".join([foreseen.totals(), *told])
     if isinstance(pruning.config, SparseMLConfig):
         return masks_table(pruning.config)
-    if not decided_by_shapes(pruning.config):
+    if pruning.like is None and not decided_by_shapes(pruning.config):
         waits = "which layers lose how much follows from the scores, and is printed before anything is cut"
         return "\n".join([waits, *price(pruning.config)])
     return "what pruning cuts is known, and printed, once the model's config.json is here"

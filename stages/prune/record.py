@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.common.later import recorded
 from stages.decoders.shapes import DecoderShape
 from stages.prune.allocation.budget import CONTEXT
 from stages.prune.allocation.outcome import PrunePlan
@@ -20,7 +21,7 @@ def pruning_record(
     config: PruneConfig, plan: PrunePlan, kept: Selection, calibration: dict[str, Any] | None, more: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the content of `pruning.json` without the architecture; `stages.prune.stage` describes the fields."""
-    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "calibration_ids"}
+    options = {name: value for name, value in recorded(config).items() if name != "calibration_ids"}
     return {
         "method": config.method,
         "options": options,

@@ -17,6 +17,7 @@ Output: `model/`, a Hugging Face directory in the precision of the dense model, 
     search                 the allocations that were tried: {allocation, predicted, loss}
     architecture           {model_type, reason}: the architecture that it is saved as, and why
     base                   the origin of the dense model, as its origin.json says
+    like                   {kept} of a cut that was made like an earlier one: the SHA-256 of what that one kept
 
 Masks, which set single weights to zero, have another record: `stages.prune.sparse.stage` describes it.
 """
@@ -50,11 +51,13 @@ from stages.prune.allocation.budget import Budget, budget_of, layers_of
 from stages.prune.allocation.outcome import PrunePlan
 from stages.prune.allocation.search import searched
 from stages.prune.allocation.served import check_cut
+from stages.prune.applied import run as run_like
 from stages.prune.calibration import Read, calibration_text, reading
 from stages.prune.compensation import compensate
 from stages.prune.config import FITTED, PruneConfig
 from stages.prune.criteria.registry import CRITERIA
 from stages.prune.groups import Scores, Selection, composed, keep_all, kept_layer, selection_of
+from stages.prune.like import LikeConfig
 from stages.prune.memory.weights import Weights, opened
 from stages.prune.record import pruning_record, spreads, summary
 from stages.prune.scores import FILE as SCORES
@@ -93,6 +96,8 @@ def run(config: PruneConfig, inputs: Mapping[str, Path], context: Context) -> di
     """
     if isinstance(config, SparseMLConfig):
         return run_masks(config, inputs, context)
+    if isinstance(config, LikeConfig):
+        return run_like(config, inputs, context)
     source = inputs["model"] / "model"
     check_uncut(source, config)
     shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)

@@ -29,7 +29,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 FOLLOWED = {"curve_bits_per_byte": ("bits per byte", 1), "curve_accuracy": ("accuracy (%)", 100)}
 """Scores that a recovery's points may hold besides losses: {field: (label of the axis, scale)}."""
 
-MARKERS = {"dense": "D", "dense_recovered": "s", "pruned": "v", "recovered": "o"}
+MARKERS = {"dense": "D", "dense_recovered": "s", "pruned": "v", "recovered": "o", "quantised": "X"}
 """Marker of each model, which tells the models apart where colour can't."""
 
 STYLE: dict[str, Any] = {

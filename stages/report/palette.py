@@ -11,6 +11,7 @@ PALETTE = {
     "dense_recovered": "#7a5ba7",
     "pruned": "#c8642c",
     "recovered": "#17788a",
+    "quantised": "#8c7a1f",
 }
 """CSS variable: its colour on a light page. Grey, orange and blue-green differ for every kind of colour vision."""
 

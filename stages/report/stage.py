@@ -1,7 +1,8 @@
 """The report stage: one account of a recovery from its evaluations, cost and training, as JSON, Markdown and HTML.
 
-Each input may be missing: the evaluations "dense", "dense_recovered", "pruned" and "recovered"; "cost"; "prune";
-"recover". The report says what is missing. Nothing that depends on the run (times, cache hits) is written here.
+Each input may be missing: the evaluations "dense", "dense_recovered", "pruned", "recovered" and "quantised"; "cost";
+"prune"; "recover"; "quantise" or "gguf". The report says what is missing. Nothing that depends on the run (times, cache
+hits) is written here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from stages.report.figures import curve_svg, tasks_svg
 from stages.report.generation import generation
 from stages.report.inputs import protocol
 from stages.report.perplexity import corpora, texts
+from stages.report.quantised import quantised_notes
 from stages.report.render import SCHEMA, files
 from stages.report.scores import task_scores
 from stages.report.summary import accuracy_name, caution, main_figures, summary
@@ -64,12 +66,15 @@ def build(config: ReportConfig, inputs: Mapping[str, Path]) -> JSON:
         "trained_tasks": [name for name in config.trained_tasks if name in tasks],
         "configuration": config.configuration,
     }
+    if (record := _quantisation(inputs)) is not None:
+        report["quantisation"] = record
     # Wikipedia's passages under the name that a report's readers have known them by.
     report["perplexity"] = ((report["texts"] or {}).get("kinds") or {}).get("wikipedia")
     report["recovery"] = _recovery(report)
     report["summary"] = summary(report)
     report["caution"] = caution(report)
     report["notes"] = _notes(config, evaluations) + _apart(report["training"])
+    report["notes"] += quantised_notes(report.get("quantisation"))
     return report
 
 
@@ -106,6 +111,16 @@ def _recovery(report: JSON) -> JSON:
         "interval": share.get("interval"),
         "reason": share.get("reason") if share else missing,
     }
+
+
+def _quantisation(inputs: Mapping[str, Path]) -> JSON | None:
+    """Return how the last model was put in few bits; None where it was not, or was not judged."""
+    if "quantised" not in inputs:
+        return None
+    if "quantise" in inputs:
+        return dict(read_json(inputs["quantise"] / "quantisation.json"))
+    file = read_json(inputs["gguf"] / "conversion.json")
+    return {"scheme": file["dtype"], "method": "gguf", "bytes": {"after": file["bytes"]}, "remarks": file["remarks"]}
 
 
 def _apart(training: JSON) -> list[str]:

@@ -142,7 +142,8 @@ def main_figures(report: JSON) -> JSON:
     average, texts = report["mean"] or {}, report["texts"] or {"kinds": {}, "mean": None}
     passages, over_kinds = texts["kinds"].get("wikipedia") or {}, texts["mean"] or {}
     figures: JSON = {}
-    for model in MODELS:
+    # Only a run that quantises has figures of a quantised model.
+    for model in MODELS if report.get("quantisation") else MODELS[:-1]:
         figures[f"accuracy/{model}"] = average.get(model, {}).get("acc")
         figures[f"bits_per_byte/{model}"] = average.get(model, {}).get("bits_per_byte")
         figures[f"perplexity/{model}"] = passages.get(model)

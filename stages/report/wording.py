@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-MODELS = ("dense", "dense_recovered", "pruned", "recovered")
-"""The places in a recovery, in the order in which a report shows them."""
+MODELS = ("dense", "dense_recovered", "pruned", "recovered", "quantised")
+"""The places in a recovery, in the order in which a report shows them, and what an export makes of the last."""
 
 NAMES = {"dense_recovered": "recovered dense"}
 """The name of a place whose key is not a word."""

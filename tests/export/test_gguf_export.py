@@ -156,6 +156,49 @@ def test_olmo2_reads_no_tied_head_so_it_is_written_out(tmp_path: Path) -> None:
     np.testing.assert_array_equal(written["output.weight"], written["token_embd.weight"])
 
 
+STEPS = {"q8_0": 254, "q5_1": 31, "q5_0": 31, "q4_1": 15, "q4_0": 15}
+"""Steps between the smallest and the largest value of a block."""
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}
+
+
+def half_a_step(weight: torch.Tensor, dtype: str) -> np.ndarray:
+    """Return the most that a format may change each value: half a step, and one where it has no room for the end."""
+    blocks = weight.float().numpy().reshape(-1, 32)
+    if dtype.endswith("_1"):
+        step = (blocks.max(1) - blocks.min(1)) / STEPS[dtype]
+    else:
+        # Formats without a minimum reach one step further below zero than above it, so one end is cut by a step.
+        step = 2 * np.abs(blocks).max(1) / (STEPS[dtype] if dtype == "q8_0" else (STEPS[dtype] + 1) / 2)
+    # Scales are stored in float16, and so is the minimum.
+    return np.broadcast_to(step[:, None] / 2 + 2e-3 * np.abs(blocks).max(1)[:, None], blocks.shape).reshape(
+        weight.shape
+    )
+
+
+@pytest.mark.parametrize("dtype", STEPS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_matrices_in_blocks_are_within_the_formats_error_and_the_output_is_in_eight_bits(
+    dtype: str, tied: bool, tmp_path: Path
+) -> None:
+    model = pruned(tmp_path, hidden_size=96, tie_word_embeddings=tied)
+    assert convert(model, tmp_path / "model.gguf", dtype=dtype)["dtype"] == dtype
+    file = tmp_path / "model.gguf"
+    types = {t.name: t.tensor_type.name.lower() for t in GGUFReader(file).tensors}
+    assert types["token_embd.weight"] == ("q8_0" if tied else dtype)
+    assert types.get("output.weight") == (None if tied else "q8_0")
+    assert {types[f"blk.1.{name}.weight"] for name in ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up")} == {dtype}
+    assert types["blk.1.ffn_norm.weight"] == types["output_norm.weight"] == "f32"
+    assert types["blk.1.ffn_down.weight"] == "f16", "40 columns are no whole blocks of 32"
+    assert fields(file)["general.file_type"] == FILE_TYPES[dtype]
+    assert fields(file)["general.quantization_version"] == 2
+    stored, written = load_file(model / "model.safetensors"), tensors(file)
+    for ours, theirs in (("blk.1.attn_v", "model.layers.1.self_attn.v_proj"), ("token_embd", "model.embed_tokens")):
+        weight = stored[f"{theirs}.weight"]
+        error = np.abs(written[f"{ours}.weight"] - weight.numpy())
+        assert (error <= half_a_step(weight, types[f"{ours}.weight"])).all()
+        assert error.any()
+
+
 @pytest.mark.parametrize(
     ("dtype", "file_type", "tolerance"), [("f32", 0, 0.0), ("f16", 1, 1e-3), ("bf16", 32, 5e-3), ("q8_0", 7, 1e-2)]
 )
@@ -248,6 +291,9 @@ def test_options_and_families_are_checked_before_anything_is_built() -> None:
         check_export(ExportConfig(format="ggfu"))
     with pytest.raises(UserError, match=r"export\.dtype 'q80', did you mean 'q8_0'"):
         check_export(ExportConfig(format="gguf", dtype="q80"))
+    for dtype, said in (("q4_k_m", "model-q4_k_m.gguf Q4_K_M"), ("IQ3_xs", "model-iq3_xs.gguf IQ3_XS")):
+        with pytest.raises(UserError, match=f"llama.cpp's own tool alone.*llama-quantize model.gguf {said}"):
+            check_export(ExportConfig(format="gguf", dtype=dtype))
     with pytest.raises(UserError, match="export=gguf, or leave"):
         check_export(ExportConfig(format="hf", dtype="f16"))
     shape = DecoderShape(family="bloom", hidden=8, head_dim=4, vocabulary=9, tied=True, layers=())

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from helpers.pruned_models import SELECTIONS, pruned, sentencepiece
+from stages.adapters.loading import Source
 from stages.decoders.checkpoint import load_model, load_tokenizer
 from stages.export.gguf import convert
 
@@ -84,6 +85,31 @@ def test_biases_and_scaled_positions_are_computed_alike(options: dict[str, Any],
     model = pruned(tmp_path, "llama", "differing", **options)
     convert(model, tmp_path / "model.gguf")
     compare(model, tmp_path / "model.gguf", tolerance=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
+def test_blocks_are_computed_as_their_dequantised_weights(dtype: str, tmp_path: Path) -> None:
+    model = pruned(tmp_path / "base", "llama", "differing", hidden_size=96)
+    (tmp_path / "file").mkdir()
+    convert(model, tmp_path / "file" / "model.gguf", dtype=dtype)
+    reference = Source.of(tmp_path / "file", base=model.parent).load(dtype="float32")
+    other = llama_cpp.Llama(
+        str(tmp_path / "file" / "model.gguf"),
+        n_ctx=64,
+        n_threads=1,
+        logits_all=True,
+        verbose=False,
+        type_k=FLOAT32,
+        type_v=FLOAT32,
+    )
+    ids = load_tokenizer(model)(TEXTS[0])["input_ids"]
+    other.eval(ids)
+    with torch.no_grad():
+        logits = reference(torch.tensor([ids])).logits[0]
+    # llama.cpp rounds what goes into a matrix in blocks to 8 bits.
+    difference = (torch.tensor(np.array(other.scores[: len(ids)])) - logits).abs().mean()
+    assert difference < 0.02 * logits.abs().mean()
+    other.close()
 
 
 def test_a_sentencepiece_tokenizer_splits_alike(tmp_path: Path) -> None:

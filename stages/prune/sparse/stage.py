@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.common.files import read_json
+from stages.common.later import recorded
 from stages.decoders import checkpoint
 from stages.decoders.architecture import DTYPES
 from stages.decoders.shapes import DecoderShape
@@ -93,7 +94,7 @@ def masked_model(
 
 def _record(config: SparseMLConfig, shape: DecoderShape, ids_BT: Tensor) -> dict[str, Any]:
     """Return the part of pruning.json that does not depend on the outcome."""
-    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "calibration_ids"}
+    options = {name: value for name, value in recorded(config).items() if name != "calibration_ids"}
     parameters, macs = shape.parameters(), shape.multiply_accumulates(CONTEXT)
     return {
         "method": config.method,

@@ -30,6 +30,8 @@ def cost(report: JSON) -> Iterator[Block]:
     models = {model: measured["models"][model] for model in w.MODELS if model in measured.get("models", {})}
     if not models:
         return
+    if report.get("quantisation"):
+        models["quantised"] = {"bytes": report["quantisation"]["bytes"]["after"]}
     known = {key for entry in models.values() for key, value in entry.items() if value is not None}
     columns = [(key, label, write) for key, label, write in SIZES if key in known]
     yield Heading("Size and running cost")

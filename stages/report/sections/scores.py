@@ -12,6 +12,8 @@ from stages.report.summary import QUESTIONS
 from stages.report.verdict import label as label_of
 from stages.stage import JSON
 
+SOMETIMES = ("dense_recovered", "quantised")
+"""Models that have a column only where they were judged."""
 CAPTION = (
     "By task, with 95 % intervals: accuracy (the dark tick is chance), and where the task has it bits per byte of the "
     "right answer."
@@ -21,7 +23,7 @@ CAPTION = (
 def headline(report: JSON) -> Iterator[Block]:
     """Yield the table over everything that was judged, and the question that its shares answer."""
     average = report["mean"]
-    models = [model for model in w.MODELS if model != "dense_recovered" or _is_judged(report, model)]
+    models = [model for model in w.MODELS if model not in SOMETIMES or _is_judged(report, model)]
     rows: list[list[Cell]] = []
     for figures, remark in _of_text(report["texts"]) if report["texts"] else ():
         name = "held-out perplexity" if figures["per"] == "token" else "bits per byte, held-out text"
