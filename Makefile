@@ -12,9 +12,13 @@ FOR_A_GPU := $(VENV)/.installed-for-a-gpu
 # A file's tests stay in one process, because they share what its fixtures build; conftest.py says which files begin.
 TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 SLOW := real or slow
+NEWEST := .venv-newest
+NEWEST_PACKAGES = PYTHONPATH=tests $(RUN) -m helpers.newest
+NEWEST_TEST = OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder \
+	-m 'not ($(SLOW) or faults)'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup recover plan compare screenshots wandb-sync wandb-report wandb-sweep gpu-check test test-slow test-all faults check format lint types constraints clean
+.PHONY: help setup recover plan compare screenshots wandb-sync wandb-report wandb-sweep gpu-check test test-slow test-all test-newest faults check format lint types constraints clean
 
 help: ## show this
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +79,17 @@ faults: setup ## damage, kill and mislead it in every way known: a table of what
 
 test-all: setup ## run both
 	@$(TEST) $(ARGS)
+
+# An environment of its own, so that what is pinned stays. First the newest versions that resolve together, then without
+# llm-compressor, which holds transformers, and without the tests that need it.
+test-newest: setup ## run the tests with the newest packages that resolve together, in .venv-newest (hours, gigabytes)
+	@test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade $$($(NEWEST_PACKAGES))
+	@$(NEWEST_TEST) $(ARGS)
+	@$(NEWEST)/bin/python -m pip uninstall --quiet --yes llmcompressor
+	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade $$($(NEWEST_PACKAGES) --without llmcompressor)
+	@$(NEWEST_TEST) -k 'not masks and not sparseml and not masked' $(ARGS)
 
 check: lint types test ## lint, format, types and `make test`
 

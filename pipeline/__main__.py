@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -15,19 +16,23 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.console.ending import FAULT, STOPPED, fault, status_of
+from pipeline.console.lines import say
 from pipeline.execution import plan, run
 from pipeline.schema.config import Action, Config, register
 from pipeline.schema.overrides import asked_for_help, check_arguments
+from stages.common.checks import short
+from stages.common.visible import one_line
 from stages.errors import UserError
 
 log = logging.getLogger("pipeline")
 TERMINATED = 128 + signal.SIGTERM
 """Exit status after a SIGTERM, as shells report it."""
-STOPPED = "stopped. What was finished is kept: the same command goes on from there."
 FAILED: list[str] = []
 """The overrides of jobs that ended in an error: of a sweep, those of all its failed jobs."""
 BEGUN: set[str] = set()
@@ -64,9 +69,9 @@ def job(composed: DictConfig) -> None:
         if stop.code == TERMINATED:
             log.error(STOPPED)
         raise
-    except Exception:
-        log.exception("This is a bug, not a mistake of yours.")
-        raise SystemExit(2) from None
+    except Exception as error:
+        log.error("%s", fault(error, Path(HydraConfig.get().runtime.output_dir)))
+        raise SystemExit(FAULT) from None
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -90,23 +95,33 @@ def _nowhere(arguments: list[str]) -> Iterator[list[str]]:
 
 def main() -> None:
     """Print the help where it is asked for. Otherwise check the command line, then hand it to Hydra."""
-    register()
-    try:
-        if (words := asked_for_help(sys.argv[1:])) is not None:
-            from pipeline.schema.help import text  # only where it is asked for
+    if status := status_of(_command):
+        raise SystemExit(status)
 
-            print(text(words))
-            return
-        check_arguments(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+
+def _command() -> None:
+    register()
+    if (words := asked_for_help(sys.argv[1:])) is not None:
+        from pipeline.schema.help import text  # only where it is asked for
+
+        say(text(words))
+        return
+    check_arguments(sys.argv[1:])
+    # Hydra then raises what it would print as a traceback.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     with _nowhere(sys.argv[1:]) as arguments:
         sys.argv[1:] = arguments
-        job()
+        try:
+            job()
+        except OSError as error:
+            raise UserError(
+                f"the run's own directory can't be made ({error.strerror}: {short(error.filename, 200)}). "
+                "Name another: hydra.run.dir=DIR, of a sweep hydra.sweep.dir=DIR."
+            ) from error
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"the configuration can't be composed: {one_line(str(error))}") from error
     if FAILED:
-        print(f"error: {len(FAILED)} of the sweep's jobs failed: {'; '.join(FAILED)}", file=sys.stderr)
-        raise SystemExit(1)
+        raise UserError(f"{len(FAILED)} of the sweep's jobs failed: {'; '.join(FAILED)}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from pipeline.comparison.published import HEADING, published
 from pipeline.comparison.run import Run
 from pipeline.comparison.runs import runs
 from pipeline.comparison.sections import KINDS, sections
+from pipeline.console.ending import status_of
+from pipeline.console.lines import say
 from pipeline.console.options import split
 from pipeline.engine.store import DEFAULT, VARIABLE, Store
 from stages.common.choices import nearest
@@ -39,11 +41,8 @@ Groups = Sequence[Sequence[Run]]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page, or print the comparison in another format."""
-    try:
-        _compare(sys.argv[1:] if arguments is None else arguments)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    if status := status_of(lambda: _compare(sys.argv[1:] if arguments is None else arguments)):
+        raise SystemExit(status)
 
 
 def _compare(arguments: Sequence[str]) -> None:
@@ -63,18 +62,18 @@ def _compare(arguments: Sequence[str]) -> None:
         from pipeline.comparison.page import html  # Altair, only where a chart is drawn
 
         write_text(file, html(groups, known, root, file))
-        print(_terminal(groups, known))
+        say(_terminal(groups, known))
     elif form == "cells":
         if file is None:
             raise UserError("format=cells writes one file a run. Name their folder: output=DIR.")
-        print(f"{len(cells.write(file, groups))} cells")
+        say(f"{len(cells.write(file, groups))} cells")
     else:
         text = _text(form, chart, groups, known)
         if file is None:
-            print(text, end="")
+            say(text, end="")
             return
         write_text(file, text)
-    print(file)
+    say(str(file))
 
 
 def _text(form: str, chart: str, groups: Groups, known: Sequence[Line]) -> str:

@@ -1,13 +1,17 @@
-"""`python -m pipeline.inspect ls | show KEY | why KEY | verify | gc`: the artifact store, without loading torch."""
+"""`python -m pipeline.inspect ls | show KEY | why KEY | verify | reproduce KEY | gc`: the artifact store.
+
+Only `reproduce` loads torch.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
 import os
-import sys
 from pathlib import Path
 
+from pipeline.console.ending import status_of
+from pipeline.console.lines import say
 from pipeline.console.tables import DIGITS, describe_differences, size, table
 from pipeline.engine.artifact import Artifact, named
 from pipeline.engine.garbage import Garbage, age
@@ -15,11 +19,15 @@ from pipeline.engine.integrity import missing_or_resized
 from pipeline.engine.provenance import drift
 from pipeline.engine.store import DEFAULT, VARIABLE, Store, lock_of
 from pipeline.planning.keys import flatten
+from pipeline.planning.runtime import resolve_device
 from stages.common.checks import short
+from stages.common.files import users_path
 from stages.errors import UserError
 
 COMMAND = "python -m pipeline.inspect"
 DAY = 24 * 60 * 60
+DOWNLOADS = os.environ.get("PRUNE_RECOVER_CACHE", "~/.cache/prune-recover")
+"""The default of runtime.cache, as conf/runtime/auto.yaml has it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
     verify.add_argument(
         "--repair", action="store_true", help="set broken artifacts aside, so that the next run builds them again"
     )
+    again = commands.add_parser("reproduce", help="build an artifact again beside the first, and compare")
+    again.add_argument("key", help="the key's first digits, or the directory's name")
+    again.add_argument("--at", type=_place, action="append", default=[], metavar="NAME=PATH", help="a file of yours")
+    again.add_argument("--threads", type=int, help="number of threads, as the run had it (runtime.threads)")
+    again.add_argument("--device", default="auto", help="cpu or cuda, as the run had it; here auto")
+    again.add_argument("--cache", default=DOWNLOADS, help="the downloads (runtime.cache)")
     collect = commands.add_parser("gc", help="what no report needs and no run holds; a dry run unless --delete")
     collect.add_argument("--delete", action="store_true", help="delete it")
     collect.add_argument("--unfinished", action="store_true", help="with the builds that a run would go on from")
@@ -46,22 +60,24 @@ def main(arguments: list[str] | None = None) -> int:
         "--keep-bytes", type=_number, metavar="BYTES", help="only what the store has above BYTES, the oldest first"
     )
     given = parser.parse_args(arguments)
-    try:
-        store = Store.at(given.root)
-        if not store.root.is_dir():
-            raise UserError(f"there is no store at {store.root}. Run a pipeline first, or name one: --root DIR.")
-        if given.command == "ls":
-            return ls(store)
-        if given.command == "show":
-            return show(store.find(given.key))
-        if given.command == "why":
-            return why(store, store.find(given.key))
-        if given.command == "verify":
-            return verify_all(store, repair=given.repair)
-        return collect_garbage(store, given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return status_of(lambda: _asked(given))
+
+
+def _asked(given: argparse.Namespace) -> int:
+    store = Store.at(given.root)
+    if not store.root.is_dir():
+        raise UserError(f"there is no store at {store.root}. Run a pipeline first, or name one: --root DIR.")
+    if given.command == "ls":
+        return ls(store)
+    if given.command == "show":
+        return show(store.find(given.key))
+    if given.command == "why":
+        return why(store, store.find(given.key))
+    if given.command == "verify":
+        return verify_all(store, repair=given.repair)
+    if given.command == "reproduce":
+        return compare_again(store, store.find(given.key), given)
+    return collect_garbage(store, given)
 
 
 def ls(store: Store) -> int:
@@ -74,14 +90,14 @@ def ls(store: Store) -> int:
         )
     for path in store.partials():
         rows.append((named(path), "", size(bytes_under(path)), "", "unfinished"))
-    print(table(rows) if len(rows) > 1 else f"{store.root} is empty.")
+    say(table(rows) if len(rows) > 1 else f"{store.root} is empty.")
     return 0
 
 
 def show(artifact: Artifact) -> int:
     """Print one artifact: configuration, inputs, summary, files and where it came from."""
     manifest = artifact.manifest
-    print(f"{artifact.name}\nkey      {artifact.key}\npath     {artifact.path}\ncreated  {manifest['created']}")
+    say(f"{artifact.name}\nkey      {artifact.key}\npath     {artifact.path}\ncreated  {manifest['created']}")
     for title, values in (
         ("configuration", flatten(manifest["payload"]["config"])),
         ("inputs", manifest["inputs"]),
@@ -91,8 +107,8 @@ def show(artifact: Artifact) -> int:
         ("drift since", {name: f"{then} → {now}" for name, (then, now) in drift(manifest).items()}),
     ):
         if values:
-            print(f"\n{title}")
-            print(table([(f"  {name}", short(value, 100)) for name, value in values.items()]))
+            say(f"\n{title}")
+            say(table([(f"  {name}", short(value, 100)) for name, value in values.items()]))
     return 0
 
 
@@ -100,13 +116,13 @@ def why(store: Store, artifact: Artifact) -> int:
     """Print the fields in which an artifact differs from the most similar one of its stage."""
     found = store.nearest(artifact.manifest["payload"], but=artifact.key)
     if found is None:
-        print(f"{artifact.name} is the only artifact of its stage.")
+        say(f"{artifact.name} is the only artifact of its stage.")
         return 0
     other, fields = found
-    print(f"{artifact.name} is another artifact than {other.name} because of: {describe_differences(fields, most=50)}.")
+    say(f"{artifact.name} is another artifact than {other.name} because of: {describe_differences(fields, most=50)}.")
     for name in (field.removeprefix("inputs.") for field in fields if field.startswith("inputs.")):
         theirs, ours = (one.manifest["inputs"].get(name, "none") for one in (other, artifact))
-        print(f"  input {name}: {theirs} → {ours}")
+        say(f"  input {name}: {theirs} → {ours}")
     return 0
 
 
@@ -117,23 +133,47 @@ def verify_all(store: Store, *, repair: bool) -> int:
     """
     problems = [(artifact.path, store.changed(artifact)) for artifact in store.artifacts()] + store.unreadable()
     for path, problem in sorted(problems):
-        print(f"{'BROKEN' if problem else 'ok    '}  {named(path)}{'  ' + problem if problem else ''}")
+        say(f"{'BROKEN' if problem else 'ok    '}  {named(path)}{'  ' + problem if problem else ''}")
     broken = [path for path, problem in problems if problem]
     if not broken:
         return 0
     if not repair:
-        print(f"{len(broken)} broken. Set aside, so that the next run builds again: {COMMAND} verify --repair")
+        say(f"{len(broken)} broken. Set aside, so that the next run builds again: {COMMAND} verify --repair")
         return 1
     with store.cleaning():
         held = store.held()
         for path in broken:
             if lock_of(path) in held or store.in_use(path):
-                print(f"in use  {named(path)}")
+                say(f"in use  {named(path)}")
             elif not path.exists() or not store.problem(path):
-                print(f"ok      {named(path)}  built again meanwhile")
+                say(f"ok      {named(path)}  built again meanwhile")
             else:
-                print(f"moved   {named(path)} to {store.set_aside(path)}")
-    print(f"The next run builds them again. Delete what was set aside: {COMMAND} gc --delete")
+                say(f"moved   {named(path)} to {store.set_aside(path)}")
+    say(f"The next run builds them again. Delete what was set aside: {COMMAND} gc --delete")
+    return 1
+
+
+def compare_again(store: Store, artifact: Artifact, given: argparse.Namespace) -> int:
+    """Build an artifact again beside the first and print what differs. Return 1 where something does, else 0."""
+    from pipeline.engine.reproduction import reproduce  # with every stage's options
+
+    differences = reproduce(
+        store,
+        artifact,
+        places=dict(given.at),
+        cache=users_path(given.cache),
+        device=resolve_device(given.device),
+        threads=given.threads,
+    )
+    if not differences:
+        say(f"{artifact.name} was built again with the same content.")
+        return 0
+    for line in differences:
+        say(line)
+    changes = ", ".join(f"{name} {then} → {now}" for name, (then, now) in drift(artifact.manifest).items())
+    if changes:
+        say(f"Built by other code than today's: {changes}.")
+    say("Processor, torch and the number of threads (--threads) decide rounding: docs/reproducibility.md.")
     return 1
 
 
@@ -145,13 +185,13 @@ def collect_garbage(store: Store, given: argparse.Namespace) -> int:
     with store.cleaning():
         garbage = Garbage.of(store, unfinished=given.unfinished)
         for path in garbage.held:
-            print(f"in use  {named(path)}")
+            say(f"in use  {named(path)}")
         candidates = garbage.free
         if given.unfinished:
             candidates = sorted([*candidates, *garbage.unfinished], key=age, reverse=True)
         else:
             for path in garbage.unfinished:
-                print(f"kept  {named(path)}  {size(bytes_under(path))}  unfinished; --unfinished takes it")
+                say(f"kept  {named(path)}  {size(bytes_under(path))}  unfinished; --unfinished takes it")
         excess = math.inf if given.keep_bytes is None else bytes_under(store.root) - given.keep_bytes
         freed = 0
         for path in candidates:
@@ -159,17 +199,17 @@ def collect_garbage(store: Store, given: argparse.Namespace) -> int:
                 continue
             bytes_ = bytes_under(path)
             freed += bytes_
-            print(f"{'deleted' if given.delete else 'would delete'}  {named(path)}  {size(bytes_)}")
+            say(f"{'deleted' if given.delete else 'would delete'}  {named(path)}  {size(bytes_)}")
             if given.delete:
                 store.delete(path)
         if given.delete:
             store.forget_locks()
     if not freed:
-        print("nothing to collect.")
+        say("nothing to collect.")
     elif given.delete:
-        print(f"{size(freed)} freed.")
+        say(f"{size(freed)} freed.")
     else:
-        print(f"This was a dry run: {size(freed)} can be freed. Delete with: {COMMAND} gc --delete")
+        say(f"This was a dry run: {size(freed)} can be freed. Delete with: {COMMAND} gc --delete")
     return 0
 
 
@@ -187,6 +227,14 @@ def _number(text: str) -> float:
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number of at least 0, and is {text!r}")
     return number
+
+
+def _place(text: str) -> tuple[str, Path]:
+    """Return the name and the path of NAME=PATH."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"must be NAME=PATH, and is {text!r}")
+    return name, users_path(path)
 
 
 def bytes_under(path: Path) -> int:

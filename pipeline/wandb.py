@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from pipeline.console.ending import status_of
+from pipeline.console.lines import say
 from pipeline.tracking.tracker import TrackerConfig
 from stages.common.files import users_path
-from stages.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,23 +26,24 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--entity", help="the user or team that the project belongs to; the account's own")
         command.add_argument("--output", default=name, help=f"the file; here {name}")
     given = parser.parse_args(arguments)
-    try:
-        if given.command == "sync":
-            from pipeline.tracking.wandb_sync import sync
+    if status := status_of(lambda: _asked(given)):
+        raise SystemExit(status)
 
-            for line in sync(users_path(given.directory)):
-                print(line, flush=True)
-        elif given.command == "report":
-            from pipeline.tracking.wandb_report import report
 
-            print(report(given.project, given.entity, Path(given.output), online=given.online))
-        else:
-            from pipeline.tracking.wandb_sweep import write_sweep
+def _asked(given: argparse.Namespace) -> None:
+    if given.command == "sync":
+        from pipeline.tracking.wandb_sync import sync
 
-            print(write_sweep(Path(given.output), given.overrides, given.project, given.entity))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        for line in sync(users_path(given.directory)):
+            say(line)
+    elif given.command == "report":
+        from pipeline.tracking.wandb_report import report
+
+        say(str(report(given.project, given.entity, Path(given.output), online=given.online)))
+    else:
+        from pipeline.tracking.wandb_sweep import write_sweep
+
+        say(str(write_sweep(Path(given.output), given.overrides, given.project, given.entity)))
 
 
 if __name__ == "__main__":

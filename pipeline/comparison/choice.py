@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import product
 
+from pipeline.console.lines import complain
 from pipeline.schema.written import written
 from stages.common.choices import nearest
 from stages.errors import UserError
@@ -69,7 +69,7 @@ def _of_experiment(words: Sequence[str]) -> Choice:
         if not taken:
             raise UserError(f"none of the {len(keys)} runs of this experiment is in the store. Run it: {run}")
         if len(taken) < len(keys):
-            print(f"{len(taken)} of the {len(keys)} runs are in the store. Run the others: {run}", file=sys.stderr)
+            complain(f"{len(taken)} of the {len(keys)} runs are in the store. Run the others: {run}")
         return taken
 
     return choose

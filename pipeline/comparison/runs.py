@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,18 +11,17 @@ from typing import Any
 from pipeline.comparison import cells
 from pipeline.comparison.choice import Choice, everything
 from pipeline.comparison.run import Layer, Run
+from pipeline.console.lines import complain
 from pipeline.engine.artifact import MANIFEST
 from pipeline.engine.store import PARTIAL
 from stages.adapters.registry import ADAPTERS
 from stages.common.files import read_json, read_object
+from stages.common.visible import visible
 from stages.errors import UserError
 from stages.prune.kept import kept_of
 from stages.report.render import SCHEMA
 from stages.report.wording import MODELS
 from stages.stage import JSON
-
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, changes of writing direction and halves of characters, which no page can show."""
 
 
 def runs(root: Path, choose: Choice = everything) -> list[list[Run]]:
@@ -166,10 +163,10 @@ def _found(root: Path) -> Iterator[Run]:
         try:
             run = _of_store(path) if whole else cells.read(path)
         except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            complain(f"left out: {error}")
             continue
         if not isinstance(run.report, dict) or run.report.get("schema") != SCHEMA:
-            print(f"left out: {path} was written by another version of this project.", file=sys.stderr)
+            complain(f"left out: {path} was written by another version of this project.")
         else:
             yield replace(run, report=_printable(run.report))
 
@@ -188,9 +185,9 @@ def _of_store(path: Path) -> Run:
 
 
 def _printable(value: Any) -> Any:
-    """Return the value with what no page can show replaced by the sign for that. Names come from configurations."""
+    """Return the value with escapes for what would do something on a page. Names come from configurations."""
     if isinstance(value, str):
-        return UNPRINTABLE.sub("\ufffd", value)
+        return visible(value)
     if isinstance(value, Mapping):
         return {_printable(key): _printable(inner) for key, inner in value.items()}
     return [_printable(inner) for inner in value] if isinstance(value, list) else value

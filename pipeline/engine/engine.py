@@ -289,7 +289,13 @@ class Engine:
             # A directory without any file is nothing to resume, and would be shown as an unfinished build.
             if isinstance(error, UserError):
                 discard_if_empty(partial)
+            gone = next((path for path in (partial, *(one.path for one in inputs.values())) if not path.is_dir()), None)
             explained = explain_disk_error(error, f"building {node.name}")
+            if gone is not None and not isinstance(error, UserError):
+                explained = UserError(
+                    f"{gone} was removed while {node.name} was built. Run the same command again: it builds what is "
+                    "missing."
+                )
             if explained is None:
                 raise
             raise explained from error

@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.engine import holds
 from pipeline.engine.artifact import MANIFEST, Artifact, read_manifest
+from pipeline.engine.disk import explain_disk_error
 from pipeline.engine.holds import LOCKS
 from pipeline.engine.integrity import SMALL, Hashes, Identity, flush, identify
 from pipeline.engine.unfinished import INPUTS, clear_leftovers, input_digests
@@ -42,6 +43,8 @@ VARIABLE, DEFAULT = "PRUNE_RECOVER_ARTIFACTS", "artifacts"
 PARTIAL = ".partial"
 ASIDE = ".broken"
 """Where broken artifacts are set aside."""
+REPRODUCED = ".reproduced"
+"""Where artifacts are built a second time, to be compared and removed."""
 SHORT = 16
 """Hex digits of the key in a directory's name; the manifest holds all 64."""
 ARTIFACT = re.compile(rf"-[0-9a-f]{{{SHORT}}}\Z")
@@ -127,9 +130,13 @@ class Store:
         return self._named(UNFINISHED)
 
     def leftovers(self) -> list[Path]:
-        """Return what killed runs left when they replaced an artifact, and the broken artifacts that were set aside."""
-        aside, replaced = self.root / ASIDE, (path for path in self._named(REPLACED) if not self.in_use(path))
-        return [*replaced, *(sorted(aside.iterdir()) if aside.is_dir() else ())]
+        """Return what no run reads: artifacts that were replaced, set aside as broken, or built only to compare."""
+        passing = [*self._named(REPLACED), *self._under(REPRODUCED)]
+        return [*(path for path in passing if not self.in_use(path)), *self._under(ASIDE)]
+
+    def _under(self, hidden: str) -> list[Path]:
+        directory = self.root / hidden
+        return sorted(directory.iterdir()) if directory.is_dir() else []
 
     def set_aside(self, path: Path) -> Path:
         """Move the directory of a broken artifact out of the way, and return its new place."""
@@ -234,8 +241,17 @@ class Store:
 
     @contextmanager
     def lock(self, stage: str, key: str, *, waiting: Callable[[], None]) -> Iterator[None]:
-        """Hold the artifact's lock. `waiting` is called once where another process holds it."""
-        with holds.locked(self.root / LOCKS / f"{lock_name(stage, key)}.lock", waiting=waiting):
+        """Hold the artifact's lock. `waiting` is called once where another process holds it.
+
+        Raises:
+            UserError: the disk is full, or can't be written.
+        """
+        lock = holds.locked(self.root / LOCKS / f"{lock_name(stage, key)}.lock", waiting=waiting)
+        with ExitStack() as held:
+            try:
+                held.enter_context(lock)
+            except OSError as error:
+                raise explain_disk_error(error, f"locking an artifact of {stage}") or error from error
             yield
 
     def in_use(self, path: Path) -> bool:
@@ -273,7 +289,8 @@ class Store:
 
     def forget_locks(self) -> None:
         """Remove the locks of artifacts that are gone. To be called within `cleaning`: no run may start meanwhile."""
-        living = {lock_of(path) for path in (*self._named(ARTIFACT), *self.partials())} | self.held()
+        there = (*self._named(ARTIFACT), *self.partials(), *self._under(REPRODUCED))
+        living = {lock_of(path) for path in there} | self.held()
         for path in (self.root / LOCKS).glob(f"*-{'[0-9a-f]' * SHORT}.lock"):
             if path.stem not in living:
                 path.unlink(missing_ok=True)

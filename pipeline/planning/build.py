@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 
 from pipeline.planning.data import data_node, data_roles, kinds_in, named, tasks_in
 from pipeline.planning.graph import Graph, Node
-from pipeline.planning.keys import derive_seed
+from pipeline.planning.keys import canonical, derive_seed
 from pipeline.planning.runtime import check_runtime, resolve_device
 from pipeline.planning.settled import cache_directory, pruning_of, recovery_of, rows_of
 from pipeline.schema.config import Config, Reference
@@ -229,8 +229,9 @@ class _Plan:
             channel_ratio=config.prune.channel_ratio,
             trained_tasks=[] if data is None else tasks_in(data),
             resembles={use: kinds_in(node) for use, node in self._texts_read()},
-            # Trials are left out: they are the recovery at other rates.
-            configuration={role: node.payload["config"] for role, node in roles.items() if node.stage is not TRIAL},
+            # Trials are left out: they are the recovery at other rates. In the order of the key, so that equal keys
+            # give equal bytes.
+            configuration=canonical({role: n.payload["config"] for role, n in roles.items() if n.stage is not TRIAL}),
         )
         return Node(STAGES["report"], self._last().label, report, report_plan.read(roles) or {"model": roles["model"]})
 

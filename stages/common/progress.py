@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from stages.common.machine import time_on_cores
+from stages.common.visible import visible
 
 EVERY = 10.0
 """Seconds over which a bar looks at what its process waited for."""
@@ -35,7 +36,7 @@ def progress(
 ) -> tqdm[Any]:
     """Return a progress bar. `scale` prints large numbers (bytes, tokens) as k, M, G; `silent` shows nothing."""
     return _Bar(
-        desc=description,
+        desc=visible(description),
         disable=silent or _silent,
         total=total,
         unit=unit,

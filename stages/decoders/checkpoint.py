@@ -119,7 +119,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     model_type = read_object(config).get("model_type") if config.is_file() else None
     # transformers chooses a tokenizer's class by the model's, and knows only the family of a pruned model.
     known = {"config": config_class(model_type.removeprefix(PRUNED_PREFIX))()} if model_type in PRUNED_MODELS else {}
-    with _explained(directory, "a tokenizer"):
+    with _explained(directory, "a tokenizer"), _without_code(directory):
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **known)
 
 
@@ -279,6 +279,20 @@ def _explained(directory: Path, kind: str) -> Iterator[None]:
         raise UserError(
             f"{directory} can't be loaded as {kind}: {type(error).__name__}: {reason[:REASON]} Fetch or build it again."
         ) from error
+
+
+@contextmanager
+def _without_code(directory: Path) -> Iterator[None]:
+    """Say it in a user's words where transformers asks for leave to run a tokenizer's own code."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(
+            f"the tokenizer in {directory} wants Python code of its own (auto_map), which is never run. Where it has a "
+            'tokenizer.json, "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json reads it without.'
+        ) from None
 
 
 @contextmanager

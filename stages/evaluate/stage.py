@@ -18,6 +18,7 @@ from pathlib import Path
 from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.common.journal import Journal
 from stages.common.progress import progress
+from stages.common.visible import visible
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.continuations import totals
 from stages.evaluate.examination import Ask, Examination, Unit, loader, together
@@ -97,7 +98,8 @@ def _judge(config: EvaluateConfig, artifact: Path, output: Path, examination: Ex
     with progress("evaluate", total=sum(unit.answers for unit in units), unit="answer") as bar:
         answers = ask(units, bar.update)
         for unit in units:
-            bar.set_description(f"evaluate {record[unit.name]['label'] if unit.kind == 'tasks' else unit.name}")
+            name = record[unit.name]["label"] if unit.kind == "tasks" else unit.name
+            bar.set_description(visible(f"evaluate {name}"))
             answer = next(answers)
             if unit.kind == "tasks":
                 journals[unit.name].extend(answer)

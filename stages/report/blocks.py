@@ -12,7 +12,9 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-PIPE = re.compile(r"\|")
+TAGS = re.compile(r"<(?=[A-Za-z/!?])|(?<=\])\(")
+"""Where a name would begin a tag or a link. Sentences of reports have neither."""
+PIPE = re.compile(rf"\||{TAGS.pattern}")
 MARKS = re.compile(r"[\\`*_~{}\[\]<>#|&$]")
 """Characters that Markdown reads as more than themselves."""
 
@@ -102,22 +104,26 @@ def skeleton(title: str, body: str, *, kind: str = "", head: str = "") -> str:
 def _markdown(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f"{'#' * level} {text}"
+            return f"{'#' * level} {_plain(text)}"
         case Paragraph(text, "caution"):
-            return f"> **Caution.** {text}"
+            return f"> **Caution.** {_plain(text)}"
         case Paragraph(text, _):
-            return text
+            return _plain(text)
         case Table():
             return "\n".join(_markdown_table(block))
         case Picture(file, _, caption):
-            return f"![{caption}]({file})\n\n*{caption}*"
+            return f"![{_plain(caption)}]({file})\n\n*{_plain(caption)}*"
         case Folded(title, content):
             inner = f"```json\n{content}\n```" if isinstance(content, str) else _markdown(content)
             return f"<details><summary>{escape(title)}</summary>\n\n{inner}\n\n</details>"
 
 
+def _plain(text: str) -> str:
+    return TAGS.sub(r"\\\g<0>", text)
+
+
 def _markdown_table(table: Table) -> Iterable[str]:
-    yield "| " + " | ".join(table.columns) + " |"
+    yield "| " + " | ".join(PIPE.sub(r"\\\g<0>", column) for column in table.columns) + " |"
     yield "|" + "|".join(" --- " if _is_text(table, place) else " ---: " for place in range(len(table.columns))) + "|"
     for row in table.rows:
         cells = [cell if isinstance(cell, str) else " ".join(filter(None, cell)) for cell in row]

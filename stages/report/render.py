@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stages.common.files import read_json, write_text
+from stages.common.visible import visible
 from stages.report.blocks import html, markdown
 from stages.report.content import page
 from stages.stage import JSON
@@ -24,12 +25,14 @@ PICTURES = ("curve", "tasks")
 def files(report: JSON, pictures: Mapping[str, str]) -> dict[str, str]:
     """Return the text of each file of a report, by name. Equal reports and pictures give equal bytes."""
     content = page(report, pictures)
-    return {
+    texts = {
         "report.json": json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         "report.md": markdown(content),
         "report.html": html(content),
         **{f"{name}.svg": svg for name, svg in pictures.items()},
     }
+    # Names of models, tasks and files are anyone's, and a model may have written the texts.
+    return {name: visible(text) for name, text in texts.items()}
 
 
 def pictures(artifact: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stages.errors import UserError
 from stages.rows.interleave import interleave
+from stages.rows.packing import cut_at_spaces
 from stages.rows.stream import Part, parts_of
 from stages.stage import JSON
 
@@ -105,4 +106,6 @@ def _drawn(
     for index in order:
         found = row(index)
         # Rows run on across sequences, so a token that marks a beginning would stand in the middle of them.
-        yield tokenizer(found["prompt"] + found["response"], add_special_tokens=False)["input_ids"] + end
+        *pieces, last = cut_at_spaces(found["prompt"] + found["response"])
+        for text, more in (*((piece, []) for piece in pieces), (last, end)):
+            yield tokenizer(text, add_special_tokens=False)["input_ids"] + more

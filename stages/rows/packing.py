@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -27,6 +27,8 @@ from stages.stage import JSON
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LONGEST = 1 << 18
+"""Characters that are tokenised as one text. Of a longer row only as much is tokenised as is drawn."""
 WORTH_SHARING = 8
 """The fewest tokens of a common beginning for which the second document continues from the first."""
 
@@ -47,6 +49,8 @@ class Document:
     """Number of tokens before the row's response; 0 for plain text."""
     written: bool = False
     """Whether the labelled tokens were written by the model that is trained, and are no row's."""
+    continued: bool = field(default=False, compare=False)
+    """Whether the row was so long that an earlier portion of it was drawn before."""
 
     @property
     def labels(self) -> int:
@@ -137,14 +141,40 @@ def encode(
     Prompt and response are tokenised as one text, as the evaluation will meet them. Character offsets tell them apart:
     a token that holds any character of the response is labelled, so no character of the response escapes the loss. A
     row that is too long loses the beginning of its prompt first, then the end of its response. With `label_prompts`
-    every token is labelled.
+    every token is labelled. Of a row of more than `LONGEST` characters the first portion is taken.
 
     Raises:
         UserError: the tokenizer gives no character offsets.
     """
+    rows = [next(portions(row)) for row in rows]
     return [
         _cut(row, ids, response, tokenizer, length, label_prompts) for row, ids, response in _tokenised(rows, tokenizer)
     ]
+
+
+def portions(row: JSON) -> Iterator[JSON]:
+    """Yield `row`, or where it is longer than `LONGEST` characters what can be tokenised of it, one after another.
+
+    Plain text is cut at spaces. Of a row with a prompt the prompt's end and the beginning of the response stay.
+    """
+    prompt, response = row["prompt"], row["response"]
+    if len(prompt) + len(response) <= LONGEST:
+        yield row
+    elif prompt:
+        yield row | {"prompt": prompt[-LONGEST // 2 :], "response": response[: LONGEST // 2]}
+    else:
+        yield from (row | {"response": text} for text in cut_at_spaces(response))
+
+
+def cut_at_spaces(text: str) -> Iterator[str]:
+    """Yield `text` in pieces of at most `LONGEST` characters, each cut before its last space where it has one."""
+    start = 0
+    while len(text) - start > LONGEST:
+        stop = text.rfind(" ", start + 1, start + LONGEST)
+        stop = stop if stop > start else start + LONGEST
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
 
 
 def encode_whole(

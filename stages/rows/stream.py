@@ -18,7 +18,7 @@ from pathlib import Path
 from stages.common.files import read_json
 from stages.errors import UserError
 from stages.rows.interleave import interleave
-from stages.rows.packing import Document, tokens_of
+from stages.rows.packing import LONGEST, Document, portions, tokens_of
 from stages.stage import JSON
 
 BLOCK = 64
@@ -90,15 +90,31 @@ class Stream:
             yield from self._read(order)
 
     def _read(self, order: array[int]) -> Iterator[list[Document]]:
+        for block in _blocks(self._portions(order)):
+            for (index, place, _), documents in zip(block, self._encode([row for *_, row in block]), strict=True):
+                yield [replace(document, row=index + 1, continued=place > 0) for document in documents]
+
+    def _portions(self, order: array[int]) -> Iterator[tuple[int, int, JSON]]:
+        """Yield (index of the row, number of the portion, portion) of the rows in their order."""
         with self.path.open("rb") as file:
-            for first in range(0, len(order), BLOCK):
-                block = order[first : first + BLOCK]
-                rows = []
-                for index in block:
-                    file.seek(self._offsets[index])
-                    rows.append(json.loads(file.readline()))
-                for index, documents in zip(block, self._encode(rows), strict=True):
-                    yield [replace(document, row=index + 1) for document in documents]
+            for index in order:
+                file.seek(self._offsets[index])
+                for place, portion in enumerate(portions(json.loads(file.readline()))):
+                    yield index, place, portion
+
+
+def _blocks(items: Iterator[tuple[int, int, JSON]]) -> Iterator[list[tuple[int, int, JSON]]]:
+    """Yield portions in blocks that are tokenised at a time: of `BLOCK` portions, or `LONGEST` characters and more."""
+    block: list[tuple[int, int, JSON]] = []
+    characters = 0
+    for item in items:
+        block.append(item)
+        characters += len(item[-1]["prompt"]) + len(item[-1]["response"])
+        if len(block) == BLOCK or characters >= LONGEST:
+            yield block
+            block, characters = [], 0
+    if block:
+        yield block
 
 
 def _line_offsets(path: Path) -> array[int]:

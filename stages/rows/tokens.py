@@ -172,7 +172,9 @@ def _write(stream: Stream, tokens: int, final: Path) -> dict[str, Any]:
 def _until(stream: Stream, tokens: int) -> Iterator[tuple[int, Document]]:
     """Yield (number of the row drawn, document) until the documents hold `tokens` tokens."""
     total = 0
-    for number, documents in enumerate(stream.rows()):
+    number = -1
+    for documents in stream.rows():
+        number += not documents[0].continued
         for document in documents:
             yield number, document
             total += len(document.ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from helpers.tiny_tokenizer import byte_tokenizer
-from stages.rows.packing import Document, encode_whole
+from stages.rows.packing import LONGEST, Document, encode_whole, portions
 from stages.rows.stream import Stream
 from stages.rows.tokens import Tokenised, tokenised
+from stages.stage import JSON
 
 ROWS = [
     {"prompt": f"row {index}: ", "response": "yes " * (index % 5), "task": f"toy{index % 2}"} for index in range(40)
@@ -128,3 +130,51 @@ def test_an_instruction_that_is_too_long_is_cut_and_says_so(tokenizer: PreTraine
     ((document,),) = encode_whole([row], tokenizer, length=20, label_prompts=False)
     assert document.cut
     assert len(document.ids) == 20
+
+
+def test_of_a_long_row_only_what_is_drawn_is_tokenised(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    read = 0
+
+    def encode(rows: Sequence[JSON]) -> list[list[Document]]:
+        nonlocal read
+        read += sum(len(row["response"]) for row in rows)
+        return encode_whole(rows, tokenizer, length=256, label_prompts=True)
+
+    long = {"prompt": "", "response": "one of many words " * (LONGEST // 2), "task": "text"}
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [long, *TEXTS]))
+    documents = islice(Stream(tmp_path / "train.jsonl", encode, seed=1).documents(), 64)
+    assert sum(len(document.ids) for document in documents) > 600
+    assert read <= 2 * LONGEST
+
+
+def test_the_portions_of_a_long_row_are_its_text() -> None:
+    text = "one of many words " * (LONGEST // 6) + "x" * (LONGEST + 5)
+    found = [portion["response"] for portion in portions({"prompt": "", "response": text, "task": "text"})]
+    assert "".join(found) == text
+    assert max(map(len, found)) <= LONGEST
+    (asked,) = portions({"prompt": "a" * LONGEST + "b", "response": "c" + text, "task": "text"})
+    assert asked["prompt"].endswith("ab")
+    assert asked["response"].startswith("cone")
+    assert len(asked["prompt"] + asked["response"]) == LONGEST
+
+
+def test_a_long_row_counts_once_among_the_rows_drawn(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    long = {"prompt": "", "response": "and " * (LONGEST // 3), "task": "text"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(long) + "\n")
+    kept = tokenised(
+        tmp_path / "train.jsonl",
+        tokenizer,
+        length=1 << 12,
+        label_prompts=True,
+        seed=0,
+        tokens=LONGEST,
+        cache=tmp_path / "cache",
+    )
+    ends = [kept.drawn(number) for number in range(1, len(kept._table_DF) + 1)]
+    first_epoch = sum(len(documents) for documents in _encoded(long, tokenizer))
+    assert set(ends[:first_epoch]) == {1}
+    assert ends[first_epoch:] == [] or ends[first_epoch] == 2
+
+
+def _encoded(row: JSON, tokenizer: PreTrainedTokenizerFast) -> list[list[Document]]:
+    return encode_whole(list(portions(row)), tokenizer, length=1 << 12, label_prompts=True)
