@@ -387,3 +387,29 @@ def test_a_plan_compares_nothing_with_an_artifact_of_another_model_or_name(run) 
 def test_a_plan_says_no_more_where_only_what_came_before_is_another(run) -> None:
     run(chain(1, 2))
     assert why(run, chain(9, 2), "report") == "not in the store"
+
+
+def test_after_a_power_cut_no_manifest_stands_beside_files_that_never_reached_the_disk(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are flushed before the manifest, that and its directory before the name, and the name's directory last."""
+    calls: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def flushed(descriptor: int) -> None:
+        calls.append(f"flushed {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def renamed(old: Path, new: Path) -> None:
+        calls.append(f"renamed to {Path(new).name}")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "rename", renamed)
+    (artifact,) = run(chain(1)).done.values()
+    partial = f"flushed {artifact.path.name}.partial"
+    manifest, name = calls.index(f"flushed {MANIFEST}"), calls.index(f"renamed to {artifact.path.name}")
+    assert calls.index("flushed number.txt") < manifest < name
+    assert calls.index(partial) < manifest, "the names of the files are there before the manifest is"
+    assert manifest < len(calls) - 1 - calls[::-1].index(partial) < name
+    assert f"flushed {artifact.path.parent.name}" in calls[name:]
