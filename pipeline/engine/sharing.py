@@ -11,7 +11,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from stages.common.machine import processor_ticks, usable_cores
+from stages.common.cores import processor_ticks, usable_cores
 
 SAMPLE = 0.25
 """Seconds over which the other work is looked at. The system counts in hundredths."""

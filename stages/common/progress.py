@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages.common.machine import time_on_cores
+from stages.common.cores import time_on_cores
 from stages.common.visible import visible
 
 EVERY = 10.0

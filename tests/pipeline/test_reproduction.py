@@ -101,7 +101,8 @@ def all_choices() -> list[tuple[str, ...]]:
     prunes = [(f"prune={name}",) for name in kinds["prune"] if name not in ("none", "sheared")]
     adapters = [(f"adapter={name}",) for name in kinds["adapter"] if name != "none"]
     data = [(f"data={name}",) for name in ("general", "selfwritten", "best", "howto")]
-    return [*prunes, *adapters, *data, ("recover.tune=lr",), ("export=gguf",), ("recover=best",)]
+    exports = [("export=gguf",), ("export=compressed",), ("prune.shapes=served", "export=decilm")]
+    return [*prunes, *adapters, *data, *exports, ("recover.tune=lr",), ("recover=best",)]
 
 
 def test_the_options_of_every_stage_are_read_back_from_a_manifest() -> None:

@@ -18,7 +18,7 @@ from pipeline.engine.store import Store
 from pipeline.engine.unfinished import threads_of
 from pipeline.planning.graph import Graph
 from stages.common import progress
-from stages.common.machine import cpu_quota, usable_cores
+from stages.common.cores import cpu_quota, usable_cores
 from stages.decoders.work import Work
 
 
