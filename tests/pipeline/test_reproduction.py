@@ -101,7 +101,7 @@ def all_choices() -> list[tuple[str, ...]]:
     prunes = [(f"prune={name}",) for name in kinds["prune"] if name not in ("none", "sheared")]
     adapters = [(f"adapter={name}",) for name in kinds["adapter"] if name != "none"]
     data = [(f"data={name}",) for name in ("general", "selfwritten", "best", "howto")]
-    exports = [("export=gguf",), ("export=compressed",), ("prune.shapes=served", "export=decilm")]
+    exports = [("export=gguf",), ("export=compressed",), ("prune=best", "prune.shapes=served", "export=decilm")]
     return [*prunes, *adapters, *data, *exports, ("recover.tune=lr",), ("recover=best",)]
 
 
