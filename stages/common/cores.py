@@ -35,15 +35,19 @@ def cpu_quota(membership: Path, root: Path) -> float | None:
 
 
 def processor_ticks() -> int:
-    """Return the clock ticks that the cores of this process have been busy for, with whatever; 0 without /proc."""
+    """Return the clock ticks for which this process's cores have been busy, by work of its priority; 0 without /proc.
+
+    Work of a lower priority (`nice`) makes way, so it is left out, unless this process has a lower one itself.
+    """
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
     except OSError:
         return 0
     own = {f"cpu{core}" for core in _own_cores()}
-    # Time of a core: user, nice, system, idle, waiting for a disk, interrupts, and what other machines took.
-    counted = (fields for fields in map(str.split, lines) if fields[0] in own)
-    return sum(sum(map(int, fields[1:9])) - int(fields[4]) - int(fields[5]) for fields in counted)
+    # Of each core: user, nice, system, idle, waiting for a disk, two kinds of interrupts, and what other machines took.
+    counted = ([int(ticks) for ticks in fields[1:9]] for fields in map(str.split, lines) if fields[0] in own)
+    low = os.nice(0) <= 0
+    return sum(sum(ticks) - ticks[3] - ticks[4] - (ticks[1] if low else 0) for ticks in counted)
 
 
 def time_on_cores() -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from pipeline.engine.store import Store
 from pipeline.engine.unfinished import threads_of
 from pipeline.planning.graph import Graph
 from stages.common import progress
-from stages.common.cores import cpu_quota, usable_cores
+from stages.common.cores import cpu_quota, processor_ticks, usable_cores
 from stages.decoders.work import Work
 
 
@@ -64,6 +65,24 @@ def test_a_thread_is_taken_for_each_core_that_nothing_else_keeps_busy(
 
 def test_other_processes_are_counted(busy: None) -> None:
     assert measured().others > 0.4 * usable_cores()
+
+
+def test_work_of_a_lower_priority_is_not_counted() -> None:
+    """All that a core did in a time is at most that time, so what was niced is in no other number."""
+    command = ["nice", "-n", "19", sys.executable, "-c", "while True: pass"]
+    counting = [subprocess.Popen(command) for _ in range(usable_cores())]
+    began, busy, low = time.monotonic(), processor_ticks(), niced_ticks()
+    time.sleep(0.5)
+    passed, busy, low = time.monotonic() - began, processor_ticks() - busy, niced_ticks() - low
+    for process in counting:
+        process.kill()
+        process.wait()
+    assert busy + low <= 1.1 * passed * usable_cores() * os.sysconf("SC_CLK_TCK") + 4
+
+
+def niced_ticks() -> int:
+    """Return the ticks of low priority, as the first line of /proc/stat has them for all cores."""
+    return int(Path("/proc/stat").read_text().split()[2])
 
 
 @pytest.mark.skipif(usable_cores() < 2, reason="one core has no thread to give up")
