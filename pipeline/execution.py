@@ -155,10 +155,10 @@ def _planned(config: Config, words: Sequence[str], observe: Observe, *, measures
 
 def _seconds(engine: Engine, due: Sequence[Node], *, measures: bool) -> Mapping[str, float]:
     """Return the expected seconds of the stages `due`, which are to be built, by key, as far as they are known."""
-    speed = known(engine.cache, engine.threads)
+    speed = known(engine.cache, engine.threads.asked)
     expected = estimate(due, engine.works, engine.store, speed)
     if measures and expected.unknown:
-        speed = speed.measured(expected.unknown, engine.threads)
+        speed = speed.measured(expected.unknown, engine.threads.asked)
         expected = estimate(due, engine.works, engine.store, speed)
     return expected.seconds
 

@@ -26,9 +26,9 @@ from pipeline.engine.disk import explain_disk_error
 from pipeline.engine.estimates import timing
 from pipeline.engine.holds import holding
 from pipeline.engine.provenance import drift, provenance
-from pipeline.engine.sharing import left_to_us, measured
+from pipeline.engine.sharing import Threads
 from pipeline.engine.store import Store, lock_name
-from pipeline.engine.unfinished import begin, discard_if_empty, resumable, threads_of
+from pipeline.engine.unfinished import begin, discard_if_empty, resumable
 from pipeline.planning.graph import Graph, Node
 from pipeline.planning.speed import machine_name
 from stages.common.determinism import ordered_sums
@@ -104,7 +104,8 @@ class Engine:
         `engine` and `workers` say how, and how many, processes share a stage; `cards` are those of one large model.
         `deterministic`: a GPU adds in a fixed order too.
         """
-        self.graph, self.store, self.cache, self.observe, self.threads = graph, store, cache, observe, threads
+        self.graph, self.store, self.cache, self.observe = graph, store, cache, observe
+        self.threads = Threads(threads)
         self.checkpoint_seconds, self.engine, self.workers = checkpoint_seconds, engine, workers
         self.cards, self.deterministic = cards, deterministic
         self.done: dict[str, Artifact] = {}
@@ -112,8 +113,6 @@ class Engine:
         self.forced = _forced(graph, force)
         self.damaged: dict[str, str] = {}
         """What is wrong with artifacts that only their hashes give away, by key."""
-        self.most_threads = 0
-        """Threads that torch takes by itself; 0 before it is asked."""
         self.works: Mapping[str, Work] = {}
         """The work of stages by key, as far as it is counted; kept with their time."""
 
@@ -254,7 +253,7 @@ class Engine:
         reset_peak_memory()
         started = time.perf_counter()
         try:
-            threads = self._threads(node, partial if resumed else None)
+            threads = self.threads.take(long=node.key in self.works, begun=partial if resumed else None)
             if not resumed:
                 shutil.rmtree(partial, ignore_errors=True)
             begin(partial, inputs, threads)
@@ -322,36 +321,6 @@ class Engine:
             self._record(node, "hit", 0.0, None, artifact, drift=drift(artifact.manifest))
         else:
             self.runs[node.key] = StageRun(self.graph.role_of(node), node.key, "not needed", 0.0, None, "")
-
-    def _threads(self, node: Node, begun: Path | None) -> int | None:
-        """Set torch's threads for a stage, and return how many; None where they are torch's own choice.
-
-        A build that goes on, in `begun`, takes as many as it was begun with. Where nobody set their number, a long
-        stage on a processor takes no more than there are cores that no other work keeps busy.
-        """
-        chosen = self.threads
-        if chosen is None and left_to_us() and (node.key in self.works or self.most_threads):
-            # Imported late: a plan, and a run of hits alone, load no torch.
-            import torch
-
-            self.most_threads = self.most_threads or torch.get_num_threads()
-            chosen = threads_of(begun) if begun else self._free(node)
-            torch.set_num_threads(chosen or self.most_threads)
-        elif chosen is not None:
-            import torch
-
-            torch.set_num_threads(chosen)
-        return chosen
-
-    def _free(self, node: Node) -> int | None:
-        """Return the threads of a long stage beside other work; None where it takes all, or is not long."""
-        share = measured() if node.key in self.works else None
-        chosen = share.threads(self.most_threads) if share else self.most_threads
-        if share is None or chosen == self.most_threads:
-            return None
-        said = "other work keeps %.1f of %d cores busy, so this stage takes %d of %d threads (runtime.threads)"
-        log.info(said, share.others, share.cores, chosen, self.most_threads)
-        return chosen
 
     def _finish(self, node: Node, artifact: Artifact) -> Artifact:
         self.done[node.key] = artifact

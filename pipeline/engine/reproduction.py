@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.holds import holding
+from pipeline.engine.sharing import set_threads
 from pipeline.engine.store import REPRODUCED, Store, lock_of
 from pipeline.engine.typed import stage_and_config
 from pipeline.engine.unfinished import clear_leftovers
@@ -51,7 +52,8 @@ def reproduce(
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         try:
-            _set_threads(threads)
+            if threads is not None:
+                set_threads(threads)
             own = _Places(_source_of(artifact) | dict(places))
             context = Context(output=place, device=device, cache=cache, locations=own, deterministic=device != "cpu")
             with ordered_sums(context.deterministic):
@@ -91,13 +93,6 @@ def _source_of(artifact: Artifact) -> dict[str, Path]:
     """Return the place of the directory that a local model came from: its weights are links into it."""
     links = [path for path in artifact.path.glob("model/*") if path.is_symlink()]
     return {"model": links[0].resolve().parent} if links else {}
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch  # late: other commands on a store load none
-
-        torch.set_num_threads(threads)
 
 
 def _differences(store: Store, artifact: Artifact, place: Path) -> Iterator[str]:

@@ -7,11 +7,16 @@ speed, and one thread a half (docs/speed.md).
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
+from pipeline.engine.unfinished import threads_of
 from stages.common.cores import processor_ticks, usable_cores
+
+log = logging.getLogger("pipeline")
 
 SAMPLE = 0.25
 """Seconds over which the other work is looked at. The system counts in hundredths."""
@@ -43,9 +48,52 @@ def measured() -> Share:
     return Share(cores, max(0.0, busy / os.sysconf("SC_CLK_TCK") / passed - own / passed))
 
 
-def left_to_us() -> bool:
-    """Return whether the number of threads is ours to choose: no variable of the environment sets it."""
-    return not ({"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys())
+class Threads:
+    """torch's threads in the stages of one run.
+
+    Where nobody set their number, a long stage takes no more than there are cores that no other work keeps busy.
+    """
+
+    def __init__(self, asked: int | None) -> None:
+        """`asked` is the number of threads of every stage; None leaves it to this class."""
+        self.asked = asked
+        self.most = 0
+        """Threads that torch takes by itself; 0 before it is asked."""
+
+    def take(self, *, long: bool, begun: Path | None) -> int | None:
+        """Set torch's threads for a stage, and return how many; None where they are torch's own choice.
+
+        A build that goes on, in the directory `begun`, takes as many as it was begun with.
+        """
+        if self.asked is not None:
+            set_threads(self.asked)
+            return self.asked
+        # A variable of the environment is somebody's choice too. A short stage only undoes what a long one changed.
+        if {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys() or not (long or self.most):
+            return None
+        import torch  # late: a plan, and a run of hits alone, load none
+
+        self.most = self.most or torch.get_num_threads()
+        chosen = threads_of(begun) if begun else self._free() if long else None
+        torch.set_num_threads(chosen or self.most)
+        return chosen
+
+    def _free(self) -> int | None:
+        """Return the threads of a long stage beside other work; None where it takes all."""
+        share = measured()
+        chosen = share.threads(self.most)
+        if chosen == self.most:
+            return None
+        said = "other work keeps %.1f of %d cores busy, so this stage takes %d of %d threads (runtime.threads)"
+        log.info(said, share.others, share.cores, chosen, self.most)
+        return chosen
+
+
+def set_threads(threads: int) -> None:
+    """Let torch take so many threads from now on."""
+    import torch  # late: a plan, and a run of hits alone, load none
+
+    torch.set_num_threads(threads)
 
 
 def _own_seconds() -> float:

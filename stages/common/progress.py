@@ -64,8 +64,8 @@ class _Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs alone
         self.postfix = own
 
     def _look(self) -> None:
-        found, now = time_on_cores(), time.monotonic()
-        if found is None or now - self.looked < EVERY:
+        now = time.monotonic()
+        if now - self.looked < EVERY or (found := time_on_cores()) is None:
             return
         ran, waited = found[0] - self.ran, found[1] - self.waited
         self.shared = self.looked > 0 and waited > MUCH * (ran + waited)
