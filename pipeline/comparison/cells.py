@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.comparison.run import Layer, Run
+from pipeline.engine.artifact import MANIFEST
 from stages.common.files import read_object, write_text
 from stages.errors import UserError
 
@@ -24,8 +25,8 @@ def write(directory: Path, groups: Sequence[Sequence[Run]]) -> list[Path]:
 
 
 def files(root: Path) -> list[Path]:
-    """Return the JSON files of a folder and of the folders in it, which should be cells."""
-    return sorted(root.rglob("*.json"))
+    """Return the JSON files of a folder and of the folders in it, which should be cells; a store has none."""
+    return [] if any(root.glob(f"*/*/{MANIFEST}")) else sorted(root.rglob("*.json"))
 
 
 def read(path: Path) -> Run:
@@ -36,9 +37,7 @@ def read(path: Path) -> Run:
     """
     cell = read_object(path)
     try:
-        layers = [
-            Layer(**{part: (int(kept), int(of)) for part, (kept, of) in layer.items()}) for layer in cell["layers"]
-        ]
+        layers = [_layer(**sizes) for sizes in cell["layers"]]
         own = {name: cell[name] for name in KEPT}
         return Run(number=0, directory=path.parent, report=cell["report"], layers=layers, **own)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

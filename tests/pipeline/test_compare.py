@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -274,6 +275,15 @@ def test_bad_input_is_one_clear_error(
         main([argument.format(tmp=tmp_path, store=artifacts) for argument in arguments])
     assert stopped.value.code == 1
     assert said in capsys.readouterr().err
+
+
+def test_a_store_without_reports_has_no_runs_and_no_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = store(tmp_path / "artifacts", adapters=("rora",))
+    write_json(root / "model" / "tiny-1" / "manifest.json", {})
+    shutil.rmtree(root / "report")
+    with pytest.raises(UserError, match="no runs in"):
+        runs(root)
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_an_empty_store_is_an_error_of_the_users(tmp_path: Path) -> None:
