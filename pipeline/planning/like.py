@@ -26,7 +26,7 @@ def record_of(config: Config) -> Path | None:
         return place
     if not place.is_dir():
         try:
-            place = Store(users_path(config.runtime.artifact_root)).find(named).path
+            place = Store.at(config.runtime.artifact_root).find(named).path
         except UserError as error:
             raise UserError(f"prune.like={named} is neither a file nor a directory, and {error}") from None
     for found in (place / RECORD, place / "model" / RECORD):

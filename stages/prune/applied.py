@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.common.files import read_json
+from stages.common.visible import visible
 from stages.decoders import checkpoint
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
@@ -43,7 +44,7 @@ def run(config: LikeConfig, inputs: Mapping[str, Path], context: Context) -> dic
     check_uncut(source, config)
     shape, stored = DecoderShape.from_config(read_json(source / "config.json")), checkpoint.stored_dtype(source)
     plan, kept = found.plan(shape, config), selection_of(found)
-    print(f"prune.like={found.path}\n{plan.table()}", file=sys.stderr, flush=True)
+    print(visible(f"prune.like={found.path}\n{plan.table()}"), file=sys.stderr, flush=True)
     ids_BT = _text(config, inputs, shape, stored=stored, device=context.device)
     with opened(source, shape, config, context, stored) as held:
         loss = {"dense": held.loss(ids_BT)}

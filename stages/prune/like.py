@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -110,13 +110,11 @@ def earlier(path: Path) -> Earlier:
 
 def liked(options: PruneConfig, found: Earlier, *, dtype: str, seed: int) -> LikeConfig:
     """Return what decides the cut: options that nothing reads have their defaults."""
+    cut = LikeConfig(kept=found.digest, again=options.again, ratio=0.0, offload=options.offload)
     if options.compensate == "none":
-        return LikeConfig(kept=found.digest, again=options.again, ratio=0.0, offload=options.offload)
-    return LikeConfig(
-        kept=found.digest,
-        again=options.again,
-        ratio=0.0,
-        offload=options.offload,
+        return cut
+    return replace(
+        cut,
         compensate=options.compensate,
         calibration=options.calibration,
         calibration_ids=options.calibration_ids,

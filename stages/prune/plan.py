@@ -83,9 +83,8 @@ class Pruning:
         """The amount that is pruned, for the name of a directory."""
         config = self.config
         if self.like is not None:
-            return (
-                self.like.digest[:8] if config.compensate == "none" else f"{self.like.digest[:8]}-{config.compensate}"
-            )
+            fitted = "" if config.compensate == "none" else f"-{config.compensate}"
+            return f"{self.like.digest[:8]}{fitted}"
         share = f"{'m' if config.budget == 'macs' else 'r'}{config.ratio or 0:.2f}"
         if config.channel_ratio is not None:
             share = f"c{config.channel_ratio:.2f}"
