@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock
@@ -36,13 +37,11 @@ def resolve_revision(repo: str, revision: str, repo_type: str = "model") -> str:
     """
     if COMMIT.fullmatch(revision):
         return revision
-    from huggingface_hub import HfApi
-
     # The hub's cache keeps the commit that it last saw for a branch under refs/.
     reference = cache_folder(repo, repo_type) / "refs" / revision
     with explain_hub_errors(repo, revision, repo_type):
         try:
-            commit = str(HfApi().repo_info(repo, revision=revision, repo_type=repo_type).sha)
+            commit = str(repository(repo, revision, repo_type).sha)
         except unreachable():
             if not reference.is_file():
                 raise
@@ -55,12 +54,24 @@ def resolve_revision(repo: str, revision: str, repo_type: str = "model") -> str:
     return commit
 
 
+def repository(repo: str, revision: str, repo_type: str = "model") -> Any:
+    """Return what the hub says of a repository: huggingface_hub's `ModelInfo` or `DatasetInfo`.
+
+    A hub that never answers is given up after HF_HUB_ETAG_TIMEOUT seconds. huggingface_hub itself would wait for ever.
+
+    Raises:
+        Exception: any of `unreachable`, or another error that `explain_hub_errors` turns into a `UserError`.
+    """
+    from huggingface_hub import HfApi, constants
+
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    return HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=timeout)
+
+
 def license_of(repo: str, revision: str, repo_type: str = "model") -> JSON:
     """Return {"license": …} where the repository's card names one; empty where none is named or the hub is away."""
-    from huggingface_hub import HfApi
-
     try:
-        card = getattr(HfApi().repo_info(repo, revision=revision, repo_type=repo_type), "card_data", None)
+        card = getattr(repository(repo, revision, repo_type), "card_data", None)
     except unreachable():
         return {}
     name = getattr(card, "license", None)

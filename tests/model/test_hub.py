@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -193,6 +194,21 @@ def test_an_unreachable_hub_is_named_and_a_cached_model_still_used(hub: Hub, che
     done = ask(fetching(commit), nowhere)
     assert done.returncode == 0, done.stderr
     assert "out of reach" in done.stderr
+
+
+def test_a_hub_that_never_answers_is_given_up(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    commit = hub.add(REPO, checkpoint)
+    home = hub.environment(tmp_path / "home")
+    assert ask(f"print(resolve_revision({REPO!r}, 'main'))", home).stdout.strip() == commit
+    assert ask(fetching(commit), home).returncode == 0
+    # The system takes connections for a socket that listens; nobody reads what is asked.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        silent = home | {"HF_ENDPOINT": f"http://127.0.0.1:{server.getsockname()[1]}", "HF_HUB_ETAG_TIMEOUT": "1"}
+        done = ask(f"print(download({REPO!r}, resolve_revision({REPO!r}, 'main')))", silent)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("out of reach") == 2
+        assert "can't be reached" in refusal("resolve_revision('someone/else', 'main')", silent)
+        assert "can't be reached" in refusal(f"download({REPO!r}, 'b' * 40)", silent)
 
 
 def test_a_commit_is_itself_without_network(tmp_path: Path) -> None:
