@@ -137,6 +137,9 @@ def _biases(header: Header) -> dict[str, Any]:
             return {"model_type": "llama", "output_bias": True}
         case (True, False, False, False):
             return {"model_type": "qwen2"}
+        case (True, True, False, True):
+            # A qwen2 whose outputs got biases, or a llama with biases in its attention: the two compute the same.
+            return {"model_type": "qwen2", "output_bias": True}
         case (_, _, _, _) if q == o and up == down:
             return {"model_type": "llama", "attention_bias": q, "mlp_bias": up}
     raise _refused(header, "its matrices have biases that no known family has")

@@ -239,18 +239,30 @@ def interleaved(tensor: Tensor, heads: int) -> Tensor:
 def _stand_ins(
     prefix: str, layer: LayerShape, written: LayerShape, shape: DecoderShape, dtype: str
 ) -> Iterator[Weight]:
-    """Yield a sub-layer that computes zero, where the layer has none and the architecture needs one."""
+    """Yield a sub-layer that computes zero, where the layer has none and the architecture needs one.
+
+    It has biases where those of other layers do, so that a reader may ask every layer for the same tensors.
+    """
     if written.heads and not layer.heads:
         # The norm's weight does not matter before projections of zeros.
         yield _constant(f"{prefix}.input_layernorm.weight", (shape.hidden,), dtype, 1.0)
         for name in ("q_proj", "k_proj", "v_proj"):
-            yield _constant(f"{prefix}.self_attn.{name}.weight", (shape.head_dim, shape.hidden), dtype, 0.0)
-        yield _constant(f"{prefix}.self_attn.o_proj.weight", (shape.hidden, shape.head_dim), dtype, 0.0)
+            yield from _zeros(f"{prefix}.self_attn.{name}", (shape.head_dim, shape.hidden), dtype, shape.qkv_bias)
+        o_bias = shape.o_bias or shape.output_bias
+        yield from _zeros(f"{prefix}.self_attn.o_proj", (shape.hidden, shape.head_dim), dtype, o_bias)
     if written.mlp and not layer.mlp:
         yield _constant(f"{prefix}.post_attention_layernorm.weight", (shape.hidden,), dtype, 1.0)
         for name in ("gate_proj", "up_proj"):
-            yield _constant(f"{prefix}.mlp.{name}.weight", (written.mlp, shape.hidden), dtype, 0.0)
-        yield _constant(f"{prefix}.mlp.down_proj.weight", (shape.hidden, written.mlp), dtype, 0.0)
+            yield from _zeros(f"{prefix}.mlp.{name}", (written.mlp, shape.hidden), dtype, shape.mlp_bias)
+        down_bias = shape.mlp_bias or shape.output_bias
+        yield from _zeros(f"{prefix}.mlp.down_proj", (shape.hidden, written.mlp), dtype, down_bias)
+
+
+def _zeros(name: str, size: tuple[int, int], dtype: str, biased: bool) -> Iterator[Weight]:
+    """Yield a linear map that computes zero: its weight and, where it is `biased`, its bias."""
+    yield _constant(f"{name}.weight", size, dtype, 0.0)
+    if biased:
+        yield _constant(f"{name}.bias", size[:1], dtype, 0.0)
 
 
 def _constant(name: str, size: tuple[int, ...], dtype: str, value: float) -> Weight:

@@ -12,17 +12,20 @@ import gguf
 import pytest
 import torch
 
-from helpers.decoders import token_ids
-from helpers.pruned_models import pruned, sentencepiece
-from helpers.tiny_tokenizer import byte_tokenizer
+from helpers.decoders import decoder, token_ids
+from helpers.pruned_models import SELECTIONS, pruned, sentencepiece
+from helpers.tiny_tokenizer import VOCABULARY, byte_tokenizer
 from helpers.world import make_world
-from stages.decoders.checkpoint import load_model, load_tokenizer
+from stages.decoders.checkpoint import load_model, load_tokenizer, save_cut_model
 from stages.decoders.gguf_header import BLOCKS, Header, read_header
+from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.export.gguf import convert
 from stages.model.config import ModelEntry
 from stages.model.plan import known_fields, planned
 from stages.model.stage import run
+from stages.prune.groups import kept_shape
+from stages.prune.surgery import add_output_bias, cut
 from stages.stage import Context
 
 
@@ -65,6 +68,8 @@ LLAMA3 |= {"original_max_position_embeddings": 8192}
         ("llama", "attention", {"rope_parameters": LLAMA3}),
         ("mistral", "mlp", {}),
         ("qwen2", "differing", {}),
+        ("qwen2", "attention", {}),
+        ("llama", "mlp", {"mlp_bias": True}),
         ("phi3", "heads", {}),
         ("qwen3", "heads", {}),
         ("gemma2", "heads", {}),
@@ -80,6 +85,26 @@ def test_a_file_of_ours_reads_back_to_equal_logits(family: str, kind: str, optio
     ours, theirs = load_tokenizer(model), load_tokenizer(again)
     text = "the correct answer is true, 12 x\n\n\ty é"
     assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+
+
+@pytest.mark.parametrize(("family", "options"), [("qwen2", {}), ("llama", {"attention_bias": True}), ("mistral", {})])
+def test_a_file_with_biases_of_compensation_reads_back(family: str, options: dict, tmp_path: Path) -> None:
+    fields = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None}
+    model, selection = decoder(family, **fields | options), SELECTIONS["mlp"]
+    model.save_pretrained(tmp_path / "dense")
+    shape = kept_shape(DecoderShape.from_config(model.config.to_dict()), selection).with_output_bias()
+    cut(model, selection)
+    add_output_bias(model)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.bias", "down_proj.bias")):
+            torch.nn.init.normal_(parameter, std=0.2)
+    save_cut_model(model, shape, tmp_path / "model", like=tmp_path / "dense", dtype="float32", record={})
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = tokenizer.unk_token = "<|end|>"  # transformers' reader of tokenizers wants them
+    tokenizer.save_pretrained(tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "model.gguf", dtype="f32")
+    again = read_back(tmp_path / "model.gguf", tmp_path)
+    torch.testing.assert_close(logits(again), logits(tmp_path / "model"), atol=1e-5, rtol=1e-5)
 
 
 def test_a_quantised_file_reads_back_to_its_dequantised_weights(tmp_path: Path) -> None:
