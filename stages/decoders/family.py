@@ -53,7 +53,9 @@ class Gguf:
         numbers: config fields that it reads, by their key in the file. A field that is not set is left out.
         wants: config fields without which it computes something else.
         ignores: config fields that it does not know, and that must not be set.
-        windows: whether some of its layers attend within a sliding window. Otherwise the context is cut to the window.
+        windows: every how many layers one attends to all text, the others within a sliding window. It is llama.cpp's
+            own number, for which no file has a field that every version reads. 0: no layer of the architecture has a
+            window, so the context is cut to the config's.
         largest: number of layers by which it knows the family's largest model. It scales that model's queries by the
             hidden size per head, any other model's by the size of a head. None: it scales as the config says.
         filling_heads: whether its heads must fill the hidden size.
@@ -67,7 +69,7 @@ class Gguf:
     numbers: Mapping[str, str] = field(default_factory=dict)
     wants: tuple[str, ...] = ()
     ignores: tuple[str, ...] = ()
-    windows: bool = False
+    windows: int = 0
     largest: int | None = None
     filling_heads: bool = False
     tied_head: bool = True

@@ -35,7 +35,7 @@ _GEMMA2 = Family(
         activation="gelu_pytorch_tanh",
         numbers={_ATTENTION_CAP: _ATTENTION_CAP, _FINAL_CAP: _FINAL_CAP},
         wants=(_ATTENTION_CAP, _FINAL_CAP),
-        windows=True,
+        windows=2,
         largest=46,  # the 27B model
     ),
 )
@@ -72,7 +72,7 @@ FAMILIES: dict[str, Family] = {
             activation="gelu_pytorch_tanh",
             numbers={_FINAL_CAP: _FINAL_CAP},
             ignores=(_ATTENTION_CAP,),
-            windows=True,
+            windows=6,
             largest=62,  # the 27B model
         ),
     ),

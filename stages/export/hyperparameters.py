@@ -128,6 +128,13 @@ def _check_computation(config: PreTrainedConfig, shape: DecoderShape, target: Ta
         scalar = config.query_pre_attn_scalar
         _require(scalar == per_head, f"queries scaled by {scalar}^-1/2 in a {name} of this shape, but {per_head}^-1/2")
     _require(not getattr(config, "use_bidirectional_attention", None), "attention in both directions")
+    if rules.windows:
+        places = [index for index, kind in enumerate(config.layer_types) if kind != "sliding_attention"]
+        _require(
+            places == list(range(rules.windows - 1, len(config.layer_types), rules.windows)),
+            f"a {name} in which the layers without a sliding window are others than one of every {rules.windows}, as "
+            "where whole layers were removed",
+        )
     for field in rules.wants:
         _require(bool(getattr(config, field)), f"a {name} without {field}")
     for field in rules.ignores:

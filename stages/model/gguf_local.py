@@ -141,9 +141,11 @@ def _completed(config: Any, header: Header) -> None:
         value = header.number(key)
         if value is not None and hasattr(config, field):
             setattr(config, field, value)
-    size = header.number("attention.key_length")
-    if hasattr(config, "query_pre_attn_scalar") and size:
-        config.query_pre_attn_scalar = size
+    if hasattr(config, "query_pre_attn_scalar"):
+        config.query_pre_attn_scalar = config.head_dim
+        # llama.cpp knows the family's largest model by its number of layers, and scales its queries in another way.
+        if family is not None and family.gguf is not None and config.num_hidden_layers == family.gguf.largest:
+            config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
     embedding = header.tensors.get("token_embd.weight")
     if embedding is not None:
         config.vocab_size = embedding.shape[0]

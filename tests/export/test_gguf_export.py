@@ -247,6 +247,8 @@ def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused(tmp_path: Pat
         ("olmo2", "heads", {}, "heads that fill the hidden size"),
         ("gemma2", "dense", {"query_pre_attn_scalar": 12}, "queries scaled by 12"),
         ("gemma2", "dense", {"attn_logit_softcapping": None}, "without attn_logit_softcapping"),
+        ("gemma2", "layers", {}, "others than one of every 2, as where whole layers were removed"),
+        ("gemma3_text", "dense", {"sliding_window_pattern": 2}, "others than one of every 6"),
         ("llama", "dense", {"hidden_act": "gelu"}, "the activation 'gelu'"),
         ("llama", "dense", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "of type 'dynamic'"),
     ]

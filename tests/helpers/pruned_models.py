@@ -28,7 +28,10 @@ SELECTIONS: dict[str, Selection | None] = {
     "mlp": Selection([ALL, ALL, Kept(ALL.heads, ALL.kv_heads, [])]),
 }
 """What stays, by what was removed."""
-OWN = {"gemma2": {"query_pre_attn_scalar": 8}, "gemma3_text": {"query_pre_attn_scalar": 8}}
+OWN: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 8},
+    "gemma3_text": {"query_pre_attn_scalar": 8, "sliding_window_pattern": 6},
+}
 """What a family needs for llama.cpp to take it."""
 
 

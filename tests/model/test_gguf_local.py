@@ -73,7 +73,9 @@ LLAMA3 |= {"original_max_position_embeddings": 8192}
         ("phi3", "heads", {}),
         ("qwen3", "heads", {}),
         ("gemma2", "heads", {}),
-        ("gemma3_text", "dense", {}),
+        ("gemma3_text", "dense", {"num_hidden_layers": 7}),
+        # llama.cpp scales the queries of the largest gemmas by the hidden size per head.
+        ("gemma2", "dense", {"num_hidden_layers": 46, "head_dim": 16, "query_pre_attn_scalar": 8}),
     ],
 )
 def test_a_file_of_ours_reads_back_to_equal_logits(family: str, kind: str, options: dict, tmp_path: Path) -> None:
