@@ -42,6 +42,8 @@ def preview(config: Config, graph: Graph, directory: Path | None) -> PrunePlan |
         whole = None if fields is None else DecoderShape.from_config(fields)
         shape = whole if foreseen is None else foreseen.pruned
         export_plan.check_export(config.export, shape, config.prune.serve)
+        if config.export.format == "gguf" and graph.pruning is not None and shape is not None:
+            prune_plan.check_writable(graph.pruning, shape.family)
     if config.export.format == "decilm" and graph.pruning is not None:
         prune_plan.check_servable(graph.pruning, config.prune.serve)
     return foreseen

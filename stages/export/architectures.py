@@ -75,6 +75,11 @@ def _check_alike(shape: DecoderShape, rules: Gguf) -> None:
             f"differ. Prune all layers alike (prune.layers=all prune.allocation=uniform), {otherwise} "
             f"Layers of differing shape can be written for {', '.join(others)}."
         )
+    if not rules.llama_order and (shape.qkv_bias or shape.o_bias or shape.mlp_bias or shape.output_bias):
+        raise UserError(
+            f"export=gguf: llama.cpp's {name} has no place for biases, and this model has some. Compensate without "
+            f"them (prune.compensate=none, least_squares or sequential), {otherwise}"
+        )
     if rules.filling_heads and first.heads * shape.head_dim != shape.hidden:
         raise UserError(
             f"export=gguf: llama.cpp's {name} takes only heads that fill the hidden size ({shape.hidden}), and "

@@ -98,7 +98,7 @@ def earlier(path: Path) -> Earlier:
     layers, hidden = record.get("layers"), record.get("hidden")
     parameters = (record.get("parameters") or {}).get("dense") if isinstance(record.get("parameters"), dict) else None
     layers = layers if isinstance(layers, list) else []
-    whole = bool(layers) and all(kept is None or _is_kept(kept) for kept in layers)
+    whole = any(layers) and all(kept is None or _is_kept(kept) for kept in layers)
     if not whole or not (hidden is None or _ascending(hidden)) or type(parameters) is not int:
         raise UserError(
             f"prune.like: {path} does not say what was kept of each layer (layers, hidden, parameters.dense). Give the "
@@ -124,7 +124,10 @@ def liked(options: PruneConfig, found: Earlier, *, dtype: str, seed: int) -> Lik
 
 
 def _is_kept(kept: Any) -> bool:
-    return isinstance(kept, dict) and all(_ascending(kept.get(name)) for name in SIZES)
+    """Return whether `kept` says what is left of a layer, which is something."""
+    if not isinstance(kept, dict) or not all(_ascending(kept.get(name)) for name in SIZES):
+        return False
+    return any(kept[name] for name in SIZES)
 
 
 def _ascending(numbers: Any) -> bool:

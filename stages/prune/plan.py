@@ -14,6 +14,7 @@ from stages.common.choices import lookup
 from stages.common.files import read_json
 from stages.common.machine import precision
 from stages.decoders.decilm import width_multiple
+from stages.decoders.registry import FAMILIES
 from stages.decoders.shapes import DecoderShape
 from stages.errors import UserError
 from stages.prune.allocation.allocate import (
@@ -196,7 +197,8 @@ def check_servable(pruning: Pruning, server: str) -> None:
     Where shapes alone decide, the outcome itself is checked (`stages.export.plan.check_export`).
     """
     config = pruning.config
-    if config.method in MASKS or config.shapes == "served":
+    # An earlier cut has one outcome, which its record tells.
+    if config.method in MASKS or config.shapes == "served" or pruning.like is not None:
         return
     if config.compensate == "bias":
         raise UserError(
@@ -211,6 +213,35 @@ def check_servable(pruning: Pruning, server: str) -> None:
         f"[{','.join(config.granularity)}] for {server}: it has one number of query heads, and an attention in the "
         "first layer. prune.shapes=served takes the nearest allocation that it can say."
     )
+
+
+def check_writable(pruning: Pruning, family: str) -> None:
+    """Raise a `UserError` where scores decide shapes that llama.cpp's own architecture of `family` may not take.
+
+    Where shapes alone decide, the outcome itself is checked (`stages.export.plan.check_export`).
+    """
+    config, rules = pruning.config, FAMILIES[family].gguf
+    if config.method in MASKS or pruning.like is not None or rules is None or rules.differing is not None:
+        return
+    kinds, instead = set(config.granularity), "or publish the Hugging Face directory: export=hf."
+    if rules.windows and "layers" in kinds:
+        raise UserError(
+            f"export=gguf: llama.cpp's {rules.architecture} has sliding windows in fixed layers, and without some "
+            f"layers the others would not be there. Leave layers out of prune.granularity, {instead}"
+        )
+    if decided_by_shapes(config):
+        return
+    if config.shapes != "alike" and not kinds <= {"layers"}:
+        raise UserError(
+            f"export=gguf: scores decide what each layer loses, and llama.cpp's {rules.architecture} takes one shape "
+            f"for all layers. Search for one (prune.allocation=searched prune.shapes=alike), prune all layers alike "
+            f"(prune.allocation=uniform prune.layers=all), {instead}"
+        )
+    if rules.filling_heads and kinds & {"heads", "queries"}:
+        raise UserError(
+            f"export=gguf: llama.cpp's {rules.architecture} takes only heads that fill the hidden size. Leave heads "
+            f"and queries out of prune.granularity, {instead}"
+        )
 
 
 def unread(pruning: Pruning) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,36 @@ def test_what_cannot_be_exported_is_refused_before_anything_runs(world: World, t
             store="unused",
         )
     assert not (world.root / "unused").exists()
+
+
+WRITABLE = {
+    "searched": ("qwen3", ("prune=surgeon", "prune.allocation=searched"), "scores decide what each layer loses"),
+    "ranked": ("qwen3", ("prune=magnitude", "prune.allocation=global"), "takes one shape for all layers"),
+    "alike": ("qwen3", ("prune=surgeon", "prune.allocation=searched", "prune.shapes=alike"), ""),
+    "heads": (
+        "olmo2",
+        ("prune=surgeon", "prune.allocation=searched", "prune.shapes=alike"),
+        "only heads that fill the hidden size",
+    ),
+    "windows": (
+        "gemma2",
+        ("prune=magnitude", "prune.granularity=[layers]", "prune.allocation=global"),
+        "sliding windows in fixed layers",
+    ),
+    "biases": (
+        "qwen3",
+        ("prune=magnitude", "prune.allocation=uniform", "prune.granularity=[channels]", "prune.compensate=bias"),
+        "no place for biases",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITABLE)
+def test_a_shape_that_llama_cpp_may_not_take_is_refused_in_the_plan(name: str, world: World, tmp_path: Path) -> None:
+    family, words, said = WRITABLE[name]
+    asked = (*BRIEF, f"model.path={pruned(tmp_path, family)}", "prune.again=true", "ratio=0.1", "prune.layers=all")
+    with pytest.raises(UserError, match=f"export=gguf: .*{said}") if said else nullcontext():
+        world.run(*asked, *words, "export=gguf", "action=plan", store="unused")
 
 
 CONFIG = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "head_dim": 4, "vocab_size": 9}

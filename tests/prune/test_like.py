@@ -99,10 +99,20 @@ def test_the_first_model_cut_like_itself_is_the_cut_that_was_made(world: World, 
     assert (made / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
 
 
+def test_a_cut_made_again_can_be_planned_with_every_export(world: World, first: Path) -> None:
+    for export in ("hf", "gguf", "decilm", "compressed"):
+        assert "build" in world.foreseen(*like(world, first, f"export={export}")).values()
+
+
 RECORDS: dict[str, tuple[dict[str, Any], str]] = {
     "another size": ({"parameters": {"dense": 5, "pruned": 4}}, "that had 5 parameters, this has"),
-    "layers": ({"layers": [None]}, "that had 1 layers, this has"),
+    "layers": ({"layers": [{"heads": [0], "kv_heads": [0], "mlp": [0]}]}, "that had 1 layers, this has"),
     "masks": ({"masks": {"a": {}}}, "records masks"),
+    "nothing": ({"layers": [None] * 3}, "does not say what was kept"),
+    "a layer of nothing": (
+        {"layers": [{"heads": [], "kv_heads": [], "mlp": []}] * 3},
+        "does not say what was kept",
+    ),
     "no indices": ({"layers": [[1, 2]]}, "does not say what was kept"),
     "twice": ({"hidden": [3, 3]}, "does not say what was kept"),
     "hidden": ({"hidden": [0, 10**9]}, r"kept hidden channel \[1000000000\]"),
