@@ -57,8 +57,8 @@ def config_fields(header: Header) -> dict[str, Any]:
         "max_position_embeddings": _whole(header, "context_length"),
         "rms_norm_eps": _real(header, "attention.layer_norm_rms_epsilon"),
         "rope_parameters": _rope(header),
-        "bos_token_id": header.fields.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": header.fields.get("tokenizer.ggml.eos_token_id"),
+        "bos_token_id": _token(header, "bos"),
+        "eos_token_id": _token(header, "eos"),
     }
     if header.number("rope.dimension_count") not in (None, size):
         raise _refused(header, "only a part of each head is turned by its position")
@@ -153,6 +153,14 @@ def _rope(header: Header) -> dict[str, Any]:
     if kind != "none":
         raise _refused(header, f"rotary positions scaled by '{short(kind)}' are not read")
     return {"rope_type": "default", "rope_theta": theta}
+
+
+def _token(header: Header, role: str) -> int | None:
+    """Return the number of a special token; None where the file has none."""
+    value = header.fields.get(f"tokenizer.ggml.{role}_token_id")
+    if value is not None and (type(value) is not int or value < 0):
+        raise _refused(header, f"{role}_token_id is {short(value)} and must be a whole number")
+    return value
 
 
 def _has(header: Header, name: str) -> bool:

@@ -15,7 +15,7 @@ from stages.model.config import ModelSource
 from stages.stage import JSON, Context
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,11 @@ def write_tokenizer(file: Path, config: Any, target: Path) -> None:
         number = getattr(config, f"{role}_token_id", None)
         if number is not None:
             setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(number))
+    save_tokenizer(tokenizer, config, target)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any, target: Path) -> None:
+    """Write `tokenizer`, whose model has this configuration, to the directory `target`."""
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(target)
     _make_portable(target / "tokenizer_config.json")

@@ -23,7 +23,8 @@ from stages.decoders.gguf_weights import halved, read_tensor
 from stages.decoders.registry import FAMILIES
 from stages.decoders.shapes import DecoderShape, shape_in
 from stages.errors import UserError
-from stages.model.gguf import converted, write_tokenizer
+from stages.model.gguf import converted, save_tokenizer
+from stages.model.gguf_tokenizer import tokenizer_in
 from stages.stage import JSON
 
 LLAMA3 = ({"factor": 8.0}, {"factor": 32.0})
@@ -51,7 +52,7 @@ def from_file(file: Path, target: Path) -> JSON:
 def _llama(header: Header, target: Path) -> None:
     fields = config_fields(header)
     shape = DecoderShape.from_config(fields)
-    found = places(header, shape)
+    found, tokenizer = places(header, shape), tokenizer_in(header)
     if FACTORS in header.tensors:
         fields["rope_parameters"] = _scaled(header, fields, shape)
     # What the class would refuse of the heads is settled by the shape.
@@ -66,7 +67,8 @@ def _llama(header: Header, target: Path) -> None:
         config.save_pretrained(target)
     if config.model_type in PRUNED_MODELS:
         shutil.copyfile(MODELLING_FILE, target / MODELLING_FILE.name)
-    write_tokenizer(header.path, config, target)
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, config, target)
 
 
 def _weights(header: Header, found: dict[str, Place]) -> Iterator[tuple[str, Tensor]]:
