@@ -44,20 +44,21 @@ def convert(file: Path, target: Path) -> None:
     """Write the model and tokenizer of a GGUF file to the directory `target`, in float32."""
     from transformers import AutoConfig
 
-    converted(file, AutoConfig.from_pretrained(file.parent, gguf_file=file.name), target)
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    converted(file, config, target)
+    write_tokenizer(file, config, target)
 
 
 def converted(file: Path, config: Any, target: Path) -> None:
-    """Write the model of a GGUF file, which has this configuration, and its tokenizer to the directory `target`."""
+    """Write the model of a GGUF file, which has this configuration, to the directory `target`."""
     import torch
     from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
 
-    # The model and the tokenizer parse the whole file anew, in seconds.
+    # The model parses the whole file anew, in seconds.
     with others_quiet(), barless(modeling_gguf_pytorch_utils):
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, config=config, dtype=torch.float32
         )
-    write_tokenizer(file, config, target)
     _clear_quantisation(model)
     with others_quiet():
         model.save_pretrained(target)

@@ -121,7 +121,10 @@ def _other(header: Header, target: Path) -> None:
                 f"{header.path} tells of {shape.parameters():,} parameters and holds {header.parameters:,}. "
                 "Fetch it again."
             )
+        tokenizer = tokenizer_in(header)
         converted(header.path, config, target)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, config, target)
     except (UserError, MemoryError, OSError):
         raise
     # transformers takes a header's fields as they are, so a wrong one may fail anywhere.

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file of llama.cpp's `llama` or `deci`, as llama.cpp splits text by it.
+"""The tokenizer of a GGUF file, as llama.cpp splits text by it.
 
 transformers reads such tokenizers too, but each as that of one model: splitting, the tokens put around a text, and
 tokens that are found before the text is split get lost. Here they are read.

@@ -34,8 +34,6 @@ def exported(root: Path, family: str = "llama", kind: str = "dense", dtype: str 
     gemma = family.startswith("gemma")
     model = pruned(root, family, kind, **options | ({"vocab_size": 320} if gemma else {}))
     tokenizer = sentencepiece() if gemma else byte_tokenizer()
-    if not gemma:
-        tokenizer.bos_token = tokenizer.unk_token = "<|end|>"  # transformers' reader of tokenizers wants them
     tokenizer.save_pretrained(model)
     convert(model, root / "model.gguf", dtype=dtype)
     return model
@@ -82,8 +80,6 @@ def test_a_file_of_ours_reads_back_to_equal_logits(family: str, kind: str, optio
     model = exported(tmp_path, family, kind, **options)
     again = read_back(tmp_path / "model.gguf", tmp_path)
     torch.testing.assert_close(logits(again), logits(model), atol=1e-5, rtol=1e-5)
-    if family.startswith("gemma"):  # no gemma has the tokenizer that the tests have for it
-        return
     ours, theirs = load_tokenizer(model), load_tokenizer(again)
     text = "the correct answer is true, 12 x\n\n\ty é"
     assert ours(text)["input_ids"] == theirs(text)["input_ids"]
