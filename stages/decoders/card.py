@@ -72,7 +72,9 @@ def model_card(known: Lineage, quantisation: JSON | None = None) -> str:
     elif reason and known.config.get("model_type") in STAND_INS:
         loading.append(f"Saved as `{known.config['model_type']}`: {reason}.")
     if quantisation:
-        loading += [_code("bash", "vllm serve ."), *_quantised(quantisation)]
+        # vLLM has no class for layers that differ in shape.
+        loading += [] if _trust(known) else [_code("bash", "vllm serve .")]
+        loading += _quantised(quantisation)
     matter = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     return _card(known, matter, "", loading, tags=("compressed-tensors",) if quantisation else ())
 

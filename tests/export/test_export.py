@@ -151,6 +151,10 @@ def test_layers_that_differ_load_with_their_modelling_file_and_stand_in_a_table(
     card = model_card(Lineage(config=config, pruning={"method": "magnitude"}))
     assert "from_pretrained(directory, trust_remote_code=True)" in card
     assert "| 0 to 1 | 2 | 2 | 4 |\n| 2 | 1 | 1 | 3 |" in card
+    record = {"scheme": "fp8", "method": "nearest", "engine": "e", "matrices": 1, "remarks": []}
+    record |= {"bytes": {"before": 2, "after": 1}}
+    assert "vllm serve" not in model_card(Lineage(config=config), record), "vLLM has no class for them"
+    assert "vllm serve ." in model_card(Lineage(config=CONFIG), record)
 
 
 def test_base_and_license_are_in_the_front_matter_as_the_hub_reads_them() -> None:
