@@ -148,6 +148,12 @@ def _read(path: Path, data: _Bytes) -> Header:
     )
     if not isinstance(found.get("general.architecture"), str):
         raise _Lie("it names no architecture (general.architecture)")
+    parts = found.get("split.count")
+    if isinstance(parts, int) and parts > 1:
+        raise UserError(
+            f"{path} is one of {parts:,} files that one model is split into. Join them by llama.cpp's own tool, and "
+            "give the whole: llama-gguf-split --merge FIRST.gguf WHOLE.gguf"
+        )
     placed = _unique((data.text("a tensor's name"), _described(data)) for _ in range(tensors))
     return Header(path, found, _placed(placed, _start(found, data.at), data.size))
 

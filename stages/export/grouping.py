@@ -54,7 +54,8 @@ def _remarks(scheme: str, shape: DecoderShape) -> Iterator[str]:
     if odd := _others(widths, INPUTS):
         yield (
             f"vLLM's fast kernel for 4-bit weights wants widths in multiples of {INPUTS}, and this model has {odd} "
-            f"(prune.round_to={INPUTS} rounds channels); before pull request 43731 of May 2026 vLLM has no other for bfloat16"
+            f"(prune.round_to={INPUTS} rounds channels); before pull request 43731 of May 2026 vLLM has no other for "
+            "bfloat16"
         )
 
 

@@ -212,6 +212,13 @@ def test_a_file_that_lies_is_one_error_in_little_time_and_memory(lie: str, hones
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "kilobytes"
 
 
+def test_a_part_of_a_model_is_refused_with_the_tool_that_joins_them(tmp_path: Path) -> None:
+    file = tmp_path / "model-00001-of-00003.gguf"
+    file.write_bytes(made(field(2, struct.pack("<H", 3), "split.count")))
+    with pytest.raises(UserError, match="one of 3 files that one model is split into.*llama-gguf-split --merge"):
+        planned(ModelEntry(kind="local", path=str(file)), tmp_path)
+
+
 NUMBERS = {
     "llama.block_count": (4, struct.pack("<I", 2**31), "block_count is 2147483648"),
     "llama.embedding_length": (5, struct.pack("<i", -48), "embedding_length is -48"),
