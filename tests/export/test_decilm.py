@@ -76,6 +76,25 @@ def test_transformers_loads_an_export_with_the_logits_and_the_text_of_the_model(
     assert not broken(tmp_path / "again", "vllm")
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_query_heads_need_not_divide_the_hidden_size(family: str, tmp_path: Path) -> None:
+    dense = decoder(family, num_key_value_heads=6)
+    kept = [Kept([0, 1, 2, 4, 5], [0, 1, 2, 4, 5], list(range(width))) for width in (40, 31, 40)]
+    model, selection = copy.deepcopy(dense), Selection(kept)
+    dense.save_pretrained(tmp_path / "dense")
+    cut(model, selection)
+    shape = kept_shape(DecoderShape.from_config(dense.config.to_dict()), selection)
+    source = tmp_path / "model"
+    save_cut_model(model, shape, source, like=tmp_path / "dense", dtype="float32", record={})
+    write(source, tmp_path / "out", server="vllm")
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert (made.config.num_attention_heads, made.config.num_key_value_heads, made.config.head_dim) == (5, 5, 8)
+    with torch.no_grad():
+        assert torch.equal(made(token_ids(2)).logits, load_model(source, dtype="float32")(token_ids(2)).logits)
+    made.save_pretrained(tmp_path / "again")
+    assert AutoConfig.from_pretrained(tmp_path / "again", trust_remote_code=True).num_attention_heads == 5
+
+
 def test_servers_read_records_as_objects_and_a_factor_only_where_one_needs_it(tmp_path: Path) -> None:
     source = differing(tmp_path, width=512)
     for server in SERVERS:

@@ -37,7 +37,15 @@ class DeciLMConfig(LlamaConfig):
     def __init__(
         self, block_configs: list[dict[str, Any]] | None = None, qkv_bias: bool = False, **fields: Any
     ) -> None:
-        super().__init__(**fields)
+        # Transformers 5 checks a llama's query heads against its hidden size, whatever `head_dim` says, in this call.
+        # So it is told of one head, which divides every size, and the numbers that follow from heads are set here.
+        heads = fields.get("num_attention_heads", 32)
+        super().__init__(**{**fields, "num_attention_heads": 1})
+        self.num_attention_heads = heads
+        if fields.get("num_key_value_heads") is None:
+            self.num_key_value_heads = heads
+        if fields.get("head_dim") is None:
+            self.head_dim = self.hidden_size // heads
         self.block_configs = [record(block) for block in block_configs or []]
         self.qkv_bias = qkv_bias
         # Servers read the rotary embedding's numbers in the spelling of transformers 4 or 5, whichever is installed.
@@ -48,4 +56,4 @@ class DeciLMConfig(LlamaConfig):
         self.rope_theta = parameters["rope_theta"]
 
     def validate(self) -> None:
-        """Accept any number of heads: llama's check against the hidden size does not know `head_dim`."""
+        """Accept any number of heads where a configuration is saved, as where it is made."""
