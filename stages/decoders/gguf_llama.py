@@ -59,6 +59,7 @@ def config_fields(header: Header) -> dict[str, Any]:
         "rope_parameters": _rope(header),
         "bos_token_id": _token(header, "bos"),
         "eos_token_id": _token(header, "eos"),
+        "pad_token_id": _token(header, "padding"),
     }
     if header.number("rope.dimension_count") not in (None, size):
         raise _refused(header, "only a part of each head is turned by its position")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from stages.common.later import LATER
 from stages.fetch.wheels import Wheel
 
 
@@ -29,6 +30,8 @@ class ModelSource:
     in `Context.locations`."""
     trust_remote_code: bool = False
     """Run the modelling code that comes with the checkpoint. It is off unless the user turns it on."""
+    reading: int = field(default=0, metadata=LATER)
+    """How a GGUF file is read (`stages.model.plan.READING`); 0 for a source without one."""
 
 
 @dataclass(kw_only=True, slots=True)

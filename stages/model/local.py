@@ -26,7 +26,7 @@ def from_local(config: ModelSource, context: Context, target: Path) -> JSON:
     if digest != config.digest:
         raise UserError(f"{source} has changed since the run was planned. Run the same command again.")
     if source.is_file():
-        from stages.model.gguf_local import from_file
+        from stages.model.gguf import from_file
 
         return {"digest": digest} | from_file(source, target)
     place(source, target)

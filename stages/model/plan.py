@@ -19,6 +19,11 @@ from stages.model.hub import cached_config
 from stages.model.local import directory_digest
 from stages.stage import Planned
 
+READING = 1
+"""Raised by one when GGUF files become other models or tokenizers: it moves the keys of these sources alone. Since 1
+text is split as the file says. Before, it was split as GPT-2 splits it, and SmolLM2's two spaces before a digit became
+other tokens."""
+
 
 def planned(entry: ModelEntry, cache: Path) -> Planned:
     """Return the model stage's config, with branch names and local paths turned into commits and digests.
@@ -35,6 +40,7 @@ def planned(entry: ModelEntry, cache: Path) -> Planned:
         member_sha256=entry.member_sha256,
         repo=entry.repo,
         trust_remote_code=entry.trust_remote_code,
+        reading=READING if entry.kind == "wheel" else 0,
     )
     locations = {}
     if entry.kind == "hub":
@@ -46,6 +52,7 @@ def planned(entry: ModelEntry, cache: Path) -> Planned:
             raise UserError("model=local needs model.path=DIR (config.json and safetensors) or model.path=FILE.gguf.")
         locations["model"] = users_path(entry.path)
         source.digest = directory_digest(locations["model"], cache)
+        source.reading = READING if locations["model"].is_file() else 0
     # The name becomes part of a directory's name.
     label = re.sub(r"[^\w.+-]", "-", entry.name) or "model"
     return Planned(label=label, config=source, locations=locations)

@@ -13,10 +13,10 @@ from stages.decoders.registry import PRUNED_PREFIX
 from stages.decoders.shapes import shape_in
 from stages.errors import UserError
 from stages.model.config import ModelSource
-from stages.model.gguf import from_wheel
 from stages.model.hub import from_hub
 from stages.model.local import from_local
 from stages.model.weights import summarise
+from stages.model.wheel import from_wheel
 from stages.stage import JSON, Context
 
 Loader = Callable[[ModelSource, Context, Path], JSON]

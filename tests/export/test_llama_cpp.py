@@ -107,9 +107,10 @@ def test_blocks_are_computed_as_their_dequantised_weights(dtype: str, tmp_path: 
     other.eval(ids)
     with torch.no_grad():
         logits = reference(torch.tensor([ids])).logits[0]
-    # llama.cpp rounds what goes into a matrix in blocks to 8 bits.
+    # llama.cpp rounds what goes into a matrix in blocks to 8 bits: 1.3 to 2.1 % were seen here. The rounding of the
+    # weights themselves moves these logits by 16 to 39 % in 5 and 4 bits.
     difference = (torch.tensor(np.array(other.scores[: len(ids)])) - logits).abs().mean()
-    assert difference < 0.02 * logits.abs().mean()
+    assert difference < 0.03 * logits.abs().mean()
     other.close()
 
 

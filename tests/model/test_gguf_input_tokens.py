@@ -19,7 +19,7 @@ from stages.decoders.gguf_header import Header, read_header
 from stages.decoders.gguf_splitting import LLAMA3, QWEN2
 from stages.errors import UserError
 from stages.export.gguf import convert
-from stages.model.gguf_local import from_file
+from stages.model.gguf import from_file
 from stages.model.gguf_tokenizer import tokenizer_in
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
