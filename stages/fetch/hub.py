@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from stages.common.files import sha256_of, write_text
 from stages.errors import UserError
-from stages.fetch.hub_errors import explain_hub_errors, understood, unreachable
+from stages.fetch.hub_errors import explain_hub_errors, shown, understood, unreachable
 from stages.stage import JSON
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def _continue_download(folder: Path, url: str, location: str, etag: str, size: i
         partial = blob.with_name(f"{blob.name}.incomplete")
         arrived = partial.stat().st_size if partial.exists() else 0
         if arrived:
-            log.info("continuing %s from %.0f MB", url, arrived / 1e6)
+            log.info("continuing %s from %.0f MB", shown(url), arrived / 1e6)
         # A longer file is no beginning of this one.
         if arrived > size:
             partial.unlink()
@@ -131,7 +131,7 @@ def _continue_download(folder: Path, url: str, location: str, etag: str, size: i
         if SHA256.fullmatch(blob.name) and sha256_of(partial) != blob.name:
             partial.unlink()
             raise UserError(
-                f"what came from {url} is damaged (another SHA-256) and was deleted. Run the same command again."
+                f"what came from {shown(url)} is damaged (another SHA-256) and was deleted. Run the same command again."
             )
         os.replace(partial, blob)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 from stages.errors import UserError
+
+PASSWORD = re.compile(r"//[^/@\s]+@")
+"""A user's name and password in an address."""
 
 
 class NoHub(Exception):
@@ -85,7 +89,8 @@ def explain_hub_errors(repo: str, revision: str, repo_type: str = "model") -> It
     from huggingface_hub import constants, errors, get_token
 
     _limit_silence()
-    page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
+    endpoint = shown(constants.ENDPOINT)
+    page = f"{endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
     group = "data" if repo_type == "dataset" else "model"
     token = "the token in use has no access" if get_token() else "no token is set"
     set_token = "set HF_TOKEN (or run `hf auth login`)"
@@ -103,7 +108,7 @@ def explain_hub_errors(repo: str, revision: str, repo_type: str = "model") -> It
             f"{page} has no revision '{revision}'. Take a branch, tag or commit it has: {group}.revision=."
         ) from error
     except errors.HFValidationError as error:
-        raise UserError(f"'{repo}' is not the id of a repository, OWNER/NAME: {error}") from error
+        raise UserError(f"'{repo}' is not the id of a repository, OWNER/NAME: {shown(error)}.") from error
     except _away() as error:
         if constants.HF_HUB_OFFLINE:
             raise UserError(
@@ -111,7 +116,7 @@ def explain_hub_errors(repo: str, revision: str, repo_type: str = "model") -> It
                 "forbids a download. Unset it, or run once where there is a network and bring the cache."
             ) from error
         raise UserError(
-            f"the hub at {constants.ENDPOINT} can't be reached ({_cause(error)}), and {repo} at {revision} is not in "
+            f"the hub at {endpoint} can't be reached ({_cause(error)}), and {repo} at {revision} is not in "
             f"its cache ({constants.HF_HUB_CACHE}). Check the network, HF_ENDPOINT and the proxy; what has arrived is "
             "kept."
         ) from error
@@ -119,7 +124,7 @@ def explain_hub_errors(repo: str, revision: str, repo_type: str = "model") -> It
         status = error.response.status_code
         refused = f" ({token}: {set_token})" if status in (401, 403) else ""
         raise UserError(
-            f"the hub at {constants.ENDPOINT} answered {status} for {repo} at {revision}{refused}: {error}"
+            f"the hub at {endpoint} answered {status} for {repo} at {revision}{refused}: {shown(error)}."
         ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -128,14 +133,21 @@ def explain_hub_errors(repo: str, revision: str, repo_type: str = "model") -> It
                 "with HF_HOME=DIR; what has arrived is kept."
             ) from error
         if "Consistency check failed" in str(error):
-            raise UserError(f"{repo} came incomplete: {error} Run the same command again, it continues.") from error
+            raise UserError(
+                f"{repo} came incomplete: {shown(error)}. Run the same command again, it continues."
+            ) from error
         raise
 
 
+def shown(text: object) -> str:
+    """Return what a log or an error says of the hub in one line, without the password that an address may hold."""
+    return PASSWORD.sub("//…@", " ".join(str(text).split())).rstrip(".")
+
+
 def _cause(error: Exception) -> str:
-    """Return what went wrong with a request, in one line."""
+    """Return what went wrong with a request."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     # That one says at length what is not in the cache. What it was raised from says why.
     told = error.__cause__ or error if isinstance(error, LocalEntryNotFoundError) else error
-    return " ".join(str(told).split()).rstrip(".") or type(told).__name__
+    return shown(told) or type(told).__name__

@@ -275,6 +275,19 @@ def test_a_licence_that_is_refused_after_the_download_costs_only_its_name(
             assert ask(code, home | {"HF_ENDPOINT": url}).stdout.strip() == "{}"
 
 
+@pytest.mark.parametrize("answer", [NO_HUB["cut off"], b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n"])
+def test_a_password_in_the_hubs_address_is_told_to_nobody_and_an_error_is_one_line(
+    answer: bytes, tmp_path: Path
+) -> None:
+    with answering(answer) as url:
+        away = {"HF_ENDPOINT": url.replace("//", "//me:hidden@"), "HF_HOME": str(tmp_path)}
+        done = ask(f"resolve_revision({REPO!r}, 'main')", away)
+    # The command keeps httpx from logging its requests (conf/config.yaml).
+    (line,) = done.stderr[done.stderr.index("UserError") :].splitlines()
+    assert "hidden" not in line
+    assert "the hub at http://…@127.0.0.1" in line
+
+
 def test_texts_that_no_hub_answers_for_are_one_error(tmp_path: Path) -> None:
     code = """
     from stages.tasks.corpora import CORPORA, _of_hub
