@@ -9,14 +9,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import NoneType
 
 from pipeline.comparison.run import Layer, Run
 from pipeline.engine.artifact import MANIFEST
+from stages.common.checks import short
 from stages.common.files import read_object, write_text
 from stages.errors import UserError
 
-KEPT = ("name", "key", "created", "provenance", "seconds", "pruned")
-"""What a cell has of a run, beside its report and its layers."""
+KEPT: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "key": (str,),
+    "created": (str,),
+    "provenance": (dict,),
+    "seconds": (int, float, NoneType),
+    "pruned": (str, NoneType),
+}
+"""What a cell has of a run, beside its report and its layers, and the types that each may have."""
 
 
 def write(directory: Path, groups: Sequence[Sequence[Run]]) -> list[Path]:
@@ -39,6 +48,9 @@ def read(path: Path) -> Run:
     try:
         layers = [_layer(**sizes) for sizes in cell["layers"]]
         own = {name: cell[name] for name in KEPT}
+        wrong = [name for name, types in KEPT.items() if not isinstance(own[name], types)]
+        if wrong:
+            raise TypeError(f"{wrong[0]} is {short(repr(own[wrong[0]]))}")
         return Run(number=0, directory=path.parent, report=cell["report"], layers=layers, **own)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
@@ -47,7 +59,7 @@ def read(path: Path) -> Run:
 
 
 def _layer(heads: Sequence[int], channels: Sequence[int]) -> Layer:
-    (heads_kept, heads_of), (channels_kept, channels_of) = heads, channels
+    (heads_kept, heads_of), (channels_kept, channels_of) = (map(int, sizes) for sizes in (heads, channels))
     return Layer(heads=(heads_kept, heads_of), channels=(channels_kept, channels_of))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.comparison.run import Run
-from pipeline.comparison.runs import adapter_of, without_seeds
+from pipeline.comparison.runs import adapter_of, grouped, without_seeds
 from pipeline.comparison.scores import SCORES, TOO_FEW, Score, best_of
 from pipeline.planning.keys import flatten
 from stages.report import wording as w
@@ -141,7 +141,8 @@ def _more(name: str) -> Column:
 
 def _score(score: Score, groups: Sequence[Sequence[Run]]) -> Column:
     """Return the column of a score. A remark says where a run is within noise of the best one of its group."""
-    best = {run.number: found for group in groups if (found := best_of(score, group)) for run in group}
+    judged = [own for group in groups for own in grouped(group, lambda run: score.judged(run.report))]
+    best = {run.number: found for own in judged if (found := best_of(score, own)) for run in own}
 
     def value(run: Run) -> Value:
         found = score.last(run)

@@ -126,7 +126,8 @@ def _range(line: Line) -> tuple[float, float]:
 def machine(run: Run) -> str:
     """Return where and how a run's cost was measured. Latencies that were measured otherwise can't be compared."""
     cost = run.report["cost"] or {}
-    return str([cost.get(name) for name in ("hardware", "threads", "dtype", "prompt_tokens", "new_tokens")])
+    how = [cost.get(name) for name in ("hardware", "threads", "dtype", "prompt_tokens", "new_tokens")]
+    return str([*how, latency(run).get("batch")])
 
 
 def _called(line: Line) -> str:

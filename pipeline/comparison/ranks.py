@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from pipeline.comparison.lines import JUDGING
 from pipeline.comparison.run import Run
 from stages.report import wording as w
 from stages.report.blocks import Cell, Table
@@ -140,9 +141,13 @@ def _merged(one: Outcome | None, other: Outcome) -> Outcome:
 
 
 def _but_for_cell(report: JSON) -> str:
-    """Return what all cells of a sweep share: the pruned model, the rows and how the model was trained."""
+    """Return what all cells of a sweep share: the pruned model, the rows and how the model was trained.
+
+    These are the configurations of all roles but the recovery's own and those that judge: a model that was pruned by
+    other calibration text is another.
+    """
     configuration = report["configuration"]
-    upstream = {role: configuration.get(role) for role in ("model", "data", "prune")}
     recover = configuration["recover"]
+    upstream = {role: own for role, own in configuration.items() if role != "recover" and not role.startswith(JUDGING)}
     adapter = {name: recover["adapter"].get(name) for name in COMMON}
     return json.dumps([report["prune"], upstream, adapter, recover["recover"], recover.get("dtype")], sort_keys=True)

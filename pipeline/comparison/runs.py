@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.console.lines import complain
 from pipeline.engine.artifact import MANIFEST
 from pipeline.engine.store import PARTIAL
 from stages.adapters.registry import ADAPTERS
-from stages.common.files import read_json, read_object
+from stages.common.files import read_json, read_object, sha256_of
 from stages.common.visible import visible
 from stages.errors import UserError
 from stages.prune.kept import kept_of
@@ -23,13 +24,16 @@ from stages.report.render import SCHEMA
 from stages.report.wording import MODELS
 from stages.stage import JSON
 
+RECORD, CONFIG = "model/pruning.json", "model/config.json"
+"""Files of a pruned model and of a dense one that say what the layers kept, and of how much."""
+
 
 def runs(root: Path, choose: Choice = everything) -> list[list[Run]]:
     """Return the complete reports in which a model was pruned or recovered, in groups that were judged alike.
 
-    `root` is a store, or a folder of cells. Within a group, protocol, examples, tasks and their rows are the same.
-    Scores of different groups can't be compared. Numbers run through all groups. Of reports on one run the newest is
-    taken.
+    `root` is a store, or a folder of cells. Within a group, protocol, examples, tasks, their rows and the tokens in
+    which text is counted are the same. Scores of different groups can't be compared. Numbers run through all groups. Of
+    reports on one run the newest is taken.
 
     Raises:
         UserError: `root` is missing or holds no such run, or none that `choose` wants; it says how to make one.
@@ -65,20 +69,35 @@ def _whole(root: Path, run: Run) -> Run:
 def _layers(root: Path, pruned: Path | None) -> list[Layer]:
     """Return what each layer kept, from the pruned model's record and the dense model's config."""
     dense = _manifest(pruned).get("inputs", {}).get("model")
-    files = (pruned / "model" / "pruning.json", root / dense / "model" / "config.json") if pruned and dense else ()
-    if not files or not all(file.is_file() for file in files):
+    if not pruned or not dense:
         return []
     from stages.decoders.shapes import DecoderShape
 
     try:
-        record, config = (read_object(file) for file in files)
+        record, config = read_object(pruned / RECORD), read_object(root / dense / CONFIG)
+        for artifact, name in ((pruned, RECORD), (root / dense, CONFIG)):
+            _check_written(artifact, name)
         shapes = DecoderShape.from_config(config).layers
-    except UserError:  # a damaged file, or a family that this version does not know
+    except UserError:  # a file that is gone or damaged, or a family that this version does not know
         return []
     return [
         Layer(heads=(len(kept["heads"]), whole.heads), channels=(len(kept["mlp"]), whole.mlp))
         for kept, whole in zip(kept_of(record), shapes, strict=False)
     ]
+
+
+def _check_written(artifact: Path, name: str) -> None:
+    """Check that a small file of an artifact is what was written.
+
+    Raises:
+        UserError: its SHA-256 is not the one that the manifest has.
+    """
+    written = _manifest(artifact).get("files", {}).get(name, {}).get("sha256")
+    if written is not None and sha256_of(artifact / name) != written:
+        raise UserError(
+            f"{artifact / name} is not what was written (its SHA-256 differs). "
+            "`python -m pipeline.inspect verify --repair` sets it aside, and the run that made it builds it again."
+        )
 
 
 def _manifest(artifact: Path | None) -> JSON:
@@ -91,7 +110,8 @@ def _manifest(artifact: Path | None) -> JSON:
 def judged(report: JSON) -> Hashable:
     """Return what two reports must share for their scores to be comparable: protocol, examples, tasks, rows and texts.
 
-    Of the texts these are the kinds that the mean is over, with their number of documents.
+    Of the texts these are the kinds that the mean is over, with their number of documents, and the tokens in which
+    perplexity counts them: models with other tokenizers have other perplexities of one text.
     """
     protocol = report["protocol"]
     if not protocol:
@@ -103,8 +123,22 @@ def judged(report: JSON) -> Hashable:
     digests = [leaf["sha256"] for task in (protocol["rows"] or {}).values() for leaf in task["leaves"].values()]
     texts = report["texts"] or {"mean": None}
     kinds = [texts["kinds"][kind] for kind in texts["mean"]["over"]] if texts["mean"] else []
-    read = [(found["sha256"], found["documents"]) for found in kinds]
+    read = [(found["sha256"], found["documents"], tokens_a_byte(found)) for found in kinds]
     return (protocol["name"], str(protocol["num_fewshot"]), *sizes, *digests, *read)
+
+
+def tokens_a_byte(kind: JSON) -> str:
+    """Return how many tokens a byte of a kind of text has, as text that is equal where tokenizers count alike.
+
+    A report has the perplexity per token and the bits per byte of the same text, and their logarithms differ by this
+    alone. Empty where it has not both, or where its models' own tokenizers count differently: then no perplexity of it
+    is compared.
+    """
+    bits = kind.get("bits_per_byte", {})
+    known = next((model for model in MODELS if bits.get(model) and kind.get(model, 1.0) > 1.0), None)
+    if known is None or kind.get("per", "token") != "token":
+        return ""
+    return f"{bits[known] * math.log(2) / math.log(kind[known]):.6f}"
 
 
 def but_for_seeds(report: JSON) -> str:
@@ -162,17 +196,30 @@ def _found(root: Path) -> Iterator[Run]:
     for path in sorted(whole) or cells.files(root):
         try:
             run = _of_store(path) if whole else cells.read(path)
+            if not isinstance(run.report, dict) or run.report.get("schema") != SCHEMA:
+                raise UserError(f"{path} was written by another version of this project.")
+            _check_form(run.report, path)
         except UserError as error:
             complain(f"left out: {error}")
             continue
-        if not isinstance(run.report, dict) or run.report.get("schema") != SCHEMA:
-            complain(f"left out: {path} was written by another version of this project.")
-        else:
-            yield replace(run, report=_printable(run.report))
+        yield replace(run, report=_printable(run.report))
+
+
+def _check_form(report: JSON, path: Path) -> None:
+    """Check that a report has what runs are grouped and put in order by.
+
+    Raises:
+        UserError: it lacks something, or something in it is not of its kind.
+    """
+    try:
+        _changed(report), judged(report), but_for_seeds(report), _order(report)
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise UserError(f"{path} is no whole report ({error!r}).") from None
 
 
 def _of_store(path: Path) -> Run:
     manifest = _manifest(path.parent)
+    _check_written(path.parent, path.name)
     return Run(
         number=0,
         name=path.parent.name,

@@ -9,7 +9,7 @@ the two were independent. They share their documents, so this interval is wider 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from pipeline.comparison.run import Run
@@ -48,6 +48,7 @@ class Score:
         write: writes the score.
         of: returns a model's score in a report ("pruned", "recovered", "dense"); None where it was not measured.
         logarithmic: whether scores are compared by their logarithms.
+        judged: returns what a score is of, in a report, where that is more than what runs of a group share.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Score:
     write: w.Write
     of: Callable[[JSON, str], Estimate | None]
     logarithmic: bool = False
+    judged: Callable[[JSON], Hashable] = lambda report: ()
 
     def last(self, run: Run) -> Estimate | None:
         """Return the score of the run's last model."""
@@ -148,7 +150,14 @@ WIKIPEDIA = Score(
 )
 BITS = Score(name="bits per byte", better=-1, write=w.bits, of=_of_tasks("bits_per_byte", "bits_per_byte"))
 ACCURACY = Score(name="accuracy", better=1, write=w.percent, of=_of_tasks("acc", "accuracy"))
-REPEATED = Score(name="repeated 4-grams", better=-1, write=w.percent, of=_repeated)
+REPEATED = Score(
+    name="repeated 4-grams",
+    better=-1,
+    write=w.percent,
+    of=_repeated,
+    judged=lambda report: tuple((report.get("generation") or {}).get(name) for name in ("prompts", "new_tokens")),
+)
+"""Longer continuations repeat more of themselves, so those of other lengths are not compared."""
 
 SCORES = (TEXT, WIKIPEDIA, BITS, ACCURACY, REPEATED)
 """Every score that has a column."""

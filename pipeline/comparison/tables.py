@@ -52,10 +52,19 @@ def heading(group: Sequence[Run]) -> str:
 
 
 def headings(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Return each group's heading, with its runs' numbers where there are several groups."""
+    """Return each group's heading, with its runs' numbers where there are several groups.
+
+    Groups that differ in their tokens, or rows, alone have their models' names too.
+    """
     if len(groups) == 1:
         return [heading(groups[0])]
-    return [f"{heading(group)}: {ranges_of(group)}" for group in groups]
+    told = [heading(group) for group in groups]
+    models = [w.listing(list(dict.fromkeys(run.report["model"] for run in group))) for group in groups]
+    named = {one: {own for said, own in zip(told, models, strict=True) if said == one} for one in told}
+    return [
+        f"{said}{f', {own}' if len(named[said]) > 1 else ''}: {ranges_of(group)}"
+        for said, own, group in zip(told, models, groups, strict=True)
+    ]
 
 
 def ranges_of(group: Sequence[Run]) -> str:

@@ -7,6 +7,7 @@ run is chosen, and points that W&B already has are left out.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,12 @@ from typing import Any
 from pipeline.tracking.wandb_file import mark_sent, readable, sent, without_steps
 from pipeline.tracking.wandb_tracker import TRACKED, silent_wandb
 from stages.errors import UserError
+
+ERROR = re.compile(r"^wandb: ERROR (.*)$", re.MULTILINE)
+"""How `wandb sync` tells that a part of a run was given up."""
+PATIENCE = {"WANDB__FILE_STREAM_TIMEOUT_SECONDS": "60", "WANDB__FILE_STREAM_RETRY_MAX": "3"}
+"""W&B's own settings for the sending of a curve: how long it waits for an answer, and how often it asks again. By its
+defaults it asks a server that takes connections and never answers for hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +89,14 @@ def _send(local: Local) -> str:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            env=os.environ | {"WANDB_SILENT": "false"},  # its words are the reason where it fails
+            env=PATIENCE | os.environ | {"WANDB_SILENT": "false"},  # its words are the reason where it fails
         )
-        # `wandb sync` also ends well where it was refused. Its marker says that a run was taken.
-        if done.returncode or not sent(file):
-            raise UserError(f"W&B did not take {local.file.parent}: {(done.stderr or done.stdout).strip()}")
+        # `wandb sync` also ends well where it was refused. Its marker says that a run was taken, and it sets the marker
+        # even where the curve was not: then a line of its output alone says so.
+        failed = ERROR.findall(f"{done.stdout}\n{done.stderr}")
+        if done.returncode or failed or not sent(file):
+            reason = " ".join(failed) or (done.stderr or done.stdout).strip()
+            raise UserError(f"W&B did not take {local.file.parent}: {reason}")
     return f"{run.display_name} ({run.run_id})"
 
 

@@ -140,10 +140,14 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
-    """Yield the JSON value of each line of `path`. An unfinished last line, left by a killed writer, is skipped."""
-    with path.open(encoding="utf-8") as lines:
+    """Yield the JSON value of each line of `path`. An unfinished last line, left by a killed writer, is skipped.
+
+    Raises:
+        UserError: a line is not JSON.
+    """
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if line.endswith("\n"):
+            if line.endswith(b"\n"):
                 yield parse_json(line, f"{path} line {number}")
 
 

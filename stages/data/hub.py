@@ -23,7 +23,7 @@ from stages.data.readers import columns_of, format_of, records
 from stages.data.rows import Built
 from stages.errors import UserError
 from stages.fetch.hub import fetch_file, license_of, resolve_revision
-from stages.fetch.hub_errors import explain_hub_errors
+from stages.fetch.hub_errors import explain_hub_errors, understood
 from stages.stage import Context
 
 log = logging.getLogger(__name__)
@@ -110,10 +110,10 @@ def _asked(config: HubConfig) -> list[dict[str, Any]]:
     # A format that can't be read is found before anything is downloaded.
     for name in names:
         format_of(Path(name))
-    with explain_hub_errors(repo, config.revision, "dataset"):
+    with explain_hub_errors(repo, config.revision, "dataset"), understood():
         tree = HfApi().list_repo_tree(repo, recursive=True, revision=config.revision, repo_type="dataset")
         sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
-    return [{"path": name, "size": sizes[name]} for name in names]
+        return [{"path": name, "size": sizes[name]} for name in names]
 
 
 def _names(config: HubConfig) -> list[str]:
@@ -124,7 +124,7 @@ def _names(config: HubConfig) -> list[str]:
     with explain_hub_errors(repo, config.revision, "dataset"):
         try:
             builder = datasets.load_dataset_builder(repo, config.subset, revision=config.revision)
-        except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        except (ValueError, RuntimeError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
             cause = " ".join(str(error).split())
             if "scripts are no longer supported" in cause:
                 cause = "it comes as a program, and code from the hub is never run; data.revision=refs/convert/parquet"

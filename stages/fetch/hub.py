@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from stages.common.files import sha256_of, write_text
 from stages.errors import UserError
-from stages.fetch.hub_errors import explain_hub_errors, unreachable
+from stages.fetch.hub_errors import explain_hub_errors, shown, understood, unreachable
 from stages.stage import JSON
 
 log = logging.getLogger(__name__)
@@ -55,24 +55,28 @@ def resolve_revision(repo: str, revision: str, repo_type: str = "model") -> str:
 
 
 def repository(repo: str, revision: str, repo_type: str = "model") -> Any:
-    """Return what the hub says of a repository: huggingface_hub's `ModelInfo` or `DatasetInfo`.
+    """Return what the hub says of a repository: huggingface_hub's `ModelInfo` or `DatasetInfo`, with its commit.
 
-    A hub that never answers is given up after HF_HUB_ETAG_TIMEOUT seconds. huggingface_hub itself would wait for ever.
+    To be called within `explain_hub_errors`, which also sees to it that a hub that never answers is given up.
 
     Raises:
         Exception: any of `unreachable`, or another error that `explain_hub_errors` turns into a `UserError`.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
-    timeout = constants.HF_HUB_ETAG_TIMEOUT
-    return HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=timeout)
+    with understood():
+        found = HfApi().repo_info(repo, revision=revision, repo_type=repo_type)
+        if not COMMIT.fullmatch(str(found.sha)):
+            raise ValueError(f"it names no commit of {repo}")
+    return found
 
 
 def license_of(repo: str, revision: str, repo_type: str = "model") -> JSON:
-    """Return {"license": …} where the repository's card names one; empty where none is named or the hub is away."""
+    """Return {"license": …} where the repository's card names one; empty where none is named or the hub doesn't say."""
     try:
-        card = getattr(repository(repo, revision, repo_type), "card_data", None)
-    except unreachable():
+        with explain_hub_errors(repo, revision, repo_type):
+            card = getattr(repository(repo, revision, repo_type), "card_data", None)
+    except UserError:  # the files are there already: a refusal now costs no more than the licence's name
         return {}
     name = getattr(card, "license", None)
     return {"license": name} if isinstance(name, str) else {}
@@ -116,7 +120,7 @@ def _continue_download(folder: Path, url: str, location: str, etag: str, size: i
         partial = blob.with_name(f"{blob.name}.incomplete")
         arrived = partial.stat().st_size if partial.exists() else 0
         if arrived:
-            log.info("continuing %s from %.0f MB", url, arrived / 1e6)
+            log.info("continuing %s from %.0f MB", shown(url), arrived / 1e6)
         # A longer file is no beginning of this one.
         if arrived > size:
             partial.unlink()
@@ -127,7 +131,7 @@ def _continue_download(folder: Path, url: str, location: str, etag: str, size: i
         if SHA256.fullmatch(blob.name) and sha256_of(partial) != blob.name:
             partial.unlink()
             raise UserError(
-                f"what came from {url} is damaged (another SHA-256) and was deleted. Run the same command again."
+                f"what came from {shown(url)} is damaged (another SHA-256) and was deleted. Run the same command again."
             )
         os.replace(partial, blob)
 

@@ -4,17 +4,21 @@ A checkpoint is a directory `checkpoint/step-00000012/` of two files. It is writ
 disk and renamed. So a half-written checkpoint is never seen, not even after a loss of power. The previous checkpoint is
 removed only afterwards.
 
+A checkpoint says what was written: its record is sealed and has the SHA-256 of every tensor. A damaged one is refused.
+
 A checkpoint has no random state: each step seeds its own (`stages.recover.loop`), and the data's position is one
 integer.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,8 +26,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from stages.common.files import read_json, write_json
+from stages.common.files import THREADS, read_object
 from stages.common.machine import processor
+from stages.common.sealed import SEAL, is_sealed, write_sealed
 from stages.errors import UserError
 from stages.recover.workers import SINGLE, Workers
 from stages.stage import JSON
@@ -32,6 +37,8 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoint"
 STATE, PROGRESS = "state.safetensors", "progress.json"
+HASHES = "sha256"
+"""The entry of the record that holds the SHA-256 of each tensor, by its name."""
 SHARE = 0.03
 """The most of a recovery's time that saving takes."""
 
@@ -116,10 +123,8 @@ def save(
     beside.mkdir(parents=True)
     try:
         save_file(wholes, beside / STATE)
-        write_json(
-            beside / PROGRESS,
-            {"identity": identity, "progress": asdict(progress), "computed": _computed(parameters)},
-        )
+        facts = {"identity": identity, "progress": asdict(progress), "computed": _computed(parameters)}
+        write_sealed(beside / PROGRESS, facts | {HASHES: _hashes(wholes)})
         for path in (beside / STATE, beside / PROGRESS, beside):
             _to_disk(path)
         os.replace(beside, final)
@@ -171,13 +176,29 @@ def resume(
 
 def _read(directory: Path) -> tuple[JSON, dict[str, torch.Tensor]]:
     try:
-        saved = read_json(directory / PROGRESS)
-        return {key: saved[key] for key in ("identity", "progress", "computed")}, load_file(directory / STATE)
+        saved, tensors = read_object(directory / PROGRESS), load_file(directory / STATE)
+        # Checkpoints of older versions have neither a seal nor hashes.
+        if SEAL in saved and not is_sealed(saved):
+            raise UserError(f"{PROGRESS} is not what was written")
+        changed = [name for name, found in _hashes(tensors).items() if found != saved.get(HASHES, {}).get(name, found)]
+        if changed:
+            raise UserError(f"its tensor '{changed[0]}' is not what was written: another SHA-256")
+        return {key: saved[key] for key in ("identity", "progress", "computed")}, tensors
     except (UserError, OSError, SafetensorError, KeyError, TypeError) as error:
         raise UserError(
             f"the checkpoint {directory} is damaged ({error}). Remove it to go on from the one before it, or from "
             "the beginning where there is none."
         ) from error
+
+
+def _hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return the SHA-256 of each tensor's bytes. Tensors are hashed side by side."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        return dict(zip(tensors, threads.map(_sha256, tensors.values()), strict=True))
+
+
+def _sha256(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def _computed(parameters: Mapping[str, torch.nn.Parameter]) -> JSON:

@@ -39,7 +39,11 @@ def read(home: Path, environment: dict[str, str], *asked: dict[str, Any]) -> tup
     variables = os.environ | environment | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     options = json.dumps([{"repo": REPO} | one for one in asked])
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, options, str(home / "ours")], capture_output=True, text=True, env=variables
+        [sys.executable, "-c", SCRIPT, options, str(home / "ours")],
+        capture_output=True,
+        text=True,
+        env=variables,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
@@ -90,3 +94,29 @@ def test_what_the_hub_does_not_have_is_one_error(hub: Hub, tmp_path: Path, repos
     errors, _ = read(tmp_path, hub.environment(tmp_path / "home"), *wrong.values())
     for said, error in zip(wrong, errors, strict=True):
         assert said in error
+
+
+@pytest.mark.parametrize("how", ["mute", "wrong"])
+def test_a_listing_that_never_comes_or_is_none_is_one_error(
+    how: str, hub: Hub, tmp_path: Path, repository: Path
+) -> None:
+    commit = hub.add(f"datasets/{REPO}", repository)
+    environment = hub.environment(tmp_path / "home") | {"HF_HUB_ETAG_TIMEOUT": "1"}
+    columns = {"prompt": "question", "response": "answer"}
+    # `datasets` lists folder by folder, and we ask for all sizes at once.
+    for call in (f"{commit}/data?", f"{commit}?recursive=true"):
+        setattr(hub, how, call)
+        [error], _ = read(tmp_path, environment, {"columns": columns})
+        assert "can't be " in error
+        assert REPO in error
+    setattr(hub, how, "")
+    [[rows, _]], _ = read(tmp_path, environment, {"columns": columns})
+    assert len(rows) == 6
+
+
+def test_rows_of_a_commit_that_no_hub_answers_for_are_one_error(tmp_path: Path) -> None:
+    away = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
+    [error], _ = read(tmp_path, away, {"revision": "a" * 40})
+    assert "can't be reached" in error
+    [error], _ = read(tmp_path, away | {"HF_HUB_OFFLINE": "1"}, {"revision": "a" * 40})
+    assert "HF_HUB_OFFLINE" in error

@@ -14,6 +14,8 @@ from helpers.world import World, make_world
 from pipeline.engine import store as store_module
 from pipeline.engine.artifact import MANIFEST, Artifact
 from pipeline.engine.store import Store
+from stages.common.files import read_jsonl
+from stages.common.journal import Journal
 
 OPTIONS = ("recover.tokens=600", "recover.curve_every=300", "evaluate.limit=2")
 STAGES = ("model", "data", "scores", "prune", "recover", "tasks", "evaluate", "cost", "report")
@@ -144,3 +146,15 @@ def test_each_file_of_an_artifact_is_missed_when_it_is_damaged(
         assert digests(store) == digests(whole.store), name
         assert not [one.name for one in store.artifacts() if store.changed(one)], name
         shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("damage", [b'{"row": 2\xff}\n', b'{"row": 2\n', b"\0\0\0\n"])
+def test_a_damaged_row_of_a_killed_stage_and_those_after_it_are_made_again(damage: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    begun = Journal(path, 4)
+    begun.extend([{"row": 0}, {"row": 1}])
+    begun.unfinished.write_bytes(begun.unfinished.read_bytes() + damage + b'{"row": 3}\n')
+    again = Journal(path, 4)
+    assert again.rows == [{"row": 0}, {"row": 1}]
+    again.extend([{"row": 2}, {"row": 3}])
+    assert list(read_jsonl(path)) == [{"row": place} for place in range(4)]

@@ -27,7 +27,8 @@ class Hub:
     """What the server serves, and what it was asked.
 
     `gated` repositories want TOKEN. `drops` maps a file name to the number of bytes after which the connection breaks,
-    and `stalls` to those after which nothing more comes. Each happens once.
+    and `stalls` to those after which nothing more comes. Each happens once. Calls of `mute` (part of a path) are never
+    answered, and those of `wrong` are answered with a page that is no hub's.
     """
 
     url: str = ""
@@ -35,6 +36,8 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     drops: dict[str, int] = field(default_factory=dict)
     stalls: dict[str, int] = field(default_factory=dict)
+    mute: str = ""
+    wrong: str = ""
     requests: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -81,7 +84,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
         asked = API.match(self.path) or FILE.match(self.path)
-        if asked is None or asked["repo"] not in self.hub.repos:
+        if self.hub.mute and self.hub.mute in self.path:
+            self.hub.closing.wait()
+            self.close_connection = True
+        elif self.hub.wrong and self.hub.wrong in self.path:
+            self._answer(200, b"<html>log in</html>", {"Content-Type": "text/html"})
+        elif asked is None or asked["repo"] not in self.hub.repos:
             self._refuse(401, "RepoNotFound")
         elif asked["repo"] in self.hub.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._refuse(401, "GatedRepo")

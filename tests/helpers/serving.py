@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -31,6 +31,25 @@ def counting() -> Iterator[tuple[str, list[object]]]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=_count, args=(server, calls), daemon=True).start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}", calls
+
+
+@contextmanager
+def answering(content: bytes) -> Iterator[str]:
+    """Answer each connection with these bytes, whatever it asks, and close it; gives the address to the block."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=_answer, args=(server, content), daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def _answer(server: socket.socket, content: bytes) -> None:
+    while True:
+        try:
+            connection, _ = server.accept()
+        except OSError:
+            return
+        with connection, suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(content)
 
 
 def _count(server: socket.socket, calls: list[object]) -> None:

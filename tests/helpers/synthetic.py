@@ -41,11 +41,13 @@ def evaluation(
     protocol: str = "likelihood",
     windows: int = 0,
     repetition: float | None = None,
+    token: int = 4,
 ) -> Path:
     """Write an evaluate artifact of a model of the given skill; equal documents are equally hard for every model.
 
     By generation a task has accuracy and answers only, and the harder half of the wrong answers can't be read; with
     `windows` there is a corpus of so many; with `repetition` there are continuations, of which about so much repeats.
+    A `token` of text has so many bytes.
     """
     generated = protocol == "generation"
     results: dict[str, Any] = {}
@@ -86,7 +88,7 @@ def evaluation(
     written = None if repetition is None else _continuations(directory, repetition)
     about = {"versions": {"lm-eval": "0.4.13"}, "tasks": results, "generation": written}
     write_json(directory / "results.json", judged | about)
-    _perplexity(directory, nll, passages, windows)
+    _perplexity(directory, nll, passages, windows, token)
     return directory
 
 
@@ -111,13 +113,13 @@ KINDS = {"wikipedia": 0.0, "narrative": 0.2, "news": -0.2}
 """Kinds of held-out text, and by how many nats a token each is harder than the model's own figure."""
 
 
-def _perplexity(directory: Path, nll: float, passages: int, windows: int) -> None:
-    texts = {kind: _text(kind, nll + apart, passages) for kind, apart in KINDS.items()} if passages else {}
+def _perplexity(directory: Path, nll: float, passages: int, windows: int, token: int) -> None:
+    texts = {kind: _text(kind, nll + apart, passages, token) for kind, apart in KINDS.items()} if passages else {}
     corpora = {"wikitext2": {"1024": _corpus(nll - 0.5, windows, 1024)}} if windows else {}
     write_json(directory / "perplexity.json", {"texts": texts, "mean": None, "corpora": corpora})
 
 
-def _text(kind: str, nll: float, passages: int) -> dict[str, Any]:
+def _text(kind: str, nll: float, passages: int, token: int) -> dict[str, Any]:
     random = np.random.default_rng([99, *(kind.encode() if kind != "wikipedia" else ())])
     tokens, hardness = random.integers(50, 300, passages), random.normal(0, 0.3, passages)
     rows = [
@@ -125,7 +127,7 @@ def _text(kind: str, nll: float, passages: int) -> dict[str, Any]:
             "title": f"Passage {i}",
             "nll": float(tokens[i] * (nll + hardness[i])),
             "tokens": int(tokens[i]),
-            "bytes": int(4 * tokens[i]),
+            "bytes": int(token * tokens[i]),
         }
         for i in range(passages)
     ]

@@ -85,7 +85,8 @@ class Artifact:
 class Server:
     """What the server holds, and what it was asked. While `down` is set it breaks every connection.
 
-    It refuses the calls whose names are in `refused`. `broken` counts the connections that it broke.
+    It refuses the calls whose names are in `refused`; the stream of curves is called "file_stream". While `mute` is set
+    it leaves that one without an answer. `broken` counts the connections that it broke.
     """
 
     url: str = ""
@@ -96,6 +97,7 @@ class Server:
     refused: set[str] = field(default_factory=set)
     broken: int = 0
     down: threading.Event = field(default_factory=threading.Event)
+    mute: threading.Event = field(default_factory=threading.Event)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def environment(self, home: Path, key: str = KEY) -> dict[str, str]:
@@ -154,6 +156,12 @@ class _Handler(BaseHTTPRequestHandler):
         granted = "Basic " + base64.b64encode(f"api:{KEY}".encode()).decode()
         if not self.path.startswith("/storage/") and self.headers.get("Authorization") != granted:
             self._answer(401, {"errors": [{"message": "user is not logged in"}]})
+            return
+        stream = STREAM.fullmatch(self.path)
+        while stream and self.held.mute.is_set():
+            time.sleep(0.05)
+        if stream and "file_stream" in self.held.refused:
+            self._answer(404, {})
             return
         with self.held.lock:
             if self.path == "/graphql":

@@ -19,8 +19,9 @@ from pipeline.compare import main
 from pipeline.comparison.lines import lines, ranges
 from pipeline.comparison.runs import runs
 from pipeline.comparison.tables import heading
-from stages.common.files import read_json, write_json
+from stages.common.files import read_json, sha256_of, write_json
 from stages.errors import UserError
+from stages.report.render import SCHEMA
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,6 +103,23 @@ def test_what_was_judged_differently_stands_in_another_table(
     html = (tmp_path / "compare.html").read_text()
     assert html.count('<table class="folded">') == 3
     assert "Over seeds" not in html
+
+
+def test_perplexities_in_other_tokens_are_never_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same texts and tasks, but a tokenizer with longer tokens: its perplexity of one text is another figure."""
+    root = tmp_path / "artifacts"
+    for place, (model, token, better) in enumerate((("tiny", 4, 0.0), ("tiny", 4, 0.8), ("large", 5, 1.6))):
+        judged = {
+            name: evaluation(tmp_path / f"{place}" / name, **skill | {"nll": skill["nll"] - better}, token=token)
+            for name, skill in SKILL.items()
+        }
+        add(root, place, everything(tmp_path / "inputs") | judged, model=model, data=f"rows{place}")
+    said = printed(capsys, f"artifact_root={root}", "format=md")
+    assert [[run.report["model"] for run in group] for group in runs(root)] == [["large"], ["tiny", "tiny"]]
+    assert "Judged by likelihood, 3 tasks × 200 (BoolQ, PIQA, ARC-e), zero-shot, large: run 1" in said
+    assert "Judged by likelihood, 3 tasks × 200 (BoolQ, PIQA, ARC-e), zero-shot, tiny: runs 2, 3" in said
+    assert "Best in held-out perplexity: run 3" in said
+    assert said.count("Best in held-out perplexity") == 1
 
 
 def test_repetition_of_the_recovered_model_is_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,6 +234,45 @@ def test_cells_outlive_the_store_and_are_compared_like_it(tmp_path: Path, capsys
     said = capsys.readouterr()
     assert said.out == before[1]
     assert "other.json is not a cell" in said.err
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"created": None},
+        {"name": 5},
+        {"seconds": "long"},
+        {"layers": [{"heads": [1, "a"], "channels": [1, 2]}]},
+        {"report": {"schema": SCHEMA}},
+    ],
+)
+def test_a_cell_with_something_of_another_kind_is_left_out(
+    changed: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, kept = store(tmp_path / "artifacts", adapters=("rora", "lora")), tmp_path / "kept"
+    main([f"artifact_root={root}", "format=cells", f"output={kept}"])
+    cell = sorted(kept.iterdir())[0]
+    write_json(cell, read_json(cell) | changed)
+    main([f"artifact_root={kept}", f"output={tmp_path / 'compare.html'}"])
+    assert f"left out: {cell} is no" in capsys.readouterr().err
+    assert [len(group) for group in runs(kept)] == [1]
+
+
+def test_a_report_that_is_not_what_was_written_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = store(tmp_path / "artifacts", adapters=("rora", "lora"))
+    for directory in (root / "report").iterdir():
+        files = {"report.json": {"sha256": sha256_of(directory / "report.json")}}
+        write_json(directory / "manifest.json", {"files": files})
+    assert [len(group) for group in runs(root)] == [2]
+    damaged = next((root / "report").glob("lora*")) / "report.json"
+    content = bytearray(damaged.read_bytes())
+    place = content.index(b'"ratio_achieved": 0.') + len(b'"ratio_achieved": 0.')
+    content[place] ^= 1
+    damaged.write_bytes(content)
+    assert [run.report["adapter"] for group in runs(root) for run in group] == ["rora"]
+    said = capsys.readouterr().err
+    assert f"left out: {damaged} is not what was written (its SHA-256 differs)" in said
+    assert "pipeline.inspect verify --repair" in said
 
 
 def test_too_few_documents_are_called_that_and_not_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from pipeline.comparison.columns import columns
 from pipeline.comparison.costs import points
 from pipeline.comparison.findings import findings
 from pipeline.comparison.lines import lines
 from pipeline.comparison.published import published
 from pipeline.comparison.run import Run
-from pipeline.comparison.scores import ACCURACY, TEXT
+from pipeline.comparison.scores import ACCURACY, REPEATED, TEXT
 
 
 def run(number: int, perplexity: float, *, width: float = 0.05, seed: int = 0, **changes: Any) -> Run:
@@ -117,6 +118,25 @@ def test_a_time_is_better_where_the_ranges_of_the_repeats_do_not_meet(ratio: flo
 
 def test_a_machine_that_was_busier_makes_no_model_slower() -> None:
     assert "Within noise in the time a token takes" in said(run(1, 30.0), run(2, 30.0, seconds=0.2))
+
+
+def test_times_at_other_batch_sizes_are_not_compared() -> None:
+    other = run(2, 30.0, ratio=0.8)
+    other.report["cost"]["models"]["recovered"]["latency"][0]["batch"] = 8
+    text = said(run(1, 30.0), other)
+    assert "Fastest" not in text
+    assert "the time a token takes" not in text
+
+
+def test_repetition_in_continuations_of_another_length_is_not_compared() -> None:
+    found = []
+    for number, (share, length) in enumerate([(0.3, 64), (0.1, 16), (0.2, 64)], start=1):
+        own = {"repeated": share, "repeated_interval": [share - 0.01, share + 0.01]}
+        generation = {"prompts": 16, "new_tokens": length, "recovered": own}
+        found.append(run(number, 30.0, generation=generation))
+    column = next(column for column in columns([found]) if column.score is REPEATED)
+    cells = [column.cell(one) for one in found]
+    assert ["best" in str(cell) for cell in cells] == [False, False, True]
 
 
 def test_the_pareto_front_has_the_runs_that_no_other_beats_in_both() -> None:

@@ -124,3 +124,15 @@ def test_short_trials_choose_a_rate_and_a_run_of_its_own_gives_the_shared_rates_
 
 def test_recoveries_that_differ_in_more_than_a_sweep_does_are_no_sweep() -> None:
     assert not sweeps([recovery("lora", 4, 0, shared=1, tuned=1), recovery("rora", 4, 0, shared=1, tuned=1, tokens=1)])
+
+
+@pytest.mark.parametrize("role", ["calibration", "data-commonsense", "scores"])
+def test_recoveries_of_models_that_were_pruned_or_taught_otherwise_are_sweeps_of_their_own(role: str) -> None:
+    found = []
+    for place, perplexity in enumerate((20.0, 40.0)):
+        for adapter in ("lora", "rora"):
+            one = recovery(adapter, 4, 0, shared=None, tuned=perplexity)
+            one.report["configuration"] |= {role: {"name": f"rows{place}"}, "evaluate-dense": {"limit": place}}
+            found.append(one)
+    both = sweeps(found)
+    assert [[cells[adapter, 4][0].tuned for adapter in ("lora", "rora")] for _, cells in both] == [[20, 20], [40, 40]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from helpers.world import World, make_world
 from pipeline.tracking.registry import open_tracker
 from pipeline.tracking.tracker import TrackerConfig, following
 from pipeline.tracking.wandb_file import BLOCK, finished
+from pipeline.tracking.wandb_tracker import PATIENCE
 
 
 def sync(server: Server, directory: Path) -> list[str]:
@@ -178,6 +180,38 @@ def test_a_run_that_is_refused_is_named_with_the_reason_and_waits(server: Server
     assert "permission denied" in done.stderr
     server.refused.clear()
     assert sync(server, tmp_path) == ["sent 1 of 1: rora-r16-tiny (0123456789abcdef)"]
+
+
+def test_a_curve_that_is_refused_or_never_answered_for_is_no_run_that_was_sent(server: Server, tmp_path: Path) -> None:
+    record(tmp_path, 2)
+    impatient = server.environment(tmp_path)
+    impatient |= {"WANDB__FILE_STREAM_TIMEOUT_SECONDS": "1", "WANDB__FILE_STREAM_RETRY_MAX": "1"}
+    server.refused.add("file_stream")
+    for change in (server.refused.clear, server.mute.clear):
+        done = command(impatient, "sync", "--directory", str(tmp_path))
+        assert done.returncode == 1, done.stdout
+        (line,) = done.stderr.splitlines()
+        assert "W&B did not take" in line
+        assert "Some run data will not be synced" in line
+        server.mute.set()
+        change()
+    assert sync(server, tmp_path) == ["sent 1 of 1: rora-r16-tiny (0123456789abcdef)"]
+    assert server.runs[ID].history == points(2)
+
+
+def test_a_silent_server_is_one_warning_and_the_run_is_recorded_offline(tmp_path: Path) -> None:
+    # The system takes connections for a socket that listens; nobody reads what is asked.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = Server(f"http://127.0.0.1:{silent.getsockname()[1]}").environment(tmp_path)
+        with follower(environment, name="wandb", mode="online", directory=str(tmp_path)) as run:
+            run.log(4)
+            began = time.monotonic()
+            printed = run.end()
+    assert time.monotonic() - began < 4 * PATIENCE
+    assert "can't be used online" in printed[0]
+    assert len(printed) == 3
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert finished(path)
 
 
 def test_a_wrong_key_is_one_warning_and_the_run_is_recorded_offline(server: Server, tmp_path: Path) -> None:

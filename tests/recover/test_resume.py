@@ -8,17 +8,20 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from helpers.processes import same_imports
 from helpers.toy import config, data_artifact, model_artifact
+from stages.common.files import read_json, write_json
 from stages.errors import UserError
-from stages.recover.checkpoints import interval
+from stages.recover.checkpoints import PROGRESS, STATE, Progress, interval, resume, save
 from stages.recover.stage import run
 from stages.stage import Context
 
@@ -139,6 +142,48 @@ def test_a_damaged_checkpoint_is_named_with_the_remedy(recoveries: Recoveries, t
 
     with pytest.raises(UserError, match=f"the checkpoint {checkpoint} is damaged .*Remove it to go on"):
         run(config(**SETTINGS), recoveries.inputs, context)
+
+
+def _flipped(content: bytes) -> bytes:
+    """Return the content with one bit of a tensor flipped: the tensors lie at the end."""
+    return content[:-101] + bytes([content[-101] ^ 64]) + content[-100:]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (STATE, _flipped),
+        (PROGRESS, lambda content: content.replace(b'"tokens": 2048', b'"tokens": 1048')),
+        (PROGRESS, lambda content: content.replace(b'"labelled"', b'"labdlled"')),
+    ],
+    ids=["a bit of a tensor", "a digit", "a name"],
+)
+def test_a_checkpoint_that_is_not_what_was_written_is_refused(
+    name: str, change: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    weight = torch.nn.Parameter(torch.ones(100, dtype=torch.bfloat16))
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    directory = save(
+        tmp_path, Progress(step=3, tokens=2048), {"w": weight}, optimizer, {}, {"w": weight.detach().clone()}
+    )
+    again = torch.nn.Parameter(torch.zeros(100, dtype=torch.bfloat16))
+    assert resume(tmp_path, {"w": again}, torch.optim.AdamW([again]), {}, {}).tokens == 2048
+    assert torch.equal(again, weight)
+    before = (directory / name).read_bytes()
+    (directory / name).write_bytes(change(before))
+    assert (directory / name).read_bytes() != before
+    with pytest.raises(UserError, match=f"the checkpoint {directory} is damaged .*not what was written.*Remove it"):
+        resume(tmp_path, {"w": again}, torch.optim.AdamW([again]), {}, {})
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.ones(4))
+    directory = save(tmp_path, Progress(step=3, tokens=2048), {"w": weight}, torch.optim.AdamW([weight]), {}, {})
+    facts = read_json(directory / PROGRESS)
+    write_json(directory / PROGRESS, {name: facts[name] for name in ("identity", "progress", "computed")})
+    assert resume(tmp_path, {"w": weight}, torch.optim.AdamW([weight]), {}, {}).tokens == 2048
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(
