@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from helpers.processes import same_imports
 from helpers.toy import config, data_artifact, model_artifact
 from stages.common.files import read_json, write_json
+from stages.common.sealed import SEAL, write_sealed
 from stages.errors import UserError
 from stages.recover.checkpoints import PROGRESS, STATE, Progress, interval, resume, save
 from stages.recover.stage import run
@@ -214,10 +215,10 @@ def test_a_resume_where_sums_are_rounded_otherwise_says_so(
 ) -> None:
     context = recoveries.copy("unfinished", tmp_path / name)
     (checkpoint,) = (context.output / "checkpoint").iterdir()
-    saved = json.loads((checkpoint / "progress.json").read_text())
+    saved = read_json(checkpoint / PROGRESS)
     assert saved["computed"][name]
     saved["computed"][name] = other
-    (checkpoint / "progress.json").write_text(json.dumps(saved))
+    write_sealed(checkpoint / PROGRESS, {key: value for key, value in saved.items() if key != SEAL})
 
     run(config(**SETTINGS), recoveries.inputs, context)
 
