@@ -236,12 +236,16 @@ def _write_report(graph: Graph, engine: Engine, directory: Path, command: str, s
 
 
 def _link_latest(directory: Path) -> None:
-    """Point `outputs/latest` at the newest run under `outputs`. A run directory elsewhere leaves the link alone."""
+    """Point `outputs/latest` at the newest run under `outputs`. A run directory elsewhere leaves the link alone.
+
+    So does a directory of that name, which is the user's own, or this run's.
+    """
     outputs = Path("outputs").resolve()
-    if outputs not in directory.resolve().parents:
+    latest = outputs / "latest"
+    if outputs not in directory.resolve().parents or (latest.is_dir() and not latest.is_symlink()):
         return
     # Renaming a new link over the old one leaves no moment without a link.
     beside = outputs / f".latest.{os.getpid()}"
     beside.unlink(missing_ok=True)
     beside.symlink_to(directory.resolve(), target_is_directory=True)
-    os.replace(beside, outputs / "latest")
+    os.replace(beside, latest)

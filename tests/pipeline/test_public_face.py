@@ -126,3 +126,8 @@ def test_the_run_directory_is_a_new_one_unless_named(
     assert len({run.directory for run in runs}) == 2
     assert (tmp_path / "outputs" / "latest").resolve() == runs[1].directory
     assert runs[0].model == runs[0].artifacts["model"] / "model"
+    (tmp_path / "outputs" / "latest").unlink()
+    with environment(world.environment):
+        named = pipeline.run(*overrides, directory="outputs/latest")
+    assert named.directory == tmp_path / "outputs" / "latest"
+    assert not named.directory.is_symlink()
