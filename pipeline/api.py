@@ -64,7 +64,12 @@ def _config(overrides: tuple[str, ...], config: Config | None) -> Config:
 
     Raises:
         TypeError: both are given.
+        UserError: an override is of the command line alone, or means nothing.
     """
+    if own := next((override for override in overrides if override.lstrip("+~").startswith("hydra.")), None):
+        raise UserError(
+            f"{own} is read on the command line alone. In Python pipeline.run(…, directory=DIR) names a run's."
+        )
     if config is not None and overrides:
         raise TypeError("give overrides or a config: a config's fields are set in Python")
     return compose(*overrides) if config is None else config

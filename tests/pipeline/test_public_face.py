@@ -131,3 +131,5 @@ def test_the_run_directory_is_a_new_one_unless_named(
         named = pipeline.run(*overrides, directory="outputs/latest")
     assert named.directory == tmp_path / "outputs" / "latest"
     assert not named.directory.is_symlink()
+    with pytest.raises(UserError, match="directory=DIR"):
+        pipeline.run("hydra.run.dir=there")
