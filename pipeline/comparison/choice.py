@@ -67,7 +67,10 @@ def _of_experiment(words: Sequence[str]) -> Choice:
     def choose(found: Mapping[str, str]) -> Collection[str]:
         taken = {name for name, key in found.items() if key in keys}
         if not taken:
-            raise UserError(f"none of the {len(keys)} runs of this experiment is in the store. Run it: {run}")
+            raise UserError(
+                f"none of the {len(keys)} runs of this experiment is in the store. Run it: {run}. "
+                "If they were made with overrides, give these here too."
+            )
         if len(taken) < len(keys):
             complain(f"{len(taken)} of the {len(keys)} runs are in the store. Run the others: {run}")
         return taken

@@ -18,6 +18,8 @@ from stages.report.statistics import MINIMUM_UNITS
 
 MOST = 6
 """Lines that a sentence lists by their runs; of more it gives the number of runs."""
+TURNS = 5
+"""Timings of a model, at least, whose range is compared. Two ranges of five lie apart by chance once in 126 times."""
 DOUBTS = ("Within noise", "Too few documents")
 """How a sentence begins that claims nothing."""
 
@@ -97,9 +99,10 @@ def _time(group: Sequence[Line]) -> Iterator[str]:
     """Yield which runs write a token fastest, where their range over repeats lies below that of others.
 
     Times are those of the dense model's that was measured by turns with them. A machine that other work kept busy
-    slows both. Seconds of two sessions differ by that alone, even of models of one shape.
+    slows both. Seconds of two sessions differ by that alone, even of models of one shape. With few turns a range says
+    little, and with one nothing.
     """
-    timed = [line for line in group if all(latency(run).get("decode_ratio_range") for run in line.runs)]
+    timed = [line for line in group if all(_turns(run) >= TURNS for run in line.runs)]
     if len(timed) < 2 or len({machine(run) for line in timed for run in line.runs}) > 1:
         return
     fastest = min(timed, key=_ratio)
@@ -112,6 +115,11 @@ def _time(group: Sequence[Line]) -> Iterator[str]:
     slower = _sentence(f"{_listed(behind)} {_are(behind)} clearly slower{rest}")
     taken = f"{w.times(_ratio(fastest))} the dense model's time a token"
     yield f"Fastest: {_called(fastest)}, at {taken} {w.span(_range(fastest), w.times)}. {slower}"
+
+
+def _turns(run: Run) -> int:
+    """Return how often each model was timed; 0 where it was not."""
+    return int(run.report["cost"].get("repeats", 0)) if latency(run).get("decode_ratio_range") else 0
 
 
 def _ratio(line: Line) -> float:

@@ -17,8 +17,12 @@ MOST = 3
 """Settings that a name has at most; the table has them all."""
 JUDGING = ("evaluate", "tasks", "cost")
 """How the roles of stages begin that judge a model."""
+COMPARED = "recover-dense"
+"""The role of the dense model's own recovery, of which `reference` tells."""
+GROUPS = ("data", "reference")
+"""Choices that a name has before others: what they stand for is many options."""
 RECOVERY = ("adapter.", "recover.")
-"""How the options of a recovery begin, which a name has before others."""
+"""How the options of a recovery begin, which a name has next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +57,8 @@ def of_group(lines: Sequence[Line], group: Sequence[Run]) -> list[Line]:
 def told_apart(found: Sequence[tuple[str, JSON, Any]], most: int | None = None) -> list[tuple[str, list[Any]]]:
     """Return (name, items) for each choice of settings, from (name, settings, item) of each item, by name.
 
-    Items of one name and other settings get the settings in which they differ added to the name, `most` of them.
+    Items of one name and other settings get settings in which they differ added to the name: no more than tell them
+    apart, and at most `most`.
     """
     choices: dict[str, dict[str, tuple[JSON, list[Any]]]] = {}
     for name, settings, item in found:
@@ -63,15 +68,33 @@ def told_apart(found: Sequence[tuple[str, JSON, Any]], most: int | None = None) 
     for name, alike in sorted(choices.items()):
         first = next(iter(alike.values()))[0]
         differ = {field for settings, _ in alike.values() for field in differences(first, settings)}
-        apart = sorted(differ, key=lambda field: (not field.startswith(RECOVERY), field))
-        for settings, items in alike.values():
-            said = _said(flatten(settings), apart[:most])
+        flat = [flatten(settings) for settings, _ in alike.values()]
+        apart = sorted(differ, key=lambda field: (field not in GROUPS, not field.startswith(RECOVERY), field))
+        fields = _telling(flat, apart)[:most]
+        for settings, (_, items) in zip(flat, alike.values(), strict=True):
+            said = _said(settings, fields)
             named.append((f"{name} ({said})" if said else name, items))
     return named
 
 
+def _telling(choices: Sequence[Mapping[str, Any]], fields: Iterable[str]) -> list[str]:
+    """Return those of `fields`, in order, each of which tells more of the choices apart than those before it do."""
+    taken: list[str] = []
+    told = 1
+    for field in fields:
+        more = len({_said(choice, [*taken, field]) for choice in choices})
+        if more > told:
+            taken, told = [*taken, field], more
+    return taken
+
+
 def _said(settings: Mapping[str, Any], fields: Iterable[str]) -> str:
-    return ", ".join(f"{field}={json.dumps(settings.get(field))}" for field in fields)
+    """Return settings as on the command line."""
+    return ", ".join(f"{field}={_written(settings.get(field))}" for field in fields)
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _name(report: JSON, with_model: bool) -> str:
@@ -84,8 +107,10 @@ def _name(report: JSON, with_model: bool) -> str:
 def _settings(report: JSON) -> JSON:
     """Return what may set lines of one name apart. How they were judged does not: headings tell that."""
     whole = without_seeds(report["configuration"])
-    made = {name: value for name, value in whole.items() if not name.startswith(JUDGING)}
-    return {**made.pop("recover", {}), **made, "rows": report["data"], "reference": report["reference"]}
+    made = {name: value for name, value in whole.items() if not name.startswith((*JUDGING, COMPARED))}
+    recovery = made.pop("recover", {})
+    # What they stand for comes later, in a name that needs it.
+    return {**recovery, "rows": made.pop("data", {}), **made, "data": report["data"], "reference": report["reference"]}
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -52,7 +52,7 @@ def run(number: int, perplexity: float, *, width: float = 0.05, seed: int = 0, *
                 "log": {"recovered_minus_dense": {"value": nats, "interval": [nats - width, nats + width]}},
             },
         },
-        "cost": {"models": {"recovered": {"latency": [latency], "peak_memory_bytes": 4 * size}}},
+        "cost": {"repeats": 5, "models": {"recovered": {"latency": [latency], "peak_memory_bytes": 4 * size}}},
         "curve": [],
         "training": {},
         "configuration": {"recover": {"adapter": {"name": "lora", "rank": 8}, "seed": seed}},
@@ -114,6 +114,30 @@ def test_the_smallest_and_the_smallest_that_is_as_good_are_named() -> None:
 @pytest.mark.parametrize(("ratio", "claim"), [(0.8, "Run 2 is clearly slower"), (0.55, "Within noise in the time")])
 def test_a_time_is_better_where_the_ranges_of_the_repeats_do_not_meet(ratio: float, claim: str) -> None:
     assert claim in said(run(1, 30.0), run(2, 30.0, ratio=ratio))
+
+
+def test_a_time_that_few_turns_measured_is_not_compared() -> None:
+    text = said(run(1, 30.0), run(2, 30.0, ratio=0.8, cost=run(2, 30.0, ratio=0.8).report["cost"] | {"repeats": 1}))
+    assert "Fastest" not in text
+    assert "the time a token takes" not in text
+
+
+def test_a_name_has_no_more_settings_than_tell_runs_apart() -> None:
+    recovery = {"adapter": {"name": "lora", "rank": 8}}
+    configuration = {"recover": recovery, "data": {"name": "a", "parts": 3}, "recover-dense": recovery}
+    other = configuration | {"data": {"name": "b", "parts": 5}}
+    third = other | {"recover": recovery | {"recover": {"learning_rate": 0.1, "warmup": 2}}}
+    found = [
+        run(1, 30.0, name="a", configuration=configuration),
+        run(2, 30.0, name="b", configuration=other, reference="dense_recovered"),
+        run(3, 30.0, name="b", configuration=third, reference="dense_recovered"),
+    ]
+    names = [line.name.partition("(")[2] for line in lines([found])]
+    assert names == [
+        "data=a, recover.learning_rate=null)",
+        "data=b, recover.learning_rate=null)",
+        "data=b, recover.learning_rate=0.1)",
+    ]
 
 
 def test_a_machine_that_was_busier_makes_no_model_slower() -> None:
