@@ -88,7 +88,7 @@ def test_what_else_sets_lines_of_one_name_apart_is_said() -> None:
     cut = [report(0.2, 90.0, 45.0), report(0.2, 80.0, 44.0, prune_options={"allocation": "uniform"})]
     assert [row.split("|")[1].strip() for row in rows_of(*cut)] == [
         "prune=llmpruner (prune.allocation=null), lora r8, data=rows",
-        'prune=llmpruner (prune.allocation="uniform"), lora r8, data=rows',
+        "prune=llmpruner (prune.allocation=uniform), lora r8, data=rows",
     ]
 
 
