@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.comparison.run import Run
-from pipeline.comparison.runs import adapter_of, but_for_seeds, grouped, without_seeds
+from pipeline.comparison.runs import adapter_of, but_for_seeds, grouped, made_by, without_seeds
 from pipeline.planning.keys import differences, flatten
 from stages.report import wording as w
 from stages.stage import JSON
 
 MOST = 3
 """Settings that a name has at most; the table has them all."""
-JUDGING = ("evaluate", "tasks", "cost")
-"""How the roles of stages begin that judge a model."""
-COMPARED = "recover-dense"
-"""The role of the dense model's own recovery, of which `reference` tells."""
 GROUPS = ("data", "reference")
 """Choices that a name has before others: what they stand for is many options."""
 RECOVERY = ("adapter.", "recover.")
@@ -106,11 +102,10 @@ def _name(report: JSON, with_model: bool) -> str:
 
 def _settings(report: JSON) -> JSON:
     """Return what may set lines of one name apart. How they were judged does not: headings tell that."""
-    whole = without_seeds(report["configuration"])
-    made = {name: value for name, value in whole.items() if not name.startswith((*JUDGING, COMPARED))}
-    recovery = made.pop("recover", {})
-    # What they stand for comes later, in a name that needs it.
-    return {**recovery, "rows": made.pop("data", {}), **made, "data": report["data"], "reference": report["reference"]}
+    made = made_by(without_seeds(report["configuration"]))
+    recovery, rows = made.pop("recover", {}), flatten({"data": made.pop("data", {})})
+    # The name of the rows stands for their options, which tell runs apart only where it does not.
+    return {**recovery, **rows, **made, "data": report["data"], "reference": report["reference"]}
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from pipeline.comparison.lines import JUDGING
 from pipeline.comparison.run import Run
+from pipeline.comparison.runs import made_by
 from stages.report import wording as w
 from stages.report.blocks import Cell, Table
 from stages.stage import JSON
@@ -143,11 +143,9 @@ def _merged(one: Outcome | None, other: Outcome) -> Outcome:
 def _but_for_cell(report: JSON) -> str:
     """Return what all cells of a sweep share: the pruned model, the rows and how the model was trained.
 
-    These are the configurations of all roles but the recovery's own and those that judge: a model that was pruned by
-    other calibration text is another.
+    A model that was pruned by other calibration text is another.
     """
-    configuration = report["configuration"]
-    recover = configuration["recover"]
-    upstream = {role: own for role, own in configuration.items() if role != "recover" and not role.startswith(JUDGING)}
+    upstream = made_by(report["configuration"])
+    recover = upstream.pop("recover")
     adapter = {name: recover["adapter"].get(name) for name in COMMON}
     return json.dumps([report["prune"], upstream, adapter, recover["recover"], recover.get("dtype")], sort_keys=True)

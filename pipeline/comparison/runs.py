@@ -24,6 +24,10 @@ from stages.report.render import SCHEMA
 from stages.report.wording import MODELS
 from stages.stage import JSON
 
+JUDGING = ("evaluate", "tasks", "cost")
+"""How the roles of stages begin that judge a model."""
+COMPARED = "recover-dense"
+"""The role of the dense model's own recovery."""
 RECORD, CONFIG = "model/pruning.json", "model/config.json"
 """Files of a pruned model and of a dense one that say what the layers kept, and of how much."""
 
@@ -68,15 +72,16 @@ def _whole(root: Path, run: Run) -> Run:
 
 def _layers(root: Path, pruned: Path | None) -> list[Layer]:
     """Return what each layer kept, from the pruned model's record and the dense model's config."""
-    dense = _manifest(pruned).get("inputs", {}).get("model")
+    cut = _manifest(pruned)
+    dense = cut.get("inputs", {}).get("model")
     if not pruned or not dense:
         return []
     from stages.decoders.shapes import DecoderShape
 
     try:
         record, config = read_object(pruned / RECORD), read_object(root / dense / CONFIG)
-        for artifact, name in ((pruned, RECORD), (root / dense, CONFIG)):
-            _check_written(artifact, name)
+        _check_written(pruned / RECORD, cut, RECORD)
+        _check_written(root / dense / CONFIG, _manifest(root / dense), CONFIG)
         shapes = DecoderShape.from_config(config).layers
     except UserError:  # a file that is gone or damaged, or a family that this version does not know
         return []
@@ -86,16 +91,16 @@ def _layers(root: Path, pruned: Path | None) -> list[Layer]:
     ]
 
 
-def _check_written(artifact: Path, name: str) -> None:
-    """Check that a small file of an artifact is what was written.
+def _check_written(path: Path, manifest: JSON, name: str) -> None:
+    """Check that a small file of an artifact, `name` in its manifest, is what was written.
 
     Raises:
         UserError: its SHA-256 is not the one that the manifest has.
     """
-    written = _manifest(artifact).get("files", {}).get(name, {}).get("sha256")
-    if written is not None and sha256_of(artifact / name) != written:
+    written = manifest.get("files", {}).get(name, {}).get("sha256")
+    if written is not None and sha256_of(path) != written:
         raise UserError(
-            f"{artifact / name} is not what was written (its SHA-256 differs). "
+            f"{path} is not what was written (its SHA-256 differs). "
             "`python -m pipeline.inspect verify --repair` sets it aside, and the run that made it builds it again."
         )
 
@@ -139,6 +144,14 @@ def tokens_a_byte(kind: JSON) -> str:
     if known is None or kind.get("per", "token") != "token":
         return ""
     return f"{bits[known] * math.log(2) / math.log(kind[known]):.6f}"
+
+
+def made_by(configuration: JSON) -> JSON:
+    """Return the configurations of the roles that made a run's model.
+
+    Left out are those that judge, and the dense model's own recovery, of which a report's reference tells.
+    """
+    return {role: own for role, own in configuration.items() if not role.startswith((*JUDGING, COMPARED))}
 
 
 def but_for_seeds(report: JSON) -> str:
@@ -219,7 +232,7 @@ def _check_form(report: JSON, path: Path) -> None:
 
 def _of_store(path: Path) -> Run:
     manifest = _manifest(path.parent)
-    _check_written(path.parent, path.name)
+    _check_written(path, manifest, path.name)
     return Run(
         number=0,
         name=path.parent.name,

@@ -136,3 +136,11 @@ def test_recoveries_of_models_that_were_pruned_or_taught_otherwise_are_sweeps_of
             found.append(one)
     both = sweeps(found)
     assert [[cells[adapter, 4][0].tuned for adapter in ("lora", "rora")] for _, cells in both] == [[20, 20], [40, 40]]
+
+
+def test_the_dense_models_own_recovery_does_not_part_a_sweep() -> None:
+    found = [recovery(adapter, 4, 0, shared=None, tuned=20.0) for adapter in ("lora", "rora")]
+    for one in found:
+        one.report["configuration"] |= {"recover-dense": one.report["configuration"]["recover"]}
+    ((_, cells),) = sweeps(found)
+    assert {adapter for adapter, _ in cells} == {"lora", "rora"}
