@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.serving import silent
 from helpers.tiny_wheels import pip_environment, write_wheel
 from stages.errors import UserError
 from stages.fetch.wheels import Wheel, extract, fetch, open_member
@@ -81,9 +81,8 @@ def test_an_index_that_never_answers_is_given_up(wheel: Wheel, tmp_path: Path, m
     monkeypatch.setenv("PIP_RETRIES", "1")
     # pip's own is 15 seconds, and five retries.
     monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "1")
-    # The system takes connections for a socket that listens; nobody reads what is asked.
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+    with silent() as url:
+        monkeypatch.setenv("PIP_INDEX_URL", f"{url}/simple")
         with pytest.raises(UserError, match="no Python package index is reachable.*PIP_INDEX_URL"):
             fetch(wheel, tmp_path / "cache")
 

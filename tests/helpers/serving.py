@@ -34,6 +34,14 @@ def counting() -> Iterator[tuple[str, list[object]]]:
 
 
 @contextmanager
+def silent() -> Iterator[str]:
+    """Take connections and never answer; gives the address to the block."""
+    # The system takes them for a socket that listens. Nobody reads what is asked.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
 def answering(content: bytes) -> Iterator[str]:
     """Answer each connection with these bytes, whatever it asks, and close it; gives the address to the block."""
     with socket.create_server(("127.0.0.1", 0)) as server:

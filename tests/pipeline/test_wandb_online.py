@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ import psutil
 import pytest
 
 from helpers.follower import FOUND, ID, SUBJECT, Follower, follower, point, points, untracked
+from helpers.serving import silent
 from helpers.wandbserver import EVENTS, Server, command, serve_wandb, wait_for
 from helpers.world import World, make_world
 from pipeline.tracking.registry import open_tracker
@@ -200,9 +200,8 @@ def test_a_curve_that_is_refused_or_never_answered_for_is_no_run_that_was_sent(s
 
 
 def test_a_silent_server_is_one_warning_and_the_run_is_recorded_offline(tmp_path: Path) -> None:
-    # The system takes connections for a socket that listens; nobody reads what is asked.
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        environment = Server(f"http://127.0.0.1:{silent.getsockname()[1]}").environment(tmp_path)
+    with silent() as url:
+        environment = Server(url).environment(tmp_path)
         with follower(environment, name="wandb", mode="online", directory=str(tmp_path)) as run:
             run.log(4)
             began = time.monotonic()
